@@ -1,0 +1,314 @@
+"""Every setting of a run, as frozen dataclasses that check themselves.
+
+A configuration is plain Python: variants are made with :func:`dataclasses.replace`, stored as JSON
+with :func:`to_dict`, and read back with :func:`from_dict`, which is strict: an unknown or misspelt
+key is an error that suggests the right one.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from mesaopt.errors import ConfigError, suggest
+
+TokenSlot = Literal["zero", "current", "previous"]
+MixerName = Literal["linear_attention", "mesa"]
+
+Config = TypeVar("Config")
+
+
+def _require(condition: bool, config: object, name: str, wanted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name}={getattr(config, name)!r}: must be {wanted}")
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) > 0, config, name, "greater than 0")
+
+
+def _require_choices(config: object) -> None:
+    """Check every ``Literal`` field, which Python itself leaves unchecked."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ConfigError(f"{name}={value!r}: {suggest(str(value), get_args(hint))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSystemConfig:
+    """Sequences of a fully observed linear system, one fresh orthogonal transition matrix each.
+
+    Example:
+        >>> LinearSystemConfig(dim=0)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: dim=0: must be greater than 0
+    """
+
+    dim: int = 10
+    """Dimension of a state."""
+    length: int = 50
+    """Tokens in a sequence; the generator makes one state more, the last target."""
+    noise_std: float = 0.01
+    """Standard deviation of the process noise, per coordinate and step."""
+    state_clip: float = 10.0
+    """Every coordinate of a state is clipped to [-state_clip, state_clip] after every step."""
+    start: Literal["uniform", "normal"] = "uniform"
+    """Law of the first state: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
+    token_slots: tuple[TokenSlot, ...] = ("zero", "current", "current", "previous")
+    """What a token is made of, slot by slot; each slot is `dim` wide."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "dim", "length", "state_clip")
+        _require(self.noise_std >= 0, self, "noise_std", "0 or greater")
+        _require(len(self.token_slots) > 0, self, "token_slots", "at least one slot")
+        for slot in self.token_slots:
+            if slot not in get_args(TokenSlot):
+                raise ConfigError(f"token_slots: {slot!r}: {suggest(slot, get_args(TokenSlot))}")
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a token: slots times `dim`."""
+        return len(self.token_slots) * self.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A stack of sequence mixers over continuous tokens, with a residual stream.
+
+    Example:
+        >>> ModelConfig(mixers=("linear_attention", "mesa")).depth
+        2
+    """
+
+    mixers: tuple[MixerName, ...] = ("linear_attention",)
+    """The mixer of each layer, first to last."""
+    token_dim: int = 40
+    """Width of an input token."""
+    output_dim: int = 10
+    """Width of a prediction."""
+    embed_dim: int | None = None
+    """Width of the residual stream behind a linear input layer; None: tokens enter as they are."""
+    readout: Literal["first_slot", "linear"] = "first_slot"
+    """Prediction: the first `output_dim` coordinates of the stream, or a linear output layer."""
+    num_heads: int = 4
+    """Heads of each mixer."""
+    head_dim: int | None = 20
+    """Width of a query, key and value of one head; None: the width divided by the heads."""
+    initial_std: float = 2e-4
+    """Standard deviation of the normal law that every weight starts from."""
+    activation_clip: float | None = 4.0
+    """The residual stream is clipped to [-activation_clip, activation_clip] after every layer."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(len(self.mixers) > 0, self, "mixers", "at least one mixer")
+        for mixer in self.mixers:
+            if mixer not in get_args(MixerName):
+                raise ConfigError(f"mixers: {mixer!r}: {suggest(mixer, get_args(MixerName))}")
+        _require_positive(self, "token_dim", "output_dim", "num_heads", "initial_std")
+        for name in ("embed_dim", "head_dim", "activation_clip"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        divides = self.head_dim is not None or self.width % self.num_heads == 0
+        wanted = f"a divisor of the width {self.width}, or head_dim must be given"
+        _require(divides, self, "num_heads", wanted)
+        fits = self.readout == "linear" or self.output_dim <= self.width
+        _require(fits, self, "output_dim", f"at most {self.width}, the width it is read from")
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.mixers)
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.token_dim if self.embed_dim is None else self.embed_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """AdamW on fresh sequences at every step, with element-wise gradient clipping.
+
+    Example:
+        >>> TrainConfig(schedule="linear")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: schedule='linear': allowed: constant, warmup_cosine
+    """
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Sequences in a step."""
+    learning_rate: float = 2e-4
+    """The constant, or the peak, learning rate."""
+    schedule: Literal["constant", "warmup_cosine"] = "constant"
+    """Constant, or linear warm-up to the peak and cosine decay to `final_learning_rate`."""
+    warmup_steps: int = 1000
+    """Steps from 0 to the peak; used by warmup_cosine."""
+    decay_steps: int = 30_000
+    """Step at which the cosine has come down, warm-up included; used by warmup_cosine."""
+    final_learning_rate: float = 1e-5
+    """Where the cosine ends; used by warmup_cosine."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay, on every parameter."""
+    gradient_clip: float = 1.0
+    """Every element of every gradient is clipped to [-gradient_clip, gradient_clip]."""
+    evaluate_every: int = 100
+    """Steps between two test losses; a checkpoint is written at each."""
+    evaluation_sequences: int = 2560
+    """Test sequences, the same at every evaluation."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(
+            self,
+            *("steps", "batch_size", "learning_rate", "gradient_clip"),
+            *("evaluate_every", "evaluation_sequences"),
+        )
+        for name in ("weight_decay", "warmup_steps", "final_learning_rate"):
+            _require(getattr(self, name) >= 0, self, name, "0 or greater")
+        if self.schedule == "warmup_cosine":
+            later = self.decay_steps > self.warmup_steps
+            _require(later, self, "decay_steps", f"greater than warmup_steps={self.warmup_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that determines a trained model: recipe name, task, model, training and seed.
+
+    Example:
+        >>> RunConfig(recipe="mine", seed=-1)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: seed=-1: must be 0 or greater
+    """
+
+    recipe: str
+    """Name of the recipe it came from."""
+    seed: int = 0
+    """Seed of the initial weights and of the training sequences."""
+    task: LinearSystemConfig = field(default_factory=LinearSystemConfig)
+    """The sequences."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, self, "seed", "0 or greater")
+        for ours, theirs in (("token_dim", "token_dim"), ("output_dim", "dim")):
+            have, want = getattr(self.model, ours), getattr(self.task, theirs)
+            if have != want:
+                raise ConfigError(f"model.{ours}={have}: must be {want}, the task's {theirs}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a configuration into plain JSON values.
+
+    Args:
+        config: any dataclass of this module.
+
+    Returns:
+        Nested dictionaries, with lists in place of tuples.
+
+    Example:
+        >>> to_dict(LinearSystemConfig())["token_slots"]
+        ['zero', 'current', 'current', 'previous']
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
+    """Build a configuration from JSON values, refusing whatever is not exactly one.
+
+    Args:
+        cls: the dataclass wanted.
+        data: what :func:`to_dict` gave, usually read from `config.json`.
+        where: how an error message calls the place of `data`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
+
+    Example:
+        >>> from_dict(TrainConfig, {"learning_rat": 1e-3})
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: config: unknown key 'learning_rat'; did you mean 'learning_rate'?
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: {data!r}: must be an object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for name in data:
+        if name not in fields:
+            raise ConfigError(f"{where}: unknown key {name!r}; {suggest(name, fields)}")
+    for name, f in fields.items():
+        has_default = not (f.default is f.default_factory is dataclasses.MISSING)
+        if name not in data and not has_default:
+            raise ConfigError(f"{where}: key {name!r} is missing")
+    values = {name: _convert(hints[name], data[name], f"{where}.{name}") for name in data}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Read one JSON value as the type `hint`, one of those that this module uses."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where=where)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is types.UnionType:  # only `X | None` occurs
+        return None if value is None else _convert(arguments[0], value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    if origin is Literal:
+        raise ConfigError(f"{where}={value!r}: {suggest(str(value), arguments)}")
+    raise ConfigError(f"{where}={value!r}: must be of type {getattr(hint, '__name__', hint)}")
+
+
+def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
+    """List the settings in which two configurations of one class differ.
+
+    Args:
+        ours: a configuration.
+        theirs: another one.
+        where: prefix of the names.
+
+    Returns:
+        One line a setting, "train.steps: 100, not 200", in the order of the fields.
+
+    Example:
+        >>> differences(TrainConfig(steps=100), TrainConfig(steps=200))
+        ['steps: 100, not 200']
+    """
+    lines = []
+    for f in dataclasses.fields(ours):
+        a, b = getattr(ours, f.name), getattr(theirs, f.name)
+        if dataclasses.is_dataclass(a):
+            lines += differences(a, b, where=f"{where}{f.name}.")
+        elif a != b:
+            lines.append(f"{where}{f.name}: {a!r}, not {b!r}")
+    return lines

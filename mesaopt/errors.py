@@ -1,0 +1,44 @@
+"""Errors a user can act on. Everything in the package may import this module; it imports nothing."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MesaoptError(Exception):
+    """Base of the errors that are shown to a user as one line, without a traceback.
+
+    Example:
+        >>> raise MesaoptError("out='results': holds another run")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.MesaoptError: out='results': holds another run
+    """
+
+
+class ConfigError(MesaoptError, ValueError):
+    """A setting is unknown, malformed or out of range. The message names it and what is allowed."""
+
+
+class RunError(MesaoptError, RuntimeError):
+    """A run cannot go on: its folder is taken, damaged or full, or the device is not there."""
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Return a hint for a misspelt name: the closest choice, or all of them.
+
+    Args:
+        name: what the user wrote.
+        choices: what would have been right.
+
+    Returns:
+        A clause to append to an error message.
+
+    Example:
+        >>> suggest("lsa1", ["lsa-1", "mesa-1"])
+        "did you mean 'lsa-1'?"
+        >>> suggest("x", ["smoke", "small"])
+        'allowed: smoke, small'
+    """
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(choices)

@@ -1,0 +1,5 @@
+"""Models: stacks of layers."""
+
+from mesaopt.models.sequence import SequenceModel
+
+__all__ = ["SequenceModel"]

@@ -1,0 +1,87 @@
+"""Named configurations: what the published experiments trained, ready to run or to vary.
+
+Sources: the authors' configuration files of von Oswald et al. (arXiv 2309.05858), which produced the
+published figures; where the paper's text differs, the code is followed.
+"""
+
+from dataclasses import dataclass, replace
+
+from mesaopt.config import LinearSystemConfig, ModelConfig, RunConfig, TrainConfig
+from mesaopt.errors import ConfigError, suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A configuration with the sentence that `mesaopt list` shows beside its name."""
+
+    summary: str
+    config: RunConfig
+
+
+def _linear_attention_1() -> Recipe:
+    return Recipe(
+        summary="one linear self-attention layer, which becomes one step of gradient descent",
+        config=RunConfig(
+            recipe="lsa-1",
+            # One layer has no use for the second copy of the current state; the authors zero it.
+            task=LinearSystemConfig(token_slots=("zero", "zero", "current", "previous")),
+            model=ModelConfig(mixers=("linear_attention",), num_heads=2),
+            train=TrainConfig(steps=3500, learning_rate=2e-4),
+        ),
+    )
+
+
+def _linear_attention_2() -> Recipe:
+    return Recipe(
+        summary="two linear self-attention layers, as in the authors' notebook",
+        config=RunConfig(
+            recipe="lsa-2-notebook",
+            model=ModelConfig(mixers=("linear_attention",) * 2, activation_clip=1.5),
+            train=TrainConfig(
+                steps=2500, learning_rate=3e-4, schedule="warmup_cosine", decay_steps=20_000
+            ),
+        ),
+    )
+
+
+def _mesa_1() -> Recipe:
+    return Recipe(
+        summary="one mesa layer, which solves the in-context least-squares problem exactly",
+        config=RunConfig(
+            recipe="mesa-1",
+            model=ModelConfig(mixers=("mesa",)),
+            train=TrainConfig(steps=4500, learning_rate=4e-4, weight_decay=0.1),
+        ),
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.config.recipe: recipe
+    for recipe in (_linear_attention_1(), _linear_attention_2(), _mesa_1())
+}
+
+
+def get(name: str, *, seed: int = 0) -> RunConfig:
+    """Look a recipe up by name.
+
+    Args:
+        name: one of `RECIPES`; `mesaopt list` shows them.
+        seed: seed of the initial weights and of the training sequences, 0 or greater.
+
+    Returns:
+        The published configuration, with the seed given.
+
+    Raises:
+        ConfigError: there is no such recipe.
+
+    Example:
+        >>> get("lsa-1", seed=3).train.learning_rate
+        0.0002
+        >>> get("lsa1")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: recipe='lsa1': did you mean 'lsa-1'?
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"recipe={name!r}: {suggest(name, RECIPES)}")
+    return replace(RECIPES[name].config, seed=seed)

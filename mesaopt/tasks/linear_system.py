@@ -1,0 +1,137 @@
+"""The fully observed linear system: states that rotate, one fresh rotation per sequence."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mesaopt.config import LinearSystemConfig, TokenSlot
+from mesaopt.tasks.random import generator, haar_orthogonal
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences as a model sees them, and what they were made from."""
+
+    tokens: Float[Tensor, "batch time token"]
+    """Inputs; position t holds what is known at time t."""
+    targets: Float[Tensor, "batch time dim"]
+    """What to predict at position t: the state at time t + 1."""
+    states: Float[Tensor, "batch time_and_one dim"]
+    """All states, the last target included."""
+    transition: Float[Tensor, "batch dim dim"]
+    """The orthogonal matrix W of each sequence."""
+
+    @property
+    def observed(self) -> Float[Tensor, "batch time dim"]:
+        """The states that the tokens show: all but the last."""
+        return self.states[:, :-1]
+
+
+class LinearSystem:
+    """The linear dynamical system of von Oswald et al.
+
+    The state follows s_{t+1} = clip(W s_t + noise_std * n_t), with W Haar-random orthogonal, new for
+    every sequence, n_t standard normal, and s_1 uniform on [-1, 1]^dim. The paper's text starts from
+    a standard normal; the authors' code, which made the published numbers, from the uniform law
+    (`start` chooses). Tokens are built by :func:`tokens_from_states`.
+
+    Args:
+        config: dimension, length, noise, clip, start law and token layout.
+
+    Source: von Oswald et al., arXiv 2309.05858v2, section "Linear dynamics"; the authors' code.
+
+    Example:
+        >>> task = LinearSystem(LinearSystemConfig(dim=3, length=5))
+        >>> batch = task.sample(2, seed=0)
+        >>> tuple(batch.tokens.shape), tuple(batch.targets.shape)
+        ((2, 5, 12), (2, 5, 3))
+    """
+
+    def __init__(self, config: LinearSystemConfig):
+        self.config = config
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        step: int = 0,
+        split: Split = "train",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """Draw one batch, a pure function of (seed, split, step) on every device.
+
+        The numbers are always drawn and rolled out in float64 on the CPU, then rounded to `dtype` and
+        moved: a float32 batch is the float64 batch rounded, and a GPU sees what a CPU sees.
+
+        Args:
+            batch_size: sequences.
+            seed: 0 or greater.
+            step: 0 or greater.
+            split: stream to draw from; streams never overlap.
+            dtype: floating-point type of the batch.
+            device: where the batch is put.
+
+        Returns:
+            The batch; tokens [batch, length, token_dim], targets [batch, length, dim].
+
+        Raises:
+            ConfigError: seed or step is out of range.
+        """
+        random = generator(seed, f"linear_system/{split}", step)
+        transition = haar_orthogonal(random, batch_size, self.config.dim)
+        states = self._roll_out(random, transition)
+        states, transition = (x.to(device=device, dtype=dtype) for x in (states, transition))
+        tokens = tokens_from_states(states[:, :-1], self.config.token_slots)
+        return Batch(tokens, states[:, 1:], states, transition)
+
+    def _roll_out(
+        self, random: np.random.Generator, transition: Float[Tensor, "batch dim dim"]
+    ) -> Float[Tensor, "batch time_and_one dim"]:
+        config, batch_size = self.config, transition.shape[0]
+        start_shape = (batch_size, config.dim)
+        if config.start == "uniform":
+            state = torch.from_numpy(random.uniform(-1.0, 1.0, start_shape))
+        else:
+            state = torch.from_numpy(random.standard_normal(start_shape))
+        noise = torch.from_numpy(random.standard_normal((config.length, *start_shape)))
+        noise *= config.noise_std
+        states = [state]
+        for step_noise in noise:
+            state = torch.baddbmm(step_noise.unsqueeze(-1), transition, state.unsqueeze(-1))
+            state = state.squeeze(-1).clamp(-config.state_clip, config.state_clip)
+            states.append(state)
+        return torch.stack(states, dim=1)  # [B,T+1,D]
+
+
+def tokens_from_states(
+    states: Float[Tensor, "batch time dim"], slots: tuple[TokenSlot, ...]
+) -> Float[Tensor, "batch time token"]:
+    """Build tokens by laying states side by side.
+
+    Args:
+        states: s_1 ... s_T [batch, time, dim].
+        slots: what stands where: "current" s_t, "previous" s_{t-1} (with s_0 = 0), "zero" nothing.
+
+    Returns:
+        Tokens [batch, time, len(slots) * dim].
+
+    Source: von Oswald et al., section "Constructed tokens": [0, s_t, s_t, s_{t-1}] in the authors'
+    code, [0, s_t, s_{t-1}] in the main text.
+
+    Example:
+        >>> tokens_from_states(torch.tensor([[[1.0], [2.0]]]), ("current", "previous"))
+        tensor([[[1., 0.],
+                 [2., 1.]]])
+    """
+    zero = torch.zeros_like(states)
+    previous = torch.cat([zero[:, :1], states[:, :-1]], dim=1)
+    parts = {"zero": zero, "current": states, "previous": previous}
+    return torch.cat([parts[slot] for slot in slots], dim=-1)
