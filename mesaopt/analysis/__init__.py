@@ -1,0 +1,19 @@
+"""Analyses: what a trained model does, and how its weights do it."""
+
+from mesaopt.analysis.in_context import (
+    InContextLoss,
+    Predictor,
+    in_context_loss,
+    line_search_step_size,
+)
+from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
+
+__all__ = [
+    "InContextLoss",
+    "Predictor",
+    "block_energy",
+    "compressed_prediction",
+    "effective_coefficients",
+    "in_context_loss",
+    "line_search_step_size",
+]
