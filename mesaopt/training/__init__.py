@@ -1,0 +1,20 @@
+"""Training: the loop, and run folders that a kill cannot spoil."""
+
+from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
+from mesaopt.training.loop import DivergedError, Run, Trainer, learning_rate, load_run, train
+from mesaopt.training.run_folder import Checkpoint, RunFolder, claim_folder
+
+__all__ = [
+    "Checkpoint",
+    "DivergedError",
+    "Run",
+    "RunFolder",
+    "Trainer",
+    "claim_folder",
+    "describe",
+    "learning_rate",
+    "load_run",
+    "peak_memory_bytes",
+    "resolve_device",
+    "train",
+]

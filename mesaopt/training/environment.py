@@ -1,0 +1,106 @@
+"""The machine a run is on: devices, versions, memory."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mesaopt.errors import RunError
+
+_PACKAGES = ("mesaopt", "torch", "numpy", "scipy", "matplotlib", "safetensors", "tyro", "rich")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Find a device by name.
+
+    Args:
+        name: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda" or "cuda:<number>".
+
+    Returns:
+        The device.
+
+    Raises:
+        RunError: there is no such device here.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    have = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        have.append("cuda")
+    if name not in have:
+        raise RunError(f"device={name!r}: is not there; devices here: {', '.join(have)}")
+    return torch.device(name)
+
+
+def describe() -> dict[str, Any]:
+    """Record what a result depends on besides its configuration.
+
+    Returns:
+        Plain values: time, command line, git commit, versions, processor, memory, threads.
+
+    Example:
+        >>> describe()["num_threads"] >= 1
+        True
+    """
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "num_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident size of this process so far, in bytes.
+
+    Example:
+        >>> peak_memory_bytes() > 2**20
+        True
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _git_state() -> str | None:
+    """Commit of the package's own checkout, with "+changes" where it differs; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Inside somebody else's repository (a virtual environment in it), nothing of ours is tracked.
+        if not git("ls-files", "environment.py"):
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,283 @@
+"""The folder of one run: its configuration, metrics and checkpoints, whole at every moment.
+
+    config.json               the configuration, read strictly
+    meta.json                 versions, hardware, threads and command line
+    metrics.jsonl             one line per evaluation
+    checkpoints/step_000100/  model.safetensors, and optimizer.safetensors in the newest two
+    DONE                      steps and seconds, once the run has ended
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mesaopt.config import RunConfig, differences, from_dict, to_dict
+from mesaopt.errors import RunError
+from mesaopt.training import environment, files
+
+_RESUMABLE_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on from a step, or that a model needs to be rebuilt.
+
+    Example:
+        >>> Checkpoint(step=0, seconds=0.0, model={}, optimizer={}).step
+        0
+    """
+
+    step: int
+    seconds: float
+    """Training time so far."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """Optimiser state, "<parameter>/<name>" to tensor; empty for a snapshot of weights only."""
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: of the folder; use :meth:`open` to make or continue one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, config: RunConfig, *, resume: bool) -> "RunFolder":
+        """Make the folder of a run, or continue one.
+
+        Args:
+            path: of the folder.
+            config: what is to be run.
+            resume: whether an existing run of the same configuration may be continued.
+
+        Returns:
+            The folder, with `config.json` and `meta.json` in it.
+
+        Raises:
+            RunError: the folder holds something else, or a run of another configuration.
+        """
+        folder = cls(path)
+        if claim_folder(path, resume=resume):
+            theirs = folder.config
+            if changes := differences(config, theirs):
+                changed = "; ".join(changes)
+                raise RunError(f"{path}: holds a run with other settings ({changed})")
+        else:
+            files.write_json(path / "config.json", to_dict(config))
+        if not (path / "meta.json").exists():
+            files.write_json(path / "meta.json", environment.describe())
+        return folder
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration, read strictly."""
+        path = self.path / "config.json"
+        return from_dict(RunConfig, files.read_json(path), where=str(path))
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Versions, hardware, threads and command line of the process that began the run."""
+        return files.read_json(self.path / "meta.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, first to last."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in _whole_lines(path)]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has ended."""
+        return (self.path / "DONE").exists()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, ascending."""
+        found = (self.path / "checkpoints").glob("step_*")
+        return sorted(int(folder.name.removeprefix("step_")) for folder in found)
+
+    def finish(self, steps: int, seconds: float) -> None:
+        """Mark the run as ended.
+
+        Args:
+            steps: optimiser steps taken.
+            seconds: training time, over all sittings.
+        """
+        files.write_json(self.path / "DONE", {"steps": steps, "seconds": round(seconds, 3)})
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append one line of metrics.
+
+        Args:
+            metrics: plain numbers; "step" is among them.
+        """
+        files.append_line(self.path / "metrics.jsonl", json.dumps(metrics))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; older ones keep their weights, and the optimiser's state is dropped.
+
+        Args:
+            checkpoint: the state after `checkpoint.step` steps.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        target = self._checkpoint_path(checkpoint.step)
+        temporary = target.with_name(files.TEMPORARY + target.name)
+        facts = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
+        with files.clear_disk_errors(target):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        for name in ("model", "optimizer"):
+            tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
+            files.write(
+                temporary / f"{name}.safetensors",
+                lambda path, tensors=tensors: save_file(tensors, path, metadata=facts),
+            )
+        with files.clear_disk_errors(target):
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        for step in self.steps[:-_RESUMABLE_CHECKPOINTS]:
+            (self._checkpoint_path(step) / "optimizer.safetensors").unlink(missing_ok=True)
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """Read a checkpoint; nothing is unpickled.
+
+        Args:
+            step: of the checkpoint; the newest if not given.
+
+        Returns:
+            The checkpoint, on the CPU.
+
+        Raises:
+            RunError: there is none, or its files are damaged.
+        """
+        if step is None:
+            step = max(self.steps, default=0)
+        path = self._checkpoint_path(step)
+        if not path.exists():
+            have = ", ".join(map(str, self.steps)) or "none"
+            raise RunError(f"{path}: there is no such checkpoint; steps there are: {have}")
+        model, facts = _load_tensors(path / "model.safetensors")
+        optimizer_path = path / "optimizer.safetensors"
+        optimizer = _load_tensors(optimizer_path)[0] if optimizer_path.exists() else {}
+        return Checkpoint(step, float(facts.get("seconds", "0")), model, optimizer)
+
+    def rewind(self) -> Checkpoint | None:
+        """Go back to the newest checkpoint, dropping the metrics logged after it.
+
+        Returns:
+            The checkpoint to go on from; None where the run has to start over.
+
+        Raises:
+            RunError: the checkpoint is damaged.
+        """
+        checkpoint = self.load() if self.steps else None
+        last = -1 if checkpoint is None else checkpoint.step
+        path = self.path / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last]
+        files.write(path, "".join(line + "\n" for line in kept))
+        return checkpoint
+
+    def _checkpoint_path(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step_{step:06d}"
+
+
+def claim_folder(path: Path, *, resume: bool) -> bool:
+    """Decide whether a folder may be written to, before anything is.
+
+    Args:
+        path: of the folder.
+        resume: whether what it holds may be continued.
+
+    Returns:
+        True where it holds something to continue, False where it is new or empty.
+
+    Raises:
+        RunError: it holds something, and it is not to be continued or is not one of ours.
+
+    Example:
+        >>> claim_folder(Path("no/such/folder"), resume=False)
+        False
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"out={str(path)!r}: is a file; give a folder")
+    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    if not [name for name in names if not name.startswith(files.TEMPORARY)]:
+        return False
+    if "config.json" not in names:
+        raise RunError(f"out={str(path)!r}: holds other files; give a new or an empty folder")
+    if not resume:
+        raise RunError(f"out={str(path)!r}: holds another run; go on with --resume or give a new folder")
+    return True
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that were written to their end; a kill can leave half of one behind."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        advice = f"delete {path.parent} to go on from the checkpoint before it"
+        raise RunError(f"{path}: is damaged ({error}); {advice}") from None
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    """Flatten an optimiser's state into named tensors.
+
+    Args:
+        optimizer: such as AdamW.
+        parameters: its parameters by name.
+
+    Returns:
+        "<parameter>/<name>" to tensor.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.ones(2)
+        >>> optimizer = torch.optim.AdamW([weight])
+        >>> optimizer.step()
+        >>> sorted(optimizer_tensors(optimizer, {"weight": weight}))
+        ['weight/exp_avg', 'weight/exp_avg_sq', 'weight/step']
+    """
+    return {
+        f"{name}/{key}": tensor
+        for name, parameter in parameters.items()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    tensors: dict[str, Tensor],
+) -> None:
+    """Undo :func:`optimizer_tensors`.
+
+    Args:
+        optimizer: a fresh one.
+        parameters: its parameters by name.
+        tensors: what :func:`optimizer_tensors` gave.
+    """
+    for name, tensor in tensors.items():
+        parameter, key = name.rsplit("/", 1)
+        target = parameters[parameter]
+        optimizer.state[target][key] = tensor.clone().to(target.device)
