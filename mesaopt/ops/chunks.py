@@ -99,7 +99,7 @@ def attend_back(
         >>> attend_back(one, one, one).flatten().tolist()
         [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     """
-    out = (q @ k.mT).tril() @ v
+    out = (q @ k.mT).tril_() @ v
     return out if q.shape[-3] == 1 else out + q @ sum_before(k.mT @ v)
 
 
@@ -125,5 +125,5 @@ def attend_ahead(
         >>> attend_ahead(one, one, one).flatten().tolist()
         [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
     """
-    out = (q @ k.mT).triu() @ v
+    out = (q @ k.mT).triu_() @ v
     return out if q.shape[-3] == 1 else out + q @ sum_after(k.mT @ v)

@@ -92,10 +92,14 @@ class _Factors(NamedTuple):
 def _factorise(
     keys: Float[Tensor, "batch head chunk position key"], ridge: Float[Tensor, "head key"]
 ) -> _Factors:
-    gram = chunks.sum_before(keys.mT @ keys) + torch.diag_embed(ridge)[:, None]
+    gram = (keys.mT @ keys)[:, :, :-1].cumsum(2) + torch.diag_embed(ridge)[:, None]
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    root = torch.linalg.cholesky(gram)
-    whitening = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+    later = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(gram), identity.expand_as(gram), upper=False
+    )
+    # The first chunk starts from the ridge alone, whose root is a diagonal.
+    first = torch.diag_embed(ridge.rsqrt())[:, None].expand(len(keys), -1, -1, -1, -1)
+    whitening = torch.cat([first, later], dim=2)
     whitened = keys @ whitening.mT
     inner = whitened @ whitened.mT  # [B,H,N,C,C]
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
