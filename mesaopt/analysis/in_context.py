@@ -59,6 +59,7 @@ def in_context_loss(
     num_sequences: int = 2560,
     seed: int = 0,
     split: Split = "test",
+    report: Callable[[int], None] | None = None,
 ) -> dict[str, InContextLoss]:
     """Score predictors on the same fresh sequences, so that they can be compared in pairs.
 
@@ -68,6 +69,7 @@ def in_context_loss(
         num_sequences: rounded up to whole batches of 256, 1 or more.
         seed: of the sequences.
         split: "test", or "validation" to tune on.
+        report: told how many batches of 256 are done.
 
     Returns:
         The losses of each predictor, under its name.
@@ -89,6 +91,8 @@ def in_context_loss(
         batch = task.sample(EVALUATION_BATCH, seed=seed, step=step, split=split)
         for name, predict in predictors.items():
             parts[name].append(squared_error(predict(batch), batch.targets))
+        if report is not None:
+            report(step + 1)
     return {name: InContextLoss(torch.cat(losses)) for name, losses in parts.items()}
 
 

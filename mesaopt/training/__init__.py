@@ -1,6 +1,7 @@
 """Training: the loop, and run folders that a kill cannot spoil."""
 
 from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
+from mesaopt.training.estimate import StepCost, step_cost
 from mesaopt.training.loop import DivergedError, Run, Trainer, learning_rate, load_run, train
 from mesaopt.training.run_folder import Checkpoint, RunFolder, claim_folder
 
@@ -9,6 +10,7 @@ __all__ = [
     "DivergedError",
     "Run",
     "RunFolder",
+    "StepCost",
     "Trainer",
     "claim_folder",
     "describe",
@@ -16,5 +18,6 @@ __all__ = [
     "load_run",
     "peak_memory_bytes",
     "resolve_device",
+    "step_cost",
     "train",
 ]

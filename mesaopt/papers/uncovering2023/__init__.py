@@ -1,0 +1,1 @@
+"""von Oswald et al., "Uncovering mesa-optimization algorithms in Transformers" (arXiv 2309.05858)."""
