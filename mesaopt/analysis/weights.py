@@ -67,7 +67,9 @@ def compressed_prediction(
     slots = coefficients.shape[0]
     _check_divides(tokens.shape[-1], slots, "slots")
     parts = tokens.unflatten(-1, (slots, -1))  # [B,T,S,D]
-    values = torch.einsum("abc,ntcd->ntabd", coefficients, parts)  # what is written for a pair (a, b)
+    values = torch.einsum(
+        "abc,ntcd->ntabd", coefficients, parts
+    )  # what is written for a pair (a, b)
     # One head per pair of a query slot and a key slot.
     queries, keys = (
         parts.unsqueeze(axis).expand(-1, -1, slots, slots, -1).flatten(2, 3) for axis in (3, 2)

@@ -41,7 +41,9 @@ class SelfAttention(nn.Module):
             What is to be added to the residual stream, the same shape.
         """
         heads = (self.num_heads, -1)
-        q, k, v = (p(x).unflatten(-1, heads) for p in (self.query, self.key, self.value))  # [B,T,H,K]
+        q, k, v = (
+            p(x).unflatten(-1, heads) for p in (self.query, self.key, self.value)
+        )  # [B,T,H,K]
         return self.output(self.mix(q, k, v).flatten(-2))
 
     def mix(

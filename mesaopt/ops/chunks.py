@@ -47,7 +47,9 @@ def join(
     return x.flatten(2, 3)[:, :, :length].transpose(1, 2)
 
 
-def sum_before(x: Float[Tensor, "*group chunk row column"]) -> Float[Tensor, "*group chunk row column"]:
+def sum_before(
+    x: Float[Tensor, "*group chunk row column"],
+) -> Float[Tensor, "*group chunk row column"]:
     """Sum over all earlier chunks (an exclusive cumulative sum, without the cancellation of x - x).
 
     Args:
@@ -63,7 +65,9 @@ def sum_before(x: Float[Tensor, "*group chunk row column"]) -> Float[Tensor, "*g
     return torch.nn.functional.pad(x[..., :-1, :, :].cumsum(-3), (0, 0, 0, 0, 1, 0))
 
 
-def sum_after(x: Float[Tensor, "*group chunk row column"]) -> Float[Tensor, "*group chunk row column"]:
+def sum_after(
+    x: Float[Tensor, "*group chunk row column"],
+) -> Float[Tensor, "*group chunk row column"]:
     """Sum over all later chunks.
 
     Args:

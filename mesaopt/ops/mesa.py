@@ -103,9 +103,7 @@ def _factorise(
     whitened = keys @ whitening.mT
     inner = whitened @ whitened.mT  # [B,H,N,C,C]
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    correction = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(inner), whitened, upper=False
-    )
+    correction = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), whitened, upper=False)
     return _Factors(whitening, correction)
 
 
@@ -118,7 +116,9 @@ class _Solve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, ridge: Tensor, factors: _Factors) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, ridge: Tensor, factors: _Factors
+    ) -> Tensor:
         whitening, correction = factors
         white = queries @ whitening.mT
         solved = (white - (white @ correction.mT).tril_() @ correction) @ whitening

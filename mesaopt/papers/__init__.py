@@ -1,19 +1,5 @@
-"""Papers: every published item as a plan, figures and claims."""
+"""Papers: every published item as a plan, figures and claims.
 
-from mesaopt.papers.claims import Claim, read_claims, write_claims
-from mesaopt.papers.plan import Item, Plan, Results, Training
-from mesaopt.papers.reproduce import ITEMS, costs, get_item, reproduce
-
-__all__ = [
-    "ITEMS",
-    "Claim",
-    "Item",
-    "Plan",
-    "Results",
-    "Training",
-    "costs",
-    "get_item",
-    "read_claims",
-    "reproduce",
-    "write_claims",
-]
+Start with :func:`mesaopt.papers.reproduce.reproduce`; the claims of a folder of results are read by
+:func:`mesaopt.papers.claims.read_claims`, which does not need torch.
+"""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mesaopt import files
 from mesaopt.errors import RunError
-from mesaopt.training import files
 
 STANDARD_ERRORS = 3.0
 """A threshold is widened by this many standard errors of the measured noise: a true claim then fails
@@ -84,9 +84,7 @@ class Claim:
         return cls(low=low, high=high, **fields)
 
 
-def interval(
-    published: float, *, tolerance: float = 0.0, noise: float
-) -> tuple[float, float, str]:
+def interval(published: float, *, tolerance: float = 0.0, noise: float) -> tuple[float, float, str]:
     """Derive a threshold from a published number and the noise measured here.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from mesaopt.training import files
+from mesaopt import files
 
 INK = "#1b1f24"
 """Colour of text and axes; the report swaps it for the page's own."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mesaopt import files
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figures import save_figure
@@ -13,11 +14,11 @@ from mesaopt.papers.plan import Item, Plan, Runs
 from mesaopt.papers.uncovering2023.core import CORE
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import (
+    Run,
     RunFolder,
     StepCost,
     claim_folder,
     describe,
-    files,
     resolve_device,
     step_cost,
     train,
@@ -132,8 +133,13 @@ def reproduce(
         results = item.compute(plan, runs, lambda batches: display.update(batches, float("nan")))
     for figure in results.figures:
         save_figure(figure, out / "figures")
-    order = [figure.id for figure in results.figures]
-    files.write_json(out / "figures" / "order.json", order)
+    index = {
+        "title": item.title,
+        "introduction": item.introduction,
+        "figures": [figure.id for figure in results.figures],
+        "runs": [_run_summary(run) for run in itertools.chain.from_iterable(runs.values())],
+    }
+    files.write_json(out / "figures" / "index.json", index)
     write_claims(out, results.claims)
     training = sum(run.seconds for run in itertools.chain.from_iterable(runs.values()))
     seconds = {
@@ -160,6 +166,18 @@ def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
         files.write_json(out / "config.json", settings)
     if not (out / "meta.json").exists():
         files.write_json(out / "meta.json", describe())
+
+
+def _run_summary(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.path.name,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "steps": run.config.train.steps,
+        "batch_size": run.config.train.batch_size,
+        "learning_rate": run.config.train.learning_rate,
+        "test_loss": run.metrics[-1]["test_loss"],
+        "seconds": run.seconds,
+    }
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

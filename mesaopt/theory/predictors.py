@@ -114,7 +114,9 @@ def ridge_least_squares(
     states64 = states.double()
     gram, cross = context_statistics(states64)
     if pairs == "official":  # what was known one position earlier
-        gram, cross = (torch.nn.functional.pad(x[:, :-1], (0, 0, 0, 0, 1, 0)) for x in (gram, cross))
+        gram, cross = (
+            torch.nn.functional.pad(x[:, :-1], (0, 0, 0, 0, 1, 0)) for x in (gram, cross)
+        )
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
     solved = torch.cholesky_solve(states64.unsqueeze(-1), torch.linalg.cholesky(gram))
     return (cross @ solved).squeeze(-1).to(states.dtype)

@@ -198,7 +198,9 @@ class Trainer:
     def test_loss(self) -> float:
         """Score the model on the test sequences, the same ones every time."""
         total = self.config.train.evaluation_sequences
-        sizes = [min(_EVALUATION_BATCH, total - done) for done in range(0, total, _EVALUATION_BATCH)]
+        sizes = [
+            min(_EVALUATION_BATCH, total - done) for done in range(0, total, _EVALUATION_BATCH)
+        ]
         losses = []
         for step, size in enumerate(sizes):
             batch = self.task.sample(

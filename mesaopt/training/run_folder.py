@@ -1,10 +1,10 @@
 """The folder of one run: its configuration, metrics and checkpoints, whole at every moment.
 
-    config.json               the configuration, read strictly
-    meta.json                 versions, hardware, threads and command line
-    metrics.jsonl             one line per evaluation
-    checkpoints/step_000100/  model.safetensors, and optimizer.safetensors in the newest two
-    DONE                      steps and seconds, once the run has ended
+config.json               the configuration, read strictly
+meta.json                 versions, hardware, threads and command line
+metrics.jsonl             one line per evaluation
+checkpoints/step_000100/  model.safetensors, and optimizer.safetensors in the newest two
+DONE                      steps and seconds, once the run has ended
 """
 
 import json
@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mesaopt import files
 from mesaopt.config import RunConfig, differences, from_dict, to_dict
 from mesaopt.errors import RunError
-from mesaopt.training import environment, files
+from mesaopt.training import environment
 
 _RESUMABLE_CHECKPOINTS = 2
 
@@ -140,7 +141,9 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         for name in ("model", "optimizer"):
-            tensors = {k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()}
+            tensors = {
+                k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()
+            }
             files.write(
                 temporary / f"{name}.safetensors",
                 lambda path, tensors=tensors: save_file(tensors, path, metadata=facts),
@@ -219,7 +222,9 @@ def claim_folder(path: Path, *, resume: bool) -> bool:
     if "config.json" not in names:
         raise RunError(f"out={str(path)!r}: holds other files; give a new or an empty folder")
     if not resume:
-        raise RunError(f"out={str(path)!r}: holds another run; go on with --resume or give a new folder")
+        raise RunError(
+            f"out={str(path)!r}: holds another run; go on with --resume or give a new folder"
+        )
     return True
 
 

@@ -27,9 +27,7 @@ def compute(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
 
 
 def _plan(scale: Scale, lsa_1: Training, lsa_2: Training, mesa: Training, sequences: int) -> Plan:
-    return Plan(
-        what="core", scale=scale, trainings=(lsa_1, lsa_2, mesa), num_sequences=sequences
-    )
+    return Plan(what="core", scale=scale, trainings=(lsa_1, lsa_2, mesa), num_sequences=sequences)
 
 
 CORE = Item(

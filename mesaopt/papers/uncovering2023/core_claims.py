@@ -7,7 +7,6 @@ import torch
 from mesaopt.analysis import InContextLoss
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
 from mesaopt.papers.uncovering2023.core_measure import (
-    CONSTRUCTION,
     GD,
     LEAST_SQUARES,
     LEAST_SQUARES_OFFICIAL,
@@ -82,9 +81,7 @@ def _near(
     noise: float,
 ) -> Claim:
     low, high, basis = interval(published, tolerance=tolerance, noise=noise)
-    return _claim(
-        measured, name, figure, statement, value=value, low=low, high=high, basis=basis
-    )
+    return _claim(measured, name, figure, statement, value=value, low=low, high=high, basis=basis)
 
 
 def _construction(measured: Measurements) -> list[Claim]:
@@ -238,7 +235,12 @@ _ONE_LAYER_LOSSES = {400: 0.915, 1000: 0.898, 3400: 0.892}
 _TWO_LAYER_LOSSES = {400: 0.84098}
 _MESA_LOSSES = {200: 0.485, 500: 0.247, 1000: 0.215, 4400: 0.190}
 # Positions count from 0 here, as in the published table, and from 1 in the figures.
-_TWO_LAYER_CURVE = {5: (1.1280, 0.0166), 10: (0.6393, 0.0154), 20: (0.24274, 0.0025), 30: (0.15469, 0.0094)}
+_TWO_LAYER_CURVE = {
+    5: (1.1280, 0.0166),
+    10: (0.6393, 0.0154),
+    20: (0.24274, 0.0025),
+    30: (0.15469, 0.0094),
+}
 
 
 def _two_layers(measured: Measurements) -> list[Claim]:

@@ -35,7 +35,15 @@ _DASHED = {GD: (0, (4, 2)), CONSTRUCTION: (0, (1, 1.5)), LEAST_SQUARES_OFFICIAL:
 
 # Test losses by optimiser step: LSA-1 and mesa from the data of Fig. 4A, LSA-2 from the notebook.
 _PUBLISHED_CURVES = {
-    LSA_1: {200: 1.341, 300: 0.9787, 400: 0.9149, 600: 0.9029, 1000: 0.8985, 2000: 0.8937, 3400: 0.8924},
+    LSA_1: {
+        200: 1.341,
+        300: 0.9787,
+        400: 0.9149,
+        600: 0.9029,
+        1000: 0.8985,
+        2000: 0.8937,
+        3400: 0.8924,
+    },
     LSA_2: {300: 1.34284, 400: 0.84098, 600: 0.58369, 1000: 0.44729, 2400: 0.43118},
     MESA: {100: 1.519, 200: 0.485, 300: 0.305, 500: 0.247, 1000: 0.215, 2000: 0.1995, 4400: 0.1903},
 }
@@ -179,7 +187,9 @@ def _weights(measured: Measurements) -> FigureResult:
     ]
     grid = figure.subplots(2, len(panels))
     for column, (title, *products) in enumerate(panels):
-        for row, (name, matrix) in enumerate(zip(("$W_k^T W_q$", "$P W_v$"), products, strict=True)):
+        for row, (name, matrix) in enumerate(
+            zip(("$W_k^T W_q$", "$P W_v$"), products, strict=True)
+        ):
             axes: Axes = grid[row, column]
             limit = matrix.abs().max().item()
             axes.imshow(

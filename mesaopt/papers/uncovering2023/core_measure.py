@@ -80,7 +80,9 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
     task = LinearSystem(recipes.get(LSA_1).task)
     step_sizes = torch.tensor(
         [
-            line_search_step_size(task, num_sequences=plan.num_sequences // _STEP_SIZE_FOLDS, seed=s)
+            line_search_step_size(
+                task, num_sequences=plan.num_sequences // _STEP_SIZE_FOLDS, seed=s
+            )
             for s in range(_STEP_SIZE_FOLDS)
         ]
     )
@@ -151,7 +153,9 @@ def construction_errors(num_sequences: int = 64) -> dict[str, float]:
     errors = {}
     for dtype in (torch.float32, torch.float64):
         batch = task.sample(num_sequences, seed=0, split="validation", dtype=dtype)
-        phi = torch.from_numpy(generator(0, "phi_0").standard_normal((dim, dim)) / dim**0.5).to(dtype)
+        phi = torch.from_numpy(generator(0, "phi_0").standard_normal((dim, dim)) / dim**0.5).to(
+            dtype
+        )
         weights = proposition_1(
             dim, step_size=0.03, initial_map=phi, num_heads=heads, head_dim=20, dtype=dtype
         )

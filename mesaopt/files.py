@@ -79,6 +79,26 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        RunError: the file is missing or is not text.
+    """
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise RunError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -92,11 +112,9 @@ def read_json(path: Path) -> Any:
         RunError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: is not JSON: {error}") from None
 
 
 @contextlib.contextmanager
