@@ -6,8 +6,10 @@ key is an error that suggests the right one.
 """
 
 import dataclasses
+import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -287,6 +289,45 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         raise ConfigError(f"{where}={value!r}: {suggest(str(value), arguments)}")
     raise ConfigError(f"{where}={value!r}: must be of type {getattr(hint, '__name__', hint)}")
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """Change settings given as text.
+
+    Args:
+        config: a configuration.
+        assignments: "train.steps=500" or "model.mixers=['mesa']"; values are JSON or plain words.
+
+    Returns:
+        The changed configuration, checked.
+
+    Raises:
+        ConfigError: a name or a value is wrong.
+
+    Example:
+        >>> override(TrainConfig(), ["steps=500", "schedule=warmup_cosine"]).steps
+        500
+        >>> override(TrainConfig(), ["step=500"])
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: config: unknown key 'step'; did you mean 'steps'?
+    """
+    data = to_dict(config)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"set={assignment!r}: must look like train.steps=500")
+        *parents, last = name.split(".")
+        place = data
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                raise ConfigError(f"set={assignment!r}: {suggest(parent, place)}")
+            place = place[parent]
+        try:
+            place[last] = json.loads(text.replace("'", '"'))
+        except json.JSONDecodeError:
+            place[last] = text
+    return from_dict(type(config), data)
 
 
 def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:

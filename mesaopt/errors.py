@@ -1,4 +1,4 @@
-"""Errors a user can act on. Everything in the package may import this module; it imports nothing."""
+"""Errors a user can act on. Everything in the package may import this module."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,6 +13,9 @@ class MesaoptError(Exception):
         ...
         mesaopt.errors.MesaoptError: out='results': holds another run
     """
+
+    exit_status = 2
+    """What the command line exits with: 2, something the user has to put right."""
 
 
 class ConfigError(MesaoptError, ValueError):

@@ -5,6 +5,7 @@ from mesaopt.analysis.in_context import (
     Predictor,
     in_context_loss,
     line_search_step_size,
+    model_predictor,
 )
 from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
 
@@ -16,4 +17,5 @@ __all__ = [
     "effective_coefficients",
     "in_context_loss",
     "line_search_step_size",
+    "model_predictor",
 ]

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from mesaopt.tasks import Batch, LinearSystem, Split, squared_error
+from mesaopt.config import TokenSlot
+from mesaopt.models import SequenceModel
+from mesaopt.tasks import Batch, LinearSystem, Split, squared_error, tokens_from_states
 from mesaopt.theory import gradient_descent
 
 Predictor = Callable[[Batch], Tensor]
@@ -49,6 +51,26 @@ class InContextLoss:
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` over sequences."""
         return (self.losses.mean(1).std() / len(self.losses) ** 0.5).item()
+
+
+def model_predictor(model: SequenceModel, slots: tuple[TokenSlot, ...]) -> Predictor:
+    """Make a predictor of a model, whatever tokens the batches of others are made of.
+
+    Args:
+        model: on the CPU.
+        slots: of the tokens it was trained on.
+
+    Returns:
+        The predictor.
+
+    Example:
+        >>> from mesaopt import recipes
+        >>> config = recipes.get("lsa-1")
+        >>> predict = model_predictor(SequenceModel(config.model), config.task.token_slots)
+        >>> predict(LinearSystem(config.task).sample(2, seed=0)).shape
+        torch.Size([2, 50, 10])
+    """
+    return lambda batch: model(tokens_from_states(batch.observed, slots))
 
 
 @torch.no_grad()

@@ -36,6 +36,8 @@ _REPORT_EVERY = 10
 class DivergedError(RunError):
     """The loss is no longer a number, or a ridge left its range; the run has failed."""
 
+    exit_status = 1
+
 
 @dataclass(frozen=True)
 class Run:

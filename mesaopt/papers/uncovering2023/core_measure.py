@@ -16,8 +16,8 @@ from mesaopt.analysis import (
     effective_coefficients,
     in_context_loss,
     line_search_step_size,
+    model_predictor,
 )
-from mesaopt.config import RunConfig
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Plan, Runs
 from mesaopt.tasks import Batch, LinearSystem, generator, tokens_from_states
@@ -183,7 +183,7 @@ def _baselines(step_size: float) -> dict[str, Predictor]:
     model.load_state_dict(weights)
     return {
         GD: lambda batch: gradient_descent(batch.observed, step_size=step_size),
-        CONSTRUCTION: _model_predictor(model, config),
+        CONSTRUCTION: model_predictor(model, config.task.token_slots),
         LEAST_SQUARES: lambda batch: ridge_least_squares(batch.observed, ridge=RIDGE),
         LEAST_SQUARES_OFFICIAL: lambda batch: ridge_least_squares(
             batch.observed, ridge=RIDGE, pairs="official"
@@ -192,12 +192,7 @@ def _baselines(step_size: float) -> dict[str, Predictor]:
 
 
 def _predictor(run: Run) -> Predictor:
-    return _model_predictor(run.model.cpu(), run.config)
-
-
-def _model_predictor(model: SequenceModel, config: RunConfig) -> Predictor:
-    slots = config.task.token_slots
-    return lambda batch: model(tokens_from_states(batch.observed, slots))
+    return model_predictor(run.model.cpu(), run.config.task.token_slots)
 
 
 def _compressed_predictor(run: Run) -> Callable[[Batch], Tensor]:

@@ -1,0 +1,1 @@
+"""Benchmarks: what `mesaopt bench` measures."""

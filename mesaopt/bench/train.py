@@ -1,0 +1,147 @@
+"""How fast a training step is, in time and as a share of what this machine's arithmetic allows."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mesaopt import recipes
+from mesaopt.errors import ConfigError
+from mesaopt.training import Trainer, peak_memory_bytes
+
+# Quoted: the authors' JAX code, on two cores of 95 GFLOP/s each. The goal is half of its time.
+OFFICIAL_MILLISECONDS = 137.0
+GOAL_MILLISECONDS = 68.0
+_WARM_UP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """One optimiser step of LSA-2, batch generation included."""
+
+    milliseconds: float
+    """Median."""
+    fastest: float
+    slowest: float
+    data_milliseconds: float
+    """Median time to generate a batch, part of the step."""
+    tokens_per_second: float
+    peak_memory_mib: float
+    """Of the process, torch itself included."""
+    idle_memory_mib: float
+    """Of the process before the first step."""
+    flops: int
+    """Floating-point operations of the matrix products of one step."""
+    matmul_flops: float
+    """Operations per second of a large float32 matrix product, here and with as many threads."""
+    threads: int
+    repeats: int
+
+    @property
+    def share_of_peak(self) -> float:
+        """Share of the machine's matrix-product rate that the step reaches."""
+        return self.flops / (self.milliseconds / 1000) / self.matmul_flops
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Give the lines that `mesaopt bench train` prints."""
+        spread = f"{self.fastest:.1f} to {self.slowest:.1f} in {self.repeats} runs"
+        memory = (
+            f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
+        )
+        return [
+            ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
+            ("of it, the batch", f"{self.data_milliseconds:.1f} ms"),
+            ("tokens", f"{self.tokens_per_second:,.0f} a second"),
+            ("peak memory", memory),
+            ("matrix products", f"{self.flops / 1e9:.2f} GFLOP a step"),
+            ("float32 rate", f"{self.matmul_flops / 1e9:.0f} GFLOP/s, {self.threads} threads"),
+            ("share of that rate", f"{self.share_of_peak:.0%}"),
+            ("goal", f"{GOAL_MILLISECONDS:.0f} ms"),
+            ("official JAX code", f"{OFFICIAL_MILLISECONDS:.0f} ms (quoted, on another machine)"),
+        ]
+
+
+def measure_training_step(*, repeats: int = 30, threads: int | None = None) -> TrainingStep:
+    """Time training steps of LSA-2 at batch 256 and length 50 on the CPU.
+
+    Args:
+        repeats: timed steps, after a warm-up; 1 or more.
+        threads: to compute with; torch's own choice if not given.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        ConfigError: repeats or threads is less than 1.
+
+    Example:
+        >>> measure_training_step(repeats=1).flops > 10**9
+        True
+    """
+    for name, value in (("repeats", repeats), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: must be 1 or greater")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _measure(repeats)
+    finally:
+        torch.set_num_threads(before)
+
+
+def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
+    """Measure the rate of a large matrix product on the CPU, in operations per second.
+
+    Args:
+        dtype: floating-point type.
+        size: rows and columns of both factors.
+        repeats: timed products; the fastest counts, since anything else that runs can only slow it.
+
+    Returns:
+        2 size^3 / seconds.
+
+    Example:
+        >>> matmul_flops(torch.float32, size=64) > 0
+        True
+    """
+    a = torch.ones(size, size, dtype=dtype)
+    return 2 * size**3 / min(_times(lambda: a @ a, repeats))
+
+
+def _measure(repeats: int) -> TrainingStep:
+    idle = peak_memory_bytes()
+    config = recipes.get("lsa-2-notebook")
+    trainer = Trainer(config, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(0)
+    size = config.train.batch_size
+    times = _times(lambda: trainer.step(0), repeats)
+    data_times = _times(lambda: trainer.task.sample(size, seed=0), repeats)
+    median = statistics.median(times)
+    return TrainingStep(
+        milliseconds=median * 1000,
+        fastest=min(times) * 1000,
+        slowest=max(times) * 1000,
+        data_milliseconds=statistics.median(data_times) * 1000,
+        tokens_per_second=size * config.task.length / median,
+        peak_memory_mib=peak_memory_bytes() / 2**20,
+        idle_memory_mib=idle / 2**20,
+        flops=counter.get_total_flops(),
+        matmul_flops=matmul_flops(torch.float32),
+        threads=torch.get_num_threads(),
+        repeats=repeats,
+    )
+
+
+def _times(work: Callable[[], object], repeats: int) -> list[float]:
+    for _ in range(_WARM_UP):
+        work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return times

@@ -1,0 +1,231 @@
+"""The command line: `mesaopt --help`.
+
+Only what parsing needs is imported here; torch and the rest come when a command runs.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from mesaopt.errors import MesaoptError
+
+
+@dataclass(frozen=True)
+class List:
+    """Show what there is: recipes to train, items to reproduce, tasks."""
+
+    what: Positional[Literal["all", "recipes", "figures", "tasks"]] = "all"
+    """Which of them."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the lists."""
+        from mesaopt import commands
+
+        return commands.list_things(self.what, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check this machine: versions, devices, threads, speed, disk."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the findings."""
+        from mesaopt import commands
+
+        return commands.doctor(as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe in a run folder.
+
+    Ctrl-C or a kill leave a folder that --resume continues, on the CPU bit for bit.
+    """
+
+    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe; mesaopt list recipes shows them."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the run, new or empty [runs/<recipe>-seed<seed>]."""
+    seed: int = 0
+    """Seed of the initial weights and of the training sequences."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Settings to change, such as train.steps=500 model.num_heads=4; --dry-run shows them all."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    resume: bool = False
+    """Continue the run in the folder."""
+    dry_run: bool = False
+    """Print the settings and what the run would cost here, and stop."""
+
+    def run(self) -> int:
+        """Train."""
+        from mesaopt import commands
+
+        return commands.train_recipe(
+            self.recipe,
+            out=self.out,
+            seed=self.seed,
+            changes=self.set,
+            device=self.device,
+            resume=self.resume,
+            dry_run=self.dry_run,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a trained run by position, beside gradient descent and least squares."""
+
+    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run."""
+    sequences: int = 2560
+    """Fresh test sequences, rounded up to batches of 256."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the in-context losses."""
+        from mesaopt import commands
+
+        return commands.evaluate(self.path, sequences=self.sequences, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train, measure and judge an item of a paper, and write its report.
+
+    Exits with 0 if all claims hold, 1 if one fails, 2 if something has to be put right first.
+    """
+
+    what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
+    """Name of an item; mesaopt list figures shows them."""
+    scale: Annotated[str, tyro.conf.arg(metavar="smoke|small|paper")] = "small"
+    """Seconds to try it, minutes on a laptop, or as published."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    """Folder of the results, new or empty."""
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Training seeds of every recipe [the scale's own numbers]."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    resume: bool = False
+    """Continue what is in the folder."""
+    dry_run: bool = False
+    """Print what it would cost here, and stop."""
+
+    def run(self) -> int:
+        """Reproduce."""
+        from mesaopt import commands
+
+        return commands.reproduce_item(
+            self.what,
+            scale=self.scale,
+            out=self.out,
+            seeds=self.seeds,
+            device=self.device,
+            resume=self.resume,
+            dry_run=self.dry_run,
+        )
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Show the claims of a folder of results with their verdicts."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """What was given to reproduce --out."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the claims."""
+        from mesaopt import commands
+
+        return commands.show_claims(self.folder, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a folder of results anew."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """What was given to reproduce --out."""
+    open: bool = False
+    """Show it in the web browser."""
+
+    def run(self) -> int:
+        """Write it."""
+        from mesaopt import commands
+
+        return commands.report(self.folder, show=self.open)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed on this machine."""
+
+    what: Positional[Literal["train"]]
+    """train: one optimiser step of LSA-2 at batch 256, length 50."""
+    repeats: int = 30
+    """Timed repetitions, after a warm-up."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Threads to compute with [all cores]."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Measure."""
+        from mesaopt import commands
+
+        return commands.bench_train(self.repeats, threads=self.threads, as_json=self.json)
+
+
+Command = List | Doctor | Train | Evaluate | Reproduce | Claims | Report | Bench
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: without the program's name; those of the process if not given.
+
+    Exits with 0 if all went well and all claims hold, 1 if a claim or a run failed, 2 if something has to
+    be put right first, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) in (["--version"], ["-V"]):
+        print(f"mesaopt {metadata.version('mesaopt')}")
+        raise SystemExit(0)
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="mesaopt",
+        description=(
+            "Mesa-optimization in sequence models: train small models that learn in context, take them "
+            "apart, and judge the claims of the papers. Start with: mesaopt reproduce core"
+        ),
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        status = command.run()
+        sys.stdout.flush()
+    except MesaoptError as error:
+        print(f"mesaopt: {error}", file=sys.stderr)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        print("mesaopt: interrupted; go on with --resume", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        status = 0
+    raise SystemExit(status)

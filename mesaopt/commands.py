@@ -1,0 +1,279 @@
+"""What the commands of the command line do; :mod:`mesaopt.cli` parses them."""
+
+import json
+import shutil
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mesaopt import recipes
+from mesaopt.config import override, to_dict
+from mesaopt.errors import ConfigError, RunError
+
+_POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50)
+
+
+def list_things(what: str, *, as_json: bool) -> int:
+    """Print recipes, items to reproduce and tasks."""
+    from mesaopt.papers.reproduce import ITEMS
+
+    found: dict[str, list[dict[str, str]]] = {}
+    if what in ("all", "recipes"):
+        found["recipes"] = [
+            {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
+        ]
+    if what in ("all", "figures"):
+        found["figures"] = [
+            {"name": item.name, "summary": item.summary, "scales": ", ".join(item.plans)}
+            for item in ITEMS.values()
+        ]
+    if what in ("all", "tasks"):
+        summary = "states rotated by an orthogonal matrix, a new one in every sequence"
+        found["tasks"] = [{"name": "linear_system", "summary": summary}]
+    if as_json:
+        return _print_json(found)
+    for title, rows in found.items():
+        _print_table(title, rows)
+    return 0
+
+
+def doctor(*, as_json: bool) -> int:
+    """Print what this machine has and does."""
+    import torch
+
+    from mesaopt.bench.train import matmul_flops
+    from mesaopt.training import describe
+
+    facts = describe()
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    facts |= {
+        "matrix product, float32": f"{matmul_flops(torch.float32) / 1e9:.0f} GFLOP/s",
+        "matrix product, float64": f"{matmul_flops(torch.float64) / 1e9:.0f} GFLOP/s",
+        "free disk here": f"{free:.1f} GiB",
+        "device that auto means": "cuda" if facts["gpus"] else "cpu",
+    }
+    del facts["started"], facts["command"]
+    if as_json:
+        return _print_json(facts)
+    rows = [{"": name.replace("_", " "), "here": _words(value)} for name, value in facts.items()]
+    _print_table("this machine", rows)
+    if free < 1:
+        print("Less than 1 GiB of disk is free: runs may stop for lack of it.")
+    return 0
+
+
+def train_recipe(
+    name: str,
+    *,
+    out: Path | None,
+    seed: int,
+    changes: Sequence[str],
+    device: str,
+    resume: bool,
+    dry_run: bool,
+) -> int:
+    """Train a recipe, or print what that would cost."""
+    config = override(recipes.get(name, seed=seed), changes)
+    from mesaopt.progress import ProgressDisplay, Stage
+    from mesaopt.training import RunFolder, peak_memory_bytes, resolve_device, step_cost, train
+
+    out = out or Path("runs") / f"{name}-seed{seed}"
+    resolve_device(device)
+    if not dry_run:
+        RunFolder.open(out, config, resume=resume)
+    cost = step_cost(config, device)
+    seconds = cost.seconds * config.train.steps
+    if dry_run:
+        print(json.dumps(to_dict(config), indent=2))
+        memory = peak_memory_bytes() / 2**20
+        print(f"parameters  {cost.parameters:,}")
+        print(f"steps       {config.train.steps:,}")
+        print(f"time        about {_duration(seconds)} here")
+        print(f"memory      about {memory:.0f} MiB here")
+        return 0
+    with ProgressDisplay([Stage(name, config.train.steps, cost.seconds)]) as display:
+        display.begin(name)
+        run = train(config, out, resume=True, device=device, report=display.update)
+    last = run.metrics[-1]
+    print(
+        f"test loss {last['test_loss']:.4f} after {last['step']} steps, {run.seconds:.0f} s: {out}"
+    )
+    return 0
+
+
+def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
+    """Print the in-context losses of a run and of the baselines."""
+    if sequences < 1:
+        raise ConfigError(f"sequences={sequences}: must be 1 or greater")
+    from mesaopt.analysis import in_context_loss, line_search_step_size, model_predictor
+    from mesaopt.tasks import LinearSystem
+    from mesaopt.theory import gradient_descent, ridge_least_squares
+    from mesaopt.training import load_run
+
+    run = load_run(path, device="cpu")
+    task = LinearSystem(run.config.task)
+    step_size = line_search_step_size(task)
+    losses = in_context_loss(
+        {
+            run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
+            f"one gradient step of {step_size:.4f}": lambda batch: gradient_descent(
+                batch.observed, step_size=step_size
+            ),
+            "least squares, all pairs": lambda batch: ridge_least_squares(batch.observed),
+        },
+        task,
+        num_sequences=sequences,
+    )
+    if as_json:
+        return _print_json(
+            {
+                name: {
+                    "mean": loss.mean,
+                    "standard_error": loss.mean_error,
+                    "by_position": loss.curve.tolist(),
+                }
+                for name, loss in losses.items()
+            }
+        )
+    shown = [position for position in _POSITIONS if position <= run.config.task.length]
+    rows = [
+        {
+            "predictor": name,
+            "mean": f"{loss.mean:.4f} ± {loss.mean_error:.4f}",
+            **{str(position): f"{loss.curve[position - 1]:.3g}" for position in shown},
+        }
+        for name, loss in losses.items()
+    ]
+    count = len(next(iter(losses.values())).losses)
+    _print_table(f"in-context loss by position, {count:,} test sequences", rows)
+    return 0
+
+
+def reproduce_item(
+    what: str,
+    *,
+    scale: str,
+    out: Path,
+    seeds: int | None,
+    device: str,
+    resume: bool,
+    dry_run: bool,
+) -> int:
+    """Reproduce an item and print its claims, or print what it would cost."""
+    from mesaopt.papers.reproduce import costs, get_item, measuring_seconds, reproduce
+    from mesaopt.report import write_report
+    from mesaopt.training import peak_memory_bytes, resolve_device
+
+    plan = get_item(what).plan(scale, seeds=seeds)
+    if dry_run:
+        resolve_device(device)
+        parts = costs(plan, device=device)
+        rows = [
+            {
+                "run": cost.run,
+                "parameters": f"{cost.step.parameters:,}",
+                "steps": f"{cost.steps:,}",
+                "ms a step here": f"{cost.step.seconds * 1000:.1f}",
+                "time": _duration(cost.seconds),
+            }
+            for cost in parts
+        ]
+        _print_table(f"{what} at scale {scale}", rows)
+        seconds = sum(cost.seconds for cost in parts) + measuring_seconds(plan)
+        print(f"time in all  about {_duration(seconds)} here, measuring and drawing included")
+        print(f"memory       about {peak_memory_bytes() / 2**20 + 200:.0f} MiB here")
+        return 0
+    claims = reproduce(what, scale=scale, out=out, seeds=seeds, resume=resume, device=device)
+    page = write_report(out)
+    status = show_claims(out, as_json=False)
+    if claims:
+        print(f"Report: {page}")
+    return status
+
+
+def show_claims(folder: Path, *, as_json: bool) -> int:
+    """Print the claims of a folder; the status says whether all hold."""
+    from mesaopt.papers.claims import read_claims
+
+    claims = read_claims(folder)
+    passed = sum(claim.passed for claim in claims)
+    status = 0 if passed == len(claims) else 1
+    if as_json:
+        _print_json([claim.to_json() for claim in claims])
+        return status
+    rows = [
+        {
+            "": "holds" if claim.passed else "FAILS",
+            "claim": f"{claim.statement} ({claim.figure})",
+            "measured": f"{claim.value:.4g}",
+            "passes": claim.threshold,
+        }
+        for claim in claims
+    ]
+    _print_table("claims", rows)
+    print(f"{passed} of {len(claims)} claims hold.")
+    return status
+
+
+def report(folder: Path, *, show: bool) -> int:
+    """Write the report of a folder, and show it if asked."""
+    from mesaopt.report import write_report
+
+    if not folder.is_dir():
+        raise RunError(f"folder={str(folder)!r}: there is no such folder")
+    page = write_report(folder)
+    print(page)
+    if show:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def bench_train(repeats: int, *, threads: int | None, as_json: bool) -> int:
+    """Measure a training step."""
+    from mesaopt.bench.train import measure_training_step
+
+    result = measure_training_step(repeats=repeats, threads=threads)
+    if as_json:
+        return _print_json(asdict(result))
+    rows = [{"": name, "here": value} for name, value in result.describe()]
+    _print_table("training step of LSA-2, batch 256, length 50", rows)
+    return 0
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _print_table(title: str, rows: list[dict[str, str]]) -> None:
+    """Print rows as a table as wide as the terminal, or as wide as it needs where there is none."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
+    for row in rows:
+        table.add_row(*row.values())
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        console.width = 120
+    console.print(table, markup=False)
+    console.print()
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
