@@ -1,0 +1,83 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesaopt.config import LinearSystemConfig
+from mesaopt.tasks import LinearSystem, squared_error, tokens_from_states
+
+
+def test_a_batch_is_a_pure_function_of_seed_step_and_split() -> None:
+    task = LinearSystem(LinearSystemConfig())
+    first = task.sample(4, seed=3, step=5)
+    task.sample(7, seed=1)  # nothing is carried from one call to the next
+    assert torch.equal(first.tokens, task.sample(4, seed=3, step=5).tokens)
+    for other in (
+        task.sample(4, seed=4, step=5),
+        task.sample(4, seed=3, step=6),
+        task.sample(4, seed=3, step=5, split="test"),
+        task.sample(4, seed=3, step=5, split="validation"),
+    ):
+        assert not torch.isin(first.states, other.states).any()
+
+
+def test_float32_is_the_float64_batch_rounded() -> None:
+    task = LinearSystem(LinearSystemConfig())
+    single = task.sample(4, seed=0)
+    double = task.sample(4, seed=0, dtype=torch.float64)
+    assert torch.equal(single.tokens, double.tokens.float())
+    assert double.tokens.dtype == torch.float64
+
+
+@given(dim=st.integers(1, 7), length=st.integers(1, 9), clip=st.sampled_from([0.3, 10.0]))
+def test_states_follow_the_system(dim: int, length: int, clip: float) -> None:
+    config = LinearSystemConfig(dim=dim, length=length, noise_std=0.0, state_clip=clip)
+    batch = LinearSystem(config).sample(3, seed=1, dtype=torch.float64)
+    assert batch.states.shape == (3, length + 1, dim)
+    for t in range(length):
+        after = torch.einsum("bij,bj->bi", batch.transition, batch.states[:, t])
+        torch.testing.assert_close(
+            batch.states[:, t + 1], after.clamp(-clip, clip), atol=1e-14, rtol=0
+        )
+    assert torch.equal(batch.targets, batch.states[:, 1:])
+    assert torch.equal(batch.observed, batch.states[:, :-1])
+
+
+def test_the_laws_of_start_and_noise() -> None:
+    task = LinearSystem(LinearSystemConfig(length=2))
+    batch = task.sample(4000, seed=0, dtype=torch.float64)
+    start = batch.states[:, 0]
+    assert start.abs().max() <= 1
+    assert start.min() < -0.99
+    assert start.max() > 0.99
+    # 40,000 draws: the standard error of a uniform variance of 1/3 is 0.0015.
+    assert abs(start.var().item() - 1 / 3) < 0.006
+    noise = batch.states[:, 1] - torch.einsum("bij,bj->bi", batch.transition, start)
+    assert abs(noise.std().item() / 0.01 - 1) < 0.015  # the standard error is 0.0035
+    normal = LinearSystem(LinearSystemConfig(start="normal")).sample(4000, seed=0).states[:, 0]
+    assert abs(normal.var().item() - 1) < 0.03  # the standard error is 0.007
+
+
+def test_predicting_zero_costs_what_was_published() -> None:
+    batch = LinearSystem(LinearSystemConfig()).sample(10_000, seed=0, split="test")
+    loss = squared_error(torch.zeros_like(batch.targets), batch.targets)
+    # 10 coordinates of variance 1/3, halved, plus 10 * 0.01^2 / 2 for every step of noise; the standard
+    # error over 10,000 sequences is 0.0047.
+    steps = torch.arange(1, 51)
+    torch.testing.assert_close(loss.mean(0), 10 / 6 + 5e-4 * steps, atol=0.02, rtol=0)
+    assert 1.66 < loss.mean().item() < 1.70
+
+
+def test_tokens_are_slots_side_by_side() -> None:
+    states = torch.arange(1.0, 7.0).view(1, 3, 2)
+    tokens = tokens_from_states(states, ("zero", "current", "current", "previous"))
+    expected = [[0, 0, 1, 2, 1, 2, 0, 0], [0, 0, 3, 4, 3, 4, 1, 2], [0, 0, 5, 6, 5, 6, 3, 4]]
+    assert tokens[0].tolist() == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_sees_the_same_batch() -> None:
+    task = LinearSystem(LinearSystemConfig())
+    on_gpu = task.sample(4, seed=3, step=5, device="cuda")
+    assert torch.equal(on_gpu.tokens.cpu(), task.sample(4, seed=3, step=5).tokens)

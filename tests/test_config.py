@@ -1,0 +1,133 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesaopt import recipes
+from mesaopt.config import (
+    LinearSystemConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    differences,
+    from_dict,
+    override,
+    to_dict,
+)
+from mesaopt.errors import ConfigError
+
+positive = st.integers(min_value=1, max_value=1000)
+
+
+@given(dim=positive, length=positive, seed=st.integers(0, 2**40), steps=positive)
+def test_every_configuration_survives_json(dim: int, length: int, seed: int, steps: int) -> None:
+    config = RunConfig(
+        recipe="any",
+        seed=seed,
+        task=LinearSystemConfig(dim=dim, length=length, start="normal"),
+        model=ModelConfig(
+            mixers=("mesa", "linear_attention"),
+            token_dim=4 * dim,
+            output_dim=dim,
+            activation_clip=None,
+        ),
+        train=TrainConfig(steps=steps, schedule="warmup_cosine"),
+    )
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_survives_json(name: str) -> None:
+    config = recipes.get(name, seed=7)
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert config.recipe == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sede": 1}, "unknown key 'sede'; did you mean 'seed'?"),
+        ({"seed": "1"}, "config.seed='1': must be of type int"),
+        ({"seed": True}, "config.seed=True: must be of type int"),
+        ({"task": {"dimm": 3}}, "config.task: unknown key 'dimm'; did you mean 'dim'?"),
+        ({"task": {"token_slots": ["curent"]}}, "'curent': did you mean 'current'?"),
+        ({"task": []}, "config.task: []: must be an object"),
+        ({"model": {"mixers": ["softmax"]}}, "'softmax': allowed: linear_attention, mesa"),
+        ({"model": {"mixers": []}}, "mixers=(): must be at least one mixer"),
+        ({"train": {"schedule": "constnt"}}, "did you mean 'constant'?"),
+        ({"train": {"steps": 1.5}}, "config.train.steps=1.5: must be of type int"),
+    ],
+)
+def test_reading_is_strict_and_says_what_is_right(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_dict(RunConfig, {"recipe": "any"} | change)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="key 'recipe' is missing"):
+        from_dict(RunConfig, {})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearSystemConfig(dim=0),
+        lambda: LinearSystemConfig(length=-1),
+        lambda: LinearSystemConfig(noise_std=-0.1),
+        lambda: LinearSystemConfig(token_slots=()),
+        lambda: ModelConfig(num_heads=0),
+        lambda: ModelConfig(head_dim=-20),
+        lambda: ModelConfig(activation_clip=0.0),
+        lambda: ModelConfig(token_dim=5, output_dim=6),
+        lambda: ModelConfig(token_dim=40, num_heads=3, head_dim=None),
+        lambda: TrainConfig(steps=0),
+        lambda: TrainConfig(batch_size=-3),
+        lambda: TrainConfig(learning_rate=0.0),
+        lambda: TrainConfig(weight_decay=-1.0),
+        lambda: TrainConfig(schedule="warmup_cosine", warmup_steps=10, decay_steps=10),
+        lambda: RunConfig(recipe="any", seed=-1),
+        lambda: RunConfig(recipe="any", task=LinearSystemConfig(dim=3)),
+    ],
+)
+def test_values_out_of_range_are_refused_with_the_field_the_value_and_the_range(make) -> None:
+    with pytest.raises(ConfigError, match=r"\w+=.*: must be "):
+        make()
+
+
+def test_heads_that_divide_give_the_head_dim() -> None:
+    assert ModelConfig(token_dim=40, num_heads=4, head_dim=None).width == 40
+
+
+def test_overrides_reach_nested_settings() -> None:
+    config = recipes.get("lsa-1")
+    changed = override(
+        config, ["train.steps=5", "model.mixers=['mesa']", "seed=3", "task.start=normal"]
+    )
+    assert (changed.train.steps, changed.seed, changed.task.start) == (5, 3, "normal")
+    assert changed.model.mixers == ("mesa",)
+    assert override(config, []) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps", "must look like"),
+        ("trian.steps=5", "did you mean 'train'"),
+        ("train.step=5", "did you mean 'steps'"),
+        ("train.steps=many", "must be of type int"),
+    ],
+)
+def test_wrong_overrides_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(recipes.get("lsa-1"), [text])
+
+
+def test_differences_name_the_nested_setting() -> None:
+    ours = recipes.get("lsa-1")
+    theirs = replace(ours, seed=1, train=replace(ours.train, steps=9))
+    assert differences(ours, theirs) == ["seed: 0, not 1", "train.steps: 3500, not 9"]
+    assert differences(ours, ours) == []

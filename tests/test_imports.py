@@ -1,0 +1,81 @@
+"""Data flows one way, and so do imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mesaopt
+
+ROOT = Path(mesaopt.__file__).parent
+
+# What each part of the package may import besides itself. `base` is what everything may.
+BASE = {"errors", "config", "files", "progress"}
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": {"errors"},
+    "progress": set(),
+    "recipes": {"config", "errors"},
+    "ops": BASE,
+    "tasks": BASE | {"ops"},
+    "theory": BASE | {"ops"},
+    "layers": BASE | {"ops"},
+    "models": BASE | {"ops", "layers"},
+    "training": BASE | {"ops", "layers", "models", "tasks", "recipes"},
+    "analysis": BASE | {"ops", "layers", "models", "tasks", "theory"},
+    "papers": BASE
+    | {"ops", "layers", "models", "tasks", "theory", "training", "analysis", "recipes"},
+    "report": BASE | {"papers"},
+    "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
+}
+ALLOWED["commands"] = set(ALLOWED)
+ALLOWED["cli"] = {"errors", "commands"}
+ALLOWED["__main__"] = {"cli"}
+ALLOWED["__init__"] = set()
+
+
+def part_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a file imports, wherever in the file, examples included."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        assert not any(name.startswith(".") for name in names), f"{path}: relative import"
+        parts |= {name.split(".")[1] for name in names if name.startswith("mesaopt.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    unexpected = imported_parts(path) - ALLOWED[part] - {part}
+    assert not unexpected, f"{part} may not import {sorted(unexpected)}"
+
+
+def test_the_parser_needs_neither_torch_nor_matplotlib() -> None:
+    code = (
+        "import sys; import mesaopt, mesaopt.cli, mesaopt.recipes, mesaopt.papers.claims;"
+        "print([m for m in ('torch', 'matplotlib', 'numpy', 'rich') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_submodules_load_on_first_use() -> None:
+    code = "import mesaopt; print(mesaopt.recipes.get('lsa-1').seed, 'theory' in dir(mesaopt))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["0", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = mesaopt.nothing
