@@ -1,6 +1,7 @@
-"""What all tests share: one thread per worker, and a run small enough for a test."""
+"""What all tests share: one thread per worker, a run and results small enough for a test."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
+from mesaopt.papers import reproduce as reproduction
+from mesaopt.papers.plan import Item, Plan, Training
+from mesaopt.papers.uncovering2023.core import CORE
 
 # Examples that are slow on a busy machine are not wrong.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
@@ -30,3 +34,37 @@ def short_config() -> RunConfig:
             config.train, steps=12, batch_size=8, evaluate_every=4, evaluation_sequences=16
         ),
     )
+
+
+def tiny_item(steps: int = 3) -> Item:
+    recipes = ("lsa-1", "lsa-2-notebook", "mesa-1")
+    plan = Plan(
+        what="core",
+        scale="smoke",
+        trainings=tuple(
+            Training(
+                recipe=name, seeds=2 if name == "lsa-1" else 1, steps=steps, evaluation_sequences=8
+            )
+            for name in recipes
+        ),
+        num_sequences=256,
+    )
+    return replace(CORE, plans={"smoke": plan})
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished folder of results; tests only read it."""
+    out = tmp_path_factory.mktemp("core") / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(reproduction.ITEMS, "core", tiny_item())
+        reproduction.reproduce("core", scale="smoke", out=out, device="cpu")
+    return out
+
+
+@pytest.fixture
+def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Item:
+    """Makes `core` the item that `results` was made from."""
+    item = tiny_item()
+    monkeypatch.setitem(reproduction.ITEMS, "core", item)
+    return item

@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -81,3 +82,8 @@ def test_a_gpu_sees_the_same_batch() -> None:
     task = LinearSystem(LinearSystemConfig())
     on_gpu = task.sample(4, seed=3, step=5, device="cuda")
     assert torch.equal(on_gpu.tokens.cpu(), task.sample(4, seed=3, step=5).tokens)
+
+
+def test_shapes_are_checked_while_testing() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        tokens_from_states(torch.zeros(3, 2), ("current",))

@@ -12,7 +12,12 @@ def sequence(length: int, dim: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((length, dim))
 
 
-@given(length=st.integers(1, 8), dim=st.integers(1, 4), steps=st.integers(1, 3), seed=st.integers(0, 99))
+@given(
+    length=st.integers(1, 8),
+    dim=st.integers(1, 4),
+    steps=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
 def test_gradient_descent_is_the_explicit_loop(
     length: int, dim: int, steps: int, seed: int
 ) -> None:

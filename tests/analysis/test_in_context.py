@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from mesaopt.analysis import in_context_loss, line_search_step_size
+from mesaopt.config import LinearSystemConfig
+from mesaopt.tasks import LinearSystem
+from mesaopt.theory import gradient_descent
+
+TASK = LinearSystem(LinearSystemConfig(length=20))
+
+
+def test_predictors_see_the_same_sequences() -> None:
+    seen: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
+
+    def spy(name: str):
+        def predict(batch):
+            seen[name].append(batch.states)
+            return torch.zeros_like(batch.targets)
+
+        return predict
+
+    losses = in_context_loss({name: spy(name) for name in seen}, TASK, num_sequences=300)
+    assert len(losses["a"].losses) == 512, "rounded up to whole batches"
+    assert torch.equal(torch.cat(seen["a"]), torch.cat(seen["b"]))
+    assert torch.equal(losses["a"].losses, losses["b"].losses)
+    in_context_loss({"a": spy("a")}, TASK, num_sequences=300, split="validation")
+    assert not torch.equal(seen["a"][0], seen["a"][2])
+
+
+def test_standard_errors_are_those_of_the_mean() -> None:
+    zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
+    means = [
+        in_context_loss(zero, TASK, num_sequences=256, seed=seed)["zero"].mean for seed in range(60)
+    ]
+    claimed = in_context_loss(zero, TASK, num_sequences=256)["zero"].mean_error
+    # The deviation of 60 means is known to 1 / sqrt(2 * 59) = 9 %; four of these.
+    assert abs(torch.tensor(means).std().item() / claimed - 1) < 0.4
+
+
+def test_the_line_search_finds_the_minimum_of_the_quadratic() -> None:
+    found = line_search_step_size(TASK, num_sequences=512, seed=3)
+    products, squares = 0.0, 0.0
+    for step in range(2):
+        batch = TASK.sample(256, seed=3, step=step, split="validation")
+        unit = gradient_descent(batch.observed, step_size=1.0)  # predictions are linear in the step
+        products += (unit * batch.targets).sum().item()
+        squares += unit.square().sum().item()
+    assert found == pytest.approx(products / squares, rel=1e-3)
+
+
+def test_no_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_sequences=0: must be 1 or greater"):
+        in_context_loss({}, TASK, num_sequences=0)

@@ -1,0 +1,209 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mesaopt import cli
+from mesaopt.papers.claims import read_claims
+from mesaopt.papers.plan import Item
+from mesaopt.training import RunFolder
+
+SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
+
+
+def run(*arguments: str) -> int:
+    """Exit status of a command."""
+    with pytest.raises(SystemExit) as done:
+        cli.main(arguments)
+    return done.value.code
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    for name in ("list", "doctor", "train", "evaluate", "reproduce", "claims", "report", "bench"):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("list", {"json"}),
+        ("doctor", {"json"}),
+        ("train", {"out", "seed", "set", "device", "resume", "dry-run"}),
+        ("evaluate", {"sequences", "json"}),
+        ("reproduce", {"scale", "out", "seeds", "device", "resume", "dry-run"}),
+        ("claims", {"json"}),
+        ("report", {"open"}),
+        ("bench", {"repeats", "threads", "json"}),
+    ],
+)
+def test_the_options_are_these(
+    command: str, options: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    # Lines that begin with an option, behind the frame of the box, and not the frame itself.
+    shown = re.findall(r"^\W*--([a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert set(shown) == options
+
+
+def test_the_whole_way_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    arguments = ["train", "lsa-1", "--out", out, "--seed", "5", "--device", "cpu"]
+    arguments += ["--set", *SHORT]
+    assert run(*arguments) == 0
+    assert "test loss" in capsys.readouterr().out
+    assert RunFolder(Path(out)).config.seed == 5
+    assert run(*arguments) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert run(*arguments, "--resume") == 0
+    capsys.readouterr()
+    assert run("evaluate", out, "--sequences", "1", "--json") == 0
+    losses = json.loads(capsys.readouterr().out)
+    assert list(losses)[0] == "lsa-1"
+    assert len(losses["lsa-1"]["by_position"]) == 8
+    assert run("evaluate", out, "--sequences", "1") == 0
+    assert "least squares, all pairs" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_the_cost_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_core
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "lsa-1", "--dry-run", "--device", "cpu", "--set", *SHORT) == 0
+    out = capsys.readouterr().out
+    for word in ("parameters  6,400", "steps       4", "time        about", "memory      about"):
+        assert word in out
+    assert run("reproduce", "core", "--scale", "smoke", "--dry-run", "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    for word in ("25,600", "mesa-1-seed0", "time in all", "memory"):
+        assert word in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_reproduce_says_where_the_report_is_and_whether_all_claims_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_core: Item
+) -> None:
+    out = tmp_path / "results"
+    arguments = ["reproduce", "core", "--scale", "smoke", "--out", str(out), "--device", "cpu"]
+    assert run(*arguments) == 1, "untrained models fail claims"
+    assert f"Report: {out / 'index.html'}" in capsys.readouterr().out
+    assert run("claims", str(out), "--json") == 1
+    listed = json.loads(capsys.readouterr().out)
+    wanted = {"id", "paper", "figure", "statement", "scale", "value", "threshold", "passed"}
+    assert all(wanted <= set(claim) for claim in listed)
+    assert [claim["passed"] for claim in listed] == [c.passed for c in read_claims(out)]
+    (out / "index.html").unlink()
+    assert run("report", str(out)) == 0
+    assert (out / "index.html").exists()
+
+
+def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None:
+    holding = [c for c in json.loads((results / "claims.json").read_text()) if c["passed"]]
+    (tmp_path / "claims.json").write_text(json.dumps(holding))
+    assert run("claims", str(tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "lsa1"), "recipe='lsa1': did you mean 'lsa-1'?"),
+        (("train", "lsa-1", "--set", "train.steps=0"), "steps=0: must be greater than 0"),
+        (("train", "lsa-1", "--set", "task.dim=-2"), "dim=-2: must be greater than 0"),
+        (("train", "lsa-1", "--set", "trian.steps=1"), "did you mean 'train'?"),
+        (
+            ("train", "lsa-1", "--set", "model.head_dim=null", "model.num_heads=7"),
+            "num_heads=7: must be a divisor of the width 40",
+        ),
+        (("train", "lsa-1", "--seed", "-1"), "seed=-1: must be 0 or greater"),
+        (("train", "lsa-1", "--device", "cuda:77"), "device='cuda:77': is not there"),
+        (("reproduce", "fig33"), "what='fig33': allowed: core"),
+        (("reproduce", "core", "--scale", "huge"), "scale='huge': allowed: smoke, small, paper"),
+        (("reproduce", "core", "--seeds", "-1"), "seeds=-1: must be 1 or greater"),
+        (("reproduce", "core", "--device", "tpu"), "device='tpu': is not there"),
+        (("evaluate", "nowhere"), "nowhere/config.json: there is no such file"),
+        (("evaluate", "nowhere", "--sequences", "0"), "sequences=0: must be 1 or greater"),
+        (("claims", "nowhere"), "mesaopt reproduce writes it"),
+        (("report", "nowhere"), "there is no such folder"),
+        (("bench", "train", "--repeats", "0"), "repeats=0: must be 1 or greater"),
+    ],
+)
+def test_misuse_gets_one_line_and_status_2_and_touches_nothing(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("mesaopt: ")
+    assert message in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("train",), ("train", "lsa-1", "--oot")])
+def test_unknown_words_exit_with_2(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments) == 2
+
+
+def test_a_failed_run_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = [*SHORT, "model.initial_std=1e19", "model.activation_clip=null"]
+    assert run("train", "lsa-1", "--out", str(tmp_path), "--set", *wild) == 1
+    assert "lower train.learning_rate" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mesaopt.commands.doctor", interrupted)
+    assert run("doctor") == 130
+    assert "go on with --resume" in capsys.readouterr().err
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [r["name"] for r in listed["recipes"]] == ["lsa-1", "lsa-2-notebook", "mesa-1"]
+    assert listed["figures"][0]["name"] == "core"
+    assert run("list", "recipes") == 0
+    out = capsys.readouterr().out
+    assert "mesa-1" in out
+    assert "linear_system" not in out
+
+
+def test_doctor_knows_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["packages"]["torch"]
+    assert "GFLOP/s" in facts["matrix product, float32"]
+    assert run("doctor") == 0
+
+
+def test_bench_prints_time_rate_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "train", "--repeats", "1") == 0
+    out = capsys.readouterr().out
+    for word in ("time of a step", "tokens", "peak memory", "share of that rate"):
+        assert word in out
+    assert run("bench", "train", "--repeats", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["repeats"] == 1
+
+
+def test_it_runs_as_a_module_and_closes_quietly() -> None:
+    command = f"{sys.executable} -m mesaopt list | head -1"
+    out = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "recipes"
+    assert out.stderr == ""
+    shown = subprocess.run(
+        [sys.executable, "-m", "mesaopt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.startswith("mesaopt 0.")
