@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mesaopt.papers.uncovering2023.core_measure import (
     LSA_2,
     MESA,
     Measurements,
+    first_layer,
 )
 from mesaopt.theory import proposition_1
 
@@ -66,7 +68,7 @@ def draw(measured: Measurements) -> list[FigureResult]:
             result = figure(measured)
         # Measuring is shared by all figures; each is charged an equal part of it.
         seconds = time.perf_counter() - started + measured.seconds / 4
-        results.append(FigureResult(**{**vars(result), "seconds": seconds}))
+        results.append(replace(result, seconds=seconds))
     return results
 
 
@@ -139,7 +141,8 @@ def _learning_curves(measured: Measurements) -> FigureResult:
                 {"model": label, "seed": run.config.seed, "step": s, "test_loss": loss}
                 for s, loss in zip(steps, losses, strict=True)
             ]
-        published = {s: v for s, v in _PUBLISHED_CURVES[recipe].items() if s <= steps[-1]}
+        ended = runs[0].config.train.steps
+        published = {s: v for s, v in _PUBLISHED_CURVES[recipe].items() if s <= ended}
         axes.plot(
             *zip(*published.items(), strict=True), "o", ms=4.5, mfc="none", mec=color, mew=1.2
         )
@@ -172,7 +175,7 @@ def _weights(measured: Measurements) -> FigureResult:
     run = measured.runs[LSA_1][0]
     config = run.config
     dim = config.task.dim
-    trained = run.model.cpu().mixers[0].head_products()
+    trained = first_layer(run).head_products()
     built = proposition_1(dim, step_size=measured.step_size)
     by_name = {name.split(".")[2]: weight for name, weight in built.items()}
     construction = (
@@ -274,7 +277,7 @@ def _mark_blocks(axes: Axes, dim: int, slots: int) -> None:
         for line in (axes.axhline, axes.axvline):
             line(edge * dim - 0.5, color="#8b8f98", lw=0.7)
     centers = (torch.arange(slots) * dim + (dim - 1) / 2).tolist()
-    axes.set_xticks(centers, range(slots))
-    axes.set_yticks(centers, range(slots))
+    axes.set_xticks(centers, list(map(str, range(slots))))
+    axes.set_yticks(centers, list(map(str, range(slots))))
     axes.tick_params(length=0, labelsize=8)
     axes.spines[["top", "right"]].set_visible(True)

@@ -1,8 +1,10 @@
 """What the page `core` measures: every model and baseline on the same fresh test sequences."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -18,6 +20,7 @@ from mesaopt.analysis import (
     line_search_step_size,
     model_predictor,
 )
+from mesaopt.layers import SelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Plan, Runs
 from mesaopt.tasks import Batch, LinearSystem, generator, tokens_from_states
@@ -123,6 +126,11 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
     )
 
 
+def first_layer(run: Run) -> SelfAttention:
+    """Return the first layer of a run's model, on the CPU."""
+    return cast(SelfAttention, run.model.cpu().mixers[0])
+
+
 def average(losses: list[InContextLoss]) -> InContextLoss:
     """Average over seeds, sequence by sequence.
 
@@ -197,11 +205,12 @@ def _predictor(run: Run) -> Predictor:
 
 def _compressed_predictor(run: Run) -> Callable[[Batch], Tensor]:
     clip, slots = run.config.model.activation_clip, run.config.task.token_slots
-    coefficients = effective_coefficients(run.model.cpu().mixers[0], run.config.task.dim)
+    bound = math.inf if clip is None else clip
+    coefficients = effective_coefficients(first_layer(run), run.config.task.dim)
 
     def predict(batch: Batch) -> Tensor:
         tokens = tokens_from_states(batch.observed, slots)
-        return compressed_prediction(coefficients, tokens).clamp(-clip, clip)
+        return compressed_prediction(coefficients, tokens).clamp(-bound, bound)
 
     return predict
 
@@ -210,5 +219,5 @@ def _coefficients(run: Run) -> Float[Tensor, "query key value"]:
     """Keep the slots that hold states: current and previous."""
     slots = run.config.task.token_slots
     kept = [slots.index("current"), slots.index("previous")]
-    full = effective_coefficients(run.model.cpu().mixers[0], run.config.task.dim)
+    full = effective_coefficients(first_layer(run), run.config.task.dim)
     return full[kept][:, kept][:, :, kept]
