@@ -1,10 +1,12 @@
 """The claims of the page `core`, with the thresholds that follow from published and measured noise."""
 
 import statistics
+from typing import cast
 
 import torch
 
 from mesaopt.analysis import InContextLoss
+from mesaopt.layers import MesaLayer
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
 from mesaopt.papers.uncovering2023.core_measure import (
     GD,
@@ -14,6 +16,7 @@ from mesaopt.papers.uncovering2023.core_measure import (
     LSA_2,
     MESA,
     Measurements,
+    first_layer,
 )
 
 # Standard deviation over training seeds of the loss of a trained model, by recipe and step: measured on
@@ -302,7 +305,9 @@ def _mesa_layer(measured: Measurements) -> list[Claim]:
     paired = (mesa.losses - exact.losses).mean(1)
     paired_error = (paired.std() / len(paired) ** 0.5).item() / exact.mean
     seed_error = _SEED_STD[MESA, 4400] / exact.mean * (1 / seeds + 1 / 5) ** 0.5
-    inverse_ridge = torch.stack([run.model.mixers[0].inverse_ridge for run in measured.runs[MESA]])
+    inverse_ridge = torch.stack(
+        [cast(MesaLayer, first_layer(run)).inverse_ridge for run in measured.runs[MESA]]
+    )
     return [
         *claims,
         _near(

@@ -110,10 +110,11 @@ def _in_context(measured: Measurements) -> FigureResult:
         caption=(
             "Loss by position on fresh sequences; bands are 95 % confidence intervals of the mean over "
             "sequences, thin lines are single training seeds. The layer trained as LSA-1 lies on one "
-            "step of gradient descent; a second layer goes far beyond it; the mesa layer follows "
-            "exact least squares. The authors' least-squares baseline leaves out the newest pair by "
-            "an off-by-one; both versions are drawn. The Proposition 1 weights run in the same "
-            "model as LSA-1, whose residual stream is clipped to ±4; explicit gradient descent is not."
+            "step of gradient descent; a second layer goes beyond it; the mesa layer comes down towards "
+            "exact least squares the longer it is trained. The authors' least-squares baseline leaves "
+            "out the newest pair by an off-by-one; both versions are drawn. The Proposition 1 weights run "
+            "in the same model as LSA-1, whose residual stream is clipped to ±4; explicit gradient "
+            "descent is not."
         ),
         settings=_settings(
             measured,
