@@ -1,0 +1,43 @@
+"""What the README promises."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import mesaopt
+
+ROOT = Path(mesaopt.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    names: dict = {}
+    exec(code, names)
+    assert "The layer is gradient descent" in capsys.readouterr().out
+    # Predictions of at most 4, from sums of some 500 products: a hundred roundings of 4 * 6e-8.
+    assert torch.all(names["difference"].abs() < 3e-5)
+
+
+def test_every_file_it_names_is_there() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert len(links) >= 5
+    (tree,) = re.findall(r"```\n(mesaopt/.*?)```", README, flags=re.DOTALL)
+    inside = re.findall(r"^  (\w+/|(?:\w+\.py ?)+)", tree, flags=re.MULTILINE)
+    paths = [*links, *(f"mesaopt/{name}" for line in inside for name in line.split())]
+    assert len(paths) >= 20
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_every_command_it_shows_is_one() -> None:
+    shown = set(re.findall(r"`mesaopt (\w+)", README))
+    assert shown == {
+        *("list", "reproduce", "claims", "train", "evaluate", "report", "bench", "doctor")
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
