@@ -2,8 +2,8 @@
 
     python benchmarks/seed_noise.py runs/seed-noise
 
-trains seeds that no reproduction uses (about 40 minutes on two cores; stop it and start it again as you like)
-and prints the constants of mesaopt/papers/uncovering2023/core_claims.py.
+trains seeds that no reproduction uses (about 40 minutes on two cores; stop it and start it again as you
+like) and prints the constants of mesaopt/papers/uncovering2023/core_claims.py.
 """
 
 import sys
@@ -22,11 +22,13 @@ POSITIONS = (5, 10, 20, 30)
 
 
 def spread(values: list[float]) -> str:
+    """Say the standard deviation of some values, and what it is of."""
     x = torch.tensor(values)
     return f"{x.std().item():.2g} (mean {x.mean().item():.5g}, {len(values)} seeds)"
 
 
 def trained(folder: Path, recipe: str) -> list[Run]:
+    """Train all seeds of a recipe, or load those that are there."""
     runs = []
     for seed in SEEDS[recipe]:
         runs.append(train(recipes.get(recipe, seed=seed), folder / f"{recipe}-{seed}", resume=True))
@@ -35,6 +37,7 @@ def trained(folder: Path, recipe: str) -> list[Run]:
 
 
 def main(folder: Path) -> None:
+    """Train, score and print."""
     runs = {recipe: trained(folder, recipe) for recipe in SEEDS}
     predictors: dict[str, Predictor] = {}
     groups: dict[str, list[str]] = {}

@@ -166,7 +166,13 @@ def reproduce_item(
     dry_run: bool,
 ) -> int:
     """Reproduce an item and print its claims, or print what it would cost."""
-    from mesaopt.papers.reproduce import costs, get_item, measuring_seconds, reproduce
+    from mesaopt.papers.reproduce import (
+        costs,
+        get_item,
+        measuring_bytes,
+        measuring_seconds,
+        reproduce,
+    )
     from mesaopt.report import write_report
     from mesaopt.training import peak_memory_bytes, resolve_device
 
@@ -187,7 +193,8 @@ def reproduce_item(
         _print_table(f"{what} at scale {scale}", rows)
         seconds = sum(cost.seconds for cost in parts) + measuring_seconds(plan)
         print(f"time in all  about {_duration(seconds)} here, measuring and drawing included")
-        print(f"memory       about {peak_memory_bytes() / 2**20 + 200:.0f} MiB here")
+        memory = peak_memory_bytes() + measuring_bytes(plan)
+        print(f"memory       about {memory / 2**20:.0f} MiB here")
         return 0
     claims = reproduce(what, scale=scale, out=out, seeds=seeds, resume=resume, device=device)
     page = write_report(out)

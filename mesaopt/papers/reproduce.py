@@ -29,6 +29,7 @@ ITEMS: dict[str, Item] = {item.name: item for item in (CORE,)}
 
 _MEASURING = "measuring and drawing"
 _SECONDS_PER_MEASURED_BATCH = 0.25
+_PREDICTORS_PER_RUN = 5  # its last weights, some earlier ones, a compressed form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,13 @@ def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
 def measuring_seconds(plan: Plan) -> float:
     """Guess the time to score and draw what a plan has trained."""
     return _batches(plan) * _SECONDS_PER_MEASURED_BATCH
+
+
+def measuring_bytes(plan: Plan) -> int:
+    """Estimate the memory of the losses that scoring keeps: float32, by sequence and position."""
+    lengths = [config.task.length for config in plan.configs.values()]
+    predictors = _PREDICTORS_PER_RUN * (len(lengths) + 1)
+    return 4 * predictors * plan.num_sequences * max(lengths)
 
 
 def reproduce(
