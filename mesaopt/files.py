@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,33 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def clear_disk_errors(path: Path) -> Iterator[None]:
+def only_one_process(folder: Path) -> Generator[None]:
+    """Keep other processes from working in a folder; the system lets go of it when this one ends.
+
+    Args:
+        folder: which must exist.
+
+    Raises:
+        RunError: another process is working in it.
+
+    Example:
+        >>> import tempfile
+        >>> with only_one_process(Path(tempfile.mkdtemp())):
+        ...     print("alone")
+        alone
+    """
+    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself is locked: no file is left behind
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunError(f"{folder}: another process is working in this folder") from None
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def clear_disk_errors(path: Path) -> Generator[None]:
     """Say in one line what the disk refused.
 
     Args:

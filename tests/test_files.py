@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,15 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(RunError, match=r"bad\.json: is not JSON"):
         files.read_json(tmp_path / "bad.json")
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from mesaopt import files\n"
+        "with files.only_one_process(pathlib.Path(sys.argv[1])): pass"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with files.only_one_process(tmp_path):
+        second = subprocess.run(command, capture_output=True, text=True)
+    assert "another process is working in this folder" in second.stderr
+    assert subprocess.run(command).returncode == 0

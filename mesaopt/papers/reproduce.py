@@ -134,6 +134,11 @@ def reproduce(
     _claim(out, plan, resume=resume)
     if (out / "DONE").exists():
         return read_claims(out)
+    with files.only_one_process(out):
+        return _reproduce_in(out, item, plan, device)
+
+
+def _reproduce_in(out: Path, item: Item, plan: Plan, device: str) -> list[Claim]:
     started = time.perf_counter()
     with ProgressDisplay(_stages(plan, costs(plan, device=device))) as display:
         runs = _train_all(plan, out / "runs", device, display)

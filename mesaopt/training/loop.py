@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mesaopt import files
 from mesaopt.config import RunConfig, TrainConfig
 from mesaopt.errors import RunError
 from mesaopt.models import SequenceModel
@@ -93,7 +94,7 @@ def train(
     where = resolve_device(device)
     folder = RunFolder.open(Path(out), config, resume=resume)
     if not folder.is_done:
-        with _num_threads(folder.meta["num_threads"]):
+        with files.only_one_process(folder.path), _num_threads(folder.meta["num_threads"]):
             _train_in(folder, config, where, report)
     return load_run(folder.path, device=device)
 
@@ -265,7 +266,7 @@ def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> dict[str, An
 
 
 @contextlib.contextmanager
-def _clear_divergence(step: int) -> Iterator[None]:
+def _clear_divergence(step: int) -> Generator[None]:
     try:
         yield
     except (ValueError, torch.linalg.LinAlgError) as error:
@@ -273,7 +274,7 @@ def _clear_divergence(step: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _num_threads(threads: int) -> Iterator[None]:
+def _num_threads(threads: int) -> Generator[None]:
     """Compute with as many threads as the run began with, since sums depend on how they are split."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
