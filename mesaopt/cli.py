@@ -3,6 +3,7 @@
 Only what parsing needs is imported here; torch and the rest come when a command runs.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -216,6 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    # Before torch is loaded: threads that wait for one another by spinning take 20 times as long as
+    # needed where another program wants a core (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = command.run()
         sys.stdout.flush()
