@@ -205,11 +205,34 @@ def factorise(system: System, *, exact: bool) -> Factors:
         return Factors(whitening, None, failed)
     whitening, failed = _whitening(system)
     whitened = _rotate(keys if system.beta is None else keys * system.beta.sqrt(), whitening)
-    inner = whitened @ whitened.mT  # [*G,C,C]
-    inner.diagonal(dim1=-2, dim2=-1).add_(1.0 if kept is None else kept.squeeze(-1))
-    inverse, inner_failed = invert_factor(inner)
-    factors = Factors(whitening, inverse @ whitened, failed | inner_failed)
+    correction, correction_failed = _orthogonalise(whitened, kept)
+    factors = Factors(whitening, correction, failed | correction_failed)
     return factors if exact or kept is None else _relax_forgetful(system, factors)
+
+
+def _orthogonalise(
+    whitened: Float[Tensor, "*group position key"], kept: Float[Tensor, "*group position 1"] | None
+) -> tuple[Tensor, Tensor]:
+    """Y = M^{-1} P with diag(f) + P P^T = M M^T, a few positions at a time.
+
+    What earlier rows of Y explain is taken out of the next rows of P, as in block Gram-Schmidt, so
+    that neither the matrix of all positions nor M is ever formed.
+    """
+    done: list[Tensor] = []
+    failed = torch.zeros(whitened.shape[:-2], dtype=torch.bool, device=whitened.device)
+    blocks = -(-whitened.shape[-2] // _SMALL)
+    decays = None if kept is None else kept.squeeze(-1).tensor_split(blocks, -1)
+    for index, rows in enumerate(whitened.tensor_split(blocks, -2)):
+        left = rows
+        if done:
+            before = torch.cat(done, -2) if index > 1 else done[0]
+            left = rows - (rows @ before.mT) @ before
+        inner = left @ rows.mT
+        inner.diagonal(dim1=-2, dim2=-1).add_(1.0 if decays is None else decays[index])
+        inverse, block_failed = invert_factor(inner)
+        done.append(inverse @ left)
+        failed = failed | block_failed
+    return torch.cat(done, -2) if blocks > 1 else done[0], failed
 
 
 def _whitening(system: System) -> tuple[Tensor, Tensor]:
@@ -259,7 +282,7 @@ def apply_factors(
     whitening, correction, _ = factors
     white = _rotate(rhs, whitening)
     if correction is not None:
-        white = white - (white @ correction.mT).tril() @ correction
+        white = white - (white @ correction.mT).tril_() @ correction
     return white * whitening if whitening.shape[-2] < whitening.shape[-1] else white @ whitening
 
 

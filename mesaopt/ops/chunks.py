@@ -196,6 +196,8 @@ def carry(
         ([0.0, 1.0, 1.5], 1.75)
     """
     first = torch.zeros_like(written[..., 0, :, :]) if initial is None else initial
+    if whole is None and initial is None and written.shape[-3] == 1:
+        return first.unsqueeze(-3), written[..., 0, :, :]
     if whole is None:
         states = torch.cat([first.unsqueeze(-3), written], dim=-3).cumsum(-3)
         return states[..., :-1, :, :], states[..., -1, :, :]
@@ -212,6 +214,8 @@ def weigh_past(
 ) -> Float[Tensor, "*group chunk position source"]:
     """Keep of the scores what lies in the past, weighted by the decays if there are any.
 
+    The scores may be overwritten.
+
     Args:
         scores: one number for every position and source.
         between: decays as in :class:`Decay`; none means that nothing is forgotten.
@@ -223,4 +227,4 @@ def weigh_past(
         >>> weigh_past(torch.ones(1, 2, 2), None)[0].tolist()
         [[1.0, 0.0], [1.0, 1.0]]
     """
-    return scores.tril() if between is None else scores * between
+    return scores.tril_() if between is None else scores * between
