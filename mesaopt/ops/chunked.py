@@ -33,7 +33,7 @@ FORGETFUL = -2.0  # log of a chunk's decay below which its start says too little
 _ROUNDS = 4  # restarts of conjugate gradients from the true residual
 
 
-Tuple = TypeVar("Tuple", bound=NamedTuple)
+Parts = TypeVar("Parts", bound=tuple)  # a System or Factors
 
 
 class System(NamedTuple):
@@ -472,18 +472,18 @@ def _worst(residual: Float[Tensor, "group position key"]) -> Float[Tensor, "grou
     return residual.norm(dim=-1).amax(-1)
 
 
-def _flatten(tensors: Tuple, group: torch.Size) -> Tuple:
+def _flatten(tensors: Parts, group: torch.Size) -> Parts:
     """Give every tensor of a system or of factors one group dimension, all of the same length."""
     return _map(
         lambda x: x.expand(*group, *x.shape[len(group) :]).flatten(0, len(group) - 1), tensors
     )
 
 
-def _select(tensors: Tuple, index: Int[Tensor, "chosen"]) -> Tuple:
+def _select(tensors: Parts, index: Int[Tensor, "chosen"]) -> Parts:
     return _map(lambda x: x[index], tensors)
 
 
-def _map(function: Callable[[Tensor], Tensor], tensors: Tuple) -> Tuple:
+def _map(function: Callable[[Tensor], Tensor], tensors: Parts) -> Parts:
     return type(tensors)(*(function(x) if isinstance(x, Tensor) else x for x in tensors))
 
 
