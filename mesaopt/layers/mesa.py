@@ -41,4 +41,4 @@ class MesaLayer(SelfAttention):
         v: Float[Tensor, "batch time head value"],
     ) -> Float[Tensor, "batch time head value"]:
         """See :func:`mesaopt.ops.mesa`."""
-        return mesa(q, k, v, ridge=self.inverse_ridge.reciprocal())
+        return mesa(q, k, v, ridge=self.inverse_ridge.reciprocal()).output
