@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -207,3 +208,22 @@ def test_it_runs_as_a_module_and_closes_quietly() -> None:
         [sys.executable, "-m", "mesaopt", "--version"], capture_output=True, text=True, check=True
     )
     assert shown.stdout.startswith("mesaopt 0.")
+
+
+def test_waiting_threads_sleep_unless_told_otherwise() -> None:
+    code = (
+        "import os\nfrom mesaopt import cli, commands\n"
+        "commands.doctor = lambda **_: print(os.environ['OMP_WAIT_POLICY'], end='') or 0\n"
+        "cli.main(['doctor'])"
+    )
+
+    def policy(**environment: str) -> str:
+        inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=inherited | environment
+        )
+        return out.stdout
+
+    assert policy() == "PASSIVE"
+    assert policy(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
