@@ -51,7 +51,7 @@ def check_tensors(given: dict[str, Tensor | None], chunk_size: int) -> None:
         if gates.shape != q.shape[:3]:
             shape, wanted = tuple(gates.shape), tuple(q.shape[:3])
             raise ValueError(f"{name} has shape {shape}: must be {wanted}, [batch, time, head]")
-        if _readable(gates):
+        if readable(gates):
             _check_range(name, gates, *bounds)
 
 
@@ -62,11 +62,36 @@ def _check_range(name: str, gates: Tensor, least: float, most: float) -> None:
         raise ValueError(f"{name} has the value {high if high > most else low:g}: must be {wanted}")
 
 
-def _readable(x: Tensor) -> bool:
-    """Whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+def readable(x: Tensor) -> bool:
+    """Say whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether its values may decide what to do.
+
+    Example:
+        >>> readable(torch.ones(1)), readable(torch.ones(1, device="meta"))
+        (True, False)
+    """
+    return x.device.type == "cpu" and not traced(x)
+
+
+def traced(x: Tensor) -> bool:
+    """Say whether a tensor stands for many or for none, so that nothing can depend on its values.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether we are being compiled, or transformed by torch.func.
+
+    Example:
+        >>> traced(torch.ones(1)), torch.vmap(lambda x: x + traced(x))(torch.zeros(1)).item()
+        (False, 1.0)
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_choices(
@@ -116,7 +141,7 @@ def check_finite(given: dict[str, Tensor | None], fail: Callable[[str], None]) -
         q has 1 of 2 values that are not finite: must have none
     """
     for name, x in given.items():
-        if x is None or torch.compiler.is_compiling() or is_finite(x):
+        if x is None or is_finite(x):
             continue
         bad = x.isnan() if name == "log_decay" else ~x.isfinite()
         if bad.any():
@@ -137,7 +162,7 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
         >>> is_finite(torch.tensor([1.0, torch.inf]))
         False
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if traced(x):
         return True
     # One pass that finds no NaN nor infinity is the usual case; large numbers may still overflow it.
     total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
@@ -197,7 +222,7 @@ def ridge_per_channel(
     if tuple(ridge.shape) not in ((), (heads,), (heads, width)):
         wanted = f"a number, ({heads},) or ({heads}, {width})"
         raise ValueError(f"ridge has shape {tuple(ridge.shape)}: must be {wanted}")
-    if _readable(ridge) and not bool((ridge > 0).all()):
+    if readable(ridge) and not bool((ridge > 0).all()):
         raise ValueError(f"ridge has the value {ridge.min().item():g}: must be greater than 0")
     return (ridge.unsqueeze(-1) if ridge.dim() == 1 else ridge).expand(heads, width)
 

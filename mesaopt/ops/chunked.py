@@ -26,9 +26,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mesaopt.ops import chunks
+from mesaopt.ops import arguments, chunks
 
 _SMALL = 16  # LAPACK's overhead per matrix is small up to here; above, matrix products are faster
+STEEP = 64.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
 FORGETFUL = -2.0  # log of a chunk's decay below which its start says too little about its end
 _ROUNDS = 4  # restarts of conjugate gradients from the true residual
 
@@ -57,6 +58,8 @@ class Factors(NamedTuple):
     """R, or its diagonal as one row where it is diagonal."""
     correction: Float[Tensor, "*group position key"] | None
     """Y; none where the chunk's one position is already part of R."""
+    steep: Bool[Tensor, "*group"]
+    """Where a key changes the start so much that rounding shows: one refinement pays there."""
     failed: Bool[Tensor, "*group"]
     """Where a matrix was not positive definite to working precision."""
 
@@ -202,11 +205,13 @@ def factorise(system: System, *, exact: bool) -> Factors:
     keys, kept = system.keys, system.since_start
     if kept is not None and keys.shape[-2] == 1:
         whitening, failed = invert_factor(matrices(system).squeeze(-3))
-        return Factors(whitening, None, failed)
+        return Factors(whitening, None, torch.zeros_like(failed), failed)
     whitening, failed = _whitening(system)
     whitened = _rotate(keys if system.beta is None else keys * system.beta.sqrt(), whitening)
     correction, correction_failed = _orthogonalise(whitened, kept)
-    factors = Factors(whitening, correction, failed | correction_failed)
+    change = whitened.square().sum(-1)
+    change = (change if kept is None else change / kept.squeeze(-1)).amax(-1)  # [*G]
+    factors = Factors(whitening, correction, ~(change <= STEEP), failed | correction_failed)
     return factors if exact or kept is None else _relax_forgetful(system, factors)
 
 
@@ -257,6 +262,7 @@ def _relax_forgetful(system: System, factors: Factors) -> Factors:
     return Factors(
         torch.where(chosen, scale, factors.whitening),
         factors.correction.masked_fill(chosen, 0.0),
+        factors.steep,
         factors.failed & ~forgetful,
     )
 
@@ -279,10 +285,10 @@ def apply_factors(
         >>> round(apply_factors(factors, one).item(), 4)
         0.5
     """
-    whitening, correction, _ = factors
+    whitening, correction, *_ = factors
     white = _rotate(rhs, whitening)
     if correction is not None:
-        white = white - (white @ correction.mT).tril_() @ correction
+        white = white - chunks.weigh_past(white @ correction.mT, None) @ correction
     return white * whitening if whitening.shape[-2] < whitening.shape[-1] else white @ whitening
 
 
@@ -310,9 +316,23 @@ def solve_exactly(
         >>> round(solve_exactly(system, factorise(system, exact=True), one).item(), 4)
         0.5
     """
-    solved = apply_factors(factors, rhs)
+    solution = _solve_once(system, factors, rhs)
+    if not arguments.readable(factors.steep) and factors.correction is not None:
+        return solution + _solve_once(system, factors, rhs - multiply(system, solution))
+    if not factors.steep.any():
+        return solution
+    steep, group = factors.steep.flatten().nonzero().squeeze(-1), rhs.shape[:-2]
+    part, part_factors = (_select(_flatten(x, group), steep) for x in (system, factors))
+    flat = solution.flatten(0, -3)
+    remainder = rhs.flatten(0, -3)[steep] - multiply(part, flat[steep])
+    refined = flat[steep] + _solve_once(part, part_factors, remainder)
+    return flat.index_copy(0, steep, refined).view_as(solution)
+
+
+def _solve_once(system: System, factors: Factors, rhs: Tensor) -> Tensor:
+    solution = apply_factors(factors, rhs)
     forgets = system.since_start is not None and factors.correction is not None
-    return solved / system.since_start if forgets else solved
+    return solution / system.since_start if forgets else solution
 
 
 class Solved(NamedTuple):
@@ -485,6 +505,76 @@ def _select(tensors: Parts, index: Int[Tensor, "chosen"]) -> Parts:
 
 def _map(function: Callable[[Tensor], Tensor], tensors: Parts) -> Parts:
     return type(tensors)(*(function(x) if isinstance(x, Tensor) else x for x in tensors))
+
+
+@torch.library.custom_op("mesaopt::conjugate_gradient", mutates_args=())
+def _opaque(
+    keys: Tensor,
+    beta: Tensor | None,
+    start: Tensor | None,
+    ridge: Tensor,
+    between: Tensor | None,
+    since_start: Tensor | None,
+    fades: bool,
+    factors: list[Tensor],
+    rhs: Tensor,
+    rtol: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    system = System(keys, beta, start, ridge, between, since_start, fades)
+    whitening, *correction, steep, failed = factors
+    known = Factors(whitening, correction[0] if correction else None, steep, failed)
+    return tuple(conjugate_gradient(system, known, rhs, rtol=rtol, max_steps=max_steps))
+
+
+@_opaque.register_fake
+def _shapes(
+    keys: Tensor,
+    beta: Tensor | None,
+    start: Tensor | None,
+    ridge: Tensor,
+    between: Tensor | None,
+    since_start: Tensor | None,
+    fades: bool,
+    factors: list[Tensor],
+    rhs: Tensor,
+    rtol: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    group = rhs.shape[:-2]
+    steps = rhs.new_empty(group, dtype=torch.int64)
+    return torch.empty_like(rhs), rhs.new_empty(group), steps, rhs.new_empty(group)
+
+
+def traced_gradient(
+    system: System,
+    factors: Factors,
+    rhs: Float[Tensor, "*group position key"],
+    *,
+    rtol: float,
+    max_steps: int,
+) -> Solved:
+    """Put :func:`conjugate_gradient` into a compiled graph, as one operation nobody looks into.
+
+    Args:
+        system: the matrices.
+        factors: preconditioner, from :func:`factorise`.
+        rhs: one right-hand side per position.
+        rtol: relative residual to reach at every position, if rounding allows.
+        max_steps: most steps of a chunk, restarts included.
+
+    Returns:
+        What :func:`conjugate_gradient` returns.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1)
+        >>> system = System(one, None, None, one, None, None, True)
+        >>> factors = factorise(system, exact=True)
+        >>> round(traced_gradient(system, factors, one, rtol=1e-6, max_steps=9).solution.item(), 4)
+        0.5
+    """
+    known = [x for x in factors if x is not None]
+    return Solved(*_opaque(*system, known, rhs, rtol, max_steps))
 
 
 def iterate_fixed(

@@ -21,6 +21,7 @@ from mesaopt.ops.arguments import Method, OnFailure, RidgeMode
 from mesaopt.ops.chunked import Factors, Solved, System
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
+_UNSEEN = 16  # positions of a chunk under forgetting whose gates cannot be looked at
 
 
 class MesaState(NamedTuple):
@@ -261,7 +262,9 @@ class _Solver:
         if self.method not in ("exact", "cg"):
             return None
         factors = chunked.factorise(system, exact=self.method == "exact")
-        if self.on_failure != "ignore" and self.method == "exact" and bool(factors.failed.any()):
+        if self.method != "exact" or self.on_failure == "ignore":
+            return factors
+        if not arguments.traced(factors.failed) and bool(factors.failed.any()):
             where = _describe(_place(factors.failed.int(), chunk_size), chunk_size)
             told = "H + ridge is not positive definite to working precision at"
             _failure(self.on_failure)(f"{told} {where}: raise the ridge or use float64")
@@ -270,9 +273,9 @@ class _Solver:
     def solve(self, system: System, factors: Factors | None, rhs: Tensor) -> Solved:
         if self.method == "cg":
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
-            found = chunked.conjugate_gradient(
-                system, factors, rhs, rtol=rtol, max_steps=self.max_steps
-            )
+            traced = arguments.traced(rhs)
+            descend = chunked.traced_gradient if traced else chunked.conjugate_gradient
+            found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.
             accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
             self.check(found.residual, accepted, rhs.shape[-2], found.steps)
@@ -286,13 +289,14 @@ class _Solver:
         found = Solved.direct(solution)
         if self.rtol is not None:
             residual = chunked.relative_residual(system, solution, rhs)
-            self.check(residual, self.rtol, rhs.shape[-2], found.steps)
+            steps = self.max_steps if self.method in ("neumann", "chebyshev") else 0
+            self.check(residual, self.rtol, rhs.shape[-2], torch.full_like(residual, steps))
         return found
 
     def check(
         self, residual: Tensor, accepted: Tensor | float, chunk_size: int, steps: Tensor
     ) -> None:
-        if self.on_failure == "ignore":
+        if self.on_failure == "ignore" or arguments.traced(residual):
             return
         missed = ~(residual <= accepted)  # true for a NaN
         if bool(missed.any()):
@@ -302,7 +306,7 @@ class _Solver:
             limit = accepted[index] if isinstance(accepted, Tensor) else accepted
             where = _describe(at, chunk_size)
             _failure(self.on_failure)(
-                f"{told} at {where}: must be {limit:.1e} or less; {steps[index]} steps were taken"
+                f"{told} at {where}: must be {limit:.1e} or less; {int(steps[index])} steps were taken"
             )
 
 
@@ -329,7 +333,7 @@ def _plan(
             "'neumann' or 'chebyshev', or ridge_mode='decayed'"
         )
     if log_decay is not None and ridge_mode == "decayed":
-        size = _remembering_size(log_decay, size, _KEPT)
+        size = _remembering_size(log_decay, size)
     elif mixed and method == "cg":
         size = _preconditioned_size(log_decay, size)
     default = 4 * inputs.q.shape[-1] + 32 if method == "cg" else 30
@@ -339,9 +343,11 @@ def _plan(
 
 
 @torch.no_grad()
-def _remembering_size(log_decay: Tensor, size: int, least: float) -> int:
-    """Halve chunks until none of them decays by more than exp(least)."""
-    while size > 1 and chunks.split(log_decay.unsqueeze(-1), size).sum(-2).amin() < least:
+def _remembering_size(log_decay: Tensor, size: int) -> int:
+    """Halve chunks until none of them forgets much."""
+    if arguments.traced(log_decay):
+        return min(size, _UNSEEN)
+    while size > 1 and chunks.split(log_decay.unsqueeze(-1), size).sum(-2).amin() < _KEPT:
         size = (size + 1) // 2
     return size
 
@@ -349,10 +355,12 @@ def _remembering_size(log_decay: Tensor, size: int, least: float) -> int:
 @torch.no_grad()
 def _preconditioned_size(log_decay: Tensor, size: int) -> int:
     """Chunks short enough for their factors to be good, where heads remember enough to have any."""
+    if arguments.traced(log_decay):
+        return min(size, _UNSEEN)
     rates = -log_decay.mean((0, 1))  # [H]
-    slow = rates[rates * 16 <= -chunked.FORGETFUL]
+    slow = rates[rates * _UNSEEN <= -chunked.FORGETFUL]
     fastest = slow.max().item() if len(slow) else 0.0
-    while size > 16 and size * fastest > 0.5:
+    while size > _UNSEEN and size * fastest > 0.5:
         size = (size + 1) // 2
     return size
 
@@ -428,7 +436,7 @@ def _solve(system: System, solver: _Solver, rhs: Tensor) -> Solved:
     if solver.method in ("neumann", "chebyshev"):
         return solver.solve(system, None, rhs)  # fixed steps: the gradient is that of the steps
     factors = solver.factorise(system, rhs.shape[-2])
-    tensors = (None, None, None) if factors is None else factors
+    tensors = (None,) * 4 if factors is None else factors
     return Solved(*_Solve.apply(rhs, *system[:-1], solver, *tensors))
 
 
@@ -460,8 +468,8 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, *system, solver, whitening, correction, failed = inputs
-        ctx.save_for_backward(output[0], *system, whitening, correction, failed)
+        _, *system, solver, whitening, correction, steep, failed = inputs
+        ctx.save_for_backward(output[0], *system, whitening, correction, steep, failed)
         ctx.solver = solver
         ctx.mark_non_differentiable(*output[1:])
 
@@ -470,7 +478,7 @@ class _Solve(torch.autograd.Function):
         solution, *parts = ctx.saved_tensors
         system, factors = System(*parts[:6], ctx.solver.fades), parts[6:]
         adjoint = _Solve.apply(grads[0], *system[:-1], ctx.solver, *factors)[0]
-        return adjoint, *_pull_back(system, solution, adjoint), None, None, None, None
+        return adjoint, *_pull_back(system, solution, adjoint), *[None] * 5
 
 
 def _pull_back(system: System, solution: Tensor, adjoint: Tensor) -> tuple[Tensor | None, ...]:
@@ -482,7 +490,7 @@ def _pull_back(system: System, solution: Tensor, adjoint: Tensor) -> tuple[Tenso
     d_keys = -(d_keys if beta is None else d_keys * beta)
     d_beta = d_between = d_since_start = d_start = None
     if between is not None:
-        d_between = -(answers * adjoints).tril()
+        d_between = -chunks.weigh_past(answers * adjoints, None)
     if beta is not None:
         weighed = chunks.weigh_past(answers * adjoints, between)
         d_beta = -weighed.sum(-2).unsqueeze(-1)

@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.linalg
@@ -90,6 +93,14 @@ def compare(inputs, mode, *, tolerance, **options):
         errors[f"d{name}"] = error(found, right)
     assert max(errors.values()) <= tolerance, errors
     return result
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the run-time checks of annotations off, which would come before the operator's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Values and gradients
@@ -220,10 +231,11 @@ def test_solves_are_linear_in_the_query_and_the_upstream_gradient(scale, gate, m
     wanted = gradients(once.output, inputs, upstream)
     scaled = {**inputs, "q": (inputs["q"] * scale).detach().requires_grad_()}
     more = mesa(**scaled, ridge_mode=mode)
-    # The scale itself is rounded: a rounding unit on every input, times the condition number (< 1e3).
-    assert error(more.output / scale, once.output) <= 1e-5
+    # The scale itself is rounded: a rounding unit, 6e-8, times the condition number, 40 / 0.25 at most
+    # and e times that where the ridge has faded.
+    assert error(more.output / scale, once.output) <= 3e-5
     found = gradients(mesa(**inputs, ridge_mode=mode).output, inputs, upstream * scale)
-    assert max(error(a / scale, b) for a, b in zip(found, wanted, strict=True)) <= 1e-5
+    assert max(error(a / scale, b) for a, b in zip(found, wanted, strict=True)) <= 3e-5
 
 
 @pytest.mark.parametrize("exponent", [-26, 26])
@@ -460,6 +472,7 @@ def test_inputs_that_are_not_finite(name, method, bad):
         mesa(**inputs, method=method)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -545,19 +558,34 @@ def test_vmap_over_models(gate, mode):
         assert error(slopes[i], torch.autograd.grad(wanted, own)[0]) <= CLOSE
 
 
+COMPILED = """
+import sys, torch
+from mesaopt.ops import mesa
+
+gate, mode = float(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+q, k, v = (torch.randn(2, 20, 2, 4) for _ in range(3))
+beta, log_decay = torch.rand(2, 20, 2), -gate * torch.rand(2, 20, 2)
+inputs = [x.requires_grad_() for x in (q, k, v, torch.rand(2, 4) + 0.25, beta, log_decay)]
+
+def function(q, k, v, ridge, beta, log_decay):
+    gates = {"log_decay": log_decay} if gate else {}
+    return mesa(q, k, v, ridge=ridge, beta=beta, ridge_mode=mode, chunk_size=8, **gates).output
+
+compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+outputs = [f(*inputs) for f in (compiled, function)]
+upstream = torch.randn_like(v)
+slopes = [torch.autograd.grad(x, inputs, upstream, allow_unused=True) for x in outputs]
+for found, wanted in ((outputs[:1], outputs[1:]), slopes):
+    for a, b in zip(found, wanted):
+        # Two solves in single precision, whose condition number is below 1e3.
+        assert b is None or (a - b).norm() <= 1e-4 * b.norm()
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("gate", "mode"), EXACT_MODES)
+@pytest.mark.parametrize(("gate", "mode"), MODES)
 def test_compiles_without_graph_breaks(gate, mode):
-    inputs = make(20, gate=gate, dtype=torch.float32)
-
-    def function(inputs):
-        return mesa(**inputs, ridge_mode=mode, chunk_size=8, on_failure="ignore").output
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    found, wanted = compiled(inputs), function(inputs)
-    assert error(found, wanted) <= 1e-6
-    upstream = torch.randn_like(wanted)
-    pairs = zip(
-        gradients(found, inputs, upstream), gradients(wanted, inputs, upstream), strict=True
-    )
-    assert max(error(a, b) for a, b in pairs) <= 1e-5
+    # In a process of its own: the run-time checks of annotations cannot be compiled.
+    command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(gate or 0.0), mode]
+    subprocess.run(command, check=True)
