@@ -1,5 +1,7 @@
 """Time cut into chunks: what every chunk-parallel operator shares."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -131,3 +133,122 @@ def attend_ahead(
     """
     out = (q @ k.mT).triu_() @ v
     return out if q.shape[-3] == 1 else out + q @ sum_after(k.mT @ v)
+
+
+def decay_between(
+    log_decay: Float[Tensor, "*group position"],
+) -> Float[Tensor, "*group position position"]:
+    """Share of what was written at s that is left at t: exp(sum of log_decay over s < r <= t).
+
+    The exponents are sums of the gates between the two positions alone, not differences of running sums:
+    no exponent is positive, and a strong gate does no harm to the digits of those after it.
+
+    Args:
+        log_decay: one number per position, 0 or less; minus infinity forgets everything.
+
+    Returns:
+        Indexed [t, s]: 1 on the diagonal, 0 above it.
+
+    Example:
+        >>> decay_between(torch.tensor([-100.0, -1.0, 0.0]))
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.3679, 1.0000, 0.0000],
+                [0.3679, 1.0000, 1.0000]])
+    """
+    size = log_decay.shape[-1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).tril()
+    gates = log_decay.unsqueeze(-1).expand(*log_decay.shape, size)
+    exponents = torch.where(causal.tril(-1), gates, 0.0).cumsum(-2)
+    return torch.where(causal, exponents, -torch.inf).exp()
+
+
+class Decays(NamedTuple):
+    """What is left of the past, seen from the positions of a chunk. Every number is between 0 and 1.
+
+    Example:
+        >>> decays(torch.zeros(2, 3)).whole.shape
+        torch.Size([2, 1, 1])
+    """
+
+    between: Float[Tensor, "*group position position"]
+    """Of what was written at s, at t; see :func:`decay_between`."""
+    from_start: Float[Tensor, "*group position 1"]
+    """Of the chunk's initial state, at t."""
+    to_end: Float[Tensor, "*group position 1"]
+    """Of what was written at s, at the chunk's end."""
+    whole: Float[Tensor, "*group 1 1"]
+    """Of the chunk's initial state, at its end."""
+
+
+def decays(log_decay: Float[Tensor, "*group position"]) -> Decays:
+    """Turn the gates of chunks into the decays that chunkwise operators need.
+
+    Args:
+        log_decay: one number per position, 0 or less.
+
+    Returns:
+        The decays.
+
+    Example:
+        >>> decays(torch.tensor([-1.0, 0.0])).to_end.flatten()
+        tensor([1., 1.])
+    """
+    between = decay_between(log_decay)
+    from_start = log_decay.cumsum(-1).exp().unsqueeze(-1)
+    return Decays(between, from_start, between[..., -1, :].unsqueeze(-1), from_start[..., -1:, :])
+
+
+def sum_states(
+    initial: Float[Tensor, "batch head value key"] | None,
+    increments: Float[Tensor, "batch head chunk value key"],
+) -> tuple[Float[Tensor, "batch head chunk value key"], Float[Tensor, "batch head value key"]]:
+    """Add up the chunks' contributions to a state.
+
+    Args:
+        initial: the state before the first chunk, zero if None.
+        increments: what each chunk adds.
+
+    Returns:
+        The state before each chunk, and the state after the last one.
+
+    Example:
+        >>> starts, last = sum_states(None, torch.ones(1, 1, 3, 1, 1))
+        >>> starts.flatten().tolist(), last.item()
+        ([0.0, 1.0, 2.0], 3.0)
+    """
+    starts = sum_before(increments)
+    if initial is not None:
+        starts = starts + initial.unsqueeze(2)
+    return starts, starts[:, :, -1] + increments[:, :, -1]
+
+
+def chain_states(
+    initial: Float[Tensor, "batch head value key"] | None,
+    increments: Float[Tensor, "batch head chunk value key"],
+    transitions: Float[Tensor, "batch head chunk #key #key"],
+) -> tuple[Float[Tensor, "batch head chunk value key"], Float[Tensor, "batch head value key"]]:
+    """Run a state through the chunks: S_next = S A + U.
+
+    Args:
+        initial: the state before the first chunk, zero if None.
+        increments: U of each chunk.
+        transitions: A of each chunk, a matrix, or [.., 1, 1] for a multiple of the identity.
+
+    Returns:
+        The state before each chunk, and the state after the last one.
+
+    Example:
+        >>> one = torch.ones(1, 1, 3, 1, 1)
+        >>> starts, last = chain_states(None, one, 0.5 * one)
+        >>> starts.flatten().tolist(), last.item()
+        ([0.0, 1.0, 1.5], 1.75)
+    """
+    state = torch.zeros_like(increments[:, :, 0]) if initial is None else initial
+    # One number per chunk also multiplies a matrix of one column rightly.
+    scalar = transitions.shape[-1] == 1
+    starts = []
+    # unbind() and stack(), since indexing in a loop would make the backward pass quadratic.
+    for increment, transition in zip(increments.unbind(2), transitions.unbind(2), strict=True):
+        starts.append(state)
+        state = increment + (state * transition if scalar else state @ transition)
+    return torch.stack(starts, dim=2), state
