@@ -25,8 +25,10 @@ def split(
     """
     length = x.shape[1]
     size = min(chunk_size, length)
-    padded = torch.nn.functional.pad(x.transpose(1, 2), (0, 0, 0, -length % size))
-    return padded.unflatten(2, (-1, size)).contiguous()
+    x = x.transpose(1, 2)
+    if length % size:  # pad() copies even where there is nothing to fill up
+        x = torch.nn.functional.pad(x, (0, 0, 0, -length % size))
+    return x.unflatten(2, (-1, size)).contiguous()
 
 
 def join(

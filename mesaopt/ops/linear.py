@@ -68,8 +68,11 @@ def linear_attention(
     with full_precision(q):
         queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
         out = (queries @ keys.mT).tril_() @ values
-        starts, last = layout.carry(chunks.sum_states, cross, values.mT @ keys)
-        if cross is not None or starts.shape[2] > 1:  # else there is no past to read
+        increments = values.mT @ keys
+        if cross is None and increments.shape[2] == 1:  # there is no past to read
+            last = increments.squeeze(2)
+        else:
+            starts, last = layout.carry(chunks.sum_states, cross, increments)
             out = out + queries @ starts.mT
     return Output(layout.join(out).to(q.dtype), LinearState(last))
 
