@@ -137,6 +137,28 @@ def attend_ahead(
     return out if q.shape[-3] == 1 else out + q @ sum_after(k.mT @ v)
 
 
+def causal_scores(
+    q: Float[Tensor, "*group position key"], k: Float[Tensor, "*group position key"]
+) -> Float[Tensor, "*group position position"]:
+    """Products q_t . k_s of a chunk, zero for s > t.
+
+    Args:
+        q: queries.
+        k: keys.
+
+    Returns:
+        Indexed [t, s].
+
+    Example:
+        >>> causal_scores(torch.ones(2, 1), torch.ones(2, 1))
+        tensor([[1., 0.],
+                [1., 1.]])
+    """
+    size = q.shape[-2]
+    # A product with ones and zeros is quicker than tril_(), forward and backward, and vmap knows it.
+    return (q @ k.mT).mul_(torch.ones(size, size, dtype=q.dtype, device=q.device).tril_())
+
+
 def decay_between(
     log_decay: Float[Tensor, "*group position"],
 ) -> Float[Tensor, "*group position position"]:

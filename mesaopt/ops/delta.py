@@ -293,11 +293,12 @@ def _delta_rule(
         system = _solve_writes(keys, values, strength, decay)
         starts, last = layout.carry(chunks.chain_states, cross, *_chunk_maps(keys, system, decay))
         writes = system.fresh - system.erased @ starts.mT
-        scores = queries @ keys.mT
         if decay is None:
-            out = scores.tril() @ writes + queries @ starts.mT
+            scores = chunks.causal_scores(queries, keys)
         else:
-            out = (scores * decay.between) @ writes + (queries * decay.from_start) @ starts.mT
+            scores = (queries @ keys.mT) * decay.between
+            queries = queries * decay.from_start
+        out = scores @ writes + queries @ starts.mT
     return Output(layout.join(out).to(q.dtype), LinearState(last))
 
 

@@ -67,7 +67,7 @@ def linear_attention(
     kind = working_type(q)
     with full_precision(q):
         queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
-        out = (queries @ keys.mT).tril_() @ values
+        out = chunks.causal_scores(queries, keys) @ values
         increments = values.mT @ keys
         if cross is None and increments.shape[2] == 1:  # there is no past to read
             last = increments.squeeze(2)
