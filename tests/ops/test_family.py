@@ -1,7 +1,11 @@
 """The relatives of mesa against their dense definitions, and the identities that tie them together."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -495,3 +499,45 @@ def test_boundaries_that_do_not_fit_are_refused(rule: Rule, bounds: list[int]) -
     inputs = pick(rule, draw(1, 5, 3, 4, 2))
     with pytest.raises(ValueError, match="must increase from 0 to 5, the time axis"):
         rule.run(**inputs, cu_seqlens=torch.tensor(bounds))
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_the_example_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "family.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    with torch.random.fork_rng():
+        exec(compile(code, "family.md", "exec"), {})
+
+
+def test_longhorn_is_stable_with_long_keys() -> None:
+    inputs = pick(RULES[4], draw(1, 100, 2, 4, 3))
+    inputs["k"] = inputs["k"] * 1e3
+    torch.testing.assert_close(
+        ops.longhorn(**inputs).output, reference.longhorn(**inputs), rtol=1e-9, atol=1e-9
+    )
+
+
+COMPILED = """
+import torch
+from mesaopt import ops
+for name, gates in {rules}:
+    q, k, v = torch.randn(3, 1, 10, 2, 4, dtype=torch.float64, requires_grad=True)
+    kwargs = dict(beta=torch.rand(1, 10, 2), log_decay=-torch.rand(1, 10, 2))
+    kwargs = {{gate: kwargs[gate].double() for gate in gates}}
+    function = getattr(ops, name)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    ours, theirs = compiled(q, k, v, **kwargs), function(q, k, v, **kwargs)
+    torch.testing.assert_close(ours, theirs)
+    for result in (ours, theirs):
+        result.output.square().sum().backward()
+    step = torch.compile(getattr(ops, name + "_step"), fullgraph=True, backend="aot_eager")
+    step(q[:, 0], k[:, 0], v[:, 0], ours.state, **{{n: x[:, 0] for n, x in kwargs.items()}})
+"""
+
+
+@pytest.mark.slow
+def test_one_graph_under_compile() -> None:
+    # In a process of its own: torch.compile cannot follow this suite's checks of shapes.
+    code = COMPILED.format(rules=[(rule.name, rule.gates) for rule in RULES])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
