@@ -1,6 +1,6 @@
 """Time cut into chunks: what every chunk-parallel operator shares."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -179,11 +179,36 @@ def decay_between(
                 [0.3679, 1.0000, 0.0000],
                 [0.3679, 1.0000, 1.0000]])
     """
-    size = log_decay.shape[-1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).tril()
-    gates = log_decay.unsqueeze(-1).expand(*log_decay.shape, size)
-    exponents = torch.where(causal.tril(-1), gates, 0.0).cumsum(-2)
-    return torch.where(causal, exponents, -torch.inf).exp()
+    decay: Tensor = _DecayBetween.apply(log_decay)
+    return decay
+
+
+class _DecayBetween(torch.autograd.Function):
+    """D[t, s] = exp(sum_{s < r <= t} l_r), with a gradient in few passes over memory.
+
+    With E the product of D and its gradient, entry by entry: dl_r = sum_{s < r <= t} E[t, s], a running
+    sum along s, then a sum over t. Like the exponents it takes no differences of sums.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_decay: Tensor) -> Tensor:
+        size = log_decay.shape[-1]
+        causal = torch.ones(size, size, dtype=log_decay.dtype, device=log_decay.device).tril_()
+        # exp(-1e4) is zero in every type, and other than minus infinity it can be masked by a product.
+        gates = log_decay.clamp(min=-1e4).unsqueeze(-1) * causal.tril(-1)
+        return gates.cumsum(-2).exp_().mul_(causal)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (decay,) = ctx.saved_tensors
+        earlier = (grads[0] * decay).cumsum(-1)[..., 1:, :-1]  # [t, r]: sum over s < r
+        return torch.nn.functional.pad(earlier.tril().sum(-2), (1, 0))
 
 
 class Decays(NamedTuple):
