@@ -12,15 +12,13 @@ U = U_0 - E S^T. Everything else is matrix products, and a chunk acts on the sta
     S_next = S (d_end I - E^T K_end) + U_0^T K_end, with K_end the keys decayed to the chunk's end.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
 from mesaopt.ops.checks import check_gates, check_shapes
-from mesaopt.ops.layout import lay_out
+from mesaopt.ops.layout import Layout, lay_out
 from mesaopt.ops.state import (
     LinearState,
     Output,
@@ -290,51 +288,52 @@ def _delta_rule(
         queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
         strength = None if beta is None else layout.cut_gate(beta.to(kind)).unsqueeze(-1)
         decay = None if log_decay is None else chunks.decays(layout.cut_gate(log_decay.to(kind)))
-        system = _solve_writes(keys, values, strength, decay)
-        starts, last = layout.carry(chunks.chain_states, cross, *_chunk_maps(keys, system, decay))
-        writes = system.fresh - system.erased @ starts.mT
         if decay is None:
             scores = chunks.causal_scores(queries, keys)
         else:
             scores = (queries @ keys.mT) * decay.between
             queries = queries * decay.from_start
-        out = scores @ writes + queries @ starts.mT
+        writes, starts, last = _write(keys, values, strength, decay, cross, layout)
+        out = scores @ writes
+        if starts is not None:
+            out = out + queries @ starts.mT
     return Output(layout.join(out).to(q.dtype), LinearState(last))
 
 
-class _Writes(NamedTuple):
-    """The writes of every chunk as a function of the state it starts from: U = fresh - erased S^T."""
-
-    fresh: Float[Tensor, "batch head chunk position value"]  # U_0
-    erased: Float[Tensor, "batch head chunk position key"]  # E
-
-
-def _solve_writes(
+def _write(
     keys: Float[Tensor, "batch head chunk position key"],
     values: Float[Tensor, "batch head chunk position value"],
     strength: Float[Tensor, "batch head chunk position 1"] | None,
     decay: chunks.Decays | None,
-) -> _Writes:
-    targets = [values, keys if decay is None else keys * decay.from_start]
-    right = torch.cat(targets, dim=-1)
+    cross: Float[Tensor, "sequence head value key"] | None,
+    layout: Layout,
+) -> tuple[
+    Float[Tensor, "batch head chunk position value"],
+    Float[Tensor, "batch head chunk value key"] | None,
+    Float[Tensor, "sequence head value key"],
+]:
+    """Return the writes of all positions, the state before each chunk (None if all zero) and the last."""
     coupling = keys @ keys.mT
-    if decay is not None:
-        coupling = coupling * decay.between
-    if strength is not None:
-        coupling, right = coupling * strength, right * strength
-    # Only what is below the diagonal is read; the diagonal is taken to be 1.
-    solved = torch.linalg.solve_triangular(coupling, right, upper=False, unitriangular=True)
-    return _Writes(*solved.split([values.shape[-1], keys.shape[-1]], dim=-1))
-
-
-def _chunk_maps(
-    keys: Float[Tensor, "batch head chunk position key"],
-    system: _Writes,
-    decay: chunks.Decays | None,
-) -> tuple[Float[Tensor, "batch head chunk value key"], Float[Tensor, "batch head chunk key key"]]:
-    """Return what a chunk adds to a state, and the matrix that it multiplies it by."""
-    late_keys = keys if decay is None else keys * decay.to_end
+    early_keys = late_keys = keys
     kept = torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
     if decay is not None:
+        coupling = coupling * decay.between
+        early_keys, late_keys = keys * decay.from_start, keys * decay.to_end
         kept = kept * decay.whole
-    return system.fresh.mT @ late_keys, kept - system.erased.mT @ late_keys
+    if strength is not None:
+        coupling = coupling * strength
+        values, early_keys = values * strength, early_keys * strength
+    if cross is None and keys.shape[2] == 1:
+        writes = _solve(coupling, values)
+        return writes, None, (writes.mT @ late_keys).squeeze(2)
+    solved = _solve(coupling, torch.cat([values, early_keys], dim=-1))
+    fresh, erased = solved.split([values.shape[-1], keys.shape[-1]], dim=-1)  # U_0, E
+    starts, last = layout.carry(
+        chunks.chain_states, cross, fresh.mT @ late_keys, kept - erased.mT @ late_keys
+    )
+    return fresh - erased @ starts.mT, starts, last
+
+
+def _solve(coupling: Tensor, right: Tensor) -> Tensor:
+    """Solve the writes' triangular systems: what is below the diagonal is read, which is taken as 1."""
+    return torch.linalg.solve_triangular(coupling, right, upper=False, unitriangular=True)

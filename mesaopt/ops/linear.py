@@ -159,9 +159,12 @@ def gated_linear_attention(
             values = values * layout.cut_gate(beta.to(kind)).unsqueeze(-1)
         decay = chunks.decays(layout.cut_gate(log_decay.to(kind)))
         increments = (values * decay.to_end).mT @ keys
-        starts, last = layout.carry(chunks.chain_states, cross, increments, decay.whole)
         out = ((queries @ keys.mT) * decay.between) @ values
-        out = out + (queries * decay.from_start) @ starts.mT
+        if cross is None and increments.shape[2] == 1:  # there is no past to read
+            last = increments.squeeze(2)
+        else:
+            starts, last = layout.carry(chunks.chain_states, cross, increments, decay.whole)
+            out = out + (queries * decay.from_start) @ starts.mT
     return Output(layout.join(out).to(q.dtype), LinearState(last))
 
 
