@@ -7,7 +7,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from mesaopt.ops.checks import check_shapes, check_step, check_tensor
 from mesaopt.ops.layout import read_bounds
-from mesaopt.ops.state import KeyValueState, Output
+from mesaopt.ops.state import KeyValueState, Output, full_precision
 
 
 def softmax_attention(
@@ -57,8 +57,9 @@ def softmax_attention(
     lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
     past = _past_of(initial_state, len(lengths), k, v)
     pasts = [None] * len(lengths) if past is None else _single_states(past)
-    parts = zip(*(x.split(lengths, dim=1) for x in (q, k, v)), pasts, strict=True)
-    outputs, states = zip(*(_attend(*part, scale) for part in parts), strict=True)
+    parts = zip(*(x.split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    results = [_attend(*part, earlier, scale) for part, earlier in zip(parts, pasts, strict=True)]
+    outputs, states = zip(*results, strict=True)
     return Output(torch.cat(outputs, dim=1), _stack_states(list(states)))
 
 
@@ -125,6 +126,8 @@ def _attend(
     scale: float | None,
 ) -> tuple[Tensor, KeyValueState]:
     """Return the outputs and all pairs so far."""
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale={scale}: must be greater than 0")
     length = q.shape[1]
     state = KeyValueState(k, v)
     mask = None
@@ -134,12 +137,13 @@ def _attend(
             torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1), valid
         )
         mask = _mask(length, state)
-    out = scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (q, state.keys, state.values)),
-        attn_mask=mask,
-        is_causal=past is None and length > 1,
-        scale=scale,
-    )
+    with full_precision(q):  # the type of q in, the type of q out
+        out = scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, state.keys, state.values)),
+            attn_mask=mask,
+            is_causal=past is None and length > 1,
+            scale=scale,
+        )
     return out.transpose(1, 2), state
 
 

@@ -295,7 +295,7 @@ def test_half_precision_keeps_its_type_and_a_float32_state(rule: Rule, dtype: to
         assert (output.double() - exact).norm() < 2 * torch.finfo(dtype).eps * exact.norm()
 
 
-@every(CHUNKED)
+@every(RULES)
 def test_autocast_does_not_lower_the_precision(rule: Rule) -> None:
     inputs = pick(rule, draw(1, 70, 2, 4, 3, SINGLE))
     expected = rule.run(**inputs)
@@ -490,6 +490,8 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
             ops.softmax_attention(q, k, v, initial_state=state)
         with pytest.raises(ValueError, match=message):
             ops.softmax_attention_step(q[:, 0], k[:, 0], v[:, 0], state)
+    with pytest.raises(ValueError, match="scale=-1.0: must be greater than 0"):
+        ops.softmax_attention(q, k, v, scale=-1.0)
 
 
 @every(RULES)
