@@ -56,9 +56,12 @@ def softmax_attention(
     bounds = read_bounds(cu_seqlens, len(q), q.shape[1])
     lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
     past = _past_of(initial_state, len(lengths), k, v)
-    pasts = [None] * len(lengths) if past is None else _single_states(past)
-    parts = zip(*(x.split(lengths, dim=1) for x in (q, k, v)), strict=True)
-    results = [_attend(*part, earlier, scale) for part, earlier in zip(parts, pasts, strict=True)]
+    pasts = _single_states(past) if past is not None else [None] * len(lengths)
+    queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
+    results = [
+        _attend(a, b, c, earlier, scale)
+        for a, b, c, earlier in zip(queries, keys, values, pasts, strict=True)
+    ]
     outputs, states = zip(*results, strict=True)
     return Output(torch.cat(outputs, dim=1), _stack_states(list(states)))
 
