@@ -282,7 +282,7 @@ def _delta_rule(
     check_shapes(q, k, v, chunk_size)
     check_gates(q, beta=beta, log_decay=log_decay)
     layout = lay_out(q, chunk_size, cu_seqlens)
-    cross = cross_of(initial_state, layout.sequences, q, v)
+    cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
     kind = working_type(q)
     with full_precision(q):
         queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))

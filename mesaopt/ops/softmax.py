@@ -51,11 +51,11 @@ def softmax_attention(
     """
     check_shapes(q, k, v)
     if cu_seqlens is None:
-        past = _past_of(initial_state, len(q), k, v)
+        past = _past_of(initial_state, len(q), k, v, "initial_state")
         return Output(*_attend(q, k, v, past, scale))
     bounds = read_bounds(cu_seqlens, len(q), q.shape[1])
     lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
-    past = _past_of(initial_state, len(lengths), k, v)
+    past = _past_of(initial_state, len(lengths), k, v, "initial_state")
     pasts = _single_states(past) if past is not None else [None] * len(lengths)
     queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
     results = [
@@ -105,19 +105,19 @@ def softmax_attention_step(
 
 
 def _past_of(
-    state: KeyValueState | None, sequences: int, k: Tensor, v: Tensor
+    state: KeyValueState | None, sequences: int, k: Tensor, v: Tensor, name: str = "state"
 ) -> KeyValueState | None:
     """Return a state if it fits the call."""
     if state is None:
         return None
     if not isinstance(state, KeyValueState):
-        raise ValueError(f"state has type {type(state).__name__}: must be KeyValueState")
+        raise ValueError(f"{name} has type {type(state).__name__}: must be KeyValueState")
     past = state.keys.shape[1]
-    check_tensor("state.keys", state.keys, (sequences, past, *k.shape[2:]), k)
-    check_tensor("state.values", state.values, (sequences, past, *v.shape[2:]), v)
+    check_tensor(f"{name}.keys", state.keys, (sequences, past, *k.shape[2:]), k)
+    check_tensor(f"{name}.values", state.values, (sequences, past, *v.shape[2:]), v)
     if state.valid is not None:
         like = torch.empty(0, dtype=torch.bool, device=k.device)
-        check_tensor("state.valid", state.valid, (sequences, past), like)
+        check_tensor(f"{name}.valid", state.valid, (sequences, past), like)
     return state
 
 

@@ -91,7 +91,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 
 def cross_of(
-    state: LinearState | None, sequences: int, q: Tensor, v: Tensor
+    state: LinearState | None, sequences: int, q: Tensor, v: Tensor, name: str = "state"
 ) -> Float[Tensor, "batch head value key"] | None:
     """Take the matrix out of a state, if it fits the call.
 
@@ -100,6 +100,7 @@ def cross_of(
         sequences: how many there are.
         q: queries [..., head, key].
         v: values [..., head, value].
+        name: what the caller's argument is called.
 
     Returns:
         [sequences, head, value, key], or None.
@@ -117,10 +118,10 @@ def cross_of(
     if state is None:
         return None
     if not isinstance(state, LinearState):
-        raise ValueError(f"state has type {type(state).__name__}: must be LinearState")
+        raise ValueError(f"{name} has type {type(state).__name__}: must be LinearState")
     shape = (sequences, q.shape[-2], v.shape[-1], q.shape[-1])
     like = torch.empty(0, dtype=working_type(q), device=q.device)
-    check_tensor("state.cross", state.cross, shape, like)
+    check_tensor(f"{name}.cross", state.cross, shape, like)
     return state.cross
 
 

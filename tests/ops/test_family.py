@@ -418,7 +418,7 @@ def test_bad_input_is_refused(rule: Rule) -> None:
         ({"v": good.float()}, r"v has type torch.float32: must be torch.float64, as q"),
         ({"k": inputs["k"].to("meta")}, r"k is on meta: must be on cpu, as q"),
         ({"cu_seqlens": torch.tensor([0, 5])}, r"q has batch 2: must be 1 with cu_seqlens"),
-        ({"initial_state": (good,)}, r"state has type tuple: must be"),
+        ({"initial_state": (good,)}, r"initial_state has type tuple: must be"),
     ]
     for gate in rule.gates:
         shape = rf"{gate} has shape \(2, 5\): must be \(2, 5, 3\)"
