@@ -105,4 +105,4 @@ class LinearSelfAttention(SelfAttention):
         v: Float[Tensor, "batch time head value"],
     ) -> Float[Tensor, "batch time head value"]:
         """See :func:`mesaopt.ops.linear_attention`."""
-        return linear_attention(q, k, v)
+        return linear_attention(q, k, v).output

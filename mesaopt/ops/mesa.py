@@ -377,7 +377,7 @@ def _run(
     beta, gates = (
         None if x is None else chunks.split(x.unsqueeze(-1), size) for x in inputs[3:]
     )  # [B,H,N,C,1]
-    decay = None if gates is None else chunks.decays(gates)
+    decay = None if gates is None else chunks.running_decays(gates)
     written = keys if beta is None else keys * beta
     kept = written if decay is None else written * decay.until_end
     whole = None if decay is None else decay.whole

@@ -393,7 +393,7 @@ def test_no_steps_give_linear_attention(method):
     inputs = make(20, gate=None)
     inputs["beta"] = None
     found = mesa(**inputs, method=method, max_steps=0, chunk_size=8).output
-    wanted = linear_attention(*(inputs[n] for n in "qkv"), chunk_size=8)
+    wanted = linear_attention(*(inputs[n] for n in "qkv"), chunk_size=8).output
     assert error(found, wanted) <= CLOSE
 
 
@@ -403,7 +403,7 @@ def test_a_huge_ridge_gives_linear_attention():
     ridge = 1e8
     found = mesa(*(inputs[n] for n in "qkv"), ridge=ridge).output * ridge
     # What is left out is of the order of the Gram matrix over the ridge: 20 / 1e8.
-    assert error(found, linear_attention(*(inputs[n] for n in "qkv"))) <= 20 / ridge
+    assert error(found, linear_attention(*(inputs[n] for n in "qkv")).output) <= 20 / ridge
 
 
 # What is reported
