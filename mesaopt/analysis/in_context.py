@@ -108,14 +108,16 @@ def in_context_loss(
     """
     if num_sequences < 1:
         raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
-    parts: dict[str, list[Tensor]] = {name: [] for name in predictors}
-    for step in range(-(-num_sequences // EVALUATION_BATCH)):
+    batches = -(-num_sequences // EVALUATION_BATCH)
+    losses = torch.empty(len(predictors), batches, EVALUATION_BATCH, task.config.length)
+    for step in range(batches):
         batch = task.sample(EVALUATION_BATCH, seed=seed, step=step, split=split)
-        for name, predict in predictors.items():
-            parts[name].append(squared_error(predict(batch), batch.targets))
+        for place, predict in zip(losses[:, step], predictors.values(), strict=True):
+            place.copy_(squared_error(predict(batch), batch.targets))
         if report is not None:
             report(step + 1)
-    return {name: InContextLoss(torch.cat(losses)) for name, losses in parts.items()}
+    by_sequence = losses.flatten(1, 2)  # [P,N,T]
+    return {name: InContextLoss(loss) for name, loss in zip(predictors, by_sequence, strict=True)}
 
 
 def line_search_step_size(
