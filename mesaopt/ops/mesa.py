@@ -6,7 +6,7 @@ The gradient is that of the solution, not of the algorithm: one more solve with 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -437,7 +437,19 @@ def _solve(system: System, solver: _Solver, rhs: Tensor) -> Solved:
         return solver.solve(system, None, rhs)  # fixed steps: the gradient is that of the steps
     factors = solver.factorise(system, rhs.shape[-2])
     tensors = (None,) * 4 if factors is None else factors
-    return Solved(*_Solve.apply(rhs, *system[:-1], solver, *tensors))
+    return _apply(rhs, system, solver, tensors)
+
+
+def _apply(
+    rhs: Tensor, system: System, solver: _Solver, factors: Sequence[Tensor | None]
+) -> Solved:
+    # Where nothing will be differentiated, compilation hands the class below one argument too many.
+    tensors = (rhs, *system[:-1])
+    if torch.compiler.is_compiling() and not (
+        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    ):
+        return solver.solve(system, None if factors[0] is None else Factors(*factors), rhs)
+    return Solved(*_Solve.apply(*tensors, solver, *factors))
 
 
 class _Solve(torch.autograd.Function):
@@ -468,16 +480,18 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, *system, solver, whitening, correction, steep, failed = inputs
-        ctx.save_for_backward(output[0], *system, whitening, correction, steep, failed)
-        ctx.solver = solver
+        tensors = (output[0], *inputs[1:7], *inputs[8:])
+        ctx.present = tuple(x is not None for x in tensors)
+        ctx.save_for_backward(*(x for x in tensors if x is not None))  # compilation drops a None
+        ctx.solver = inputs[7]
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        solution, *parts = ctx.saved_tensors
-        system, factors = System(*parts[:6], ctx.solver.fades), parts[6:]
-        adjoint = _Solve.apply(grads[0], *system[:-1], ctx.solver, *factors)[0]
+        saved = iter(ctx.saved_tensors)
+        solution, *parts = (next(saved) if there else None for there in ctx.present)
+        system = System(*parts[:6], ctx.solver.fades)
+        adjoint = _apply(grads[0], system, ctx.solver, parts[6:]).solution
         return adjoint, *_pull_back(system, solution, adjoint), *[None] * 5
 
 
