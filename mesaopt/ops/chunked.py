@@ -29,7 +29,7 @@ from torch import Tensor
 from mesaopt.ops import arguments, chunks
 
 _SMALL = 16  # LAPACK's overhead per matrix is small up to here; above, matrix products are faster
-STEEP = 64.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
+STEEP = 32.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
 FORGETFUL = -2.0  # log of a chunk's decay below which its start says too little about its end
 _ROUNDS = 4  # restarts of conjugate gradients from the true residual
 

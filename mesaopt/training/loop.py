@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mesaopt.config import RunConfig, TrainConfig
-from mesaopt.errors import RunError
+from mesaopt.errors import RunError, SolveError
 from mesaopt.models import SequenceModel
 from mesaopt.tasks import LinearSystem, squared_error
 from mesaopt.training.environment import resolve_device
@@ -268,7 +268,7 @@ def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> dict[str, An
 def _clear_divergence(step: int) -> Iterator[None]:
     try:
         yield
-    except (ValueError, torch.linalg.LinAlgError) as error:
+    except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
         raise DivergedError(f"step {step}: {error}; lower train.learning_rate") from error
 
 
