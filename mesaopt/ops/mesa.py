@@ -2,11 +2,10 @@
 
 Time is cut into chunks. A cumulative sum carries the Gram state H and the cross state G from chunk to
 chunk; from there on all chunks are independent, and :mod:`mesaopt.ops.chunked` solves their systems.
-The gradient is that of the solution, not of the algorithm: one more solve with the same factors.
+The gradient is that of the solution, not of the algorithm: see :mod:`mesaopt.ops.implicit`.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesaopt.errors import SolveError, SolveWarning
-from mesaopt.ops import arguments, chunked, chunks, recurrent
+from mesaopt.ops import arguments, chunked, chunks
 from mesaopt.ops.arguments import Method, OnFailure, RidgeMode
-from mesaopt.ops.chunked import Factors, Solved, System
+from mesaopt.ops.chunked import Solved, System
+from mesaopt.ops.implicit import Solver, failure, place, solve_and_read
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
 _UNSEEN = 16  # positions of a chunk under forgetting whose gates cannot be looked at
@@ -88,7 +87,7 @@ class SolveInfo:
     @property
     def worst_at(self) -> tuple[int, int, int]:
         """Batch item, head and first position of the chunk with the largest residual."""
-        return _place(self.residual, self.chunk_size)
+        return place(self.residual, self.chunk_size)
 
 
 class MesaOutput(NamedTuple):
@@ -171,7 +170,7 @@ def mesa(
     arguments.check_tensors(given, chunk_size)
     arguments.check_choices(ridge_mode, method, on_failure, rtol, max_steps)
     if on_failure != "ignore":
-        arguments.check_finite(given, _failure(on_failure, ValueError))
+        arguments.check_finite(given, failure(on_failure, ValueError))
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     packing = None if cu_seqlens is None else arguments.unpacking(cu_seqlens, q.shape[:2])
     if packing is not None:
@@ -186,7 +185,7 @@ def mesa(
     solver, size = _plan(inputs, ridge_mode, method, chunk_size, rtol, max_steps, on_failure)
     output, state, info = _run(inputs, rows, initial_state, solver, size)
     if on_failure != "ignore" and not arguments.is_finite(output):
-        _failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
+        failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
     return MesaOutput((output if packing is None else packing.pack(output)).to(dtype), state, info)
 
 
@@ -247,69 +246,6 @@ class _Inputs(NamedTuple):
     log_decay: Float[Tensor, "batch time head"] | None
 
 
-@dataclass(frozen=True)
-class _Solver:
-    """What to do with a system, once its tensors are known; the same forward and backward."""
-
-    method: Method
-    reason: str
-    fades: bool
-    rtol: float | None
-    max_steps: int
-    on_failure: OnFailure
-
-    def factorise(self, system: System, chunk_size: int) -> Factors | None:
-        if self.method not in ("exact", "cg"):
-            return None
-        factors = chunked.factorise(system, exact=self.method == "exact")
-        if self.method != "exact" or self.on_failure == "ignore":
-            return factors
-        if not arguments.traced(factors.failed) and bool(factors.failed.any()):
-            where = _describe(_place(factors.failed.int(), chunk_size), chunk_size)
-            told = "H + ridge is not positive definite to working precision at"
-            _failure(self.on_failure)(f"{told} {where}: raise the ridge or use float64")
-        return factors
-
-    def solve(self, system: System, factors: Factors | None, rhs: Tensor) -> Solved:
-        if self.method == "cg":
-            rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
-            traced = arguments.traced(rhs)
-            descend = chunked.traced_gradient if traced else chunked.conjugate_gradient
-            found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
-            # A tolerance that was asked for is held; the default yields to rounding.
-            accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
-            self.check(found.residual, accepted, rhs.shape[-2], found.steps)
-            return found
-        if self.method == "exact":
-            solution = chunked.solve_exactly(system, factors, rhs)
-        elif self.method == "recursive":
-            solution = recurrent.solve_recursively(system, rhs)
-        else:
-            solution = chunked.iterate_fixed(system, rhs, method=self.method, steps=self.max_steps)
-        found = Solved.direct(solution)
-        if self.rtol is not None:
-            residual = chunked.relative_residual(system, solution, rhs)
-            steps = self.max_steps if self.method in ("neumann", "chebyshev") else 0
-            self.check(residual, self.rtol, rhs.shape[-2], torch.full_like(residual, steps))
-        return found
-
-    def check(
-        self, residual: Tensor, accepted: Tensor | float, chunk_size: int, steps: Tensor
-    ) -> None:
-        if self.on_failure == "ignore" or arguments.traced(residual):
-            return
-        missed = ~(residual <= accepted)  # true for a NaN
-        if bool(missed.any()):
-            at = _place(torch.where(missed, residual, 0.0).nan_to_num(torch.inf), chunk_size)
-            index = (at[0], at[1], at[2] // chunk_size)
-            told = f"mesa(method={self.method!r}) left a relative residual of {residual[index]:.1e}"
-            limit = accepted[index] if isinstance(accepted, Tensor) else accepted
-            where = _describe(at, chunk_size)
-            _failure(self.on_failure)(
-                f"{told} at {where}: must be {limit:.1e} or less; {int(steps[index])} steps were taken"
-            )
-
-
 def _plan(
     inputs: _Inputs,
     ridge_mode: RidgeMode,
@@ -318,7 +254,7 @@ def _plan(
     rtol: float | None,
     max_steps: int | None,
     on_failure: OnFailure,
-) -> tuple[_Solver, int]:
+) -> tuple[Solver, int]:
     """Pick the method and the chunk size."""
     size, log_decay = min(chunk_size, inputs.q.shape[1]), inputs.log_decay
     mixed = log_decay is not None and ridge_mode == "static"  # not a low-rank update
@@ -339,7 +275,7 @@ def _plan(
     default = 4 * inputs.q.shape[-1] + 32 if method == "cg" else 30
     steps = default if max_steps is None else max_steps
     fades = ridge_mode == "decayed"
-    return _Solver(method, reason, fades, rtol, steps, on_failure), size
+    return Solver(method, reason, fades, rtol, steps, on_failure), size
 
 
 @torch.no_grad()
@@ -369,7 +305,7 @@ def _run(
     inputs: _Inputs,
     ridge: Float[Tensor, "head key"],
     initial: MesaState | None,
-    solver: _Solver,
+    solver: Solver,
     size: int,
 ) -> tuple[Tensor, MesaState, SolveInfo]:
     """Carry the states, solve the chunks' systems, read out."""
@@ -389,9 +325,7 @@ def _run(
     rows = ridge[None, :, None, None] * (logs.exp() if solver.fades and gates is not None else 1.0)
     between, since_start = (None, None) if decay is None else (decay.between, decay.since_start)
     system = System(keys, beta, None if fresh else gram, rows, between, since_start, solver.fades)
-    found = _solve(system, solver, queries)
-    scores = chunks.weigh_past(found.solution @ keys.mT, between)
-    out = scores @ (values if beta is None else values * beta)
+    found, out = solve_and_read(system, solver, queries, values)
     if not fresh:
         past = found.solution if since_start is None else found.solution * since_start
         out = out + past @ cross.mT
@@ -414,9 +348,7 @@ def _log_decays(
     return starts, end[..., 0, 0]
 
 
-def _inform(
-    solver: _Solver, size: int, system: System, found: Solved, queries: Tensor
-) -> SolveInfo:
+def _inform(solver: Solver, size: int, system: System, found: Solved, queries: Tensor) -> SolveInfo:
     if solver.method == "cg":
         return SolveInfo(solver.method, solver.reason, size, found.steps, lambda: found.residual)
     steps = solver.max_steps if solver.method in ("neumann", "chebyshev") else 0
@@ -430,115 +362,3 @@ def _inform(
 
 def _detach(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _solve(system: System, solver: _Solver, rhs: Tensor) -> Solved:
-    if solver.method in ("neumann", "chebyshev"):
-        return solver.solve(system, None, rhs)  # fixed steps: the gradient is that of the steps
-    factors = solver.factorise(system, rhs.shape[-2])
-    tensors = (None,) * 4 if factors is None else factors
-    return _apply(rhs, system, solver, tensors)
-
-
-def _apply(
-    rhs: Tensor, system: System, solver: _Solver, factors: Sequence[Tensor | None]
-) -> Solved:
-    # Where nothing will be differentiated, compilation hands the class below one argument too many.
-    tensors = (rhs, *system[:-1])
-    if torch.compiler.is_compiling() and not (
-        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    ):
-        return solver.solve(system, None if factors[0] is None else Factors(*factors), rhs)
-    return Solved(*_Solve.apply(*tensors, solver, *factors))
-
-
-class _Solve(torch.autograd.Function):
-    """x_t = A_t^{-1} b_t for all t of every chunk, differentiated implicitly.
-
-    With the gradient dx, and z_t = A_t^{-1} dx_t: db = z, and everything in A_t gets the gradient of
-    -z_t^T A_t x_t with z and x held fixed. The backward pass is made of differentiable operations,
-    itself among them, so second derivatives come for free.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        rhs: Tensor,
-        keys: Tensor,
-        beta: Tensor | None,
-        start: Tensor | None,
-        ridge: Tensor,
-        between: Tensor | None,
-        since_start: Tensor | None,
-        solver: _Solver,
-        *factors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        system = System(keys, beta, start, ridge, between, since_start, solver.fades)
-        known = None if factors[0] is None else Factors(*factors)
-        return tuple(solver.solve(system, known, rhs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        tensors = (output[0], *inputs[1:7], *inputs[8:])
-        ctx.present = tuple(x is not None for x in tensors)
-        ctx.save_for_backward(*(x for x in tensors if x is not None))  # compilation drops a None
-        ctx.solver = inputs[7]
-        ctx.mark_non_differentiable(*output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        solution, *parts = (next(saved) if there else None for there in ctx.present)
-        system = System(*parts[:6], ctx.solver.fades)
-        adjoint = _apply(grads[0], system, ctx.solver, parts[6:]).solution
-        return adjoint, *_pull_back(system, solution, adjoint), *[None] * 5
-
-
-def _pull_back(system: System, solution: Tensor, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradient of -sum_t z_t^T A_t x_t for keys, beta, start, ridge, between and since_start."""
-    keys, beta, start, ridge, between, since_start, fades = system
-    answers, adjoints = solution @ keys.mT, adjoint @ keys.mT  # [B,H,N,C,C]
-    d_keys = chunks.weigh_past(answers, between).mT @ adjoint
-    d_keys = d_keys + chunks.weigh_past(adjoints, between).mT @ solution
-    d_keys = -(d_keys if beta is None else d_keys * beta)
-    d_beta = d_between = d_since_start = d_start = None
-    if between is not None:
-        d_between = -chunks.weigh_past(answers * adjoints, None)
-    if beta is not None:
-        weighed = chunks.weigh_past(answers * adjoints, between)
-        d_beta = -weighed.sum(-2).unsqueeze(-1)
-        d_between = None if d_between is None else d_between * beta.mT
-    product = adjoint * solution
-    kept = solution if since_start is None else solution * since_start
-    if start is not None:
-        d_start = -(adjoint.mT @ kept)
-    if since_start is not None:
-        past = solution * ridge if fades else torch.zeros_like(solution)
-        past = past if start is None else past + solution @ start
-        d_since_start = -(adjoint * past).sum(-1, keepdim=True)
-        product = product * since_start if fades else product
-    return d_keys, d_beta, d_start, -product.sum_to_size(ridge.shape), d_between, d_since_start
-
-
-def _place(badness: Tensor, chunk_size: int) -> tuple[int, int, int]:
-    """Where the largest entry of [batch, head, chunk] stands: batch item, head, first position."""
-    flat = int(badness.flatten().argmax())
-    rest, chunk = divmod(flat, badness.shape[2])
-    return rest // badness.shape[1], rest % badness.shape[1], chunk * chunk_size
-
-
-def _describe(place: tuple[int, int, int], chunk_size: int) -> str:
-    batch, head, position = place
-    return f"batch {batch}, head {head}, positions {position} to {position + chunk_size - 1}"
-
-
-def _failure(on_failure: OnFailure, error: type[Exception] = SolveError) -> Callable[[str], None]:
-    """What to do with a message: raise it as an error, or warn."""
-
-    def act(message: str) -> None:
-        if on_failure == "raise":
-            raise error(message)
-        warnings.warn(message, SolveWarning, stacklevel=4)
-
-    return act
