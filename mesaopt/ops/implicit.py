@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.errors import SolveError, SolveWarning
-from mesaopt.ops import arguments, chunked, chunks, recurrent
+from mesaopt.ops import arguments, chunked, chunks, iterative, recurrent
 from mesaopt.ops.arguments import Method, OnFailure
-from mesaopt.ops.chunked import Factors, Solved, System
+from mesaopt.ops.chunked import Factors, System
+from mesaopt.ops.iterative import Solved
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,47 @@ class Solver:
     on_failure: OnFailure
 
     def factorise(self, system: System, chunk_size: int) -> Factors | None:
+        """Make the factors that the method needs, if any.
+
+        Args:
+            system: the matrices, [batch, head, chunk, position, ...].
+            chunk_size: positions of a chunk.
+
+        Returns:
+            The factors.
+
+        Raises:
+            SolveError: a matrix is not positive definite to working precision.
+        """
         if self.method not in ("exact", "cg"):
             return None
         factors = chunked.factorise(system, exact=self.method == "exact")
         if self.method != "exact" or self.on_failure == "ignore":
             return factors
         if not arguments.traced(factors.failed) and bool(factors.failed.any()):
-            where = describe(place(factors.failed.int(), chunk_size), chunk_size)
+            where = _describe(place(factors.failed.int(), chunk_size), chunk_size)
             told = "H + ridge is not positive definite to working precision at"
             failure(self.on_failure)(f"{told} {where}: raise the ridge or use float64")
         return factors
 
     def solve(self, system: System, factors: Factors | None, rhs: Tensor) -> Solved:
+        """Solve A_t x_t = b_t and check the residual where there is a tolerance.
+
+        Args:
+            system: the matrices.
+            factors: from :meth:`factorise`.
+            rhs: one right-hand side per position.
+
+        Returns:
+            The solutions; residuals and steps from conjugate gradients only.
+
+        Raises:
+            SolveError: the tolerance was missed.
+        """
         if self.method == "cg":
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
             traced = arguments.traced(rhs)
-            descend = chunked.traced_gradient if traced else chunked.conjugate_gradient
+            descend = iterative.traced_gradient if traced else iterative.conjugate_gradient
             found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.
             accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
@@ -53,7 +79,9 @@ class Solver:
         elif self.method == "recursive":
             solution = recurrent.solve_recursively(system, rhs)
         else:
-            solution = chunked.iterate_fixed(system, rhs, method=self.method, steps=self.max_steps)
+            solution = iterative.iterate_fixed(
+                system, rhs, method=self.method, steps=self.max_steps
+            )
         found = Solved.direct(solution)
         if self.rtol is not None:
             residual = chunked.relative_residual(system, solution, rhs)
@@ -64,6 +92,17 @@ class Solver:
     def check(
         self, residual: Tensor, accepted: Tensor | float, chunk_size: int, steps: Tensor
     ) -> None:
+        """Raise or warn if a residual is larger than accepted, or not a number.
+
+        Args:
+            residual: of every chunk.
+            accepted: what is good enough, of every chunk or all.
+            chunk_size: positions of a chunk, for the message.
+            steps: that every chunk took, for the message.
+
+        Raises:
+            SolveError: naming the worst place.
+        """
         if self.on_failure == "ignore" or arguments.traced(residual):
             return
         missed = ~(residual <= accepted)  # true for a NaN
@@ -72,7 +111,7 @@ class Solver:
             index = (at[0], at[1], at[2] // chunk_size)
             told = f"mesa(method={self.method!r}) left a relative residual of {residual[index]:.1e}"
             limit = accepted[index] if isinstance(accepted, Tensor) else accepted
-            where = describe(at, chunk_size)
+            where = _describe(at, chunk_size)
             failure(self.on_failure)(
                 f"{told} at {where}: must be {limit:.1e} or less; {int(steps[index])} steps were taken"
             )
@@ -260,19 +299,45 @@ def _pull_back_start(
 
 
 def place(badness: Tensor, chunk_size: int) -> tuple[int, int, int]:
-    """Where the largest entry of [batch, head, chunk] stands: batch item, head, first position."""
+    """Find the largest entry.
+
+    Args:
+        badness: one number for every [batch, head, chunk].
+        chunk_size: positions of a chunk.
+
+    Returns:
+        Batch item, head and first position of the chunk.
+
+    Example:
+        >>> place(torch.tensor([[[0, 0, 1]]]), 16)
+        (0, 0, 32)
+    """
     flat = int(badness.flatten().argmax())
     rest, chunk = divmod(flat, badness.shape[2])
     return rest // badness.shape[1], rest % badness.shape[1], chunk * chunk_size
 
 
-def describe(place: tuple[int, int, int], chunk_size: int) -> str:
-    batch, head, position = place
+def _describe(where: tuple[int, int, int], chunk_size: int) -> str:
+    batch, head, position = where
     return f"batch {batch}, head {head}, positions {position} to {position + chunk_size - 1}"
 
 
 def failure(on_failure: OnFailure, error: type[Exception] = SolveError) -> Callable[[str], None]:
-    """What to do with a message: raise it as an error, or warn."""
+    """Choose what to do with a message.
+
+    Args:
+        on_failure: "raise" or "warn".
+        error: what to raise.
+
+    Returns:
+        A function that raises the message or warns of it.
+
+    Example:
+        >>> failure("raise")("no")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.SolveError: no
+    """
 
     def act(message: str) -> None:
         if on_failure == "raise":

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mesaopt.ops import arguments, chunked, chunks
 from mesaopt.ops.arguments import Method, OnFailure, RidgeMode
-from mesaopt.ops.chunked import Solved, System
+from mesaopt.ops.chunked import System
 from mesaopt.ops.implicit import Solver, failure, place, solve_and_read
+from mesaopt.ops.iterative import Solved
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
 _UNSEEN = 16  # positions of a chunk under forgetting whose gates cannot be looked at
