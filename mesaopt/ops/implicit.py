@@ -220,20 +220,28 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_backward(*(x for x in tensors if x is not None))  # compilation drops a None
         ctx.solver = inputs[8]
         ctx.mark_non_differentiable(*output[1:4], output[5])
+        ctx.set_materialize_grads(
+            False
+        )  # zeros for the scores would cost as much as computing them
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         solution, scores, values, *parts = (next(saved) if x else None for x in ctx.present)
         system, factors = System(*parts[:6], ctx.solver.fades), parts[6:]
         keys, beta, between = system.keys, system.beta, system.between
         d_solution, d_read, d_scores = grads[0], grads[4], None
+        if d_solution is None and d_read is None:
+            return (None,) * 13
+        values = None if d_read is None else values
         if values is not None:
             d_scores = d_read @ values.mT
             weighed = chunks.weigh_past(d_scores, between)
-            d_solution = d_solution + weighed @ (keys if beta is None else keys * beta)
+            through = weighed @ (keys if beta is None else keys * beta)
+            d_solution = through if d_solution is None else d_solution + through
         adjoint = _apply(system, ctx.solver, factors, d_solution, None).solved.solution
-        if values is None or torch.is_grad_enabled():  # the saved scores have no derivative
+        # The saved scores have no derivative.
+        if torch.is_grad_enabled() or scores.numel() == 0:
             scores = chunks.weigh_past(solution @ keys.mT, between)
         mixed = _Mixed(solution, adjoint, scores, values, d_read, d_scores)
         d_values, d_keys, d_beta, d_between = _pull_back_local(system, mixed)
@@ -263,7 +271,7 @@ def _pull_back_local(system: System, known: _Mixed) -> tuple[Tensor | None, ...]
     keys, beta, between = system.keys, system.beta, system.between
     solution, adjoint, scores, values, d_read, d_scores = known
     d_between = d_values = None
-    d_scores = -(adjoint @ keys.mT) if d_scores is None else d_scores - adjoint @ keys.mT
+    d_scores = _subtract_product(d_scores, adjoint, keys.mT)
     if between is not None:
         d_between = chunks.weigh_past((solution @ keys.mT) * d_scores, None)
         d_between = d_between if beta is None else d_between * beta.mT
@@ -278,6 +286,16 @@ def _pull_back_local(system: System, known: _Mixed) -> tuple[Tensor | None, ...]
         d_beta, d_keys = (keys * toward).sum(-1, keepdim=True), d_keys * beta
         d_values = None if d_values is None else d_values * beta
     return d_values, d_keys, d_beta, d_between
+
+
+def _subtract_product(x: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Subtract left @ right from x, in the memory of x where nothing remembers it."""
+    if x is None:
+        return -(left @ right)
+    if torch.is_grad_enabled():
+        return x - left @ right
+    flat = (t.flatten(0, -3) for t in (x, left, right))
+    return torch.baddbmm(*flat, alpha=-1, out=x.flatten(0, -3)).view_as(x)
 
 
 def _pull_back_start(
