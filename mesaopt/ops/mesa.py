@@ -150,7 +150,8 @@ def mesa(
         cu_seqlens: int [sequences + 1], offsets 0 ... time of sequences packed one behind the other
             into a batch of 1; states then have a batch of `sequences`.
         on_failure: of a factorisation or tolerance, or of numbers that are not finite: "raise",
-            "warn", or "ignore", which never waits for a GPU to look at a value.
+            "warn", or "ignore". The first two make a GPU wait, as do gates, which set the chunks.
+            Compilation and torch.func see no values: nothing is checked, and gated chunks are 16.
 
     Returns:
         (output [batch, time, head, value], state, info).
