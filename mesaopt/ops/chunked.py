@@ -321,7 +321,8 @@ def solve_exactly(
     if not factors.steep.any():
         return solution
     steep, group = factors.steep.flatten().nonzero().squeeze(-1), rhs.shape[:-2]
-    part, part_factors = (select(flatten(x, group), steep) for x in (system, factors))
+    part = select(flatten(system, group), steep)
+    part_factors = select(flatten(factors, group), steep)
     flat = solution.flatten(0, -3)
     remainder = rhs.flatten(0, -3)[steep] - multiply(part, flat[steep])
     refined = flat[steep] + _solve_once(part, part_factors, remainder)

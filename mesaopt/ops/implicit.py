@@ -67,7 +67,7 @@ class Solver:
         """
         if self.method == "cg":
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
-            traced = arguments.traced(rhs)
+            traced = arguments.traced(rhs) or arguments.traced(factors.whitening)
             descend = iterative.traced_gradient if traced else iterative.conjugate_gradient
             found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.

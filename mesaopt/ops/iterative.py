@@ -1,6 +1,6 @@
 """Iterative solvers of the mesa operator's linear systems, see :mod:`mesaopt.ops.chunked`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -188,6 +188,22 @@ def _shapes(
     group = rhs.shape[:-2]
     steps = rhs.new_empty(group, dtype=torch.int64)
     return torch.empty_like(rhs), rhs.new_empty(group), steps, rhs.new_empty(group)
+
+
+@_opaque.register_vmap
+def _many(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, Any]:
+    """Treat the dimension that vmap adds as one more group dimension."""
+
+    def lead(x: Any, dim: Any) -> Any:
+        if isinstance(x, list):
+            return [lead(*pair) for pair in zip(x, dim, strict=True)]
+        if not isinstance(x, Tensor):
+            return x
+        return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+
+    led = [lead(*pair) for pair in zip(given, in_dims, strict=True)]
+    led[8] = led[8].expand(info.batch_size, *led[8].shape[1:])  # the right-hand sides set the group
+    return _opaque(*led), (0, 0, 0, 0)
 
 
 def traced_gradient(

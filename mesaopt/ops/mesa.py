@@ -169,10 +169,11 @@ def mesa(
         tensor([0.5000, 0.6667, 0.7500])
     """
     given = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
-    arguments.check_tensors(given, chunk_size)
+    there = {name: x for name, x in given.items() if x is not None}
+    arguments.check_tensors(there, chunk_size)
     arguments.check_choices(ridge_mode, method, on_failure, rtol, max_steps)
     if on_failure != "ignore":
-        arguments.check_finite(given, failure(on_failure, ValueError))
+        arguments.check_finite(there, failure(on_failure, ValueError))
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     packing = None if cu_seqlens is None else arguments.unpacking(cu_seqlens, q.shape[:2])
     if packing is not None:
