@@ -8,88 +8,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mesaopt.errors import suggest
-from mesaopt.ops.linear import check_shapes
+from mesaopt.ops.checks import check_tensor, readable, traced
 
 RidgeMode = Literal["static", "decayed"]
 Method = Literal["auto", "exact", "cg", "recursive", "neumann", "chebyshev"]
 OnFailure = Literal["raise", "warn", "ignore"]
-
-
-def check_tensors(given: dict[str, Tensor], chunk_size: int) -> None:
-    """Refuse tensors that do not belong together, and gates out of range.
-
-    Values are looked at only on a CPU: on a GPU every call would wait for the device.
-
-    Args:
-        given: q, k and v under these names, and beta and log_decay where there are any.
-        chunk_size: wanted 1 or more.
-
-    Raises:
-        ValueError: naming the argument, what it is and what it should be.
-
-    Example:
-        >>> x = torch.zeros(2, 5, 1, 3)
-        >>> gates = torch.ones(2, 5, 1)
-        >>> check_tensors({"q": x, "k": x, "v": x, "log_decay": gates}, 64)
-        Traceback (most recent call last):
-        ...
-        ValueError: log_decay has the value 1: must be 0 or less
-    """
-    q = given["q"]
-    check_shapes(q, given["k"], given["v"], chunk_size)
-    for name, x in given.items():
-        if not x.is_floating_point():
-            raise ValueError(f"{name} has the type {x.dtype}: must be a floating-point type")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}: must be on {q.device}, as q")
-    for name, bounds in (("beta", (0.0, 1.0)), ("log_decay", (-torch.inf, 0.0))):
-        if name not in given:
-            continue
-        gates = given[name]
-        if gates.shape != q.shape[:3]:
-            shape, wanted = tuple(gates.shape), tuple(q.shape[:3])
-            raise ValueError(f"{name} has shape {shape}: must be {wanted}, [batch, time, head]")
-        if readable(gates):
-            _check_range(name, gates, *bounds)
-
-
-def _check_range(name: str, gates: Tensor, least: float, most: float) -> None:
-    low, high = (x.item() for x in gates.detach().aminmax())
-    if low < least or high > most:
-        wanted = "0 or less" if least == -torch.inf else f"between {least:g} and {most:g}"
-        raise ValueError(f"{name} has the value {high if high > most else low:g}: must be {wanted}")
-
-
-def readable(x: Tensor) -> bool:
-    """Say whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap.
-
-    Args:
-        x: any tensor.
-
-    Returns:
-        Whether its values may decide what to do.
-
-    Example:
-        >>> readable(torch.ones(1)), readable(torch.ones(1, device="meta"))
-        (True, False)
-    """
-    return x.device.type == "cpu" and not traced(x)
-
-
-def traced(x: Tensor) -> bool:
-    """Say whether a tensor stands for many or for none, so that nothing can depend on its values.
-
-    Args:
-        x: any tensor.
-
-    Returns:
-        Whether we are being compiled, or transformed by torch.func.
-
-    Example:
-        >>> traced(torch.ones(1)), torch.vmap(lambda x: x + traced(x))(torch.zeros(1)).item()
-        (False, 1.0)
-    """
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_choices(
@@ -185,13 +108,7 @@ def check_state(state: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> None:
         ValueError: initial_state.cross has shape (1, 2, 3, 3): must be (1, 2, 4, 3)
     """
     for name, part, wanted in zip(like._fields, state, like, strict=True):
-        for what, found, right in (
-            ("shape", tuple(part.shape), tuple(wanted.shape)),
-            ("the type", part.dtype, wanted.dtype),
-            ("the device", part.device, wanted.device),
-        ):
-            if found != right:
-                raise ValueError(f"initial_state.{name} has {what} {found}: must be {right}")
+        check_tensor(f"initial_state.{name}", part, tuple(wanted.shape), wanted)
 
 
 def ridge_per_channel(

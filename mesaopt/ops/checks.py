@@ -1,5 +1,7 @@
 """What every operator refuses, in messages that say what was given and what was wanted."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -91,9 +93,9 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         if gate is not None and gate.device != q.device:
             raise ValueError(f"{name} is on {gate.device}: must be on {q.device}, as q")
     if beta is not None:
-        _check_range("beta", beta, (beta >= 0) & (beta <= 1), "between 0 and 1")
+        _check_range("beta", beta, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
     if log_decay is not None:
-        _check_range("log_decay", log_decay, log_decay <= 0, "0 or less")
+        _check_range("log_decay", log_decay, lambda x: x <= 0, "0 or less")
 
 
 def check_tensor(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
@@ -132,13 +134,39 @@ def _check_kind(q: Tensor, **others: Tensor) -> None:
             raise ValueError(f"{name} is on {x.device}: must be on {q.device}, as q")
 
 
-def _check_range(name: str, x: Tensor, allowed: Tensor, wanted: str) -> None:
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    try:
-        fine = bool(allowed.all())
-    except RuntimeError:  # inside torch.func.vmap a value cannot be looked at
-        return
-    if not fine:
-        worst = x[~allowed].flatten()[0].item()
+def _check_range(name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], wanted: str) -> None:
+    if readable(x) and not bool(allowed(x).all()):
+        worst = x[~allowed(x)].flatten()[0].item()
         raise ValueError(f"{name} has the value {worst:g}: must be {wanted}")
+
+
+def readable(x: Tensor) -> bool:
+    """Say whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether its values may decide what to do.
+
+    Example:
+        >>> readable(torch.ones(1)), readable(torch.ones(1, device="meta"))
+        (True, False)
+    """
+    return x.device.type == "cpu" and not traced(x)
+
+
+def traced(x: Tensor) -> bool:
+    """Say whether a tensor stands for many or for none, so that nothing can depend on its values.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        Whether we are being compiled, or transformed by torch.func.
+
+    Example:
+        >>> traced(torch.ones(1)), torch.vmap(lambda x: x + traced(x))(torch.zeros(1)).item()
+        (False, 1.0)
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)

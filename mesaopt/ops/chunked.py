@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mesaopt.ops import arguments, chunks
+from mesaopt.ops import chunks
+from mesaopt.ops.checks import readable
 
 _SMALL = 16  # LAPACK's overhead per matrix is small up to here; above, matrix products are faster
 STEEP = 32.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
@@ -316,7 +317,7 @@ def solve_exactly(
         0.5
     """
     solution = _solve_once(system, factors, rhs)
-    if not arguments.readable(factors.steep) and factors.correction is not None:
+    if not readable(factors.steep) and factors.correction is not None:
         return solution + _solve_once(system, factors, rhs - multiply(system, solution))
     if not factors.steep.any():
         return solution

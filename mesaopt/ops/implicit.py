@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.errors import SolveError, SolveWarning
-from mesaopt.ops import arguments, chunked, chunks, iterative, recurrent
+from mesaopt.ops import chunked, chunks, iterative, recurrent
 from mesaopt.ops.arguments import Method, OnFailure
+from mesaopt.ops.checks import traced
 from mesaopt.ops.chunked import Factors, System
 from mesaopt.ops.iterative import Solved
 
@@ -45,7 +46,7 @@ class Solver:
         factors = chunked.factorise(system, exact=self.method == "exact")
         if self.method != "exact" or self.on_failure == "ignore":
             return factors
-        if not arguments.traced(factors.failed) and bool(factors.failed.any()):
+        if not traced(factors.failed) and bool(factors.failed.any()):
             where = _describe(place(factors.failed.int(), chunk_size), chunk_size)
             told = "H + ridge is not positive definite to working precision at"
             failure(self.on_failure)(f"{told} {where}: raise the ridge or use float64")
@@ -67,8 +68,8 @@ class Solver:
         """
         if self.method == "cg":
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
-            traced = arguments.traced(rhs) or arguments.traced(factors.whitening)
-            descend = iterative.traced_gradient if traced else iterative.conjugate_gradient
+            blind = traced(rhs) or traced(factors.whitening)
+            descend = iterative.traced_gradient if blind else iterative.conjugate_gradient
             found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.
             accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
@@ -103,7 +104,7 @@ class Solver:
         Raises:
             SolveError: naming the worst place.
         """
-        if self.on_failure == "ignore" or arguments.traced(residual):
+        if self.on_failure == "ignore" or traced(residual):
             return
         missed = ~(residual <= accepted)  # true for a NaN
         if bool(missed.any()):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mesaopt.ops import arguments, chunked, chunks
 from mesaopt.ops.arguments import Method, OnFailure, RidgeMode
+from mesaopt.ops.checks import check_gates, check_shapes, traced
 from mesaopt.ops.chunked import System
 from mesaopt.ops.implicit import Solver, failure, place, solve_and_read
 from mesaopt.ops.iterative import Solved
@@ -170,10 +171,11 @@ def mesa(
     """
     given = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
     there = {name: x for name, x in given.items() if x is not None}
-    arguments.check_tensors(there, chunk_size)
+    check_shapes(q, k, v, chunk_size)
     arguments.check_choices(ridge_mode, method, on_failure, rtol, max_steps)
     if on_failure != "ignore":
         arguments.check_finite(there, failure(on_failure, ValueError))
+    check_gates(q, beta=beta, log_decay=log_decay)
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     packing = None if cu_seqlens is None else arguments.unpacking(cu_seqlens, q.shape[:2])
     if packing is not None:
@@ -284,7 +286,7 @@ def _plan(
 @torch.no_grad()
 def _remembering_size(log_decay: Tensor, size: int) -> int:
     """Halve chunks until none of them forgets much."""
-    if arguments.traced(log_decay):
+    if traced(log_decay):
         return min(size, _UNSEEN)
     while size > 1 and chunks.split(log_decay.unsqueeze(-1), size).sum(-2).amin() < _KEPT:
         size = (size + 1) // 2
@@ -294,7 +296,7 @@ def _remembering_size(log_decay: Tensor, size: int) -> int:
 @torch.no_grad()
 def _preconditioned_size(log_decay: Tensor, size: int) -> int:
     """Chunks short enough for their factors to be good, where heads remember enough to have any."""
-    if arguments.traced(log_decay):
+    if traced(log_decay):
         return min(size, _UNSEEN)
     rates = -log_decay.mean((0, 1))  # [H]
     slow = rates[rates * _UNSEEN <= -chunked.FORGETFUL]
@@ -316,17 +318,17 @@ def _run(
     beta, gates = (
         None if x is None else chunks.split(x.unsqueeze(-1), size) for x in inputs[3:]
     )  # [B,H,N,C,1]
-    decay = None if gates is None else chunks.running_decays(gates)
+    decay = None if gates is None else chunks.decays(gates.squeeze(-1))
     written = keys if beta is None else keys * beta
-    kept = written if decay is None else written * decay.until_end
+    kept = written if decay is None else written * decay.to_end
     whole = None if decay is None else decay.whole
     before = (None, None) if initial is None else (_symmetric(initial.gram), initial.cross)
-    gram, gram_end = chunks.carry(kept.mT @ keys, before[0], whole)
-    cross, cross_end = chunks.carry(values.mT @ kept, before[1], whole)
+    gram, gram_end = _carry(before[0], kept.mT @ keys, whole)
+    cross, cross_end = _carry(before[1], values.mT @ kept, whole)
     logs, log_end = _log_decays(inputs.q, gates, initial)
     fresh = initial is None and queries.shape[2] == 1
     rows = ridge[None, :, None, None] * (logs.exp() if solver.fades and gates is not None else 1.0)
-    between, since_start = (None, None) if decay is None else (decay.between, decay.since_start)
+    between, since_start = (None, None) if decay is None else (decay.between, decay.from_start)
     system = System(keys, beta, None if fresh else gram, rows, between, since_start, solver.fades)
     found, out = solve_and_read(system, solver, queries, values)
     if not fresh:
@@ -334,6 +336,13 @@ def _run(
         out = out + past @ cross.mT
     info = _inform(solver, size, system, found, queries)
     return chunks.join(out, inputs.q.shape[1]), MesaState(gram_end, cross_end, log_end), info
+
+
+def _carry(initial: Tensor | None, written: Tensor, whole: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Give the state at every chunk's start and at the end."""
+    if whole is None:
+        return chunks.sum_states(initial, written)
+    return chunks.chain_states(initial, written, whole)
 
 
 def _symmetric(x: Tensor) -> Tensor:
@@ -347,7 +356,7 @@ def _log_decays(
     first = q.new_zeros(q.shape[0], q.shape[2]) if initial is None else initial.log_decay
     if gates is None:
         return first[..., None, None, None], first
-    starts, end = chunks.carry(gates.sum(-2, keepdim=True), first[..., None, None])
+    starts, end = chunks.sum_states(first[..., None, None], gates.sum(-2, keepdim=True))
     return starts, end[..., 0, 0]
 
 

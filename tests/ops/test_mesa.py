@@ -517,7 +517,7 @@ def test_bad_states_are_named():
     inputs = make(6, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"initial_state.gram has shape \(1, 2, 4, 4\): must be"):
         mesa(**inputs, initial_state=MesaState.empty(1, 2, 4, 3))
-    with pytest.raises(ValueError, match=r"initial_state.gram has the type torch.float64: must be"):
+    with pytest.raises(ValueError, match=r"initial_state.gram has type torch.float64: must be"):
         mesa(**inputs, initial_state=MesaState.empty(2, 2, 4, 3, like=torch.zeros(1).double()))
 
 
