@@ -4,6 +4,7 @@ flash-linear-attention computes on GPUs; what it has for the CPU are its referen
 with two packages, `flash-linear-attention` and `fla-core`, neither of which we depend on.
 """
 
+import functools
 import importlib.util
 import statistics
 import time
@@ -106,8 +107,8 @@ def _rows(told: str, problem: Problem, settings: dict[str, Any], quick: bool) ->
     }
     right = differentiate(mesa_with(), problem, torch.float64)
     found = {name: differentiate(code, problem, torch.float32) for name, code in codes.items()}
-    works = {
-        name: lambda code=code: differentiate(code, problem, torch.float32)
+    works: dict[str, Callable[[], object]] = {
+        name: functools.partial(differentiate, code, problem, torch.float32)
         for name, code in codes.items()
     }
     seconds = time_in_turn(works, 2 if quick else 7)
@@ -131,8 +132,6 @@ def _row(
         output_error=off.pop("output"),
         gradient_error=max(off.values()),
     )
-
-
 
 
 def _adapt(function: Callable[..., Any], **settings: Any) -> Operator:

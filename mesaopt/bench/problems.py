@@ -68,13 +68,14 @@ def random_problem(
     return Problem(inputs, upstream)
 
 
-def linear_system_problem(batch: int, time: int, width: int) -> Problem:
+def linear_system_problem(batch: int, time: int, width: int, *, ridge: float = 1.0) -> Problem:
     """Take keys, values and queries from the linear system task: the state before, and the state twice.
 
     Args:
         batch: sequences.
         time: positions.
         width: of a state.
+        ridge: the same for all channels; 1 is where the authors' training starts.
 
     Returns:
         The problem; the upstream gradient is random.
@@ -87,7 +88,7 @@ def linear_system_problem(batch: int, time: int, width: int) -> Problem:
     before = torch.nn.functional.pad(states[:, :-1], (0, 0, 1, 0))
     q, k, v = (x.unsqueeze(2).contiguous() for x in (states, before, states))
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(time))
-    return Problem({"q": q, "k": k, "v": v, "ridge": torch.full((1, width), RIDGE)}, upstream)
+    return Problem({"q": q, "k": k, "v": v, "ridge": torch.full((1, width), ridge)}, upstream)
 
 
 def mesa_with(**settings: Any) -> Operator:

@@ -1,9 +1,12 @@
 """Iterations under forgetting with a static ridge, beside those of plain conjugate gradients."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mesaopt.bench.problems import Problem, errors, mesa_with, random_problem
 from mesaopt.bench.timing import time_in_turn
@@ -69,11 +72,11 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
     time, width = (128, 16) if quick else (1024, 64)
     problem = random_problem(1, time, 4, width, decay=decay, spectrum=float(keys == "uneven"))
     with torch.no_grad():
-        info = mesa(**problem.inputs, rtol=RTOL).info
-        system, queries = _system(problem, info.chunk_size)
+        chunk_size = _chunk_size(**problem.inputs)
+        system, queries = _system(problem, chunk_size)
         ours = _descend(system, queries, preconditioned=True)
         plain = _descend(system, queries, preconditioned=False)
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "mesa": lambda: _descend(system, queries, preconditioned=True),
             "plain": lambda: _descend(system, queries, preconditioned=False),
         }
@@ -82,7 +85,7 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
     return SolverRow(
         keys=keys,
         decay=decay,
-        chunk_size=info.chunk_size,
+        chunk_size=chunk_size,
         steps=int(ours.steps.max()),
         mean_steps=statistics.fmean(ours.steps.flatten().tolist()),
         plain_steps=int(plain.steps.max()),
@@ -93,7 +96,13 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
     )
 
 
-def _system(problem: Problem, size: int) -> tuple[System, torch.Tensor]:
+def _chunk_size(q: Tensor, k: Tensor, v: Tensor, **rest: Tensor) -> int:
+    """See what chunks the operator picks for such gates."""
+    settings: dict[str, Any] = {**rest, "rtol": RTOL}
+    return mesa(q, k, v, **settings).info.chunk_size
+
+
+def _system(problem: Problem, size: int) -> tuple[System, Tensor]:
     """Set up the systems that mesa solves, and their right-hand sides."""
     given = problem.inputs
     queries, keys = (chunks.split(given[name], size) for name in ("q", "k"))
@@ -105,12 +114,11 @@ def _system(problem: Problem, size: int) -> tuple[System, torch.Tensor]:
     return system, queries
 
 
-def _descend(system: System, queries: torch.Tensor, *, preconditioned: bool) -> Solved:
+def _descend(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
     if preconditioned:
         factors = chunked.factorise(system, exact=False)
     else:
         group, width = queries.shape[:-2], queries.shape[-1]
-        identity = torch.eye(width).expand(*group, width, width)
         no = torch.zeros(group, dtype=torch.bool)
-        factors = Factors(identity, torch.zeros_like(queries), no, no)
+        factors = Factors(torch.ones(*group, 1, width), None, no, no)
     return chunked.conjugate_gradient(system, factors, queries, rtol=RTOL, max_steps=1000)
