@@ -1,5 +1,6 @@
 """What the operators are measured on: random problems, and the error against float64."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -124,8 +125,16 @@ def dense_mesa(**settings: Any) -> Operator:
     return lambda **inputs: reference.mesa(**inputs, **settings)[0]
 
 
-def family(batch: int, time: int, heads: int, width: int) -> dict[str, tuple[Operator, Problem]]:
-    """List mesa and its relatives, each with a problem of the same shape.
+class Member(NamedTuple):
+    """An operator of the family, and what to run it on."""
+
+    operator: Operator
+    make: Callable[[], Problem]
+    """Draws the problem, the same at every call."""
+
+
+def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
+    """List mesa and its relatives, each with problems of the same shape.
 
     Args:
         batch: sequences.
@@ -134,22 +143,26 @@ def family(batch: int, time: int, heads: int, width: int) -> dict[str, tuple[Ope
         width: of keys and values.
 
     Returns:
-        Operators and problems by name, mesa first.
+        The members by name, mesa first.
 
     Example:
         >>> next(iter(family(1, 4, 2, 3)))
         'mesa'
     """
-    gated = random_problem(batch, time, heads, width, decay=_DECAY)
 
-    def relative(name: str, *gates: str) -> tuple[Operator, Problem]:
-        chosen = {key: gated.inputs[key] for key in ("q", "k", "v", *gates)}
-        return lambda **inputs: getattr(ops, name)(**inputs).output, Problem(chosen, gated.upstream)
+    def draw(*names: str, decay: float | None = _DECAY) -> Problem:
+        problem = random_problem(batch, time, heads, width, decay=decay)
+        chosen = {name: problem.inputs[name] for name in names or problem.inputs}
+        return problem._replace(inputs=chosen)
+
+    def relative(name: str, *gates: str) -> Member:
+        make = functools.partial(draw, "q", "k", "v", *gates)
+        return Member(lambda **inputs: getattr(ops, name)(**inputs).output, make)
 
     return {
-        "mesa": (mesa_with(), random_problem(batch, time, heads, width)),
-        "mesa, decayed ridge": (mesa_with(ridge_mode="decayed"), gated),
-        "mesa, forgetting, rtol 1e-4": (mesa_with(rtol=1e-4), gated),
+        "mesa": Member(mesa_with(), functools.partial(draw, decay=None)),
+        "mesa, decayed ridge": Member(mesa_with(ridge_mode="decayed"), draw),
+        "mesa, forgetting, rtol 1e-4": Member(mesa_with(rtol=1e-4), draw),
         "linear_attention": relative("linear_attention"),
         "gated_linear_attention": relative("gated_linear_attention", "beta", "log_decay"),
         "delta_rule": relative("delta_rule", "beta"),
@@ -210,11 +223,12 @@ def relative_error(found: Tensor, right: Tensor) -> float:
         right: the same shape.
 
     Returns:
-        The error; 0 if both are zero.
+        The error; 0 if both are zero, infinite if only `right` is.
 
     Example:
         >>> relative_error(torch.tensor([1.1]), torch.tensor([1.0]))  # doctest: +ELLIPSIS
         0.10000...
     """
     distance = (found.double() - right.double()).norm().item()
-    return 0.0 if distance == 0 else distance / (right.double().norm().item() or math.inf)
+    norm = right.double().norm().item()
+    return distance / norm if norm else 0.0 if distance == 0 else math.inf

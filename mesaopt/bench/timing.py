@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mesaopt.bench.problems import differentiate, family, random_problem
+from mesaopt.bench.problems import differentiate, family
 from mesaopt.errors import RunError
 from mesaopt.training import peak_memory_bytes
 
@@ -131,22 +131,18 @@ def peak_bytes() -> int:
 
 def _run_here(wanted: dict[str, Any]) -> Alone:
     torch.set_num_threads(wanted["threads"])
-    shape, name = tuple(wanted["shape"]), wanted["operator"]
-    # The libraries load and the threads start at the first run, whatever its size.
-    small = (1, 32, 1, 8)
-    differentiate(*family(*small)[name], torch.float32)
+    # Libraries load and threads start at the first run, whatever its size.
+    small = family(1, 32, 1, 8)[wanted["operator"]]
+    differentiate(small.operator, small.make(), torch.float32)
     idle = peak_bytes()
-    operator, problem = family(*small)[name][0], random_problem(*shape)
-    if name != "mesa":
-        problem = family(*shape)[name][1]
-    repeats = wanted["repeats"]
-    if repeats > 1:
-        differentiate(operator, problem, torch.float32)
+    member = family(*wanted["shape"])[wanted["operator"]]
+    problem, repeats = member.make(), wanted["repeats"]
     seconds = []
-    for _ in range(repeats):
+    for turn in range(repeats + (repeats > 1)):
         started = time.perf_counter()
-        differentiate(operator, problem, torch.float32)
-        seconds.append(time.perf_counter() - started)
+        differentiate(member.operator, problem, torch.float32)
+        if turn > 0 or repeats == 1:
+            seconds.append(time.perf_counter() - started)
     return Alone(statistics.median(seconds), min(seconds), peak_bytes(), idle)
 
 
