@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt.bench.problems import Problem, errors, mesa_with, random_problem
 from mesaopt.bench.timing import time_in_turn
@@ -35,21 +36,35 @@ class SolverRow:
     milliseconds: float
     """Fastest solve of mesa, factorisation included; one right-hand side per position."""
     plain_milliseconds: float
+    flops: int
+    """Operations of the matrix products of that solve."""
+    plain_flops: int
     error: float
     """Worst relative error of output and gradients against float64, solved to rounding."""
 
+    @property
+    def work(self) -> float:
+        """Operations as a multiple of those of plain conjugate gradients."""
+        return self.flops / self.plain_flops
+
+    @property
+    def holds(self) -> bool:
+        """Whether steps are as few as aimed for, and no more work than plain conjugate gradients."""
+        return (self.steps <= GOAL_STEPS or self.decay < 0.97) and self.work <= 1
+
     def describe(self) -> dict[str, str]:
         """Give the cells of the table."""
+        goal = f"{GOAL_STEPS} steps, work 1" if self.decay >= 0.97 else "work 1"
         return {
             "keys": self.keys,
             "mean decay": f"{self.decay:g}",
             "chunk": str(self.chunk_size),
             "steps (mean)": f"{self.steps} ({self.mean_steps:.1f})",
             "plain CG": f"{self.plain_steps} ({self.plain_mean_steps:.1f})",
-            "ms, fastest": f"{self.milliseconds:.1f}",
-            "plain CG, ms": f"{self.plain_milliseconds:.1f}",
+            "ms (plain)": f"{self.milliseconds:.1f} ({self.plain_milliseconds:.1f})",
+            "work / plain": f"{self.work:.2f}",
             "error": f"{self.error:.0e}",
-            "goal": f"{GOAL_STEPS} steps" if self.decay >= 0.97 else "no more than plain CG",
+            "goal": goal if self.holds else f"{goal} MISSED",
         }
 
 
@@ -74,8 +89,8 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
     with torch.no_grad():
         chunk_size = _chunk_size(**problem.inputs)
         system, queries = _system(problem, chunk_size)
-        ours = _descend(system, queries, preconditioned=True)
-        plain = _descend(system, queries, preconditioned=False)
+        ours, flops = _count(system, queries, preconditioned=True)
+        plain, plain_flops = _count(system, queries, preconditioned=False)
         works: dict[str, Callable[[], object]] = {
             "mesa": lambda: _descend(system, queries, preconditioned=True),
             "plain": lambda: _descend(system, queries, preconditioned=False),
@@ -92,6 +107,8 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
         plain_mean_steps=statistics.fmean(plain.steps.flatten().tolist()),
         milliseconds=min(seconds["mesa"]) * 1000,
         plain_milliseconds=min(seconds["plain"]) * 1000,
+        flops=flops,
+        plain_flops=plain_flops,
         error=max(off.values()),
     )
 
@@ -112,6 +129,12 @@ def _system(problem: Problem, size: int) -> tuple[System, Tensor]:
     rows = given["ridge"][None, :, None, None]
     system = System(keys, beta, gram, rows, decay.between, decay.since_start, False)
     return system, queries
+
+
+def _count(system: System, queries: Tensor, *, preconditioned: bool) -> tuple[Solved, int]:
+    with FlopCounterMode(display=False) as counter:
+        found = _descend(system, queries, preconditioned=preconditioned)
+    return found, counter.get_total_flops()
 
 
 def _descend(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
