@@ -131,6 +131,8 @@ class Member(NamedTuple):
     operator: Operator
     make: Callable[[], Problem]
     """Draws the problem, the same at every call."""
+    right: Operator | None = None
+    """What gives the right answer in float64, if not the operator itself."""
 
 
 def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
@@ -162,7 +164,7 @@ def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
     return {
         "mesa": Member(mesa_with(), functools.partial(draw, decay=None)),
         "mesa, decayed ridge": Member(mesa_with(ridge_mode="decayed"), draw),
-        "mesa, forgetting, rtol 1e-4": Member(mesa_with(rtol=1e-4), draw),
+        "mesa, forgetting, rtol 1e-4": Member(mesa_with(rtol=1e-4), draw, mesa_with()),
         "linear_attention": relative("linear_attention"),
         "gated_linear_attention": relative("gated_linear_attention", "beta", "log_decay"),
         "delta_rule": relative("delta_rule", "beta"),
