@@ -20,7 +20,7 @@ conjugate gradients; chunks that forget most of their start do better with the r
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -544,24 +544,6 @@ def _shapes(
     group = rhs.shape[:-2]
     steps = rhs.new_empty(group, dtype=torch.int64)
     return torch.empty_like(rhs), rhs.new_empty(group), steps, rhs.new_empty(group)
-
-
-@_opaque.register_vmap
-def _stacked(
-    info: Any, in_dims: tuple[Any, ...], *arguments: Any
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[int, int, int, int]]:
-    """Take what is mapped over as one more dimension of the group."""
-
-    def lead(x: Any, dim: Any) -> Any:
-        if isinstance(x, list):
-            return [lead(*pair) for pair in zip(x, dim, strict=True)]
-        if not isinstance(x, Tensor):
-            return x
-        return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
-
-    *parts, rhs, rtol, max_steps = map(lead, arguments, in_dims)
-    rhs = rhs.expand(info.batch_size, *rhs.shape[1:])
-    return _opaque(*parts, rhs, rtol, max_steps), (0, 0, 0, 0)
 
 
 def traced_gradient(

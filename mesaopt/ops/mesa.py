@@ -19,7 +19,6 @@ from mesaopt.errors import SolveError, SolveWarning
 from mesaopt.ops import arguments, chunked, chunks, recurrent
 from mesaopt.ops.arguments import Method, OnFailure, RidgeMode
 from mesaopt.ops.chunked import Factors, Solved, System
-from mesaopt.ops.state import full_precision
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
 _UNSEEN = 16  # positions of a chunk under forgetting whose gates cannot be looked at
@@ -185,8 +184,7 @@ def mesa(
         arguments.check_state(initial_state, like)
     rows = arguments.ridge_per_channel(ridge, inputs.q)
     solver, size = _plan(inputs, ridge_mode, method, chunk_size, rtol, max_steps, on_failure)
-    with full_precision(inputs.q):
-        output, state, info = _run(inputs, rows, initial_state, solver, size)
+    output, state, info = _run(inputs, rows, initial_state, solver, size)
     if on_failure != "ignore" and not arguments.is_finite(output):
         _failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
     return MesaOutput((output if packing is None else packing.pack(output)).to(dtype), state, info)
