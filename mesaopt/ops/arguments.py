@@ -15,13 +15,13 @@ Method = Literal["auto", "exact", "cg", "recursive", "neumann", "chebyshev"]
 OnFailure = Literal["raise", "warn", "ignore"]
 
 
-def check_tensors(given: dict[str, Tensor | None], chunk_size: int) -> None:
+def check_tensors(given: dict[str, Tensor], chunk_size: int) -> None:
     """Refuse tensors that do not belong together, and gates out of range.
 
     Values are looked at only on a CPU: on a GPU every call would wait for the device.
 
     Args:
-        given: q, k, v, beta and log_decay under these names.
+        given: q, k and v under these names, and beta and log_decay where there are any.
         chunk_size: wanted 1 or more.
 
     Raises:
@@ -30,7 +30,7 @@ def check_tensors(given: dict[str, Tensor | None], chunk_size: int) -> None:
     Example:
         >>> x = torch.zeros(2, 5, 1, 3)
         >>> gates = torch.ones(2, 5, 1)
-        >>> check_tensors({"q": x, "k": x, "v": x, "beta": None, "log_decay": gates}, 64)
+        >>> check_tensors({"q": x, "k": x, "v": x, "log_decay": gates}, 64)
         Traceback (most recent call last):
         ...
         ValueError: log_decay has the value 1: must be 0 or less
@@ -38,16 +38,14 @@ def check_tensors(given: dict[str, Tensor | None], chunk_size: int) -> None:
     q = given["q"]
     check_shapes(q, given["k"], given["v"], chunk_size)
     for name, x in given.items():
-        if x is None:
-            continue
         if not x.is_floating_point():
             raise ValueError(f"{name} has the type {x.dtype}: must be a floating-point type")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device}: must be on {q.device}, as q")
     for name, bounds in (("beta", (0.0, 1.0)), ("log_decay", (-torch.inf, 0.0))):
-        gates = given[name]
-        if gates is None:
+        if name not in given:
             continue
+        gates = given[name]
         if gates.shape != q.shape[:3]:
             shape, wanted = tuple(gates.shape), tuple(q.shape[:3])
             raise ValueError(f"{name} has shape {shape}: must be {wanted}, [batch, time, head]")
@@ -129,7 +127,7 @@ def check_choices(
         raise ValueError(f"max_steps={max_steps}: must be 0 or greater")
 
 
-def check_finite(given: dict[str, Tensor | None], fail: Callable[[str], None]) -> None:
+def check_finite(given: dict[str, Tensor], fail: Callable[[str], None]) -> None:
     """Point out tensors with a NaN or an infinity; a gate may be closed by -inf.
 
     Args:
@@ -141,7 +139,7 @@ def check_finite(given: dict[str, Tensor | None], fail: Callable[[str], None]) -
         q has 1 of 2 values that are not finite: must have none
     """
     for name, x in given.items():
-        if x is None or is_finite(x):
+        if is_finite(x):
             continue
         bad = x.isnan() if name == "log_decay" else ~x.isfinite()
         if bad.any():

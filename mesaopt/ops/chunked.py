@@ -29,9 +29,8 @@ from torch import Tensor
 from mesaopt.ops import arguments, chunks
 
 _SMALL = 16  # LAPACK's overhead per matrix is small up to here; above, matrix products are faster
-STEEP = 64.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
+STEEP = 32.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
 FORGETFUL = -2.0  # log of a chunk's decay below which its start says too little about its end
-_ROUNDS = 4  # restarts of conjugate gradients from the true residual
 
 
 Parts = TypeVar("Parts", bound=tuple)  # a System or Factors
@@ -322,7 +321,8 @@ def solve_exactly(
     if not factors.steep.any():
         return solution
     steep, group = factors.steep.flatten().nonzero().squeeze(-1), rhs.shape[:-2]
-    part, part_factors = (_select(_flatten(x, group), steep) for x in (system, factors))
+    part = select(flatten(system, group), steep)
+    part_factors = select(flatten(factors, group), steep)
     flat = solution.flatten(0, -3)
     remainder = rhs.flatten(0, -3)[steep] - multiply(part, flat[steep])
     refined = flat[steep] + _solve_once(part, part_factors, remainder)
@@ -333,30 +333,6 @@ def _solve_once(system: System, factors: Factors, rhs: Tensor) -> Tensor:
     solution = apply_factors(factors, rhs)
     forgets = system.since_start is not None and factors.correction is not None
     return solution / system.since_start if forgets else solution
-
-
-class Solved(NamedTuple):
-    """Solutions and how good they are."""
-
-    solution: Float[Tensor, "*group position key"]
-    residual: Float[Tensor, "*group"]
-    """Worst relative residual |b - A x| / |b| of a chunk's positions."""
-    steps: Int[Tensor, "*group"]
-    """Conjugate-gradient steps that a chunk took."""
-    rounding: Float[Tensor, "*group"]
-    """Relative residual that rounding alone explains at the chunk's worst position."""
-
-    @classmethod
-    def direct(cls, solution: Float[Tensor, "*group position key"]) -> "Solved":
-        """Wrap the result of a method that takes no steps and measures nothing.
-
-        Args:
-            solution: the solutions.
-
-        Returns:
-            The solutions with empty tensors in the other places.
-        """
-        return cls(solution, *(solution.new_empty(0) for _ in range(3)))
 
 
 @torch.no_grad()
@@ -385,241 +361,43 @@ def relative_residual(
     return (left / torch.where(scale == 0, 1.0, scale)).amax(-1)
 
 
-@torch.no_grad()
-def conjugate_gradient(
-    system: System,
-    factors: Factors,
-    rhs: Float[Tensor, "*group position key"],
-    *,
-    rtol: float,
-    max_steps: int,
-) -> Solved:
-    """Solve A_t x_t = b_t by preconditioned conjugate gradients, until the worst position is good.
-
-    Every right-hand side is scaled to norm 1 first and there is no absolute tolerance, so solving for
-    c b gives c times the solution. All positions step together; chunks whose positions are all done
-    leave. The residual that decides is the true one: where it is worse than the recursion says, the
-    recursion starts again from it, as long as that helps.
+def flatten(tensors: Parts, group: tuple[int, ...]) -> Parts:
+    """Give every tensor of a system or of factors one group dimension, all of the same length.
 
     Args:
-        system: the matrices.
-        factors: preconditioner, from :func:`factorise`.
-        rhs: one right-hand side per position.
-        rtol: relative residual to reach at every position, if rounding allows.
-        max_steps: most steps of a chunk, restarts included.
+        tensors: a system or factors.
+        group: the group dimensions of the system's positions.
 
     Returns:
-        The solutions, and per chunk the residual, the steps and the rounding level.
-
-    Source: Hestenes and Stiefel (1952); the preconditioner is ours.
+        The same with [group, ...] tensors.
 
     Example:
-        >>> one = torch.ones(1, 1, 1)
-        >>> system = System(one, None, None, one, None, None, True)
-        >>> found = conjugate_gradient(
-        ...     system, factorise(system, exact=True), one, rtol=1e-6, max_steps=9
-        ... )
-        >>> round(found.solution.item(), 4), found.steps.item()
-        (0.5, 1)
+        >>> one = torch.ones(2, 3, 1, 1)
+        >>> flatten(System(one, None, None, one[:1, :1], None, None, True), (2, 3)).ridge.shape
+        torch.Size([6, 1, 1])
     """
-    group, eps = rhs.shape[:-2], torch.finfo(rhs.dtype).eps
-    system, factors = _flatten(system, group), _flatten(factors, group)
-    rhs = rhs.reshape(-1, *rhs.shape[-2:])  # [G,C,K]
-    scale = rhs.norm(dim=-1, keepdim=True)
-    residual = rhs / torch.where(scale == 0, 1.0, scale)
-    unit, solution = residual.clone(), torch.zeros_like(residual)
-    worst, norm = _worst(residual), frobenius_norm(system)
-    steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
-    goes_on = torch.ones_like(steps, dtype=torch.bool)
-    for _ in range(_ROUNDS):
-        rounding = 16 * eps * (1 + (norm * solution.norm(dim=-1, keepdim=True)).amax((-2, -1)))
-        wanted = goes_on & (worst > rounding.clamp(min=rtol)) & (steps < max_steps)
-        active = wanted.nonzero().squeeze(-1)
-        if len(active) == 0:
-            break
-        part = _select(system, active)
-        correction, taken = _descend(
-            part, _select(factors, active), residual[active], rtol, max_steps - steps[active]
-        )
-        candidate = solution[active] + correction
-        remainder = unit[active] - multiply(part, candidate)
-        reached, before = _worst(remainder), worst[active]
-        better = reached < before  # false for a NaN
-        solution[active[better]], residual[active[better]] = candidate[better], remainder[better]
-        worst[active[better]] = reached[better]
-        steps[active] += taken
-        goes_on[active] = reached < before / 2
-    rounding = 16 * eps * (1 + (norm * solution.norm(dim=-1, keepdim=True)).amax((-2, -1)))
-    parts = (solution * scale, worst, steps, rounding)
-    return Solved(*(x.unflatten(0, group) for x in parts))
+    count = len(group)
+    return _map(lambda x: x.expand(*group, *x.shape[count:]).flatten(0, count - 1), tensors)
 
 
-def _descend(
-    system: System, factors: Factors, residual: Tensor, rtol: float, budget: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Conjugate gradients from zero until every chunk's recursive residual or budget is used up."""
-    solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
-    chosen = torch.arange(len(residual), device=residual.device)  # which chunks still run
-    iterate, direction = torch.zeros_like(residual), torch.zeros_like(residual)
-    weight_before = torch.ones_like(residual[..., :1])
-    while True:
-        steepest = apply_factors(factors, residual)
-        weight = (residual * steepest).sum(-1, keepdim=True)
-        direction = steepest + direction * _ratio(weight, weight_before)
-        product = multiply(system, direction)
-        length = _ratio(weight, (direction * product).sum(-1, keepdim=True))
-        iterate, residual = iterate + length * direction, residual - length * product
-        weight_before = weight
-        steps[chosen] += 1
-        done = ~(_worst(residual) > rtol) | (steps[chosen] >= budget[chosen])
-        if done.any():
-            solution[chosen[done]] = iterate[done]
-            if done.all():
-                return solution, steps
-            left = (~done).nonzero().squeeze(-1)
-            system, factors = _select(system, left), _select(factors, left)
-            chosen, iterate, residual, direction, weight_before = (
-                x[left] for x in (chosen, iterate, residual, direction, weight_before)
-            )
+def select(tensors: Parts, index: Int[Tensor, "chosen"]) -> Parts:
+    """Take some chunks of a flat system or of flat factors.
 
+    Args:
+        tensors: from :func:`flatten`.
+        index: which chunks.
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient, or 0 where a position is already solved and the denominator vanishes."""
-    return numerator / torch.where(denominator == 0, torch.inf, denominator)
+    Returns:
+        Copies of these.
 
-
-def _worst(residual: Float[Tensor, "group position key"]) -> Float[Tensor, "group"]:
-    return residual.norm(dim=-1).amax(-1)
-
-
-def _flatten(tensors: Parts, group: torch.Size) -> Parts:
-    """Give every tensor of a system or of factors one group dimension, all of the same length."""
-    return _map(
-        lambda x: x.expand(*group, *x.shape[len(group) :]).flatten(0, len(group) - 1), tensors
-    )
-
-
-def _select(tensors: Parts, index: Int[Tensor, "chosen"]) -> Parts:
+    Example:
+        >>> one = torch.ones(3, 1, 1)
+        >>> system = System(one, None, None, one, None, None, True)
+        >>> select(system, torch.tensor([2])).keys.shape
+        torch.Size([1, 1, 1])
+    """
     return _map(lambda x: x[index], tensors)
 
 
 def _map(function: Callable[[Tensor], Tensor], tensors: Parts) -> Parts:
     return type(tensors)(*(function(x) if isinstance(x, Tensor) else x for x in tensors))
-
-
-@torch.library.custom_op("mesaopt::conjugate_gradient", mutates_args=())
-def _opaque(
-    keys: Tensor,
-    beta: Tensor | None,
-    start: Tensor | None,
-    ridge: Tensor,
-    between: Tensor | None,
-    since_start: Tensor | None,
-    fades: bool,
-    factors: list[Tensor],
-    rhs: Tensor,
-    rtol: float,
-    max_steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    system = System(keys, beta, start, ridge, between, since_start, fades)
-    whitening, *correction, steep, failed = factors
-    known = Factors(whitening, correction[0] if correction else None, steep, failed)
-    return tuple(conjugate_gradient(system, known, rhs, rtol=rtol, max_steps=max_steps))
-
-
-@_opaque.register_fake
-def _shapes(
-    keys: Tensor,
-    beta: Tensor | None,
-    start: Tensor | None,
-    ridge: Tensor,
-    between: Tensor | None,
-    since_start: Tensor | None,
-    fades: bool,
-    factors: list[Tensor],
-    rhs: Tensor,
-    rtol: float,
-    max_steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    group = rhs.shape[:-2]
-    steps = rhs.new_empty(group, dtype=torch.int64)
-    return torch.empty_like(rhs), rhs.new_empty(group), steps, rhs.new_empty(group)
-
-
-def traced_gradient(
-    system: System,
-    factors: Factors,
-    rhs: Float[Tensor, "*group position key"],
-    *,
-    rtol: float,
-    max_steps: int,
-) -> Solved:
-    """Put :func:`conjugate_gradient` into a compiled graph, as one operation nobody looks into.
-
-    Args:
-        system: the matrices.
-        factors: preconditioner, from :func:`factorise`.
-        rhs: one right-hand side per position.
-        rtol: relative residual to reach at every position, if rounding allows.
-        max_steps: most steps of a chunk, restarts included.
-
-    Returns:
-        What :func:`conjugate_gradient` returns.
-
-    Example:
-        >>> one = torch.ones(1, 1, 1)
-        >>> system = System(one, None, None, one, None, None, True)
-        >>> factors = factorise(system, exact=True)
-        >>> round(traced_gradient(system, factors, one, rtol=1e-6, max_steps=9).solution.item(), 4)
-        0.5
-    """
-    known = [x for x in factors if x is not None]
-    return Solved(*_opaque(*system, known, rhs, rtol, max_steps))
-
-
-def iterate_fixed(
-    system: System, rhs: Float[Tensor, "*group position key"], *, method: str, steps: int
-) -> Float[Tensor, "*group position key"]:
-    """Run a fixed number of steps of an iteration that needs bounds of the eigenvalues only.
-
-    Both start from x = b. "neumann" is x <- x + (b - A x) / bound, a truncated Neumann series where
-    the bound is 1; "chebyshev" is the Chebyshev iteration between the least ridge and the bound.
-
-    Args:
-        system: the matrices.
-        rhs: one right-hand side per position.
-        method: "neumann" or "chebyshev".
-        steps: 0 or more; with none, the solution is the right-hand side.
-
-    Returns:
-        What the steps arrive at, differentiable in everything.
-
-    Source: von Oswald et al. (2023), truncated Neumann series; Saad, "Iterative Methods for Sparse
-    Linear Systems", algorithm 12.1.
-
-    Example:
-        >>> one = torch.ones(1, 1, 1)
-        >>> system = System(one, None, None, one, None, None, True)
-        >>> round(iterate_fixed(system, one, method="chebyshev", steps=9).item(), 4)
-        0.5
-    """
-    bound, solution = frobenius_norm(system), rhs
-    if method == "neumann":
-        for _ in range(steps):
-            solution = solution + (rhs - multiply(system, solution)) / bound
-        return solution
-    least = system.ridge.amin(-1, keepdim=True)
-    if system.fades and system.since_start is not None:
-        least = least * system.since_start
-    middle, radius = (bound + least) / 2, (bound - least) / 2
-    momentum = radius / middle
-    residual = rhs - multiply(system, solution) if steps else rhs
-    direction = residual / middle
-    for step in range(steps):
-        solution = solution + direction
-        if step + 1 < steps:
-            residual = residual - multiply(system, direction)
-            following = 1 / (2 * middle / radius - momentum)
-            direction = following * momentum * direction + 2 * following / radius * residual
-            momentum = following
-    return solution

@@ -2,10 +2,9 @@
 
 Time is cut into chunks. A cumulative sum carries the Gram state H and the cross state G from chunk to
 chunk; from there on all chunks are independent, and :mod:`mesaopt.ops.chunked` solves their systems.
-The gradient is that of the solution, not of the algorithm: one more solve with the same factors.
+The gradient is that of the solution, not of the algorithm: see :mod:`mesaopt.ops.implicit`.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesaopt.errors import SolveError, SolveWarning
-from mesaopt.ops import arguments, chunked, chunks, recurrent
+from mesaopt.ops import arguments, chunked, chunks
 from mesaopt.ops.arguments import Method, OnFailure, RidgeMode
-from mesaopt.ops.chunked import Factors, Solved, System
+from mesaopt.ops.chunked import System
+from mesaopt.ops.implicit import Solver, failure, place, solve_and_read
+from mesaopt.ops.iterative import Solved
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
 _UNSEEN = 16  # positions of a chunk under forgetting whose gates cannot be looked at
@@ -88,7 +88,7 @@ class SolveInfo:
     @property
     def worst_at(self) -> tuple[int, int, int]:
         """Batch item, head and first position of the chunk with the largest residual."""
-        return _place(self.residual, self.chunk_size)
+        return place(self.residual, self.chunk_size)
 
 
 class MesaOutput(NamedTuple):
@@ -150,7 +150,8 @@ def mesa(
         cu_seqlens: int [sequences + 1], offsets 0 ... time of sequences packed one behind the other
             into a batch of 1; states then have a batch of `sequences`.
         on_failure: of a factorisation or tolerance, or of numbers that are not finite: "raise",
-            "warn", or "ignore", which never waits for a GPU to look at a value.
+            "warn", or "ignore". The first two make a GPU wait, as do gates, which set the chunks.
+            Compilation and torch.func see no values: nothing is checked, and gated chunks are 16.
 
     Returns:
         (output [batch, time, head, value], state, info).
@@ -168,10 +169,11 @@ def mesa(
         tensor([0.5000, 0.6667, 0.7500])
     """
     given = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
-    arguments.check_tensors(given, chunk_size)
+    there = {name: x for name, x in given.items() if x is not None}
+    arguments.check_tensors(there, chunk_size)
     arguments.check_choices(ridge_mode, method, on_failure, rtol, max_steps)
     if on_failure != "ignore":
-        arguments.check_finite(given, _failure(on_failure, ValueError))
+        arguments.check_finite(there, failure(on_failure, ValueError))
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     packing = None if cu_seqlens is None else arguments.unpacking(cu_seqlens, q.shape[:2])
     if packing is not None:
@@ -186,7 +188,7 @@ def mesa(
     solver, size = _plan(inputs, ridge_mode, method, chunk_size, rtol, max_steps, on_failure)
     output, state, info = _run(inputs, rows, initial_state, solver, size)
     if on_failure != "ignore" and not arguments.is_finite(output):
-        _failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
+        failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
     return MesaOutput((output if packing is None else packing.pack(output)).to(dtype), state, info)
 
 
@@ -247,69 +249,6 @@ class _Inputs(NamedTuple):
     log_decay: Float[Tensor, "batch time head"] | None
 
 
-@dataclass(frozen=True)
-class _Solver:
-    """What to do with a system, once its tensors are known; the same forward and backward."""
-
-    method: Method
-    reason: str
-    fades: bool
-    rtol: float | None
-    max_steps: int
-    on_failure: OnFailure
-
-    def factorise(self, system: System, chunk_size: int) -> Factors | None:
-        if self.method not in ("exact", "cg"):
-            return None
-        factors = chunked.factorise(system, exact=self.method == "exact")
-        if self.method != "exact" or self.on_failure == "ignore":
-            return factors
-        if not arguments.traced(factors.failed) and bool(factors.failed.any()):
-            where = _describe(_place(factors.failed.int(), chunk_size), chunk_size)
-            told = "H + ridge is not positive definite to working precision at"
-            _failure(self.on_failure)(f"{told} {where}: raise the ridge or use float64")
-        return factors
-
-    def solve(self, system: System, factors: Factors | None, rhs: Tensor) -> Solved:
-        if self.method == "cg":
-            rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
-            traced = arguments.traced(rhs)
-            descend = chunked.traced_gradient if traced else chunked.conjugate_gradient
-            found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
-            # A tolerance that was asked for is held; the default yields to rounding.
-            accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
-            self.check(found.residual, accepted, rhs.shape[-2], found.steps)
-            return found
-        if self.method == "exact":
-            solution = chunked.solve_exactly(system, factors, rhs)
-        elif self.method == "recursive":
-            solution = recurrent.solve_recursively(system, rhs)
-        else:
-            solution = chunked.iterate_fixed(system, rhs, method=self.method, steps=self.max_steps)
-        found = Solved.direct(solution)
-        if self.rtol is not None:
-            residual = chunked.relative_residual(system, solution, rhs)
-            steps = self.max_steps if self.method in ("neumann", "chebyshev") else 0
-            self.check(residual, self.rtol, rhs.shape[-2], torch.full_like(residual, steps))
-        return found
-
-    def check(
-        self, residual: Tensor, accepted: Tensor | float, chunk_size: int, steps: Tensor
-    ) -> None:
-        if self.on_failure == "ignore" or arguments.traced(residual):
-            return
-        missed = ~(residual <= accepted)  # true for a NaN
-        if bool(missed.any()):
-            at = _place(torch.where(missed, residual, 0.0).nan_to_num(torch.inf), chunk_size)
-            index = (at[0], at[1], at[2] // chunk_size)
-            told = f"mesa(method={self.method!r}) left a relative residual of {residual[index]:.1e}"
-            limit = accepted[index] if isinstance(accepted, Tensor) else accepted
-            where = _describe(at, chunk_size)
-            _failure(self.on_failure)(
-                f"{told} at {where}: must be {limit:.1e} or less; {int(steps[index])} steps were taken"
-            )
-
-
 def _plan(
     inputs: _Inputs,
     ridge_mode: RidgeMode,
@@ -318,7 +257,7 @@ def _plan(
     rtol: float | None,
     max_steps: int | None,
     on_failure: OnFailure,
-) -> tuple[_Solver, int]:
+) -> tuple[Solver, int]:
     """Pick the method and the chunk size."""
     size, log_decay = min(chunk_size, inputs.q.shape[1]), inputs.log_decay
     mixed = log_decay is not None and ridge_mode == "static"  # not a low-rank update
@@ -339,7 +278,7 @@ def _plan(
     default = 4 * inputs.q.shape[-1] + 32 if method == "cg" else 30
     steps = default if max_steps is None else max_steps
     fades = ridge_mode == "decayed"
-    return _Solver(method, reason, fades, rtol, steps, on_failure), size
+    return Solver(method, reason, fades, rtol, steps, on_failure), size
 
 
 @torch.no_grad()
@@ -369,7 +308,7 @@ def _run(
     inputs: _Inputs,
     ridge: Float[Tensor, "head key"],
     initial: MesaState | None,
-    solver: _Solver,
+    solver: Solver,
     size: int,
 ) -> tuple[Tensor, MesaState, SolveInfo]:
     """Carry the states, solve the chunks' systems, read out."""
@@ -389,9 +328,7 @@ def _run(
     rows = ridge[None, :, None, None] * (logs.exp() if solver.fades and gates is not None else 1.0)
     between, since_start = (None, None) if decay is None else (decay.between, decay.since_start)
     system = System(keys, beta, None if fresh else gram, rows, between, since_start, solver.fades)
-    found = _solve(system, solver, queries)
-    scores = chunks.weigh_past(found.solution @ keys.mT, between)
-    out = scores @ (values if beta is None else values * beta)
+    found, out = solve_and_read(system, solver, queries, values)
     if not fresh:
         past = found.solution if since_start is None else found.solution * since_start
         out = out + past @ cross.mT
@@ -414,9 +351,7 @@ def _log_decays(
     return starts, end[..., 0, 0]
 
 
-def _inform(
-    solver: _Solver, size: int, system: System, found: Solved, queries: Tensor
-) -> SolveInfo:
+def _inform(solver: Solver, size: int, system: System, found: Solved, queries: Tensor) -> SolveInfo:
     if solver.method == "cg":
         return SolveInfo(solver.method, solver.reason, size, found.steps, lambda: found.residual)
     steps = solver.max_steps if solver.method in ("neumann", "chebyshev") else 0
@@ -430,101 +365,3 @@ def _inform(
 
 def _detach(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _solve(system: System, solver: _Solver, rhs: Tensor) -> Solved:
-    if solver.method in ("neumann", "chebyshev"):
-        return solver.solve(system, None, rhs)  # fixed steps: the gradient is that of the steps
-    factors = solver.factorise(system, rhs.shape[-2])
-    tensors = (None,) * 4 if factors is None else factors
-    return Solved(*_Solve.apply(rhs, *system[:-1], solver, *tensors))
-
-
-class _Solve(torch.autograd.Function):
-    """x_t = A_t^{-1} b_t for all t of every chunk, differentiated implicitly.
-
-    With the gradient dx, and z_t = A_t^{-1} dx_t: db = z, and everything in A_t gets the gradient of
-    -z_t^T A_t x_t with z and x held fixed. The backward pass is made of differentiable operations,
-    itself among them, so second derivatives come for free.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        rhs: Tensor,
-        keys: Tensor,
-        beta: Tensor | None,
-        start: Tensor | None,
-        ridge: Tensor,
-        between: Tensor | None,
-        since_start: Tensor | None,
-        solver: _Solver,
-        *factors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        system = System(keys, beta, start, ridge, between, since_start, solver.fades)
-        known = None if factors[0] is None else Factors(*factors)
-        return tuple(solver.solve(system, known, rhs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, *system, solver, whitening, correction, steep, failed = inputs
-        ctx.save_for_backward(output[0], *system, whitening, correction, steep, failed)
-        ctx.solver = solver
-        ctx.mark_non_differentiable(*output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        solution, *parts = ctx.saved_tensors
-        system, factors = System(*parts[:6], ctx.solver.fades), parts[6:]
-        adjoint = _Solve.apply(grads[0], *system[:-1], ctx.solver, *factors)[0]
-        return adjoint, *_pull_back(system, solution, adjoint), *[None] * 5
-
-
-def _pull_back(system: System, solution: Tensor, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradient of -sum_t z_t^T A_t x_t for keys, beta, start, ridge, between and since_start."""
-    keys, beta, start, ridge, between, since_start, fades = system
-    answers, adjoints = solution @ keys.mT, adjoint @ keys.mT  # [B,H,N,C,C]
-    d_keys = chunks.weigh_past(answers, between).mT @ adjoint
-    d_keys = d_keys + chunks.weigh_past(adjoints, between).mT @ solution
-    d_keys = -(d_keys if beta is None else d_keys * beta)
-    d_beta = d_between = d_since_start = d_start = None
-    if between is not None:
-        d_between = -chunks.weigh_past(answers * adjoints, None)
-    if beta is not None:
-        weighed = chunks.weigh_past(answers * adjoints, between)
-        d_beta = -weighed.sum(-2).unsqueeze(-1)
-        d_between = None if d_between is None else d_between * beta.mT
-    product = adjoint * solution
-    kept = solution if since_start is None else solution * since_start
-    if start is not None:
-        d_start = -(adjoint.mT @ kept)
-    if since_start is not None:
-        past = solution * ridge if fades else torch.zeros_like(solution)
-        past = past if start is None else past + solution @ start
-        d_since_start = -(adjoint * past).sum(-1, keepdim=True)
-        product = product * since_start if fades else product
-    return d_keys, d_beta, d_start, -product.sum_to_size(ridge.shape), d_between, d_since_start
-
-
-def _place(badness: Tensor, chunk_size: int) -> tuple[int, int, int]:
-    """Where the largest entry of [batch, head, chunk] stands: batch item, head, first position."""
-    flat = int(badness.flatten().argmax())
-    rest, chunk = divmod(flat, badness.shape[2])
-    return rest // badness.shape[1], rest % badness.shape[1], chunk * chunk_size
-
-
-def _describe(place: tuple[int, int, int], chunk_size: int) -> str:
-    batch, head, position = place
-    return f"batch {batch}, head {head}, positions {position} to {position + chunk_size - 1}"
-
-
-def _failure(on_failure: OnFailure, error: type[Exception] = SolveError) -> Callable[[str], None]:
-    """What to do with a message: raise it as an error, or warn."""
-
-    def act(message: str) -> None:
-        if on_failure == "raise":
-            raise error(message)
-        warnings.warn(message, SolveWarning, stacklevel=4)
-
-    return act

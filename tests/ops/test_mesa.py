@@ -193,7 +193,8 @@ def test_single_precision_on_unit_keys(time, key, ridge, tolerance, upstream_sca
         )
         result = mesa(**inputs, ridge_mode=mode)
         exact, wanted, _ = reference_of(inputs, mode)
-        upstream = torch.randn_like(result.output) * upstream_scale
+        random = torch.Generator().manual_seed(9)
+        upstream = torch.randn(result.output.shape, generator=random) * upstream_scale
         assert error(result.output, wanted) <= tolerance
         pairs = zip(
             gradients(result.output, inputs, upstream),
@@ -227,7 +228,7 @@ def test_solves_are_linear_in_the_query_and_the_upstream_gradient(scale, gate, m
     inputs = make(40, gate=gate, dtype=torch.float32)
     inputs["beta"] = None
     once = mesa(**inputs, ridge_mode=mode)
-    upstream = torch.randn_like(once.output)
+    upstream = torch.randn(once.output.shape, generator=torch.Generator().manual_seed(9))
     wanted = gradients(once.output, inputs, upstream)
     scaled = {**inputs, "q": (inputs["q"] * scale).detach().requires_grad_()}
     more = mesa(**scaled, ridge_mode=mode)
@@ -539,7 +540,7 @@ def test_half_precision_in_and_out_single_inside(dtype, gate, mode):
     assert all(x.grad.dtype == dtype for x in inputs.values() if x is not None)
 
 
-@pytest.mark.parametrize(("gate", "mode"), EXACT_MODES)
+@pytest.mark.parametrize(("gate", "mode"), MODES)
 def test_vmap_over_models(gate, mode):
     inputs = make(10, gate=gate)
     ridges = torch.stack([inputs["ridge"], 2 * inputs["ridge"]]).detach()
