@@ -204,24 +204,17 @@ class LayerContract:
             assert not same or not torch.equal(other(x), y), f"{name} changes nothing"
 
     def test_it_can_be_built_on_the_meta_device(self, case: Case) -> None:
+        torch.manual_seed(0)
+        wanted = case.build(WIDTH, HEADS, DIM, **case.settings).state_dict()
         with torch.device("meta"):
-            layer = case.make()
-        assert all(x.is_meta for x in layer.state_dict().values())
+            layer = case.build(WIDTH, HEADS, DIM, **case.settings)
         layer.to_empty(device="cpu")
         for parameter in layer.parameters():
             parameter.data.fill_(torch.nan)
         torch.manual_seed(0)
         layer.reset_parameters()
-        torch.manual_seed(0)
-        wanted = case.build(WIDTH, HEADS, DIM, **case.settings).state_dict()
         assert list(layer.state_dict()) == list(wanted)
         for name, found in layer.state_dict().items():
-            # Drawn in float64 after to_empty, in float32 otherwise: the laws agree, not the draws.
-            assert found.isfinite().all(), name
-        again = case.make(torch.float32)
-        torch.manual_seed(0)
-        again.reset_parameters()
-        for name, found in again.state_dict().items():
             assert torch.equal(found, wanted[name]), name
 
     def test_checkpointing_changes_nothing(self, case: Case) -> None:

@@ -21,8 +21,8 @@ from mesaopt.layers import (
 )
 
 FULL = Frame.mesanet2025()
-CHANGES = {"frame": FULL, "chunk_size": 16}
-SOLVER_CHANGE = {"solver": Solver(chunk_size=16)}
+CHANGES = {"frame": FULL, "chunk_size": 5}
+SOLVER_CHANGE = {"solver": Solver(chunk_size=5)}
 
 
 def chunks(size: int) -> dict[str, Any]:
