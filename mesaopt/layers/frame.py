@@ -124,7 +124,8 @@ class CausalConvolution(nn.Module):
         weight = self.weight.to(x.dtype)  # autocast leaves products of elements alone
         # Shifted products cost what a grouped convolution costs, and are the same sums for one token.
         terms = [padded[:, j : j + time] * weight[:, j] for j in range(length)]
-        return sum(terms[1:], start=terms[0]), padded[:, time:]
+        # A copy, or a state would keep the whole sequence in memory.
+        return sum(terms[1:], start=terms[0]), padded[:, time:].clone()
 
 
 class HeadNorm(nn.Module):

@@ -1,12 +1,13 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 
-from mesaopt.errors import ConfigError
+from mesaopt.errors import ConfigError, SolveError, SolveWarning
 from mesaopt.layers import (
     DeltaRuleLayer,
     Frame,
@@ -18,6 +19,7 @@ from mesaopt.layers import (
     MesaLayer,
     SelfAttention,
     SoftmaxSelfAttention,
+    Solver,
 )
 from mesaopt.layers.frame import normalise
 from mesaopt.ops import reference
@@ -169,6 +171,30 @@ def test_the_ridge_stays_in_single_precision(
     assert torch.equal(getattr(layer, name).grad, slope)
     assert layer.double().ridge.dtype == torch.float64
     assert layer.to("meta").ridge.is_meta
+
+
+def test_the_solver_obeys() -> None:
+    x = torch.randn(2, 40, 6)
+
+    def run(**settings: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return MesaLayer.mesanet2025(**SIZES, solver=Solver(**settings))(x)
+
+    exact, loose = run(), run(rtol=0.1)
+    assert 0 < (loose - exact).norm() / exact.norm() < 0.3, "conditioning and norms enlarge 0.1"
+    with pytest.raises(SolveError, match="1 steps were taken"):
+        run(max_steps=1)
+    with pytest.warns(SolveWarning):
+        run(max_steps=1, on_failure="warn")
+    assert run(max_steps=1, on_failure="ignore").isfinite().all()
+
+
+def test_a_state_does_not_keep_the_sequence() -> None:
+    layer = MesaLayer.mesanet2025(**SIZES)
+    with torch.no_grad():
+        _, state = layer.extend(torch.randn(1, 500, 6))
+    for x in (state.memory.gram, state.memory.cross, state.recent):
+        assert x.untyped_storage().nbytes() == x.nbytes
 
 
 @pytest.mark.parametrize(
