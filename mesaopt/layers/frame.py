@@ -223,7 +223,7 @@ class Gates(nn.Module):
             bias = self.log_decay.bias
             ratios = torch.linspace(0, 1, bias.shape[0], device=bias.device)
             memories = _SHORTEST * (_LONGEST / _SHORTEST) ** ratios
-            bias.copy_(memories.log())  # sigmoid(log m) = m / (m + 1)
+            _set(bias, memories.log())  # sigmoid(log m) = m / (m + 1)
         if self.beta is not None:
             self.beta.bias.zero_()
 
@@ -274,3 +274,12 @@ def normalise(x: Float[Tensor, "*position key"]) -> Float[Tensor, "*position key
 
 def _widen(x: Tensor) -> Tensor:
     return x.to(working_type(x))
+
+
+def _set(parameter: Tensor, value: Tensor) -> None:
+    """Copy a value into a parameter, which may be sharded over processes."""
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor  # slow to import, rarely needed
+
+        value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
