@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -281,5 +281,6 @@ def _set(parameter: Tensor, value: Tensor) -> None:
     if hasattr(parameter, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor  # slow to import, rarely needed
 
-        value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        sharded = cast(Any, parameter)
+        value = distribute_tensor(value, sharded.device_mesh, sharded.placements)
     parameter.copy_(value)
