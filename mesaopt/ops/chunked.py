@@ -317,7 +317,9 @@ def solve_exactly(
         0.5
     """
     solution = _solve_once(system, factors, rhs)
-    if not readable(factors.steep) and factors.correction is not None:
+    if factors.correction is None:  # the very matrix was factorised, nothing is steep
+        return solution
+    if not readable(factors.steep):
         return solution + _solve_once(system, factors, rhs - multiply(system, solution))
     if not factors.steep.any():
         return solution
