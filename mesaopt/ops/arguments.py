@@ -1,7 +1,7 @@
 """What the mesa operator accepts, and how it says no: the argument, what it is, what it must be."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,7 +90,7 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
     return bool(total.isfinite()) or bool(x.isfinite().all())
 
 
-def check_state(state: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> None:
+def check_state(state: tuple[Tensor, ...], like: Any) -> None:
     """Refuse a state that does not fit.
 
     Args:

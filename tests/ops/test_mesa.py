@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import SolveError, SolveWarning
-from mesaopt.ops import MesaState, chunked, linear_attention, mesa, mesa_step, reference
+from mesaopt.ops import (
+    MesaState,
+    chunked,
+    gated_linear_attention,
+    linear_attention,
+    mesa,
+    mesa_step,
+    reference,
+)
 from mesaopt.tasks import LinearSystem
 
 EPS = torch.finfo(torch.float64).eps
@@ -395,6 +403,15 @@ def test_no_steps_give_linear_attention(method):
     inputs["beta"] = None
     found = mesa(**inputs, method=method, max_steps=0, chunk_size=8).output
     wanted = linear_attention(*(inputs[n] for n in "qkv"), chunk_size=8).output
+    assert error(found, wanted) <= CLOSE
+
+
+@pytest.mark.parametrize("method", ["neumann", "chebyshev"])
+def test_no_steps_under_forgetting_give_gated_linear_attention(method):
+    inputs = make(20, gate=0.05)
+    found = mesa(**inputs, method=method, max_steps=0, chunk_size=8).output
+    gates = {name: inputs[name] for name in ("beta", "log_decay")}
+    wanted = gated_linear_attention(*(inputs[n] for n in "qkv"), **gates, chunk_size=8).output
     assert error(found, wanted) <= CLOSE
 
 
