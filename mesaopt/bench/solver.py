@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt.bench.problems import Problem, errors, mesa_with, random_problem
 from mesaopt.bench.timing import time_in_turn
-from mesaopt.ops import chunked, chunks, mesa
-from mesaopt.ops.chunked import Factors, Solved, System
+from mesaopt.ops import chunked, chunks, iterative, mesa
+from mesaopt.ops.chunked import System
+from mesaopt.ops.iterative import Solved
 
 RTOL = 1e-4
 GOAL_STEPS = 4  # at a mean decay of 0.97 or more
@@ -124,10 +125,10 @@ def _system(problem: Problem, size: int) -> tuple[System, Tensor]:
     given = problem.inputs
     queries, keys = (chunks.split(given[name], size) for name in ("q", "k"))
     beta, gates = (chunks.split(given[n].unsqueeze(-1), size) for n in ("beta", "log_decay"))
-    decay = chunks.running_decays(gates)
-    gram, _ = chunks.carry((keys * beta * decay.until_end).mT @ keys, None, decay.whole)
+    decay = chunks.decays(gates.squeeze(-1))
+    gram, _ = chunks.chain_states(None, (keys * beta * decay.to_end).mT @ keys, decay.whole)
     rows = given["ridge"][None, :, None, None]
-    system = System(keys, beta, gram, rows, decay.between, decay.since_start, False)
+    system = System(keys, beta, gram, rows, decay.between, decay.from_start, False)
     return system, queries
 
 
@@ -138,10 +139,5 @@ def _count(system: System, queries: Tensor, *, preconditioned: bool) -> tuple[So
 
 
 def _descend(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
-    if preconditioned:
-        factors = chunked.factorise(system, exact=False)
-    else:
-        group, width = queries.shape[:-2], queries.shape[-1]
-        no = torch.zeros(group, dtype=torch.bool)
-        factors = Factors(torch.ones(*group, 1, width), None, no, no)
-    return chunked.conjugate_gradient(system, factors, queries, rtol=RTOL, max_steps=1000)
+    known = chunked.precondition(system) if preconditioned else None
+    return iterative.conjugate_gradient(system, known, queries, rtol=RTOL, max_steps=1000)
