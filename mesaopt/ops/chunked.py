@@ -32,7 +32,7 @@ from mesaopt.ops.checks import readable, traced
 
 _SMALL = 16  # LAPACK's overhead per matrix is small up to here; above, matrix products are faster
 STEEP = 32.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
-FORGETFUL = -2.0  # log of a chunk's decay below which its start says too little about its end
+FORGETFUL = -0.9  # log of a chunk's decay below which factors cost more than the steps they save
 
 
 Parts = TypeVar("Parts", bound=tuple)  # a System, Factors or Preconditioner
@@ -249,7 +249,7 @@ def _whitening(system: System) -> tuple[Tensor, Tensor]:
 
 
 def _ridge_inside(system: System) -> Tensor:
-    """rho ridge: the ridge that, fading with the start, is the true one in the middle of the chunk."""
+    """Give rho ridge: what, fading with the start, is the ridge in the middle of the chunk."""
     if system.since_start is None or system.fades:
         return system.ridge
     log_whole = system.since_start[..., -1:, :].log().clamp(min=FORGETFUL)

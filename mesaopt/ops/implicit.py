@@ -255,9 +255,7 @@ class _Solve(torch.autograd.Function):
         return adjoint, d_values, *d_system, *[None] * (1 + len(parts[6:]))
 
 
-def _regroup(
-    solver: Solver, factors: Sequence[Tensor | None]
-) -> Factors | Preconditioner | None:
+def _regroup(solver: Solver, factors: Sequence[Tensor | None]) -> Factors | Preconditioner | None:
     """Undo the flattening that autograd asks for."""
     if not factors:
         return None

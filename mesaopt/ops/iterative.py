@@ -143,7 +143,9 @@ def _descend(
     iterate, direction, image = (torch.zeros_like(residual) for _ in range(3))
     weight_before = torch.ones_like(residual[..., :1])
     while True:
-        steepest = residual / system.ridge if known is None else apply_preconditioner(known, residual)
+        steepest = (
+            residual / system.ridge if known is None else apply_preconditioner(known, residual)
+        )
         weight = (residual * steepest).sum(-1, keepdim=True)
         ratio = _ratio(weight, weight_before)
         direction = steepest + direction * ratio
