@@ -356,9 +356,9 @@ def difference(system: System) -> Float[Tensor, "*group position key"] | None:
 
     Example:
         >>> one = torch.ones(1, 2, 1)
-        >>> system = System(one, None, None, one[:, :1], None, torch.tensor([[[1.0], [0.25]]]), False)
-        >>> difference(system).flatten().tolist()
-        [-1.0, 0.5]
+        >>> system = System(one, None, None, one[:, :1], None, torch.tensor([[[1.0], [0.64]]]), False)
+        >>> [round(x, 4) for x in difference(system).flatten().tolist()]
+        [-0.25, 0.2]
     """
     kept = system.since_start
     if kept is None or system.fades or system.keys.shape[-2] == 1:
