@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mesaopt.bench.problems import Problem, errors, mesa_with, random_problem
 from mesaopt.bench.timing import time_in_turn
 from mesaopt.ops import chunked, chunks, iterative, mesa
-from mesaopt.ops.chunked import Factors, System
+from mesaopt.ops.chunked import System
 from mesaopt.ops.iterative import Solved
 
 RTOL = 1e-4
@@ -139,10 +139,5 @@ def _count(system: System, queries: Tensor, *, preconditioned: bool) -> tuple[So
 
 
 def _descend(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
-    if preconditioned:
-        factors = chunked.factorise(system, exact=False)
-    else:
-        group, width = queries.shape[:-2], queries.shape[-1]
-        no = torch.zeros(group, dtype=torch.bool)
-        factors = Factors(torch.ones(*group, 1, width), None, no, no)
-    return iterative.conjugate_gradient(system, factors, queries, rtol=RTOL, max_steps=1000)
+    known = chunked.precondition(system) if preconditioned else None
+    return iterative.conjugate_gradient(system, known, queries, rtol=RTOL, max_steps=1000)

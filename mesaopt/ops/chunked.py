@@ -15,7 +15,8 @@ nothing is forgotten, one factorisation per chunk solves all positions exactly:
    A_t^{-1} b_t = R^T (R b_t - sum_{i <= t} (R b_t . y_i) y_i) / f_t.
 
 Elsewhere the same factors, made with the ridge as it stands in the middle of the chunk, precondition
-conjugate gradients; chunks that forget most of their start do better with the ridge alone.
+conjugate gradients: what they solve exactly differs from A_t by a diagonal, which makes a step as cheap
+as a plain one. Chunks that forget most of their start are not factorised and take plain steps.
 """
 
 import math
@@ -27,14 +28,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
-from mesaopt.ops.checks import readable
+from mesaopt.ops.checks import readable, traced
 
 _SMALL = 16  # LAPACK's overhead per matrix is small up to here; above, matrix products are faster
 STEEP = 32.0  # squared length of a whitened key from which rounding, about 16 units times it, shows
-FORGETFUL = -2.0  # log of a chunk's decay below which its start says too little about its end
+FORGETFUL = -0.9  # log of a chunk's decay below which factors cost more than the steps they save
 
 
-Parts = TypeVar("Parts", bound=tuple)  # a System or Factors
+Parts = TypeVar("Parts", bound=tuple)  # a System, Factors or Preconditioner
 
 
 class System(NamedTuple):
@@ -52,7 +53,7 @@ class System(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What turns a solve, or its preconditioner, into matrix products."""
+    """What turns a solve into matrix products."""
 
     whitening: Float[Tensor, "*group rows key"]
     """R, or its diagonal as one row where it is diagonal."""
@@ -184,22 +185,20 @@ def matrices(
 
 
 @torch.no_grad()
-def factorise(system: System, *, exact: bool) -> Factors:
-    """Factorise every chunk, for an exact solve or as a preconditioner.
+def factorise(system: System) -> Factors:
+    """Factorise every chunk, for an exact solve or a preconditioner.
 
     Args:
         system: the matrices.
-        exact: whether the factors must give the solution itself, which they can where the ridge fades
-            or nothing is forgotten, and in chunks of one position. Otherwise chunks that forget most
-            of their start get the ridge alone.
 
     Returns:
-        The factors that :func:`apply_factors` takes.
+        The factors that :func:`apply_factors` takes. They give the solution itself where the ridge
+        fades or nothing is forgotten, and in chunks of one position.
 
     Example:
         >>> one = torch.ones(1, 1, 1)
         >>> system = System(one, None, None, one, None, None, True)
-        >>> round(factorise(system, exact=True).correction.item() ** 2, 4)
+        >>> round(factorise(system).correction.item() ** 2, 4)
         0.5
     """
     keys, kept = system.keys, system.since_start
@@ -211,8 +210,7 @@ def factorise(system: System, *, exact: bool) -> Factors:
     correction, correction_failed = _orthogonalise(whitened, kept)
     change = whitened.square().sum(-1)
     change = (change if kept is None else change / kept.squeeze(-1)).amax(-1)  # [*G]
-    factors = Factors(whitening, correction, ~(change <= STEEP), failed | correction_failed)
-    return factors if exact or kept is None else _relax_forgetful(system, factors)
+    return Factors(whitening, correction, ~(change <= STEEP), failed | correction_failed)
 
 
 def _orthogonalise(
@@ -241,11 +239,8 @@ def _orthogonalise(
 
 
 def _whitening(system: System) -> tuple[Tensor, Tensor]:
-    """Step 1 of the module's docstring, with the ridge as the middle of the chunk sees it."""
-    ridge, group = system.ridge, system.keys.shape[:-2]
-    if system.since_start is not None and not system.fades:
-        log_whole = system.since_start[..., -1:, :].log().clamp(min=FORGETFUL)
-        ridge = ridge * (log_whole / -2).exp()
+    """Step 1 of the module's docstring."""
+    ridge, group = _ridge_inside(system), system.keys.shape[:-2]
     if system.start is None:
         failed = torch.zeros(group, dtype=torch.bool, device=ridge.device)
         return ridge.rsqrt().expand(*group, 1, -1), failed
@@ -253,18 +248,122 @@ def _whitening(system: System) -> tuple[Tensor, Tensor]:
     return invert_factor(base)
 
 
-def _relax_forgetful(system: System, factors: Factors) -> Factors:
-    forgetful = system.since_start[..., -1, 0] < math.exp(FORGETFUL)  # [*G]
-    scale = torch.ones_like(system.ridge) if system.fades else system.ridge.rsqrt()
-    if factors.whitening.shape[-2] > 1:
-        scale = torch.diag_embed(scale.squeeze(-2))
-    chosen = forgetful[..., None, None]
-    return Factors(
-        torch.where(chosen, scale, factors.whitening),
-        factors.correction.masked_fill(chosen, 0.0),
-        factors.steep,
-        factors.failed & ~forgetful,
-    )
+def _ridge_inside(system: System) -> Tensor:
+    """Give rho ridge: what, fading with the start, is the ridge in the middle of the chunk."""
+    if system.since_start is None or system.fades:
+        return system.ridge
+    log_whole = system.since_start[..., -1:, :].log().clamp(min=FORGETFUL)
+    return system.ridge * (log_whole / -2).exp()
+
+
+class Preconditioner(NamedTuple):
+    """What conjugate gradients are told of B_t = A_t + (f_t rho - 1) ridge, which has exact factors.
+
+    A_t and B_t differ by a diagonal alone. Conjugate gradients that carry B_t times their direction
+    therefore never multiply by A_t, and a step costs what one without a preconditioner does.
+    """
+
+    inverse: Float[Tensor, "*group rows key"]
+    """R^T R, or its diagonal as one row where it is diagonal."""
+    correction: Float[Tensor, "*group position key"] | None
+    """Y R; none where the chunk's one position is already part of R."""
+    plain: Bool[Tensor, "*group"]
+    """Chunks that are better off without: forgetful ones, and those whose factors failed."""
+
+
+@torch.no_grad()
+def precondition(system: System) -> Preconditioner | None:
+    """Factorise the chunks that remember enough of their start for it to pay.
+
+    Args:
+        system: the matrices.
+
+    Returns:
+        What :func:`apply_preconditioner` takes, zero where nothing was factorised; none if no chunk
+        remembers enough. Where values cannot be seen, every chunk is factorised.
+
+    Example:
+        >>> one = torch.ones(2, 1, 1)
+        >>> gone = System(one, None, None, one, one, torch.zeros(2, 1, 1), False)
+        >>> precondition(gone) is None
+        True
+    """
+    plain = _forgetful(system)
+    if traced(plain) or not plain.any():
+        return _precondition_all(system)
+    if plain.all():
+        return None
+    group, flat = plain.shape, plain.flatten()
+    chosen = (~flat).nonzero().squeeze(-1)
+    inverse, correction, failed = _precondition_all(select(flatten(system, group), chosen))
+
+    def scatter(x: Tensor) -> Tensor:
+        return x.new_zeros(len(flat), *x.shape[1:]).index_copy(0, chosen, x).unflatten(0, group)
+
+    scattered = None if correction is None else scatter(correction)
+    return Preconditioner(scatter(inverse), scattered, plain | scatter(failed))
+
+
+def _forgetful(system: System) -> Bool[Tensor, "*group"]:
+    """Whether a chunk keeps too little of its start, at its end, for the start to say much."""
+    if system.since_start is None:
+        return torch.zeros(system.keys.shape[:-2], dtype=torch.bool, device=system.keys.device)
+    return ~(system.since_start[..., -1, 0] >= math.exp(FORGETFUL))
+
+
+def _precondition_all(system: System) -> Preconditioner:
+    whitening, correction, _, failed = factorise(system)
+    diagonal = whitening.shape[-2] < whitening.shape[-1]
+    inverse = whitening.square() if diagonal else whitening.mT @ whitening
+    if correction is not None:
+        correction = correction * whitening if diagonal else correction @ whitening
+    return Preconditioner(inverse, correction, failed | _forgetful(system))
+
+
+def apply_preconditioner(
+    known: Preconditioner, rhs: Float[Tensor, "*group position key"]
+) -> Float[Tensor, "*group position key"]:
+    """Step 3 of the module's docstring with R and Y multiplied out, without the division by f_t.
+
+    Args:
+        known: from :func:`precondition`.
+        rhs: one right-hand side per position.
+
+    Returns:
+        f_t B_t^{-1} b_t.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1)
+        >>> known = precondition(System(one, None, None, one, None, None, True))
+        >>> round(apply_preconditioner(known, one).item(), 4)
+        0.5
+    """
+    inverse, correction, _ = known
+    applied = _rotate(rhs, inverse)
+    if correction is None:
+        return applied
+    return applied - chunks.weigh_past(rhs @ correction.mT, None) @ correction
+
+
+def difference(system: System) -> Float[Tensor, "*group position key"] | None:
+    """Give the diagonal A_t - B_t by which a preconditioner misses the matrices.
+
+    Args:
+        system: the matrices.
+
+    Returns:
+        The diagonals; none where the preconditioner is exact.
+
+    Example:
+        >>> one = torch.ones(1, 2, 1)
+        >>> system = System(one, None, None, one[:, :1], None, torch.tensor([[[1.0], [0.64]]]), False)
+        >>> [round(x, 4) for x in difference(system).flatten().tolist()]
+        [-0.25, 0.2]
+    """
+    kept = system.since_start
+    if kept is None or system.fades or system.keys.shape[-2] == 1:
+        return None
+    return system.ridge - kept * _ridge_inside(system)
 
 
 def apply_factors(
@@ -281,7 +380,7 @@ def apply_factors(
 
     Example:
         >>> one = torch.ones(1, 1, 1)
-        >>> factors = factorise(System(one, None, None, one, None, None, True), exact=True)
+        >>> factors = factorise(System(one, None, None, one, None, None, True))
         >>> round(apply_factors(factors, one).item(), 4)
         0.5
     """
@@ -304,7 +403,7 @@ def solve_exactly(
 
     Args:
         system: the matrices.
-        factors: from :func:`factorise` with `exact`.
+        factors: from :func:`factorise`, where they are exact.
         rhs: one right-hand side per position.
 
     Returns:
@@ -313,7 +412,7 @@ def solve_exactly(
     Example:
         >>> one = torch.ones(1, 1, 1)
         >>> system = System(one, None, None, one, None, None, True)
-        >>> round(solve_exactly(system, factorise(system, exact=True), one).item(), 4)
+        >>> round(solve_exactly(system, factorise(system), one).item(), 4)
         0.5
     """
     solution = _solve_once(system, factors, rhs)

@@ -13,7 +13,7 @@ from mesaopt.errors import SolveError, SolveWarning
 from mesaopt.ops import chunked, chunks, iterative, recurrent
 from mesaopt.ops.arguments import Method, OnFailure
 from mesaopt.ops.checks import traced
-from mesaopt.ops.chunked import Factors, System
+from mesaopt.ops.chunked import Factors, Preconditioner, System
 from mesaopt.ops.iterative import Solved
 
 
@@ -28,7 +28,7 @@ class Solver:
     max_steps: int
     on_failure: OnFailure
 
-    def factorise(self, system: System, chunk_size: int) -> Factors | None:
+    def factorise(self, system: System, chunk_size: int) -> Factors | Preconditioner | None:
         """Make the factors that the method needs, if any.
 
         Args:
@@ -41,10 +41,12 @@ class Solver:
         Raises:
             SolveError: a matrix is not positive definite to working precision.
         """
-        if self.method not in ("exact", "cg"):
+        if self.method == "cg":
+            return chunked.precondition(system)
+        if self.method != "exact":
             return None
-        factors = chunked.factorise(system, exact=self.method == "exact")
-        if self.method != "exact" or self.on_failure == "ignore":
+        factors = chunked.factorise(system)
+        if self.on_failure == "ignore":
             return factors
         if not traced(factors.failed) and bool(factors.failed.any()):
             where = _describe(place(factors.failed.int(), chunk_size), chunk_size)
@@ -52,7 +54,9 @@ class Solver:
             failure(self.on_failure)(f"{told} {where}: raise the ridge or use float64")
         return factors
 
-    def solve(self, system: System, factors: Factors | None, rhs: Tensor) -> Solved:
+    def solve(
+        self, system: System, factors: Factors | Preconditioner | None, rhs: Tensor
+    ) -> Solved:
         """Solve A_t x_t = b_t and check the residual where there is a tolerance.
 
         Args:
@@ -68,7 +72,7 @@ class Solver:
         """
         if self.method == "cg":
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
-            blind = traced(rhs) or traced(factors.whitening)
+            blind = traced(rhs) or (factors is not None and traced(factors.inverse))
             descend = iterative.traced_gradient if blind else iterative.conjugate_gradient
             found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.
@@ -159,7 +163,7 @@ def solve_and_read(
         solved = solver.solve(system, None, rhs)
         return Answer(solved, _read(system, solved.solution, values)[0])
     factors = solver.factorise(system, rhs.shape[-2])
-    return _apply(system, solver, (None,) * 4 if factors is None else factors, rhs, values)
+    return _apply(system, solver, factors, rhs, values)
 
 
 def _read(system: System, solution: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,12 +174,12 @@ def _read(system: System, solution: Tensor, values: Tensor) -> tuple[Tensor, Ten
 def _apply(
     system: System,
     solver: Solver,
-    factors: Sequence[Tensor | None],
+    factors: Factors | Preconditioner | None,
     rhs: Tensor,
     values: Tensor | None,
 ) -> Answer:
     # Where nothing will be differentiated, compilation hands the class below one argument too many.
-    tensors = (rhs, values, *system[:-1])
+    tensors, factors = (rhs, values, *system[:-1]), factors or ()
     if torch.compiler.is_compiling() and not (
         torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     ):
@@ -209,7 +213,7 @@ class _Solve(torch.autograd.Function):
         *factors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         system = System(keys, beta, start, ridge, between, since_start, solver.fades)
-        solved = solver.solve(system, None if factors[0] is None else Factors(*factors), rhs)
+        solved = solver.solve(system, _regroup(solver, factors), rhs)
         if values is None:  # in the backward pass, where there is nothing to read
             return (*solved, rhs.new_empty(0), rhs.new_empty(0))
         return (*solved, *_read(system, solved.solution, values))
@@ -229,11 +233,11 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         solution, scores, values, *parts = (next(saved) if x else None for x in ctx.present)
-        system, factors = System(*parts[:6], ctx.solver.fades), parts[6:]
+        system, factors = System(*parts[:6], ctx.solver.fades), _regroup(ctx.solver, parts[6:])
         keys, beta, between = system.keys, system.beta, system.between
         d_solution, d_read, d_scores = grads[0], grads[4], None
         if d_solution is None and d_read is None:
-            return (None,) * 13
+            return (None,) * len(ctx.needs_input_grad)
         values = None if d_read is None else values
         if values is not None:
             d_scores = d_read @ values.mT
@@ -248,7 +252,14 @@ class _Solve(torch.autograd.Function):
         d_values, d_keys, d_beta, d_between = _pull_back_local(system, mixed)
         d_start, d_ridge, d_since_start = _pull_back_start(system, solution, adjoint)
         d_system = (d_keys, d_beta, d_start, d_ridge, d_between, d_since_start)
-        return adjoint, d_values, *d_system, *[None] * 5
+        return adjoint, d_values, *d_system, *[None] * (1 + len(parts[6:]))
+
+
+def _regroup(solver: Solver, factors: Sequence[Tensor | None]) -> Factors | Preconditioner | None:
+    """Undo the flattening that autograd asks for."""
+    if not factors:
+        return None
+    return Factors(*factors) if solver.method == "exact" else Preconditioner(*factors)
 
 
 class _Mixed(NamedTuple):

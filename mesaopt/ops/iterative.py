@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops.chunked import (
-    Factors,
+    Preconditioner,
     System,
-    apply_factors,
+    apply_preconditioner,
+    difference,
     flatten,
     frobenius_norm,
     multiply,
@@ -46,7 +47,7 @@ class Solved(NamedTuple):
 @torch.no_grad()
 def conjugate_gradient(
     system: System,
-    factors: Factors,
+    known: Preconditioner | None,
     rhs: Float[Tensor, "*group position key"],
     *,
     rtol: float,
@@ -61,7 +62,7 @@ def conjugate_gradient(
 
     Args:
         system: the matrices.
-        factors: preconditioner, from :func:`factorise`.
+        known: preconditioner, from :func:`mesaopt.ops.chunked.precondition`; none for the ridge alone.
         rhs: one right-hand side per position.
         rtol: relative residual to reach at every position, if rounding allows.
         max_steps: most steps of a chunk, restarts included.
@@ -72,17 +73,14 @@ def conjugate_gradient(
     Source: Hestenes and Stiefel (1952); the preconditioner is ours.
 
     Example:
-        >>> from mesaopt.ops.chunked import factorise
         >>> one = torch.ones(1, 1, 1)
         >>> system = System(one, None, None, one, None, None, True)
-        >>> found = conjugate_gradient(
-        ...     system, factorise(system, exact=True), one, rtol=1e-6, max_steps=9
-        ... )
+        >>> found = conjugate_gradient(system, None, one, rtol=1e-6, max_steps=9)
         >>> round(found.solution.item(), 4), found.steps.item()
         (0.5, 1)
     """
     group, eps = rhs.shape[:-2], torch.finfo(rhs.dtype).eps
-    system, factors = flatten(system, group), flatten(factors, group)
+    system, known = flatten(system, group), known and flatten(known, group)
     rhs = rhs.reshape(-1, *rhs.shape[-2:])  # [G,C,K]
     scale = rhs.norm(dim=-1, keepdim=True)
     residual = rhs / torch.where(scale == 0, 1.0, scale)
@@ -97,8 +95,8 @@ def conjugate_gradient(
         if len(active) == 0:
             break
         part = select(system, active)
-        correction, taken = _descend(
-            part, select(factors, active), residual[active], rtol, max_steps - steps[active]
+        correction, taken = _descend_each(
+            part, known and select(known, active), residual[active], rtol, max_steps - steps[active]
         )
         candidate = solution[active] + correction
         remainder = unit[active] - multiply(part, candidate)
@@ -113,19 +111,52 @@ def conjugate_gradient(
     return Solved(*(x.unflatten(0, group) for x in parts))
 
 
-def _descend(
-    system: System, factors: Factors, residual: Tensor, rtol: float, budget: Tensor
+def _descend_each(
+    system: System, known: Preconditioner | None, residual: Tensor, rtol: float, budget: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Conjugate gradients from zero until every chunk's recursive residual or budget is used up."""
+    """Descend with the preconditioner where it is of use, and without it elsewhere."""
+    if known is None or known.plain.all():
+        return _descend(system, None, residual, rtol, budget)
+    if not known.plain.any():
+        return _descend(system, known, residual, rtol, budget)
+    solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
+    for plain in (True, False):
+        at = (known.plain == plain).nonzero().squeeze(-1)
+        chosen = None if plain else select(known, at)
+        solution[at], steps[at] = _descend(
+            select(system, at), chosen, residual[at], rtol, budget[at]
+        )
+    return solution, steps
+
+
+def _descend(
+    system: System, known: Preconditioner | None, residual: Tensor, rtol: float, budget: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Conjugate gradients from zero until every chunk's recursive residual or budget is used up.
+
+    With a preconditioner B, steps carry B direction, whose new part is the residual itself, and A adds
+    a diagonal to it: the preconditioner's own products are then the only ones. What rounding takes from
+    B B^{-1} = 1 shows in the true residual, which the caller measures.
+    """
     solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
     chosen = torch.arange(len(residual), device=residual.device)  # which chunks still run
-    iterate, direction = torch.zeros_like(residual), torch.zeros_like(residual)
+    iterate, direction, image = (torch.zeros_like(residual) for _ in range(3))
     weight_before = torch.ones_like(residual[..., :1])
     while True:
-        steepest = apply_factors(factors, residual)
+        steepest = (
+            residual / system.ridge if known is None else apply_preconditioner(known, residual)
+        )
         weight = (residual * steepest).sum(-1, keepdim=True)
-        direction = steepest + direction * _ratio(weight, weight_before)
-        product = multiply(system, direction)
+        ratio = _ratio(weight, weight_before)
+        direction = steepest + direction * ratio
+        if known is None:
+            product = multiply(system, direction)
+        else:
+            # The preconditioner leaves the decay f out: B steepest = f residual.
+            decays = known.correction is not None and system.since_start is not None
+            image = (residual * system.since_start if decays else residual) + image * ratio
+            diagonal = difference(system)
+            product = image if diagonal is None else image + diagonal * direction
         length = _ratio(weight, (direction * product).sum(-1, keepdim=True))
         iterate, residual = iterate + length * direction, residual - length * product
         weight_before = weight
@@ -136,9 +167,9 @@ def _descend(
             if done.all():
                 return solution, steps
             left = (~done).nonzero().squeeze(-1)
-            system, factors = select(system, left), select(factors, left)
-            chosen, iterate, residual, direction, weight_before = (
-                x[left] for x in (chosen, iterate, residual, direction, weight_before)
+            system, known = select(system, left), known and select(known, left)
+            chosen, iterate, residual, direction, image, weight_before = (
+                x[left] for x in (chosen, iterate, residual, direction, image, weight_before)
             )
 
 
@@ -166,8 +197,8 @@ def _opaque(
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     system = System(keys, beta, start, ridge, between, since_start, fades)
-    whitening, *correction, steep, failed = factors
-    known = Factors(whitening, correction[0] if correction else None, steep, failed)
+    inverse, *correction, plain = factors
+    known = Preconditioner(inverse, correction[0] if correction else None, plain)
     return tuple(conjugate_gradient(system, known, rhs, rtol=rtol, max_steps=max_steps))
 
 
@@ -208,7 +239,7 @@ def _many(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, Any]:
 
 def traced_gradient(
     system: System,
-    factors: Factors,
+    known: Preconditioner,
     rhs: Float[Tensor, "*group position key"],
     *,
     rtol: float,
@@ -218,7 +249,7 @@ def traced_gradient(
 
     Args:
         system: the matrices.
-        factors: preconditioner, from :func:`factorise`.
+        known: preconditioner, from :func:`mesaopt.ops.chunked.precondition`.
         rhs: one right-hand side per position.
         rtol: relative residual to reach at every position, if rounding allows.
         max_steps: most steps of a chunk, restarts included.
@@ -227,15 +258,15 @@ def traced_gradient(
         What :func:`conjugate_gradient` returns.
 
     Example:
-        >>> from mesaopt.ops.chunked import factorise
+        >>> from mesaopt.ops.chunked import precondition
         >>> one = torch.ones(1, 1, 1)
         >>> system = System(one, None, None, one, None, None, True)
-        >>> factors = factorise(system, exact=True)
-        >>> round(traced_gradient(system, factors, one, rtol=1e-6, max_steps=9).solution.item(), 4)
+        >>> known = precondition(system)
+        >>> round(traced_gradient(system, known, one, rtol=1e-6, max_steps=9).solution.item(), 4)
         0.5
     """
-    known = [x for x in factors if x is not None]
-    return Solved(*_opaque(*system, known, rhs, rtol, max_steps))
+    factors = [x for x in known if x is not None]
+    return Solved(*_opaque(*system, factors, rhs, rtol, max_steps))
 
 
 def iterate_fixed(

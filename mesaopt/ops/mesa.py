@@ -22,6 +22,9 @@ from mesaopt.ops.implicit import Solver, failure, place, solve_and_read
 from mesaopt.ops.iterative import Solved
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
+_FORGOTTEN = 0.44  # minus the log of a chunk's decay up to which four steps reach 1e-4
+_SHORTEST = 14  # positions of a chunk below which its factors cost more than the steps they save
+_WORTHWHILE = 0.48  # minus the log of the shortest chunk's decay from which plain steps cost less
 _UNSEEN = 16  # positions of a chunk under forgetting whose gates cannot be looked at
 
 
@@ -299,11 +302,10 @@ def _preconditioned_size(log_decay: Tensor, size: int) -> int:
     if traced(log_decay):
         return min(size, _UNSEEN)
     rates = -log_decay.mean((0, 1))  # [H]
-    slow = rates[rates * _UNSEEN <= -chunked.FORGETFUL]
+    slow = rates[rates * _SHORTEST <= _WORTHWHILE]
     fastest = slow.max().item() if len(slow) else 0.0
-    while size > _UNSEEN and size * fastest > 0.5:
-        size = (size + 1) // 2
-    return size
+    wanted = int(_FORGOTTEN / fastest) if fastest * size > _FORGOTTEN else size
+    return min(size, max(wanted, _SHORTEST))
 
 
 def _run(

@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import SolveError, SolveWarning
@@ -441,6 +442,32 @@ def test_never_more_steps_than_plain_conjugate_gradients(gate, monkeypatch):
     steps = mesa(**inputs, method="cg", rtol=1e-4).info.steps.max()
     monkeypatch.setattr(chunked, "FORGETFUL", 1.0)  # no chunk remembers enough
     assert steps <= mesa(**inputs, method="cg", rtol=1e-4).info.steps.max()
+
+
+@pytest.mark.parametrize("uneven", [0.0, 1.0])
+@pytest.mark.parametrize("gate", [0.008, 0.06, 0.08, 0.12, 0.35, "mixed"])
+def test_no_more_products_than_plain_conjugate_gradients(gate, uneven, monkeypatch):
+    width = 0.06 if gate == "mixed" else gate
+    inputs = make(512, gate=width, batch=1, heads=2, key=64, value=1, dtype=torch.float32)
+    channels = torch.arange(1, 65) ** -uneven
+    for name in "qk":
+        inputs[name] = torch.nn.functional.normalize(inputs[name].detach() * channels, dim=-1)
+    if gate == "mixed":
+        inputs["log_decay"] = inputs["log_decay"].detach() * torch.tensor([1.0, 6.0])
+
+    def count():
+        with FlopCounterMode(display=False) as counter:
+            info = mesa(**inputs, method="cg", rtol=1e-4).info
+        return info, counter.get_total_flops()
+
+    info, flops = count()
+    if width <= 0.06 and gate != "mixed":  # mean gamma 0.97 or more
+        assert info.steps.max() <= 4
+    monkeypatch.setattr(chunked, "FORGETFUL", 1.0)  # no chunk remembers enough
+    plain, plain_flops = count()
+    assert plain.chunk_size == info.chunk_size
+    # 5 % for chunks that forget just little enough: their factors save no more than they cost.
+    assert flops <= 1.05 * plain_flops
 
 
 def test_info_says_what_ran_and_why():
