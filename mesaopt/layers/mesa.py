@@ -14,7 +14,6 @@ from mesaopt.layers.attention import PLAIN, HeadInputs, SelfAttention
 from mesaopt.layers.frame import Frame, GateName
 from mesaopt.ops import MesaOutput, MesaState, mesa, mesa_step
 from mesaopt.ops.arguments import OnFailure, RidgeMode
-from mesaopt.ops.state import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,22 +189,20 @@ class MesaLayer(SelfAttention[MesaState]):
     def mix(self, inputs: HeadInputs, memory: MesaState | None) -> MesaOutput:
         """See :func:`mesaopt.ops.mesa`."""
         solver = self.solver
-        with full_precision(inputs.q):  # autocast would make a solve of half precision
-            return mesa(
-                inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
-                log_decay=inputs.log_decay, ridge_mode=self.ridge_mode,
-                chunk_size=solver.chunk_size, rtol=solver.rtol, max_steps=solver.max_steps,
-                on_failure=solver.on_failure, initial_state=memory,
-            )  # fmt: skip
+        return mesa(
+            inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
+            log_decay=inputs.log_decay, ridge_mode=self.ridge_mode,
+            chunk_size=solver.chunk_size, rtol=solver.rtol, max_steps=solver.max_steps,
+            on_failure=solver.on_failure, initial_state=memory,
+        )  # fmt: skip
 
     def mix_step(self, inputs: HeadInputs, memory: MesaState) -> MesaOutput:
         """See :func:`mesaopt.ops.mesa_step`."""
-        with full_precision(inputs.q):
-            return mesa_step(
-                inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
-                log_decay=inputs.log_decay, ridge_mode=self.ridge_mode, state=memory,
-                on_failure=self.solver.on_failure,
-            )  # fmt: skip
+        return mesa_step(
+            inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
+            log_decay=inputs.log_decay, ridge_mode=self.ridge_mode, state=memory,
+            on_failure=self.solver.on_failure,
+        )  # fmt: skip
 
     def init_memory(self, like: Float[Tensor, "batch head key"]) -> MesaState:
         """See :meth:`mesaopt.ops.MesaState.empty`."""

@@ -433,8 +433,9 @@ def solve_exactly(
 
 def _solve_once(system: System, factors: Factors, rhs: Tensor) -> Tensor:
     solution = apply_factors(factors, rhs)
-    forgets = system.since_start is not None and factors.correction is not None
-    return solution / system.since_start if forgets else solution
+    if system.since_start is None or factors.correction is None:
+        return solution
+    return solution / system.since_start
 
 
 @torch.no_grad()

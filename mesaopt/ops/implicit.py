@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from mesaopt.ops.arguments import Method, OnFailure
 from mesaopt.ops.checks import traced
 from mesaopt.ops.chunked import Factors, Preconditioner, System
 from mesaopt.ops.iterative import Solved
+from mesaopt.ops.state import full_precision
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,20 @@ class Solver:
             SolveError: the tolerance was missed.
         """
         if self.method == "cg":
+            factors = cast(Preconditioner | None, factors)
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
             blind = traced(rhs) or (factors is not None and traced(factors.inverse))
-            descend = iterative.traced_gradient if blind else iterative.conjugate_gradient
+            # What is traced has always been factorised.
+            descend: Callable[..., Solved] = iterative.conjugate_gradient
+            if blind:
+                descend = iterative.traced_gradient
             found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.
             accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
             self.check(found.residual, accepted, rhs.shape[-2], found.steps)
             return found
         if self.method == "exact":
-            solution = chunked.solve_exactly(system, factors, rhs)
+            solution = chunked.solve_exactly(system, cast(Factors, factors), rhs)
         elif self.method == "recursive":
             solution = recurrent.solve_recursively(system, rhs)
         else:
@@ -179,13 +184,13 @@ def _apply(
     values: Tensor | None,
 ) -> Answer:
     # Where nothing will be differentiated, compilation hands the class below one argument too many.
-    tensors, factors = (rhs, values, *system[:-1]), factors or ()
+    tensors, parts = (rhs, values, *system[:-1]), factors or ()
     if torch.compiler.is_compiling() and not (
         torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     ):
-        *solved, read, _ = _Solve.forward(*tensors, solver, *factors)
+        *solved, read, _ = _Solve.forward(*tensors, solver, *parts)
     else:
-        *solved, read, _ = _Solve.apply(*tensors, solver, *factors)
+        *solved, read, _ = _Solve.apply(*tensors, solver, *parts)
     return Answer(Solved(*solved), read)
 
 
@@ -225,37 +230,47 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_backward(*(x for x in tensors if x is not None))  # compilation drops a None
         ctx.solver = inputs[8]
         ctx.mark_non_differentiable(*output[1:4], output[5])
-        ctx.set_materialize_grads(
-            False
-        )  # zeros for the scores would cost as much as computing them
+        # Zeros for the scores would cost as much as computing them.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        solution, scores, values, *parts = (next(saved) if x else None for x in ctx.present)
-        system, factors = System(*parts[:6], ctx.solver.fades), _regroup(ctx.solver, parts[6:])
-        keys, beta, between = system.keys, system.beta, system.between
-        d_solution, d_read, d_scores = grads[0], grads[4], None
-        if d_solution is None and d_read is None:
+        like = grads[4] if grads[0] is None else grads[0]
+        if like is None:
             return (None,) * len(ctx.needs_input_grad)
-        values = None if d_read is None else values
-        if values is not None:
-            d_scores = d_read @ values.mT
-            weighed = chunks.weigh_past(d_scores, between)
-            through = weighed @ (keys if beta is None else keys * beta)
-            d_solution = through if d_solution is None else d_solution + through
-        adjoint = _apply(system, ctx.solver, factors, d_solution, None).solved.solution
-        # The saved scores have no derivative.
-        if torch.is_grad_enabled() or scores.numel() == 0:
-            scores = chunks.weigh_past(solution @ keys.mT, between)
-        mixed = _Mixed(solution, adjoint, scores, values, d_read, d_scores)
-        d_values, d_keys, d_beta, d_between = _pull_back_local(system, mixed)
-        d_start, d_ridge, d_since_start = _pull_back_start(system, solution, adjoint)
-        d_system = (d_keys, d_beta, d_start, d_ridge, d_between, d_since_start)
-        return adjoint, d_values, *d_system, *[None] * (1 + len(parts[6:]))
+        with full_precision(like):  # a compiled backward pass may be under autocast
+            return _pull_back(ctx, grads[0], grads[4])
 
 
-def _regroup(solver: Solver, factors: Sequence[Tensor | None]) -> Factors | Preconditioner | None:
+def _pull_back(
+    ctx: Any, d_solution: Tensor | None, d_read: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients for the arguments of :class:`_Solve`, of which there is at least one incoming."""
+    saved = iter(ctx.saved_tensors)
+    unpacked: list[Any] = [next(saved) if x else None for x in ctx.present]
+    solution, scores, values, keys, beta, start, ridge, between, since_start, *parts = unpacked
+    system = System(keys, beta, start, ridge, between, since_start, ctx.solver.fades)
+    factors = _regroup(ctx.solver, parts)
+    d_scores = None
+    if d_read is None:
+        values = None
+    else:
+        d_scores = d_read @ values.mT
+        weighed = chunks.weigh_past(d_scores, between)
+        through = weighed @ (keys if beta is None else keys * beta)
+        d_solution = through if d_solution is None else d_solution + through
+    adjoint = _apply(system, ctx.solver, factors, cast(Tensor, d_solution), None).solved.solution
+    # The saved scores have no derivative.
+    if torch.is_grad_enabled() or scores.numel() == 0:
+        scores = chunks.weigh_past(solution @ keys.mT, between)
+    mixed = _Mixed(solution, adjoint, scores, values, d_read, d_scores)
+    d_values, d_keys, d_beta, d_between = _pull_back_local(system, mixed)
+    d_start, d_ridge, d_since_start = _pull_back_start(system, solution, adjoint)
+    d_system = (d_keys, d_beta, d_start, d_ridge, d_between, d_since_start)
+    return adjoint, d_values, *d_system, *[None] * (1 + len(parts))
+
+
+def _regroup(solver: Solver, factors: Sequence[Any]) -> Factors | Preconditioner | None:
     """Undo the flattening that autograd asks for."""
     if not factors:
         return None
@@ -292,7 +307,9 @@ def _pull_back_local(system: System, known: _Mixed) -> tuple[Tensor | None, ...]
         away = scores.mT @ adjoint
     else:
         sizes = (values.shape[-1], keys.shape[-1])
-        d_values, away = (scores.mT @ torch.cat([d_read, adjoint], -1)).split(sizes, -1)
+        d_values, away = (scores.mT @ torch.cat([cast(Tensor, d_read), adjoint], -1)).split(
+            sizes, -1
+        )
     d_beta, d_keys = None, toward - away
     if beta is not None:
         d_beta, d_keys = (keys * toward).sum(-1, keepdim=True), d_keys * beta

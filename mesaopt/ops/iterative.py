@@ -153,8 +153,8 @@ def _descend(
             product = multiply(system, direction)
         else:
             # The preconditioner leaves the decay f out: B steepest = f residual.
-            decays = known.correction is not None and system.since_start is not None
-            image = (residual * system.since_start if decays else residual) + image * ratio
+            decay = None if known.correction is None else system.since_start
+            image = (residual if decay is None else residual * decay) + image * ratio
             diagonal = difference(system)
             product = image if diagonal is None else image + diagonal * direction
         length = _ratio(weight, (direction * product).sum(-1, keepdim=True))

@@ -20,6 +20,7 @@ from mesaopt.ops.checks import check_gates, check_shapes, traced
 from mesaopt.ops.chunked import System
 from mesaopt.ops.implicit import Solver, failure, place, solve_and_read
 from mesaopt.ops.iterative import Solved
+from mesaopt.ops.state import full_precision
 
 _KEPT = -2.0  # log of the least decay of a chunk whose ridge fades: dividing by it costs precision
 _FORGOTTEN = 0.44  # minus the log of a chunk's decay up to which four steps reach 1e-4
@@ -184,14 +185,16 @@ def mesa(
     if packing is not None:
         given = {name: None if x is None else packing.unpack(x) for name, x in given.items()}
     precision = torch.promote_types(dtype, torch.float32)
-    inputs = _Inputs(*(None if x is None else x.to(precision) for x in given.values()))
+    tensors: list[Any] = [None if x is None else x.to(precision) for x in given.values()]
+    inputs = _Inputs(*tensors)
     batch, _, heads, width = inputs.q.shape
     if initial_state is not None:
         like = MesaState.empty(batch, heads, width, v.shape[-1], like=inputs.q)
         arguments.check_state(initial_state, like)
     rows = arguments.ridge_per_channel(ridge, inputs.q)
     solver, size = _plan(inputs, ridge_mode, method, chunk_size, rtol, max_steps, on_failure)
-    output, state, info = _run(inputs, rows, initial_state, solver, size)
+    with full_precision(q):  # autocast would make a solve of half precision
+        output, state, info = _run(inputs, rows, initial_state, solver, size)
     if on_failure != "ignore" and not arguments.is_finite(output):
         failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
     return MesaOutput((output if packing is None else packing.pack(output)).to(dtype), state, info)
@@ -235,8 +238,8 @@ def mesa_step(
         >>> round(mesa_step(one, one, one, ridge=1.0, state=first.state).output.item(), 4)
         0.6667
     """
-    one = (None if x is None else x.unsqueeze(1) for x in (q, k, v, beta, log_decay))
-    q, k, v, beta, log_decay = one
+    q, k, v = (x.unsqueeze(1) for x in (q, k, v))
+    beta, log_decay = (None if x is None else x.unsqueeze(1) for x in (beta, log_decay))
     # A zero gate makes the chunk of one position factorise its own matrix, as a step should.
     gate = q.new_zeros(q.shape[:-1]) if log_decay is None else log_decay
     result = mesa(
@@ -329,7 +332,9 @@ def _run(
     cross, cross_end = _carry(before[1], values.mT @ kept, whole)
     logs, log_end = _log_decays(inputs.q, gates, initial)
     fresh = initial is None and queries.shape[2] == 1
-    rows = ridge[None, :, None, None] * (logs.exp() if solver.fades and gates is not None else 1.0)
+    rows = ridge[None, :, None, None]
+    if solver.fades and gates is not None:
+        rows = rows * logs.exp()
     between, since_start = (None, None) if decay is None else (decay.between, decay.from_start)
     system = System(keys, beta, None if fresh else gram, rows, between, since_start, solver.fades)
     found, out = solve_and_read(system, solver, queries, values)
@@ -353,7 +358,7 @@ def _symmetric(x: Tensor) -> Tensor:
 
 def _log_decays(
     q: Tensor, gates: Tensor | None, initial: MesaState | None
-) -> tuple[Tensor | None, Float[Tensor, "batch head"]]:
+) -> tuple[Tensor, Float[Tensor, "batch head"]]:
     """Log of the decay from the very first position to every chunk's start, and to the end."""
     first = q.new_zeros(q.shape[0], q.shape[2]) if initial is None else initial.log_decay
     if gates is None:
