@@ -76,10 +76,8 @@ class Solver:
             rtol = 16 * torch.finfo(rhs.dtype).eps if self.rtol is None else self.rtol
             blind = traced(rhs) or (factors is not None and traced(factors.inverse))
             # What is traced has always been factorised.
-            descend: Callable[..., Solved] = iterative.conjugate_gradient
-            if blind:
-                descend = iterative.traced_gradient
-            found = descend(system, factors, rhs, rtol=rtol, max_steps=self.max_steps)
+            descend = iterative.traced_gradient if blind else iterative.conjugate_gradient
+            found = descend(system, cast(Any, factors), rhs, rtol=rtol, max_steps=self.max_steps)
             # A tolerance that was asked for is held; the default yields to rounding.
             accepted = found.rounding.clamp(min=rtol) if self.rtol is None else rtol
             self.check(found.residual, accepted, rhs.shape[-2], found.steps)
@@ -321,7 +319,7 @@ def _subtract_product(x: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """Subtract left @ right from x, in the memory of x where nothing remembers it."""
     if x is None:
         return -(left @ right)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x - left @ right
     flat = (t.flatten(0, -3) for t in (x, left, right))
     return torch.baddbmm(*flat, alpha=-1, out=x.flatten(0, -3)).view_as(x)
