@@ -173,14 +173,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed on this machine."""
+    """Measure speed on this machine, and the operators' errors."""
 
-    what: Positional[Literal["train"]]
-    """train: one optimiser step of LSA-2 at batch 256, length 50."""
+    what: Positional[Literal["train", "ops"]]
+    """train: one optimiser step of LSA-2 at batch 256, length 50. ops: the operators, in minutes."""
     repeats: int = 30
-    """Timed repetitions, after a warm-up."""
+    """Of train: timed repetitions, after a warm-up."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Threads to compute with [all cores]."""
+    """Of train: threads to compute with [all cores]."""
+    quick: bool = False
+    """Of ops: small sizes, to see in seconds that everything runs."""
     json: bool = False
     """Print JSON."""
 
@@ -188,6 +190,8 @@ class Bench:
         """Measure."""
         from mesaopt import commands
 
+        if self.what == "ops":
+            return commands.bench_ops(quick=self.quick, as_json=self.json)
         return commands.bench_train(self.repeats, threads=self.threads, as_json=self.json)
 
 

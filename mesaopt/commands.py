@@ -253,6 +253,20 @@ def bench_train(repeats: int, *, threads: int | None, as_json: bool) -> int:
     return 0
 
 
+def bench_ops(*, quick: bool, as_json: bool) -> int:
+    """Measure the operators."""
+    from mesaopt.bench.ops import measure_operators
+
+    report = measure_operators(quick=quick)
+    if as_json:
+        return _print_json(report.to_json())
+    for title, rows in report.tables():
+        _print_table(title, rows)
+    if report.peer_skipped:
+        print(f"peer: skipped, {report.peer_skipped}")
+    return 0
+
+
 def _print_json(value: Any) -> int:
     print(json.dumps(value, indent=2, ensure_ascii=False))
     return 0

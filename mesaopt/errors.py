@@ -45,3 +45,11 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(choices)
+
+
+class SolveError(MesaoptError, RuntimeError):
+    """A linear system was not solved to its tolerance. The message says where and how far it got."""
+
+
+class SolveWarning(RuntimeWarning):
+    """What :class:`SolveError` says, where a warning was asked for instead."""

@@ -39,7 +39,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("reproduce", {"scale", "out", "seeds", "device", "resume", "dry-run"}),
         ("claims", {"json"}),
         ("report", {"open"}),
-        ("bench", {"repeats", "threads", "json"}),
+        ("bench", {"repeats", "threads", "quick", "json"}),
     ],
 )
 def test_the_options_are_these(
@@ -197,6 +197,31 @@ def test_bench_prints_time_rate_and_memory(capsys: pytest.CaptureFixture[str]) -
         assert word in out
     assert run("bench", "train", "--repeats", "1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["repeats"] == 1
+
+
+def test_bench_prints_the_operators_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Report:
+        peer_skipped = "it is elsewhere"
+
+        def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
+            return [("speed", [{"operator": "mesa", "goal": "25 ms"}])]
+
+        def to_json(self) -> dict[str, list[str]]:
+            return {"speed": []}
+
+    asked = []
+    monkeypatch.setattr(
+        "mesaopt.bench.ops.measure_operators", lambda **how: asked.append(how) or Report()
+    )
+    assert run("bench", "ops") == 0
+    out = capsys.readouterr().out
+    for word in ("speed", "mesa", "25 ms", "peer: skipped, it is elsewhere"):
+        assert word in out
+    assert run("bench", "ops", "--quick", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"speed": []}
+    assert asked == [{"quick": False}, {"quick": True}]
 
 
 def test_it_runs_as_a_module_and_closes_quietly() -> None:

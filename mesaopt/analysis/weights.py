@@ -74,7 +74,7 @@ def compressed_prediction(
     queries, keys = (
         parts.unsqueeze(axis).expand(-1, -1, slots, slots, -1).flatten(2, 3) for axis in (3, 2)
     )
-    return linear_attention(queries, keys, values.flatten(2, 3)).sum(2)
+    return linear_attention(queries, keys, values.flatten(2, 3)).output.sum(2)
 
 
 def block_energy(products: Float[Tensor, "head width width"], dim: int) -> Float[Tensor, " head"]:

@@ -1,28 +1,73 @@
 """The mesa layer: self-attention that answers with the ridge regression of the past."""
 
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from mesaopt.layers.attention import SelfAttention
-from mesaopt.ops import mesa
+from mesaopt.errors import ConfigError
+from mesaopt.layers.attention import PLAIN, HeadInputs, SelfAttention
+from mesaopt.layers.frame import Frame, GateName
+from mesaopt.ops import MesaOutput, MesaState, mesa, mesa_step
+from mesaopt.ops.arguments import OnFailure, RidgeMode
 
 
-class MesaLayer(SelfAttention):
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """How precisely a mesa layer solves, and what happens where it cannot; see :func:`mesaopt.ops.mesa`.
+
+    Example:
+        >>> Solver(rtol=1e-4)
+        Solver(chunk_size=64, rtol=0.0001, max_steps=None, on_failure='raise')
+    """
+
+    chunk_size: int = 64
+    """Most positions processed in parallel, 1 or more; it changes rounding only."""
+    rtol: float | None = None
+    """Relative residual that every position must reach; as far as rounding allows if None. Single
+    steps are always solved directly."""
+    max_steps: int | None = None
+    """Most iterations where a static ridge meets forgetting; 4 * head_dim + 32 if None."""
+    on_failure: OnFailure = "raise"
+    """What a failed solve does; "ignore" never waits for a GPU."""
+
+
+class MesaLayer(SelfAttention[MesaState]):
     """Per head, output P Phi_t q_t where Phi_t is the ridge regression of all values on all keys so far.
 
-    Phi_t = argmin_Phi 1/2 sum_{s <= t} |v_s - Phi k_s|^2 + ridge/2 |Phi|_F^2.
+    Phi_t = argmin_Phi 1/2 sum_{s <= t} zeta_ts beta_s |v_s - Phi k_s|^2 + 1/2 tr(Phi ridge Phi^T), where
+    zeta_ts is the product of the forget gates gamma after s up to t. Without gates, as by default, all
+    zeta and beta are 1.
 
-    As in the paper, each head learns lambda = 1/ridge, here `inverse_ridge`, starting from 1. It is
-    unconstrained, as in the authors' code; a value at or below 0 is an error in the operator.
+    Two published layers have a constructor of their own, :meth:`uncovering2023` and
+    :meth:`mesanet2025`. The arguments after the first three are for layers in between.
+
+    The ridge stays in float32 when the layer is brought to half precision.
 
     Args:
         width: width of the residual stream.
         num_heads: heads.
         head_dim: width of a query, key and value of one head.
+        frame: convolutions, norms and the cap on forgetting.
+        gates: which gates there are.
+        ridge_floor: between 0 and 1: each channel of each head learns
+            ridge = ridge_floor + softplus(theta). If None, each head learns lambda = 1 / ridge,
+            `inverse_ridge`: unconstrained, as in the authors' code, and a value at or below 0 is an
+            error in the operator. Ridges start from 1 either way.
+        ridge_mode: whether the ridge stays as it is ("static"), or is forgotten with the past
+            ("decayed").
+        solver: how to solve.
 
-    Source: von Oswald et al., equations 4 to 8. Where their code calls the regression inputs "values"
-    and the targets "keys", keys are the inputs here, as in the paper.
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Source: von Oswald et al., equations 4 to 8; von Oswald et al. 2025 for gates and the floor. Where the
+    code of the former calls the regression inputs "values" and the targets "keys", keys are the inputs
+    here, as in the paper.
 
     Example:
         >>> layer = MesaLayer(width=6, num_heads=2, head_dim=3)
@@ -30,15 +75,159 @@ class MesaLayer(SelfAttention):
         torch.Size([4, 7, 6])
     """
 
-    def __init__(self, width: int, num_heads: int, head_dim: int):
-        super().__init__(width, num_heads, head_dim)
-        self.inverse_ridge = nn.Parameter(torch.ones(num_heads))
-
-    def mix(
+    def __init__(
         self,
-        q: Float[Tensor, "batch time head key"],
-        k: Float[Tensor, "batch time head key"],
-        v: Float[Tensor, "batch time head value"],
-    ) -> Float[Tensor, "batch time head value"]:
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        frame: Frame = PLAIN,
+        gates: Collection[GateName] = (),
+        ridge_floor: float | None = None,
+        ridge_mode: RidgeMode = "static",
+        solver: Solver = Solver(),
+    ):
+        super().__init__(width, num_heads, head_dim, frame=frame, gates=gates)
+        if ridge_floor is not None and not 0 < ridge_floor < 1:
+            raise ConfigError(f"ridge_floor={ridge_floor}: must be above 0 and below 1")
+        self.ridge_floor = ridge_floor
+        self.ridge_mode: RidgeMode = ridge_mode
+        self.solver = solver
+        if ridge_floor is None:
+            self.inverse_ridge = nn.Parameter(torch.empty(num_heads))
+        else:
+            self.raw_ridge = nn.Parameter(torch.empty(num_heads, head_dim))
+        self._reset_ridge()
+
+    @classmethod
+    def uncovering2023(
+        cls,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        unit_keys: bool = False,
+        forget: bool = False,
+        solver: Solver = Solver(),
+    ) -> "MesaLayer":
+        """Return the layer of "Uncovering mesa-optimization algorithms in Transformers".
+
+        Args:
+            width: width of the residual stream.
+            num_heads: heads.
+            head_dim: width of a query, key and value of one head.
+            unit_keys: whether queries and keys are divided by their norms.
+            forget: whether each head learns a forget gate. The ridge is then forgotten with the past,
+                so inputs that stop exciting some direction make the system singular after a while.
+            solver: how to solve.
+
+        Returns:
+            The layer; with the switches off, the one that `MesaLayer` makes by itself.
+
+        Source: von Oswald et al., equations 4 to 8, and for forgetting appendix B. The appendix leaves
+        open what sets gamma; here the input does, as in :class:`mesaopt.layers.Gates`.
+
+        Example:
+            >>> layer = MesaLayer.uncovering2023(width=6, num_heads=2, head_dim=3, forget=True)
+            >>> layer(torch.randn(4, 7, 6)).shape
+            torch.Size([4, 7, 6])
+        """
+        gates: tuple[GateName, ...] = ("log_decay",) if forget else ()
+        return cls(
+            width, num_heads, head_dim, frame=Frame(unit_keys=unit_keys), gates=gates,
+            ridge_mode="decayed" if forget else "static", solver=solver,
+        )  # fmt: skip
+
+    @classmethod
+    def mesanet2025(
+        cls,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        ridge_floor: float = 0.25,
+        forget_cap: float | None = None,
+        solver: Solver = Solver(),
+    ) -> "MesaLayer":
+        """Return the layer of MesaNet: convolutions, unit keys, both gates, a ridge per channel, norms.
+
+        Args:
+            width: width of the residual stream.
+            num_heads: heads.
+            head_dim: width of a query, key and value of one head.
+            ridge_floor: least ridge, between 0 and 1; it bounds the condition number.
+            forget_cap: see :attr:`mesaopt.layers.Frame.forget_cap`; 0.9975 in the paper.
+            solver: how to solve; a tolerance of 1e-4 loses no quality in the paper.
+
+        Returns:
+            The layer.
+
+        Source: von Oswald et al. 2025; where we differ is said in :class:`Frame` and :class:`Gates`.
+
+        Example:
+            >>> layer = MesaLayer.mesanet2025(width=6, num_heads=2, head_dim=3)
+            >>> layer(torch.randn(4, 7, 6)).shape
+            torch.Size([4, 7, 6])
+        """
+        return cls(
+            width, num_heads, head_dim, frame=Frame.mesanet2025(forget_cap=forget_cap),
+            gates=("log_decay", "beta"), ridge_floor=ridge_floor, solver=solver,
+        )  # fmt: skip
+
+    @property
+    def ridge(self) -> Float[Tensor, " head"] | Float[Tensor, "head key"]:
+        """What is added to the diagonal: one number per head, or per head and channel."""
+        if self.ridge_floor is None:
+            return self.inverse_ridge.reciprocal()
+        return self.ridge_floor + softplus(self.raw_ridge)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; the ridges start from 1."""
+        super().reset_parameters()
+        self._reset_ridge()
+
+    def mix(self, inputs: HeadInputs, memory: MesaState | None) -> MesaOutput:
         """See :func:`mesaopt.ops.mesa`."""
-        return mesa(q, k, v, ridge=self.inverse_ridge.reciprocal())
+        solver = self.solver
+        return mesa(
+            inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
+            log_decay=inputs.log_decay, ridge_mode=self.ridge_mode,
+            chunk_size=solver.chunk_size, rtol=solver.rtol, max_steps=solver.max_steps,
+            on_failure=solver.on_failure, initial_state=memory,
+        )  # fmt: skip
+
+    def mix_step(self, inputs: HeadInputs, memory: MesaState) -> MesaOutput:
+        """See :func:`mesaopt.ops.mesa_step`."""
+        return mesa_step(
+            inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
+            log_decay=inputs.log_decay, ridge_mode=self.ridge_mode, state=memory,
+            on_failure=self.solver.on_failure,
+        )  # fmt: skip
+
+    def init_memory(self, like: Float[Tensor, "batch head key"]) -> MesaState:
+        """See :meth:`mesaopt.ops.MesaState.empty`."""
+        batch, heads, width = like.shape
+        return MesaState.empty(batch, heads, width, width, like=like)
+
+    @torch.no_grad()
+    def _reset_ridge(self) -> None:
+        if self.ridge_floor is None:
+            self.inverse_ridge.fill_(1.0)
+        else:
+            self.raw_ridge.fill_(math.log(math.expm1(1 - self.ridge_floor)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MesaLayer":
+        """Do what `.to`, `.half` and the like ask for, but keep the ridge in float32 at least.
+
+        Ridges and sums of squared keys meet in one matrix, which needs the digits of both.
+        """
+
+        def keep(x: Tensor) -> Tensor:
+            moved = fn(x)
+            lowered = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return x.to(moved.device, torch.float32) if lowered else moved
+
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(keep, recurse=False)  # the ridge is the only parameter of our own

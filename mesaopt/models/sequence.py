@@ -1,5 +1,7 @@
 """A model over continuous tokens: mixers on a residual stream."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -52,6 +54,8 @@ class SequenceModel(nn.Module):
         Args:
             seed: 0 or greater; the weights are a pure function of it.
         """
+        for mixer in self.mixers:
+            cast(SelfAttention, mixer).reset_parameters()  # what is no matrix, such as a ridge
         random = torch.Generator().manual_seed(seed)
         for _, parameter in sorted(self.named_parameters()):
             if parameter.dim() == 2:

@@ -1,6 +1,42 @@
 """Operators: pure functions on tensors [batch, time, head, channel]."""
 
-from mesaopt.ops.linear import linear_attention
-from mesaopt.ops.mesa import mesa
+from mesaopt.ops.delta import (
+    delta_rule,
+    delta_rule_step,
+    gated_delta_rule,
+    gated_delta_rule_step,
+    longhorn,
+    longhorn_step,
+)
+from mesaopt.ops.linear import (
+    gated_linear_attention,
+    gated_linear_attention_step,
+    linear_attention,
+    linear_attention_step,
+)
+from mesaopt.ops.mesa import MesaOutput, MesaState, SolveInfo, mesa, mesa_step
+from mesaopt.ops.softmax import softmax_attention, softmax_attention_step
+from mesaopt.ops.state import KeyValueState, LinearState, Output
 
-__all__ = ["linear_attention", "mesa"]
+__all__ = [
+    "KeyValueState",
+    "LinearState",
+    "MesaOutput",
+    "MesaState",
+    "Output",
+    "SolveInfo",
+    "delta_rule",
+    "delta_rule_step",
+    "gated_delta_rule",
+    "gated_delta_rule_step",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
+    "linear_attention",
+    "linear_attention_step",
+    "longhorn",
+    "longhorn_step",
+    "mesa",
+    "mesa_step",
+    "softmax_attention",
+    "softmax_attention_step",
+]

@@ -1,5 +1,7 @@
 """Time cut into chunks: what every chunk-parallel operator shares."""
 
+from typing import Any, NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,8 +25,10 @@ def split(
     """
     length = x.shape[1]
     size = min(chunk_size, length)
-    padded = torch.nn.functional.pad(x.transpose(1, 2), (0, 0, 0, -length % size))
-    return padded.unflatten(2, (-1, size)).contiguous()
+    x = x.transpose(1, 2)
+    if length % size:  # pad() copies even where there is nothing to fill up
+        x = torch.nn.functional.pad(x, (0, 0, 0, -length % size))
+    return x.unflatten(2, (-1, size)).contiguous()
 
 
 def join(
@@ -65,69 +69,208 @@ def sum_before(
     return torch.nn.functional.pad(x[..., :-1, :, :].cumsum(-3), (0, 0, 0, 0, 1, 0))
 
 
-def sum_after(
-    x: Float[Tensor, "*group chunk row column"],
-) -> Float[Tensor, "*group chunk row column"]:
-    """Sum over all later chunks.
+def weigh_past(
+    scores: Float[Tensor, "*group chunk position source"],
+    between: Float[Tensor, "*group chunk position source"] | None,
+) -> Float[Tensor, "*group chunk position source"]:
+    """Keep of the scores what lies in the past, weighted by the decays if there are any.
+
+    The scores may be overwritten.
 
     Args:
-        x: one matrix per chunk.
+        scores: one number for every position and source.
+        between: decays as in :class:`Decays`; none means that nothing is forgotten.
 
     Returns:
-        The same shape; zero for the last chunk.
+        The scores, zero where the source comes after the position.
 
     Example:
-        >>> sum_after(torch.ones(3, 1, 1)).flatten().tolist()
-        [2.0, 1.0, 0.0]
+        >>> weigh_past(torch.ones(1, 2, 2), None)[0].tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
     """
-    return sum_before(x.flip(-3)).flip(-3)
+    if between is None:
+        # Faster than tril, which is not vectorised over a batch, and much so in its gradient.
+        return scores.mul_(causal(scores))
+    return scores * between
 
 
-def attend_back(
-    q: Float[Tensor, "*group chunk position key"],
-    k: Float[Tensor, "*group chunk position key"],
-    v: Float[Tensor, "*group chunk position value"],
-) -> Float[Tensor, "*group chunk position value"]:
-    """Causal linear attention on chunks: out_t = sum_{s <= t} (q_t . k_s) v_s.
+def causal(
+    scores: Float[Tensor, "*group position source"],
+) -> Float[Tensor, "position source"]:
+    """One where the source does not come after the position, or else zero.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
+        scores: what the mask is for.
 
     Returns:
-        One output per query.
+        The mask.
 
     Example:
-        >>> one = torch.ones(2, 3, 1)  # two chunks of three positions
-        >>> attend_back(one, one, one).flatten().tolist()
-        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+        >>> causal(torch.zeros(5, 2, 2)).tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
     """
-    out = (q @ k.mT).tril_() @ v
-    return out if q.shape[-3] == 1 else out + q @ sum_before(k.mT @ v)
+    return torch.ones(scores.shape[-2:], dtype=scores.dtype, device=scores.device).tril_()
 
 
-def attend_ahead(
-    q: Float[Tensor, "*group chunk position key"],
-    k: Float[Tensor, "*group chunk position key"],
-    v: Float[Tensor, "*group chunk position value"],
-) -> Float[Tensor, "*group chunk position value"]:
-    """Linear attention to the present and the future: out_t = sum_{s >= t} (q_t . k_s) v_s.
-
-    The transpose of :func:`attend_back`, which backward passes need.
+def causal_scores(
+    q: Float[Tensor, "*group position key"], k: Float[Tensor, "*group position key"]
+) -> Float[Tensor, "*group position position"]:
+    """Products q_t . k_s of a chunk, zero for s > t.
 
     Args:
         q: queries.
         k: keys.
-        v: values.
 
     Returns:
-        One output per query.
+        Indexed [t, s].
 
     Example:
-        >>> one = torch.ones(2, 3, 1)
-        >>> attend_ahead(one, one, one).flatten().tolist()
-        [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+        >>> causal_scores(torch.ones(2, 1), torch.ones(2, 1))
+        tensor([[1., 0.],
+                [1., 1.]])
     """
-    out = (q @ k.mT).triu_() @ v
-    return out if q.shape[-3] == 1 else out + q @ sum_after(k.mT @ v)
+    return weigh_past(q @ k.mT, None)
+
+
+def decay_between(
+    log_decay: Float[Tensor, "*group position"],
+) -> Float[Tensor, "*group position position"]:
+    """Share of what was written at s that is left at t: exp(sum of log_decay over s < r <= t).
+
+    The exponents are sums of the gates between the two positions alone, not differences of running sums:
+    no exponent is positive, and a strong gate does no harm to the digits of those after it.
+
+    Args:
+        log_decay: one number per position, 0 or less; minus infinity forgets everything.
+
+    Returns:
+        Indexed [t, s]: 1 on the diagonal, 0 above it.
+
+    Example:
+        >>> decay_between(torch.tensor([-100.0, -1.0, 0.0]))
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.3679, 1.0000, 0.0000],
+                [0.3679, 1.0000, 1.0000]])
+    """
+    decay: Tensor = _DecayBetween.apply(log_decay)
+    return decay
+
+
+class _DecayBetween(torch.autograd.Function):
+    """D[t, s] = exp(sum_{s < r <= t} l_r), with a gradient in few passes over memory.
+
+    With E the product of D and its gradient, entry by entry: dl_r = sum_{s < r <= t} E[t, s], a running
+    sum along s, then a sum over t. Like the exponents it takes no differences of sums.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_decay: Tensor) -> Tensor:
+        size = log_decay.shape[-1]
+        causal = torch.ones(size, size, dtype=log_decay.dtype, device=log_decay.device).tril_()
+        # exp(-1e4) is zero in every type, and other than minus infinity it can be masked by a product.
+        gates = log_decay.clamp(min=-1e4).unsqueeze(-1) * causal.tril(-1)
+        return gates.cumsum(-2).exp_().mul_(causal)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (decay,) = ctx.saved_tensors
+        earlier = (grads[0] * decay).cumsum(-1)[..., 1:, :-1]  # [t, r]: sum over s < r
+        return torch.nn.functional.pad(earlier.tril().sum(-2), (1, 0))
+
+
+class Decays(NamedTuple):
+    """What is left of the past, seen from the positions of a chunk. Every number is between 0 and 1.
+
+    Example:
+        >>> decays(torch.zeros(2, 3)).whole.shape
+        torch.Size([2, 1, 1])
+    """
+
+    between: Float[Tensor, "*group position position"]
+    """Of what was written at s, at t; see :func:`decay_between`."""
+    from_start: Float[Tensor, "*group position 1"]
+    """Of the chunk's initial state, at t."""
+    to_end: Float[Tensor, "*group position 1"]
+    """Of what was written at s, at the chunk's end."""
+    whole: Float[Tensor, "*group 1 1"]
+    """Of the chunk's initial state, at its end."""
+
+
+def decays(log_decay: Float[Tensor, "*group position"]) -> Decays:
+    """Turn the gates of chunks into the decays that chunkwise operators need.
+
+    Args:
+        log_decay: one number per position, 0 or less.
+
+    Returns:
+        The decays.
+
+    Example:
+        >>> decays(torch.tensor([-1.0, 0.0])).to_end.flatten()
+        tensor([1., 1.])
+    """
+    between = decay_between(log_decay)
+    from_start = log_decay.cumsum(-1).exp().unsqueeze(-1)
+    return Decays(between, from_start, between[..., -1, :].unsqueeze(-1), from_start[..., -1:, :])
+
+
+def sum_states(
+    initial: Float[Tensor, "batch head value key"] | None,
+    increments: Float[Tensor, "batch head chunk value key"],
+) -> tuple[Float[Tensor, "batch head chunk value key"], Float[Tensor, "batch head value key"]]:
+    """Add up the chunks' contributions to a state.
+
+    Args:
+        initial: the state before the first chunk, zero if None.
+        increments: what each chunk adds.
+
+    Returns:
+        The state before each chunk, and the state after the last one.
+
+    Example:
+        >>> starts, last = sum_states(None, torch.ones(1, 1, 3, 1, 1))
+        >>> starts.flatten().tolist(), last.item()
+        ([0.0, 1.0, 2.0], 3.0)
+    """
+    starts = sum_before(increments)
+    if initial is not None:
+        starts = starts + initial.unsqueeze(2)
+    return starts, starts[:, :, -1] + increments[:, :, -1]
+
+
+def chain_states(
+    initial: Float[Tensor, "batch head value key"] | None,
+    increments: Float[Tensor, "batch head chunk value key"],
+    transitions: Float[Tensor, "batch head chunk #key #key"],
+) -> tuple[Float[Tensor, "batch head chunk value key"], Float[Tensor, "batch head value key"]]:
+    """Run a state through the chunks: S_next = S A + U.
+
+    Args:
+        initial: the state before the first chunk, zero if None.
+        increments: U of each chunk.
+        transitions: A of each chunk, a matrix, or [.., 1, 1] for a multiple of the identity.
+
+    Returns:
+        The state before each chunk, and the state after the last one.
+
+    Example:
+        >>> one = torch.ones(1, 1, 3, 1, 1)
+        >>> starts, last = chain_states(None, one, 0.5 * one)
+        >>> starts.flatten().tolist(), last.item()
+        ([0.0, 1.0, 1.5], 1.75)
+    """
+    state = torch.zeros_like(increments[:, :, 0]) if initial is None else initial
+    # One number per chunk also multiplies a matrix of one column rightly.
+    scalar = transitions.shape[-1] == 1
+    starts = []
+    # unbind() and stack(), since indexing in a loop would make the backward pass quadratic.
+    for increment, transition in zip(increments.unbind(2), transitions.unbind(2), strict=True):
+        starts.append(state)
+        state = increment + (state * transition if scalar else state @ transition)
+    return torch.stack(starts, dim=2), state

@@ -1,9 +1,27 @@
-"""Linear attention, chunk by chunk."""
+"""Linear attention without and with forgetting, chunk by chunk."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
+from mesaopt.ops.checks import check_gates, check_shapes
+from mesaopt.ops.layout import lay_out
+from mesaopt.ops.state import (
+    LinearState,
+    Output,
+    cross_of,
+    full_precision,
+    online_step,
+    working_type,
+)
+
+__all__ = [
+    "check_shapes",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
+    "linear_attention",
+    "linear_attention_step",
+]
 
 
 def linear_attention(
@@ -12,7 +30,9 @@ def linear_attention(
     v: Float[Tensor, "batch time head value"],
     *,
     chunk_size: int = 64,
-) -> Float[Tensor, "batch time head value"]:
+    initial_state: LinearState | None = None,
+    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+) -> Output:
     """Causal linear attention, o_t = sum_{s <= t} v_s (k_s . q_t): no scaling, diagonal included.
 
     Time and memory grow linearly with the sequence: inside a chunk the products of queries and keys
@@ -20,56 +40,167 @@ def linear_attention(
 
     Args:
         q: queries [batch, time, head, key], any floating-point type.
-        k: keys, the same shape.
-        v: values [batch, time, head, value].
+        k: keys, the same shape and type.
+        v: values [batch, time, head, value], the same type.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
+        initial_state: from an earlier call or step, to continue it; one per sequence.
+        cu_seqlens: boundaries [0, ..., time] of sequences packed along time, integers, best on the CPU;
+            the batch must be 1, and states then have one entry per sequence.
 
     Returns:
-        Outputs [batch, time, head, value].
+        Outputs [batch, time, head, value] in the type of q, and the state after the last position.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: shapes, types or devices that do not fit together.
 
     Source: von Oswald et al., section "Linear self-attention".
 
     Example:
         >>> import torch
         >>> one = torch.ones(1, 3, 1, 1)
-        >>> linear_attention(one, one, one, chunk_size=2).flatten().tolist()
+        >>> linear_attention(one, one, one, chunk_size=2).output.flatten().tolist()
         [1.0, 2.0, 3.0]
     """
     check_shapes(q, k, v, chunk_size)
-    out = chunks.attend_back(*(chunks.split(x, chunk_size) for x in (q, k, v)))
-    return chunks.join(out, q.shape[1])
+    layout = lay_out(q, chunk_size, cu_seqlens)
+    cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
+    kind = working_type(q)
+    with full_precision(q):
+        queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
+        out = chunks.causal_scores(queries, keys) @ values
+        increments = values.mT @ keys
+        if cross is None and increments.shape[2] == 1:  # there is no past to read
+            last = increments.squeeze(2)
+        else:
+            starts, last = layout.carry(chunks.sum_states, cross, increments)
+            out = out + queries @ starts.mT
+    return Output(layout.join(out).to(q.dtype), LinearState(last))
 
 
-def check_shapes(q: Tensor, k: Tensor, v: Tensor, chunk_size: int) -> None:
-    """Refuse queries, keys and values that do not belong together.
+def linear_attention_step(
+    q: Float[Tensor, "batch head key"],
+    k: Float[Tensor, "batch head key"],
+    v: Float[Tensor, "batch head value"],
+    state: LinearState | None = None,
+) -> Output:
+    """Continue :func:`linear_attention` by one position: S_t = S_{t-1} + v_t k_t^T, o_t = S_t q_t.
 
     Args:
-        q: queries, wanted [batch, time, head, key].
-        k: keys, wanted the shape of q.
-        v: values, wanted [batch, time, head, value] with the first three as in q.
-        chunk_size: wanted 1 or more.
+        q: query [batch, head, key], any floating-point type.
+        k: key, the same shape and type.
+        v: value [batch, head, value], the same type.
+        state: from an earlier call or step; None at the first position.
+
+    Returns:
+        Output [batch, head, value] and the new state.
 
     Raises:
-        ValueError: naming the argument, what it is and what it should be.
+        ValueError: shapes, types or devices that do not fit together.
 
     Example:
         >>> import torch
-        >>> x = torch.zeros(2, 5, 1, 3)
-        >>> check_shapes(x, x[:, :4], x, 64)
-        Traceback (most recent call last):
-        ...
-        ValueError: k has shape (2, 4, 1, 3): must be (2, 5, 1, 3), as q
+        >>> one = torch.ones(1, 1, 1)
+        >>> state = linear_attention_step(one, one, one).state
+        >>> linear_attention_step(one, one, one, state).output
+        tensor([[[2.]]])
     """
-    shape = tuple(q.shape)
-    if len(shape) != 4 or 0 in shape:
-        raise ValueError(f"q has shape {shape}: must be [batch, time, head, key], none of them 0")
-    if tuple(k.shape) != shape:
-        raise ValueError(f"k has shape {tuple(k.shape)}: must be {shape}, as q")
-    if v.dim() != 4 or tuple(v.shape[:3]) != shape[:3]:
-        wanted = ", ".join(map(str, shape[:3]))
-        raise ValueError(f"v has shape {tuple(v.shape)}: must be ({wanted}, value)")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: must be 1 or greater")
+    return online_step(q, k, v, state)
+
+
+def gated_linear_attention(
+    q: Float[Tensor, "batch time head key"],
+    k: Float[Tensor, "batch time head key"],
+    v: Float[Tensor, "batch time head value"],
+    *,
+    log_decay: Float[Tensor, "batch time head"],
+    beta: Float[Tensor, "batch time head"] | None = None,
+    chunk_size: int = 64,
+    initial_state: LinearState | None = None,
+    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+) -> Output:
+    """Linear attention that forgets: S_t = exp(log_decay_t) S_{t-1} + beta_t v_t k_t^T, o_t = S_t q_t.
+
+    One gate per head and position. Time and memory grow linearly with the sequence.
+
+    Args:
+        q: queries [batch, time, head, key], any floating-point type.
+        k: keys, the same shape and type.
+        v: values [batch, time, head, value], the same type.
+        log_decay: logarithm of the share of the past that is kept, [batch, time, head], <= 0.
+        beta: write strength [batch, time, head] in [0, 1], 1 if None.
+        chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
+        initial_state: from an earlier call or step, to continue it; one per sequence.
+        cu_seqlens: boundaries of packed sequences, see :func:`linear_attention`.
+
+    Returns:
+        Outputs [batch, time, head, value] in the type of q, and the state after the last position.
+
+    Raises:
+        ValueError: shapes, types, devices or values that do not fit.
+
+    Source: von Oswald et al. 2025, the readout of MesaNet without its solve; Yang et al., "Gated Linear
+    Attention Transformers", with one gate for all channels of a head.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1, 3, 1, 1)
+        >>> halve = torch.full((1, 3, 1), 0.5).log()
+        >>> gated_linear_attention(one, one, one, log_decay=halve).output.flatten()
+        tensor([1.0000, 1.5000, 1.7500])
+    """
+    check_shapes(q, k, v, chunk_size)
+    check_gates(q, beta=beta, log_decay=log_decay)
+    layout = lay_out(q, chunk_size, cu_seqlens)
+    cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
+    kind = working_type(q)
+    with full_precision(q):
+        queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
+        if beta is not None:
+            values = values * layout.cut_gate(beta.to(kind)).unsqueeze(-1)
+        decay = chunks.decays(layout.cut_gate(log_decay.to(kind)))
+        increments = (values * decay.to_end).mT @ keys
+        out = ((queries @ keys.mT) * decay.between) @ values
+        if cross is None and increments.shape[2] == 1:  # there is no past to read
+            last = increments.squeeze(2)
+        else:
+            starts, last = layout.carry(chunks.chain_states, cross, increments, decay.whole)
+            out = out + (queries * decay.from_start) @ starts.mT
+    return Output(layout.join(out).to(q.dtype), LinearState(last))
+
+
+def gated_linear_attention_step(
+    q: Float[Tensor, "batch head key"],
+    k: Float[Tensor, "batch head key"],
+    v: Float[Tensor, "batch head value"],
+    state: LinearState | None = None,
+    *,
+    log_decay: Float[Tensor, "batch head"],
+    beta: Float[Tensor, "batch head"] | None = None,
+) -> Output:
+    """Continue :func:`gated_linear_attention` by one position.
+
+    S_t = exp(log_decay_t) S_{t-1} + beta_t v_t k_t^T, o_t = S_t q_t.
+
+    Args:
+        q: query [batch, head, key], any floating-point type.
+        k: key, the same shape and type.
+        v: value [batch, head, value], the same type.
+        state: from an earlier call or step; None at the first position.
+        log_decay: logarithm of the share of the past that is kept, [batch, head], <= 0.
+        beta: write strength [batch, head] in [0, 1], 1 if None.
+
+    Returns:
+        Output [batch, head, value] and the new state.
+
+    Raises:
+        ValueError: shapes, types, devices or values that do not fit.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1, 1, 1)
+        >>> state = linear_attention_step(one, one, one).state
+        >>> halve = torch.full((1, 1), 0.5).log()
+        >>> gated_linear_attention_step(one, one, one, state, log_decay=halve).output
+        tensor([[[1.5000]]])
+    """
+    return online_step(q, k, v, state, beta=beta, log_decay=log_decay)

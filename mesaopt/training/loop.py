@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mesaopt import files
 from mesaopt.config import RunConfig, TrainConfig
-from mesaopt.errors import RunError
+from mesaopt.errors import RunError, SolveError
 from mesaopt.models import SequenceModel
 from mesaopt.tasks import LinearSystem, squared_error
 from mesaopt.training.environment import resolve_device
@@ -269,7 +269,7 @@ def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> dict[str, An
 def _clear_divergence(step: int) -> Generator[None]:
     try:
         yield
-    except (ValueError, torch.linalg.LinAlgError) as error:
+    except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
         raise DivergedError(f"step {step}: {error}; lower train.learning_rate") from error
 
 

@@ -1,13 +1,33 @@
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
 import pytest
 import torch
 
-from mesaopt.layers import LinearSelfAttention, MesaLayer, SelfAttention
+from mesaopt.errors import ConfigError, SolveError, SolveWarning
+from mesaopt.layers import (
+    DeltaRuleLayer,
+    Frame,
+    GatedDeltaRuleLayer,
+    GatedLinearSelfAttention,
+    Gates,
+    LinearSelfAttention,
+    LonghornLayer,
+    MesaLayer,
+    SelfAttention,
+    SoftmaxSelfAttention,
+    Solver,
+)
+from mesaopt.layers.frame import normalise
 from mesaopt.ops import reference
 
 LAYERS = [LinearSelfAttention, MesaLayer]
 
 
-def make(layer: type[SelfAttention]) -> SelfAttention:
+def make(layer: Callable[..., SelfAttention]) -> SelfAttention:
     torch.manual_seed(0)
     return layer(6, 2, 5).double()
 
@@ -45,7 +65,7 @@ def test_the_mesa_layer_learns_its_ridge() -> None:
     module.inverse_ridge.data = torch.tensor([0.5, 4.0], dtype=torch.float64)
     q, k, v = (p(x).unflatten(-1, (2, 5)) for p in (module.query, module.key, module.value))
     ridge = torch.tensor([[2.0], [0.25]], dtype=torch.float64)
-    expected = module.output(reference.mesa(q, k, v, ridge=ridge).flatten(-2))
+    expected = module.output(reference.mesa(q, k, v, ridge=ridge)[0].flatten(-2))
     torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-11)
     module(x).sum().backward()
     assert (module.inverse_ridge.grad != 0).all()
@@ -56,3 +76,227 @@ def test_a_ridge_that_left_its_range_is_an_error() -> None:
     module.inverse_ridge.data[0] = -1.0
     with pytest.raises(ValueError, match="ridge has the value -1: must be greater than 0"):
         module(torch.randn(1, 3, 6, dtype=torch.float64))
+
+
+SIZES = {"width": 6, "num_heads": 2, "head_dim": 5}
+
+
+def test_mesanet_is_what_its_formulas_say() -> None:
+    torch.manual_seed(0)
+    layer = MesaLayer.mesanet2025(**SIZES, ridge_floor=0.4, forget_cap=0.9).double()
+    for parameter in layer.parameters():  # leave the symmetric start
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    weights = layer.state_dict()
+    projected = torch.cat([x @ weights[f"{n}.weight"].mT for n in ("query", "key", "value")], -1)
+    kernel = weights["convolution.weight"].unsqueeze(1)
+    convolved = torch.nn.functional.conv1d(
+        torch.nn.functional.pad(projected.mT, (3, 0)), kernel, groups=30
+    )
+    q, k, v = (
+        part.unflatten(-1, (2, 5)) for part in torch.nn.functional.silu(convolved.mT).chunk(3, -1)
+    )
+    q, k = (u / u.norm(dim=-1, keepdim=True) for u in (q, k))
+    beta, gamma = (
+        torch.sigmoid(x @ weights[f"gates.{n}.weight"].mT + weights[f"gates.{n}.bias"])
+        for n in ("beta", "log_decay")
+    )
+    gamma = gamma * (1 - 0.1 * beta**2)
+    ridge = 0.4 + torch.log1p(weights["raw_ridge"].exp())
+    out = reference.mesa(q, k, v, ridge=ridge, beta=beta, log_decay=gamma.log())[0]
+    normed = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights["head_norm.weight"]
+    expected = normed.flatten(-2) @ weights["output.weight"].mT
+    # Unit keys, a ridge above 0.4 and nine tokens: a condition number below 30.
+    torch.testing.assert_close(layer(x), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "gates"),
+    [
+        (LinearSelfAttention, ()),
+        (GatedLinearSelfAttention, ("log_decay", "beta")),
+        (DeltaRuleLayer, ("beta",)),
+        (GatedDeltaRuleLayer, ("log_decay", "beta")),
+        (LonghornLayer, ("beta",)),
+        (SoftmaxSelfAttention, ()),
+    ],
+)
+def test_relatives_are_their_operators(layer: type[SelfAttention], gates: tuple[str, ...]) -> None:
+    module, x = make(layer), torch.randn(2, 9, 6, dtype=torch.float64)
+    q, k, v = (p(x).unflatten(-1, (2, 5)) for p in (module.query, module.key, module.value))
+    if module.frame.unit_keys:
+        q, k = (u / u.norm(dim=-1, keepdim=True) for u in (q, k))
+    read = {name: getattr(module.gates, name)(x).sigmoid() for name in gates}
+    if "log_decay" in read:
+        read["log_decay"] = read["log_decay"].log()
+    name = layer.__name__.removesuffix("Layer").replace("SelfAttention", "Attention")
+    define = getattr(reference, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    expected = module.output(define(q, k, v, **read).flatten(-2))
+    torch.testing.assert_close(module(x), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_the_plain_layer_is_the_one_of_2023() -> None:
+    first, second = make(MesaLayer), make(MesaLayer.uncovering2023)
+    names = ["inverse_ridge", "query.weight", "key.weight", "value.weight", "output.weight"]
+    assert list(first.state_dict()) == list(second.state_dict()) == names
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    assert torch.equal(first(x), second(x))
+
+
+PRESETS = [MesaLayer.uncovering2023, MesaLayer.mesanet2025]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_ridge_starts_at_one(preset: Callable[..., MesaLayer]) -> None:
+    torch.testing.assert_close(preset(**SIZES).ridge, torch.ones(preset(**SIZES).ridge.shape))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_ridge_stays_in_single_precision(
+    preset: Callable[..., MesaLayer], dtype: torch.dtype
+) -> None:
+    layer = preset(**SIZES)
+    ridges = [n for n in layer.state_dict() if n in ("inverse_ridge", "raw_ridge")]
+    (name,) = ridges
+    fine = 1 + torch.rand(getattr(layer, name).shape)  # more digits than half precision has
+    getattr(layer, name).data = fine.clone()
+    layer(torch.randn(1, 3, 6)).sum().backward()
+    slope = getattr(layer, name).grad.clone()
+    torch.nn.Sequential(layer).to(dtype)
+    for found, parameter in layer.named_parameters():
+        assert parameter.dtype == (torch.float32 if found == name else dtype)
+        assert parameter.grad.dtype == parameter.dtype
+    assert torch.equal(getattr(layer, name), fine)
+    assert torch.equal(getattr(layer, name).grad, slope)
+    assert layer.double().ridge.dtype == torch.float64
+    assert layer.to("meta").ridge.is_meta
+
+
+def test_the_solver_obeys() -> None:
+    x = torch.randn(2, 40, 6)
+
+    def run(**settings: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return MesaLayer.mesanet2025(**SIZES, solver=Solver(**settings))(x)
+
+    exact, loose = run(), run(rtol=0.1)
+    assert 0 < (loose - exact).norm() / exact.norm() < 0.3, "conditioning and norms enlarge 0.1"
+    with pytest.raises(SolveError, match="1 steps were taken"):
+        run(max_steps=1)
+    with pytest.warns(SolveWarning):
+        run(max_steps=1, on_failure="warn")
+    assert run(max_steps=1, on_failure="ignore").isfinite().all()
+
+
+def test_a_state_does_not_keep_the_sequence() -> None:
+    layer = MesaLayer.mesanet2025(**SIZES)
+    with torch.no_grad():
+        _, state = layer.extend(torch.randn(1, 500, 6))
+    for x in (state.memory.gram, state.memory.cross, state.recent):
+        assert x.untyped_storage().nbytes() == x.nbytes
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(convolution=4),
+        Frame(convolution=1),
+        Frame(unit_keys=True),
+        Frame(head_norm=True),
+        Frame(forget_cap=0.9),
+    ],
+)
+def test_every_part_of_the_frame_changes_something(frame: Frame) -> None:
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    torch.manual_seed(0)
+    plain = GatedLinearSelfAttention(**SIZES).double()
+    framed = GatedLinearSelfAttention(**SIZES, frame=frame).double()
+    framed.load_state_dict(plain.state_dict(), strict=False)
+    assert (framed(x) - plain(x)).abs().max() > 1e-3
+
+
+def test_zero_vectors_have_no_direction_and_a_finite_gradient() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    y = normalise(x)
+    y.sum().backward()
+    assert (y == 0).all()
+    assert (x.grad == 1).all()
+
+
+def test_the_cap_needs_no_write_strength() -> None:
+    log_decay, beta = Gates(6, 1, ["log_decay"], forget_cap=0.9)(torch.full((1, 1, 6), 0.0))
+    assert beta is None
+    # The first head begins with a memory of 16 tokens, gamma = 16 / 17.
+    assert log_decay.exp().item() == pytest.approx(0.9 * 16 / 17, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Frame(convolution=0), "convolution=0: must be 1 or greater"),
+        (lambda: Frame(forget_cap=1.5), "forget_cap=1.5: must be above 0 and at most 1"),
+        (lambda: MesaLayer(0, 2, 5), "width=0: must be 1 or greater"),
+        (lambda: MesaLayer(6, 2, 0), "head_dim=0: must be 1 or greater"),
+        (
+            lambda: DeltaRuleLayer(6, 2, 5, frame=Frame(forget_cap=0.9)),
+            "forget_cap=0.9: must be None in a layer that never forgets",
+        ),
+        (
+            lambda: MesaLayer(6, 2, 5, ridge_floor=1.0),
+            "ridge_floor=1.0: must be above 0 and below 1",
+        ),
+        (lambda: Gates(6, 2, ["bete"]), "gates: 'bete': "),
+    ],
+)
+@pytest.mark.usefixtures("_unchecked")
+def test_settings_out_of_range_are_errors(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        build()
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
+    layer = MesaLayer.mesanet2025(**SIZES)
+    x, state = torch.randn(2, 3, 6), layer.init_state(2)
+    cases = [
+        (lambda: layer(x[0]), r"x has shape \(3, 6\): must be \[batch, time, 6\]"),
+        (lambda: layer(x[..., :5]), r"x has shape \(2, 3, 5\): must be \[batch, time, 6\]"),
+        (lambda: layer.step(x[0, 0], state), r"x has shape \(6, 1\): must be"),
+        (
+            lambda: layer.extend(x, layer.init_state(3)),
+            r"state.recent has shape \(3, 3, 30\): must be \(2, 3, 30\)",
+        ),
+        (
+            lambda: layer.extend(x, layer.init_state(2, dtype=torch.float64)),
+            "state.recent has type torch.float64: must be torch.float32",
+        ),
+        (
+            lambda: MesaLayer(**SIZES).extend(x, MesaLayer(6, 2, 4).init_state(2)),
+            r"initial_state.gram has shape \(2, 2, 4, 4\): must be \(2, 2, 5, 5\)",
+        ),
+        (
+            lambda: DeltaRuleLayer(**SIZES).extend(x, SoftmaxSelfAttention(**SIZES).init_state(2)),
+            "initial_state has type KeyValueState: must be LinearState",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """Switch off the test suite's own check of shapes, which would come first."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_the_example_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    with torch.random.fork_rng():
+        exec(compile(code, "layers.md", "exec"), {})

@@ -1,0 +1,143 @@
+"""Iterations under forgetting with a static ridge, beside those of plain conjugate gradients."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mesaopt.bench.problems import Problem, errors, mesa_with, random_problem
+from mesaopt.bench.timing import time_in_turn
+from mesaopt.ops import chunked, chunks, iterative, mesa
+from mesaopt.ops.chunked import System
+from mesaopt.ops.iterative import Solved
+
+RTOL = 1e-4
+GOAL_STEPS = 4  # at a mean decay of 0.97 or more
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """Solving every position of a sequence to a relative residual of 1e-4."""
+
+    keys: str
+    decay: float
+    """Mean of gamma."""
+    chunk_size: int
+    """What mesa picked."""
+    steps: int
+    """Most steps of a chunk."""
+    mean_steps: float
+    plain_steps: int
+    """The same of conjugate gradients without a preconditioner."""
+    plain_mean_steps: float
+    milliseconds: float
+    """Fastest solve of mesa, factorisation included; one right-hand side per position."""
+    plain_milliseconds: float
+    flops: int
+    """Operations of the matrix products of that solve."""
+    plain_flops: int
+    error: float
+    """Worst relative error of output and gradients against float64, solved to rounding."""
+
+    @property
+    def work(self) -> float:
+        """Operations as a multiple of those of plain conjugate gradients."""
+        return self.flops / self.plain_flops
+
+    @property
+    def holds(self) -> bool:
+        """Whether steps are as few as aimed for, and no more work than plain conjugate gradients."""
+        return (self.steps <= GOAL_STEPS or self.decay < 0.97) and self.work <= 1
+
+    def describe(self) -> dict[str, str]:
+        """Give the cells of the table."""
+        goal = f"{GOAL_STEPS} steps, work 1" if self.decay >= 0.97 else "work 1"
+        return {
+            "keys": self.keys,
+            "mean decay": f"{self.decay:g}",
+            "chunk": str(self.chunk_size),
+            "steps (mean)": f"{self.steps} ({self.mean_steps:.1f})",
+            "plain CG": f"{self.plain_steps} ({self.plain_mean_steps:.1f})",
+            "ms (plain)": f"{self.milliseconds:.1f} ({self.plain_milliseconds:.1f})",
+            "work / plain": f"{self.work:.2f}",
+            "error": f"{self.error:.0e}",
+            "goal": goal if self.holds else f"{goal} MISSED",
+        }
+
+
+def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
+    """Count steps.
+
+    Args:
+        keys: "random", of no preferred direction, or "uneven", channel i in proportion to 1 / i.
+        decay: mean of gamma.
+        quick: T = 128 and K = 16 instead of 1024 and 64.
+
+    Returns:
+        The row.
+
+    Example:
+        >>> row = solve("random", 0.99, quick=True)
+        >>> row.steps < row.plain_steps
+        True
+    """
+    time, width = (128, 16) if quick else (1024, 64)
+    problem = random_problem(1, time, 4, width, decay=decay, spectrum=float(keys == "uneven"))
+    with torch.no_grad():
+        chunk_size = _chunk_size(**problem.inputs)
+        system, queries = _system(problem, chunk_size)
+        ours, flops = _count(system, queries, preconditioned=True)
+        plain, plain_flops = _count(system, queries, preconditioned=False)
+        works: dict[str, Callable[[], object]] = {
+            "mesa": lambda: _descend(system, queries, preconditioned=True),
+            "plain": lambda: _descend(system, queries, preconditioned=False),
+        }
+        seconds = time_in_turn(works, 3 if quick else 9)
+    off = errors(mesa_with(rtol=RTOL), problem, mesa_with())
+    return SolverRow(
+        keys=keys,
+        decay=decay,
+        chunk_size=chunk_size,
+        steps=int(ours.steps.max()),
+        mean_steps=statistics.fmean(ours.steps.flatten().tolist()),
+        plain_steps=int(plain.steps.max()),
+        plain_mean_steps=statistics.fmean(plain.steps.flatten().tolist()),
+        milliseconds=min(seconds["mesa"]) * 1000,
+        plain_milliseconds=min(seconds["plain"]) * 1000,
+        flops=flops,
+        plain_flops=plain_flops,
+        error=max(off.values()),
+    )
+
+
+def _chunk_size(q: Tensor, k: Tensor, v: Tensor, **rest: Tensor) -> int:
+    """See what chunks the operator picks for such gates."""
+    settings: dict[str, Any] = {**rest, "rtol": RTOL}
+    return mesa(q, k, v, **settings).info.chunk_size
+
+
+def _system(problem: Problem, size: int) -> tuple[System, Tensor]:
+    """Set up the systems that mesa solves, and their right-hand sides."""
+    given = problem.inputs
+    queries, keys = (chunks.split(given[name], size) for name in ("q", "k"))
+    beta, gates = (chunks.split(given[n].unsqueeze(-1), size) for n in ("beta", "log_decay"))
+    decay = chunks.decays(gates.squeeze(-1))
+    gram, _ = chunks.chain_states(None, (keys * beta * decay.to_end).mT @ keys, decay.whole)
+    rows = given["ridge"][None, :, None, None]
+    system = System(keys, beta, gram, rows, decay.between, decay.from_start, False)
+    return system, queries
+
+
+def _count(system: System, queries: Tensor, *, preconditioned: bool) -> tuple[Solved, int]:
+    with FlopCounterMode(display=False) as counter:
+        found = _descend(system, queries, preconditioned=preconditioned)
+    return found, counter.get_total_flops()
+
+
+def _descend(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
+    known = chunked.precondition(system) if preconditioned else None
+    return iterative.conjugate_gradient(system, known, queries, rtol=RTOL, max_steps=1000)

@@ -1,0 +1,286 @@
+"""What stands between a layer's projections and its operator: convolutions, gates, norms."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, rms_norm
+
+from mesaopt.errors import ConfigError, suggest
+from mesaopt.ops.state import working_type
+
+GateName = Literal["log_decay", "beta"]
+
+# Heads begin with memories of 16 to 1024 tokens: long enough to learn what to forget, and spread so
+# that some of them suit the data from the start.
+_SHORTEST, _LONGEST = 16.0, 1024.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a layer does to queries, keys, values and outputs around its operator; nothing by default.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Source: von Oswald et al. 2025, section 3 and appendix on the architecture.
+
+    Example:
+        >>> Frame.mesanet2025()
+        Frame(convolution=4, unit_keys=True, head_norm=True, forget_cap=None)
+        >>> Frame(convolution=0)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: convolution=0: must be 1 or greater
+    """
+
+    convolution: int | None = None
+    """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
+    unit_keys: bool = False
+    """Whether every query and every key is divided by its Euclidean norm."""
+    head_norm: bool = False
+    """Whether the output of every head is divided by its root mean square, and rescaled by learned
+    weights."""
+    forget_cap: float | None = None
+    """What a token of write strength beta = 1 keeps of the past at most, above 0, at most 1:
+    gamma becomes gamma (1 - (1 - forget_cap) beta^2). MesaNet uses 0.9975."""
+
+    def __post_init__(self) -> None:
+        if self.convolution is not None and self.convolution < 1:
+            raise ConfigError(f"convolution={self.convolution}: must be 1 or greater")
+        if self.forget_cap is not None and not 0 < self.forget_cap <= 1:
+            raise ConfigError(f"forget_cap={self.forget_cap}: must be above 0 and at most 1")
+
+    @classmethod
+    def mesanet2025(cls, *, forget_cap: float | None = None) -> "Frame":
+        """Return the frame of MesaNet, in which every relative can be compared with it.
+
+        Args:
+            forget_cap: see :attr:`Frame.forget_cap`; only for layers that forget.
+
+        Returns:
+            Convolutions over 4 tokens, unit queries and keys, normalised outputs.
+
+        Source: von Oswald et al. 2025. The paper's figure convolves q, k and v, its appendix keys and
+        queries alone; all three are convolved here.
+        """
+        return cls(convolution=4, unit_keys=True, head_norm=True, forget_cap=forget_cap)
+
+
+class CausalConvolution(nn.Module):
+    """A short convolution of every channel over the tokens so far: y_t = sum_j w_j x_{t-j}.
+
+    Args:
+        channels: how many.
+        length: tokens seen, the current one included, 1 or more.
+
+    Example:
+        >>> convolution = CausalConvolution(channels=3, length=4)
+        >>> y, recent = convolution(torch.randn(2, 5, 3))
+        >>> y.shape, recent.shape
+        (torch.Size([2, 5, 3]), torch.Size([2, 3, 3]))
+    """
+
+    def __init__(self, channels: int, length: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, length))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights uniformly, as :class:`torch.nn.Conv1d` does."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time channel"],
+        recent: Float[Tensor, "batch before channel"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time channel"], Float[Tensor, "batch before channel"]]:
+        """Convolve.
+
+        Args:
+            x: [batch, time, channel].
+            recent: the length - 1 tokens before x; zeros if None.
+
+        Returns:
+            The result, shaped as x, and the last length - 1 tokens, to continue with.
+
+        Raises:
+            ValueError: `recent` does not fit.
+        """
+        length, time = self.weight.shape[1], x.shape[1]
+        shape = (x.shape[0], length - 1, x.shape[2])
+        if recent is None:
+            recent = x.new_zeros(shape)
+        if tuple(recent.shape) != shape:
+            raise ValueError(f"state.recent has shape {tuple(recent.shape)}: must be {shape}")
+        if recent.dtype != x.dtype:
+            raise ValueError(f"state.recent has type {recent.dtype}: must be {x.dtype}")
+        padded = torch.cat([recent, x], dim=1)
+        weight = self.weight.to(x.dtype)  # autocast leaves products of elements alone
+        # Shifted products cost what a grouped convolution costs, and are the same sums for one token.
+        terms = [padded[:, j : j + time] * weight[:, j] for j in range(length)]
+        # A copy, or a state would keep the whole sequence in memory.
+        return sum(terms[1:], start=terms[0]), padded[:, time:].clone()
+
+
+class HeadNorm(nn.Module):
+    """Divide every head's output by its root mean square: y = w o / sqrt(mean(o^2) + 1e-6).
+
+    Args:
+        num_heads: heads.
+        head_dim: width of an output of one head.
+
+    Example:
+        >>> HeadNorm(num_heads=2, head_dim=4)(torch.full((1, 3, 2, 4), 5.0)).unique()
+        tensor([1.], grad_fn=<Unique2Backward0>)
+    """
+
+    def __init__(self, num_heads: int, head_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin with weights of 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(
+        self, x: Float[Tensor, "*position head value"]
+    ) -> Float[Tensor, "*position head value"]:
+        """Normalise, in float32 at least.
+
+        Args:
+            x: outputs [..., head, value].
+
+        Returns:
+            The same shape and type.
+        """
+        wide = rms_norm(x.to(working_type(x)), x.shape[-1:], eps=1e-6)
+        return (wide * self.weight).to(x.dtype)
+
+
+class Gates(nn.Module):
+    """One forget gate and one write strength per head, read off the input.
+
+    gamma_t = sigmoid(w_gamma x_t + b_gamma), beta_t = sigmoid(w_beta x_t + b_beta). With a cap gamma_t
+    is then multiplied by 1 - (1 - forget_cap) beta_t^2, with beta_t = 1 where there is no such gate.
+
+    Args:
+        width: width of the input.
+        num_heads: heads.
+        names: which of the two there are.
+        forget_cap: above 0, at most 1; no cap if None.
+
+    Raises:
+        ConfigError: an unknown gate, or a cap on a forget gate that is not there.
+
+    Source: von Oswald et al. 2025, section 3. They do not say where the biases begin: here heads
+    remember 16 to 1024 tokens, in equal ratios, at x = 0.
+
+    Example:
+        >>> log_decay, beta = Gates(6, 2, ["log_decay", "beta"])(torch.zeros(1, 1, 6))
+        >>> [round(1 / (1 - gamma)) for gamma in log_decay.exp().flatten().tolist()]
+        [17, 1025]
+        >>> beta.flatten().tolist()
+        [0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        names: Collection[GateName],
+        forget_cap: float | None = None,
+    ):
+        super().__init__()
+        for name in names:
+            if name not in get_args(GateName):
+                raise ConfigError(f"gates: {name!r}: {suggest(name, get_args(GateName))}")
+        if forget_cap is not None and "log_decay" not in names:
+            raise ConfigError(
+                f"forget_cap={forget_cap}: must be None in a layer that never forgets"
+            )
+        self.forget_cap = forget_cap
+        self.log_decay = nn.Linear(width, num_heads) if "log_decay" in names else None
+        self.beta = nn.Linear(width, num_heads) if "beta" in names else None
+        self._reset_biases()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as :class:`torch.nn.Linear` does, and set the biases."""
+        for gate in (self.log_decay, self.beta):
+            if gate is not None:
+                gate.reset_parameters()
+        self._reset_biases()
+
+    @torch.no_grad()
+    def _reset_biases(self) -> None:
+        if self.log_decay is not None:
+            bias = self.log_decay.bias
+            ratios = torch.linspace(0, 1, bias.shape[0], device=bias.device)
+            memories = _SHORTEST * (_LONGEST / _SHORTEST) ** ratios
+            _set(bias, memories.log())  # sigmoid(log m) = m / (m + 1)
+        if self.beta is not None:
+            self.beta.bias.zero_()
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"]
+    ) -> tuple[
+        Float[Tensor, "batch time head"] | None,
+        Float[Tensor, "batch time head"] | None,
+    ]:
+        """Compute the gates, in float32 at least.
+
+        Args:
+            x: [batch, time, width].
+
+        Returns:
+            log gamma, 0 or less, and beta in [0, 1], [batch, time, head] each, None where there is none.
+        """
+        log_decay = beta = None
+        if self.beta is not None:
+            beta = _widen(self.beta(x)).sigmoid()
+        if self.log_decay is not None:
+            log_decay = logsigmoid(_widen(self.log_decay(x)))
+            if self.forget_cap is not None:
+                written = torch.ones_like(log_decay) if beta is None else beta.square()
+                log_decay = log_decay + torch.log1p((self.forget_cap - 1) * written)
+        return log_decay, beta
+
+
+def normalise(x: Float[Tensor, "*position key"]) -> Float[Tensor, "*position key"]:
+    """Divide vectors by their Euclidean norm, in float32 at least; a zero vector stays zero.
+
+    Args:
+        x: [..., key].
+
+    Returns:
+        Unit vectors, of the same shape and type.
+
+    Example:
+        >>> normalise(torch.tensor([[3e-8, 4e-8], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    wide = _widen(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    # No epsilon is added: the direction is the same at every scale, and the gradient finite at zero.
+    return (wide / norm.masked_fill(norm == 0, 1.0)).to(x.dtype)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(working_type(x))
+
+
+def _set(parameter: Tensor, value: Tensor) -> None:
+    """Copy a value into a parameter, which may be sharded over processes."""
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor  # slow to import, rarely needed
+
+        sharded = cast(Any, parameter)
+        value = distribute_tensor(value, sharded.device_mesh, sharded.placements)
+    parameter.copy_(value)

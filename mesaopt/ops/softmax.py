@@ -1,0 +1,189 @@
+"""Softmax attention, in the protocol of its relatives."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from mesaopt.ops.checks import check_shapes, check_step, check_tensor
+from mesaopt.ops.layout import read_bounds
+from mesaopt.ops.state import KeyValueState, Output, full_precision
+
+
+def softmax_attention(
+    q: Float[Tensor, "batch time head key"],
+    k: Float[Tensor, "batch time head key"],
+    v: Float[Tensor, "batch time head value"],
+    *,
+    scale: float | None = None,
+    initial_state: KeyValueState | None = None,
+    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+) -> Output:
+    """Causal softmax attention, o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t), diagonal included.
+
+    Computed by :func:`torch.nn.functional.scaled_dot_product_attention`: time grows with the square of
+    the sequence, memory linearly, unless a state is continued by several positions, which takes a mask
+    [time, past + time]. For second derivatives, enter
+    `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`.
+
+    Args:
+        q: queries [batch, time, head, key], any floating-point type.
+        k: keys, the same shape and type.
+        v: values [batch, time, head, value], the same type.
+        scale: of the scores, > 0; 1 / sqrt(key) if None.
+        initial_state: from an earlier call or step, to continue it; one per sequence.
+        cu_seqlens: boundaries [0, ..., time] of sequences packed along time, integers, best on the CPU;
+            the batch must be 1, and states then have one entry per sequence.
+
+    Returns:
+        Outputs [batch, time, head, value] in the type of q, and all pairs so far.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit together.
+
+    Source: Vaswani et al., "Attention Is All You Need".
+
+    Example:
+        >>> import torch
+        >>> q, v = torch.zeros(1, 3, 1, 2), torch.tensor([3.0, 6.0, 0.0]).reshape(1, 3, 1, 1)
+        >>> softmax_attention(q, q, v).output.flatten()  # equal scores: the mean of the values
+        tensor([3.0000, 4.5000, 3.0000])
+    """
+    check_shapes(q, k, v)
+    if cu_seqlens is None:
+        past = _past_of(initial_state, len(q), k, v, "initial_state")
+        return Output(*_attend(q, k, v, past, scale))
+    bounds = read_bounds(cu_seqlens, len(q), q.shape[1])
+    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    past = _past_of(initial_state, len(lengths), k, v, "initial_state")
+    pasts = _single_states(past) if past is not None else [None] * len(lengths)
+    queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
+    results = [
+        _attend(a, b, c, earlier, scale)
+        for a, b, c, earlier in zip(queries, keys, values, pasts, strict=True)
+    ]
+    outputs, states = zip(*results, strict=True)
+    return Output(torch.cat(outputs, dim=1), _stack_states(list(states)))
+
+
+def softmax_attention_step(
+    q: Float[Tensor, "batch head key"],
+    k: Float[Tensor, "batch head key"],
+    v: Float[Tensor, "batch head value"],
+    state: KeyValueState | None = None,
+    *,
+    scale: float | None = None,
+) -> Output:
+    """Continue :func:`softmax_attention` by one position; time and memory grow with the past.
+
+    o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t).
+
+    Args:
+        q: query [batch, head, key], any floating-point type.
+        k: key, the same shape and type.
+        v: value [batch, head, value], the same type.
+        state: from an earlier call or step; None at the first position.
+        scale: of the scores, > 0; 1 / sqrt(key) if None.
+
+    Returns:
+        Output [batch, head, value] and the new state.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit together.
+
+    Example:
+        >>> import torch
+        >>> zero = torch.zeros(1, 1, 2)
+        >>> state = softmax_attention_step(zero, zero, torch.full((1, 1, 1), 3.0)).state
+        >>> softmax_attention_step(zero, zero, torch.full((1, 1, 1), 6.0), state).output
+        tensor([[[4.5000]]])
+    """
+    check_step(q, k, v)
+    q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # [B,1,H,K], [B,1,H,V]
+    output, new = _attend(q, k, v, _past_of(state, len(q), k, v), scale)
+    return Output(output.squeeze(1), new)
+
+
+def _past_of(
+    state: KeyValueState | None, sequences: int, k: Tensor, v: Tensor, name: str = "state"
+) -> KeyValueState | None:
+    """Return a state if it fits the call."""
+    if state is None:
+        return None
+    if not isinstance(state, KeyValueState):
+        raise ValueError(f"{name} has type {type(state).__name__}: must be KeyValueState")
+    past = state.keys.shape[1]
+    check_tensor(f"{name}.keys", state.keys, (sequences, past, *k.shape[2:]), k)
+    check_tensor(f"{name}.values", state.values, (sequences, past, *v.shape[2:]), v)
+    if state.valid is not None:
+        like = torch.empty(0, dtype=torch.bool, device=k.device)
+        check_tensor(f"{name}.valid", state.valid, (sequences, past), like)
+    return state
+
+
+def _attend(
+    q: Float[Tensor, "batch time head key"],
+    k: Float[Tensor, "batch time head key"],
+    v: Float[Tensor, "batch time head value"],
+    past: KeyValueState | None,
+    scale: float | None,
+) -> tuple[Tensor, KeyValueState]:
+    """Return the outputs and all pairs so far."""
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale={scale}: must be greater than 0")
+    length = q.shape[1]
+    state = KeyValueState(k, v)
+    mask = None
+    if past is not None:
+        valid = None if past.valid is None else pad(past.valid, (0, length), value=True)
+        state = KeyValueState(
+            torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1), valid
+        )
+        mask = _mask(length, state)
+    with full_precision(q):  # the type of q in, the type of q out
+        out = scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, state.keys, state.values)),
+            attn_mask=mask,
+            is_causal=past is None and length > 1,
+            scale=scale,
+        )
+    return out.transpose(1, 2), state
+
+
+def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "#batch 1 #time total"] | None:
+    """Return what the last `length` positions may see, None for everything."""
+    total = state.keys.shape[1]
+    mask = None
+    if length > 1:
+        every = torch.ones(length, total, dtype=torch.bool, device=state.keys.device)
+        mask = every.tril(total - length)[None, None]  # [1,1,T,P+T]
+    if state.valid is None:
+        return mask
+    valid = state.valid[:, None, None]  # [B,1,1,P+T]
+    return valid if mask is None else mask & valid
+
+
+def _single_states(state: KeyValueState) -> list[KeyValueState]:
+    """Take the sequences apart, without the places that hold nothing."""
+    singles = zip(state.keys.split(1), state.values.split(1), strict=True)
+    if state.valid is None:
+        return [KeyValueState(*pair) for pair in singles]
+    return [
+        KeyValueState(keys[:, valid], values[:, valid])
+        for (keys, values), valid in zip(singles, state.valid, strict=True)
+    ]
+
+
+def _stack_states(states: list[KeyValueState]) -> KeyValueState:
+    """Put single sequences side by side, the shorter ones filled up with places that hold nothing."""
+    lengths = [state.keys.shape[1] for state in states]
+    longest = max(lengths)
+    keys, values = (
+        torch.cat([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs])
+        for xs in ([s.keys for s in states], [s.values for s in states])
+    )
+    if min(lengths) == longest:
+        return KeyValueState(keys, values)
+    places = torch.arange(longest, device=keys.device)
+    valid = places < torch.tensor(lengths, device=keys.device).unsqueeze(1)  # [S,P]
+    return KeyValueState(keys, values, valid)

@@ -1,0 +1,262 @@
+"""What every layer promises, run for each of them by tests/layers/test_contract.py.
+
+A new layer passes by adding a :class:`Case` there.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mesaopt.errors import SolveError
+from mesaopt.layers import LayerState, SelfAttention
+
+WIDTH, HEADS, DIM = 10, 2, 5
+BATCH, TIME = 2, 70  # more than a chunk, and not a multiple of one
+
+# Outputs are sums of at most 70 * 5 products; norms, and systems with a condition number below 1e3,
+# enlarge their roundings by 1e3 at most. In all 1e3 * sqrt(350) = 2e4 roundings.
+ROUNDINGS = 2e4
+# In bfloat16 the projections, convolutions and outputs are rounded, about six times in a row, by half
+# the spacing each, and later steps enlarge earlier roundings a little: four spacings.
+HALF_ROUNDINGS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    build: Callable[..., SelfAttention]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the case is built with, besides the sizes."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Another value of every further argument of the constructor, each alone a different layer."""
+    linear_in: tuple[Literal["query", "value"], ...] = ()
+    """Projections of which the output is a linear function."""
+    chunk_size: Callable[[int], dict[str, Any]] | None = None
+    """The settings that set the chunk size, None in layers without chunks."""
+    at_1e8: Literal["finite", "refused", "unsupported"] = "finite"
+    """What inputs of 1e8 give: gradients, a SolveError, or nothing to rely on."""
+
+    def make(
+        self, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
+    ) -> SelfAttention:
+        sizes = {"width": WIDTH, "num_heads": HEADS, "head_dim": DIM}
+        torch.manual_seed(seed)
+        return self.build(**sizes | self.settings | changes).to(dtype)
+
+
+def draw(dtype: torch.dtype = torch.float64, time: int = TIME) -> Tensor:
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(BATCH, time, WIDTH, generator=random, dtype=torch.float64).to(dtype)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def assert_close(found: Tensor, wanted: Tensor, roundings: float = ROUNDINGS) -> None:
+    assert found.shape == wanted.shape
+    assert found.dtype == wanted.dtype
+    assert error(found, wanted) <= roundings * torch.finfo(wanted.dtype).eps
+
+
+def run_by_steps(layer: SelfAttention, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+    outputs = []
+    for token in x.unbind(1):
+        y, state = layer.step(token, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def run_in_parts(layer: SelfAttention, x: Tensor, cuts: Iterable[int]) -> Tensor:
+    outputs, state = [], None
+    for part in x.tensor_split(list(cuts), dim=1):
+        y, state = layer.extend(part, state)
+        outputs.append(y)
+    return torch.cat(outputs, dim=1)
+
+
+def slopes(layer: SelfAttention, x: Tensor, scale: float = 1.0) -> list[Tensor]:
+    """Gradients of every parameter and the input, for an upstream gradient of about `scale`."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    random = torch.Generator().manual_seed(2)
+    upstream = scale * torch.randn(y.shape, generator=random, dtype=torch.float64).to(y.dtype)
+    return list(torch.autograd.grad(y, [x, *layer.parameters()], upstream))
+
+
+class LayerContract:
+    def test_it_is_causal(self, case: Case) -> None:
+        layer, x = case.make(), draw()
+        changed = x.clone()
+        changed[:, 40:] += 1
+        before, after = layer(x), layer(changed)
+        # Not to the bit: iterations stop when the whole chunk is good.
+        assert_close(after[:, :40], before[:, :40])
+        assert (before[:, 40] - after[:, 40]).abs().max() > 1e-6, "position 40 belongs to its past"
+
+    def test_sequences_do_not_see_one_another(self, case: Case) -> None:
+        layer, x = case.make(), draw()
+        assert_close(layer(x[1:]), layer(x)[1:])
+
+    def test_steps_give_the_numbers_of_forward(self, case: Case) -> None:
+        layer, x = case.make(), draw()
+        y, state = run_by_steps(layer, x, layer.init_state(BATCH))
+        assert_close(y, layer(x))
+        whole = layer.extend(x)[1]
+        assert type(state.memory) is type(whole.memory)
+        for found, wanted in zip(state.memory, whole.memory, strict=True):
+            if wanted is not None and wanted.any():
+                assert_close(found, wanted)
+
+    @pytest.mark.parametrize("cuts", [(1,), (30, 31), (64,), (3, 69)], ids=str)
+    def test_a_sequence_can_be_cut_anywhere(self, case: Case, cuts: tuple[int, ...]) -> None:
+        layer, x = case.make(), draw().requires_grad_()
+        whole, parts = layer(x), run_in_parts(layer, x, cuts)
+        assert_close(parts, whole)
+        upstream = torch.randn_like(whole)
+        (wanted,) = torch.autograd.grad(whole, x, upstream)
+        assert_close(torch.autograd.grad(parts, x, upstream)[0], wanted)
+
+    def test_steps_and_parts_mix(self, case: Case) -> None:
+        layer, x = case.make(), draw()
+        first, state = layer.extend(x[:, :20], layer.init_state(BATCH))
+        middle, state = run_by_steps(layer, x[:, 20:25], state)
+        last, _ = layer.extend(x[:, 25:], state)
+        assert_close(torch.cat([first, middle, last], dim=1), layer(x))
+
+    @pytest.mark.parametrize("size", [1, 7, 200])
+    def test_the_chunk_size_changes_rounding_only(self, case: Case, size: int) -> None:
+        if case.chunk_size is None:
+            return
+        layer, other = case.make(), case.make(**case.chunk_size(size))
+        for found, wanted in zip(slopes(other, draw()), slopes(layer, draw()), strict=True):
+            assert_close(found, wanted)
+        assert_close(other(draw()), layer(draw()))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+    def test_the_type_that_comes_in_goes_out(self, case: Case, dtype: torch.dtype) -> None:
+        layer, x = case.make(dtype), draw(dtype)
+        y, state = layer.extend(x)
+        stepped, _ = layer.step(x[:, 0], layer.init_state(BATCH))
+        assert y.dtype == stepped.dtype == dtype
+        assert layer.step(x[:, 0], state)[0].dtype == dtype
+        wanted = case.make(dtype).double()(x.double()).to(dtype)
+        assert_close(y, wanted, HALF_ROUNDINGS if dtype == torch.bfloat16 else ROUNDINGS)
+
+    def test_autocast_lowers_the_projections_alone(self, case: Case) -> None:
+        layer, x = case.make(torch.float32), draw(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+            stepped, state = run_by_steps(
+                layer, x[:, :5], layer.init_state(BATCH, dtype=torch.bfloat16)
+            )
+            rest, _ = layer.extend(x[:, 5:], state)
+        assert y.dtype == torch.bfloat16
+        for found in (y, torch.cat([stepped, rest], dim=1)):
+            assert_close(found, layer(x).to(torch.bfloat16), HALF_ROUNDINGS)
+        y.float().square().sum().backward()
+        assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+    def test_it_is_linear_where_it_should_be(self, case: Case) -> None:
+        for name in case.linear_in:
+            layer, scaled = case.make(), case.make()
+            getattr(scaled, name).weight.data *= 3
+            assert_close(scaled(draw()), 3 * layer(draw()))
+
+    def test_a_single_token(self, case: Case) -> None:
+        layer, x = case.make(), draw()
+        y = layer(x[:, :1])
+        assert_close(y, layer(x)[:, :1])
+        assert_close(layer.step(x[:, 0], layer.init_state(BATCH))[0], y[:, 0])
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-8, 1.0, 1e8])
+    def test_gradients_are_finite_at_every_scale(self, case: Case, scale: float) -> None:
+        layer, x = case.make(torch.float32), scale * draw(torch.float32)
+        if scale == 1e8 and case.at_1e8 == "refused":
+            with pytest.raises(SolveError):
+                layer(x)
+        elif scale < 1e8 or case.at_1e8 == "finite":
+            assert all(slope.isfinite().all() for slope in slopes(layer, x))
+
+    @pytest.mark.parametrize("scale", [1e-8, 1e8])
+    def test_gradients_follow_the_upstream_gradient(self, case: Case, scale: float) -> None:
+        layer, x = case.make(torch.float32), draw(torch.float32)
+        for found, wanted in zip(slopes(layer, x, scale), slopes(layer, x), strict=True):
+            assert_close(found, scale * wanted)
+
+    def test_every_argument_changes_something(self, case: Case) -> None:
+        sizes = {"width": WIDTH + 1, "num_heads": HEADS + 1, "head_dim": DIM + 1}
+        changes = sizes | case.changes
+        assert set(changes) == set(inspect.signature(case.build).parameters)
+        layer, x = case.make(torch.float32), draw(torch.float32)
+        weights, y = layer.state_dict(), layer(x)
+        for name, value in changes.items():
+            other = case.make(torch.float32, **{name: value})
+            found = other.state_dict()
+            same = list(found) == list(weights)
+            same = same and all(torch.equal(found[n], w) for n, w in weights.items())
+            assert not same or not torch.equal(other(x), y), f"{name} changes nothing"
+
+    def test_it_can_be_built_on_the_meta_device(self, case: Case) -> None:
+        torch.manual_seed(0)
+        wanted = case.build(WIDTH, HEADS, DIM, **case.settings).state_dict()
+        with torch.device("meta"):
+            layer = case.build(WIDTH, HEADS, DIM, **case.settings)
+        layer.to_empty(device="cpu")
+        for parameter in layer.parameters():
+            parameter.data.fill_(torch.nan)
+        torch.manual_seed(0)
+        layer.reset_parameters()
+        assert list(layer.state_dict()) == list(wanted)
+        for name, found in layer.state_dict().items():
+            assert torch.equal(found, wanted[name]), name
+
+    def test_checkpointing_changes_nothing(self, case: Case) -> None:
+        layer, x = case.make(), draw().requires_grad_()
+        y, again = layer(x), checkpoint(layer, x, use_reentrant=False)
+        parameters = [x, *layer.parameters()]
+        wanted = torch.autograd.grad(y.square().sum(), parameters)
+        found = torch.autograd.grad(again.square().sum(), parameters)
+        assert all(map(torch.equal, found, wanted))
+
+    # PyTorch has no batching rule of its own for fused softmax attention, and says so.
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")
+    def test_stacked_models_run_as_one(self, case: Case) -> None:
+        layers, x = [case.make(seed=seed) for seed in (3, 4)], draw()
+        stacked, _ = torch.func.stack_module_state(layers)
+
+        def loss(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            y = torch.func.functional_call(layers[0], parameters, (x,))
+            return y.square().sum(), y
+
+        found, outputs = torch.func.vmap(torch.func.grad(loss, has_aux=True))(stacked)
+        for i, layer in enumerate(layers):
+            y = layer(x)
+            assert_close(outputs[i], y)
+            wanted = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+            for (name, _), slope in zip(layer.named_parameters(), wanted, strict=True):
+                assert_close(found[name][i], slope)
+
+
+def check_compiled(cases: Iterable[Case]) -> None:
+    """Compile every layer into one graph; the tests' own checks of shapes must be off for this."""
+    for case in cases:
+        torch.compiler.reset()
+        layer, x = case.make(), draw(time=20).requires_grad_()
+        y = layer(x)
+        found = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+        assert_close(found, y)
+        parameters = [x, *layer.parameters()]
+        wanted = torch.autograd.grad(y.square().sum(), parameters)
+        for ours, theirs in zip(
+            torch.autograd.grad(found.square().sum(), parameters), wanted, strict=True
+        ):
+            assert_close(ours, theirs)
+        step = torch.compile(layer.step, fullgraph=True, backend="aot_eager")
+        assert_close(step(x[:, 0], layer.init_state(BATCH))[0], y[:, 0])

@@ -1,0 +1,133 @@
+"""Every layer keeps the contract, plain and in its fullest frame."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layer_contract import Case, LayerContract
+
+from mesaopt.layers import (
+    DeltaRuleLayer,
+    Frame,
+    GatedDeltaRuleLayer,
+    GatedLinearSelfAttention,
+    LinearSelfAttention,
+    LonghornLayer,
+    MesaLayer,
+    SoftmaxSelfAttention,
+    Solver,
+)
+
+FULL = Frame.mesanet2025()
+CHANGES = {"frame": FULL, "chunk_size": 5}
+SOLVER_CHANGE = {"solver": Solver(chunk_size=5)}
+
+
+def chunks(size: int) -> dict[str, Any]:
+    return {"chunk_size": size}
+
+
+def solver_chunks(size: int) -> dict[str, Any]:
+    return {"solver": Solver(chunk_size=size)}
+
+
+RELATIVES = (
+    Case("linear", LinearSelfAttention, {}, CHANGES, ("query", "value"), chunks),
+    Case("gated linear", GatedLinearSelfAttention, {}, CHANGES, ("query", "value"), chunks),
+    Case("delta rule", DeltaRuleLayer, {}, CHANGES, ("value",), chunks),
+    Case("gated delta rule", GatedDeltaRuleLayer, {}, CHANGES, ("value",), chunks),
+    Case("Longhorn", LonghornLayer, {}, CHANGES, ("query", "value"), chunks),
+    Case(
+        "softmax",
+        SoftmaxSelfAttention,
+        changes={"frame": FULL, "scale": 1.0},
+        linear_in=("value",),
+        # Scores near 1e16 are known to some 1e9 only, and PyTorch's backward takes exponentials of
+        # differences between two computations of them.
+        at_1e8="unsupported",
+    ),
+    Case(
+        "gated delta rule in full",
+        GatedDeltaRuleLayer,
+        {"frame": Frame.mesanet2025(forget_cap=0.9)},
+        CHANGES,
+        chunk_size=chunks,
+    ),
+    Case(
+        "softmax in full",
+        SoftmaxSelfAttention,
+        {"frame": FULL},
+        {"frame": Frame(unit_keys=True), "scale": 1.0},
+    ),
+)
+MESA = (
+    Case(
+        "mesa 2023",
+        MesaLayer.uncovering2023,
+        changes={"unit_keys": True, "forget": True} | SOLVER_CHANGE,
+        linear_in=("query", "value"),
+        chunk_size=solver_chunks,
+        at_1e8="refused",  # a ridge of 1 beside 1e16
+    ),
+    Case(
+        "mesa 2023 with unit keys",
+        MesaLayer.uncovering2023,
+        {"unit_keys": True},
+        {"unit_keys": False, "forget": True} | SOLVER_CHANGE,
+        linear_in=("value",),
+        chunk_size=solver_chunks,
+    ),
+    Case(
+        "mesa 2023 with forgetting",
+        MesaLayer.uncovering2023,
+        {"unit_keys": True, "forget": True},
+        {"unit_keys": False, "forget": False} | SOLVER_CHANGE,
+        linear_in=("value",),
+        chunk_size=solver_chunks,
+        at_1e8="refused",  # closed gates forget the ridge
+    ),
+    Case(
+        "mesa 2025",
+        MesaLayer.mesanet2025,
+        changes={"ridge_floor": 0.5, "forget_cap": 0.9} | SOLVER_CHANGE,
+        chunk_size=solver_chunks,
+    ),
+    Case(
+        "mesa in between",
+        MesaLayer,
+        {"gates": ("log_decay", "beta"), "frame": Frame(unit_keys=True, forget_cap=0.9975)},
+        {
+            "gates": ("log_decay",),
+            "frame": Frame(unit_keys=True),
+            "ridge_floor": 0.25,
+            "ridge_mode": "decayed",
+        }
+        | SOLVER_CHANGE,
+        linear_in=("value",),
+        chunk_size=solver_chunks,
+    ),
+)
+CASES = RELATIVES + MESA
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+class TestContract(LayerContract):
+    pass
+
+
+@pytest.mark.slow
+def test_layers_compile_into_one_graph() -> None:
+    # In a process of its own: torch.compile cannot follow this suite's checks of shapes.
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent)]
+    code = (
+        f"import sys; sys.path[:0] = {paths!r}\n"
+        "from layer_contract import check_compiled; from test_contract import CASES\n"
+        "check_compiled(CASES)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
