@@ -15,14 +15,6 @@ from mesaopt.ops.state import (
     working_type,
 )
 
-__all__ = [
-    "check_shapes",
-    "gated_linear_attention",
-    "gated_linear_attention_step",
-    "linear_attention",
-    "linear_attention_step",
-]
-
 
 def linear_attention(
     q: Float[Tensor, "batch time head key"],

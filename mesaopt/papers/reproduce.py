@@ -2,11 +2,12 @@
 
 import itertools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mesaopt import files
+from mesaopt.config import to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figures import save_figure
@@ -165,7 +166,7 @@ def _reproduce_in(out: Path, item: Item, plan: Plan, device: str) -> list[Claim]
 
 def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
     """Take a folder for a plan, or make sure that it holds this very plan."""
-    settings = _plain(plan)
+    settings = to_dict(plan)
     if claim_folder(out, resume=resume):
         theirs = files.read_json(out / "config.json")
         if theirs != settings:
@@ -191,11 +192,6 @@ def _run_summary(run: Run) -> dict[str, Any]:
         "test_loss": run.metrics[-1]["test_loss"],
         "seconds": run.seconds,
     }
-
-
-def _plain(plan: Plan) -> dict[str, Any]:
-    """Give a plan as JSON values."""
-    return {**asdict(plan), "trainings": [asdict(training) for training in plan.trainings]}
 
 
 def _batches(plan: Plan) -> int:
