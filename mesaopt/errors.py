@@ -53,3 +53,11 @@ class SolveError(MesaoptError, RuntimeError):
 
 class SolveWarning(RuntimeWarning):
     """What :class:`SolveError` says, where a warning was asked for instead."""
+
+
+class InitialisationWarning(UserWarning):
+    """Training cannot leave where it starts, or runs into a saddle. The message says why."""
+
+
+class StabilityWarning(RuntimeWarning):
+    """A step size lies past the bound of stable gradient descent. The message gives the bound."""

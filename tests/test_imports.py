@@ -21,7 +21,7 @@ ALLOWED = {
     "recipes": {"config", "errors"},
     "ops": BASE,
     "tasks": BASE | {"ops"},
-    "theory": BASE | {"ops"},
+    "theory": BASE | {"ops", "tasks"},
     "layers": BASE | {"ops"},
     "models": BASE | {"ops", "layers"},
     "training": BASE | {"ops", "layers", "models", "tasks", "recipes"},
