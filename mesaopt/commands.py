@@ -213,7 +213,7 @@ def _print_costs(plan: "Plan", device: str) -> int:
         {"part": part.name, "what": part.summary, "time": f"about {_duration(seconds)}"}
         for part, seconds in zip(parts, times, strict=True)
     ]
-    _print_table(f"{plan.what} at scale {plan.scale}: figures and claims", rows)
+    _print_table(f"{plan.what} at scale {plan.scale}: parts", rows)
     seconds = sum(cost.seconds for cost in trainings) + sum(times)
     memory = peak_memory_bytes() + max(part.memory(plan) for part in parts)
     print(f"time in all  about {_duration(seconds)} here")
