@@ -16,7 +16,7 @@ INK = "#1b1f24"
 GRID = "#d8dce2"
 """Colour of grid lines; the report swaps it too."""
 # Middle tones that read on white and on black, and apart from one another when colours are not seen.
-PALETTE = ("#3f87d6", "#d9822b", "#2a9d74", "#9a6fd0", "#cf4d5e", "#8b8f98")
+PALETTE: tuple[str, ...] = ("#3f87d6", "#d9822b", "#2a9d74", "#9a6fd0", "#cf4d5e", "#8b8f98")
 """Blue, orange, green, purple, red, grey: what a figure draws with, in this order."""
 COLORS = dict(
     zip(
