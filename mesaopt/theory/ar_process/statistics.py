@@ -161,7 +161,8 @@ def _multiply(
     u: Inexact[Array, "*batch dim feature"], gram: Inexact[Array, "feature feature"]
 ) -> Inexact[Array, "*batch dim feature"]:
     """Multiply with torch, whose threads sleep while they wait: NumPy's spin, which takes ten times as long
-    where another program wants a core (docs/log.md)."""
+    where another program wants a core (docs/log.md).
+    """
     if np.iscomplexobj(u) and not np.iscomplexobj(gram):
         return _multiply(u.real, gram) + 1j * _multiply(u.imag, gram)
     left = torch.from_numpy(np.ascontiguousarray(u.astype(gram.dtype)))
