@@ -31,8 +31,13 @@ class InContextLoss:
 
     losses: Float[Tensor, "sequence position"]
     """Half the squared error of every sequence at every scored position."""
-    positions: range | None = None
+    scored: range | None = None
     """These positions, counted from 1; None: all from the first on."""
+
+    @property
+    def positions(self) -> range:
+        """The position of every column, counted from 1."""
+        return range(1, self.losses.shape[1] + 1) if self.scored is None else self.scored
 
     @property
     def curve(self) -> Float[Tensor, " position"]:
@@ -123,7 +128,8 @@ def in_context_loss(
             losses[name].append(batch.losses(predict(batch)).float())
         if report is not None:
             report(step + 1)
-    return {name: InContextLoss(torch.cat(parts), positions) for name, parts in losses.items()}
+    # pop() lets go of the parts, one predictor at a time.
+    return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}
 
 
 def line_search_step_size(
@@ -176,15 +182,13 @@ def line_search_step_size(
         ]
         return torch.stack(losses).mean().item()
 
-    tolerance = {"xatol": 1e-4 * largest}
-    found = minimize_scalar(loss, bounds=(0, largest), method="bounded", options=tolerance)
-    if found.x > 0.99 * largest:
-        return line_search_step_size(
-            task,
-            num_steps=num_steps,
-            objective=objective,
-            largest=10 * largest,
-            num_sequences=num_sequences,
-            seed=seed,
-        )
-    return float(found.x)
+    def search(largest: float) -> float:
+        tolerance = {"xatol": 1e-4 * largest}
+        bounds = (0, largest)
+        return float(minimize_scalar(loss, bounds=bounds, method="bounded", options=tolerance).x)
+
+    found = search(largest)
+    while found > 0.99 * largest:
+        largest *= 10
+        found = search(largest)
+    return found

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from mesaopt.config import TaskConfig, TokenSlot
+from mesaopt.config import TokenSlot
 from mesaopt.tasks.losses import squared_error
 
 Split = Literal["train", "validation", "test"]
@@ -87,8 +87,6 @@ class Task(Protocol):
         >>> isinstance(LinearSystem(LinearSystemConfig()), Task)
         True
     """
-
-    config: TaskConfig
 
     def sample(
         self,
