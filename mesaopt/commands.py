@@ -7,19 +7,19 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from mesaopt import recipes
-from mesaopt.config import override, to_dict
+from mesaopt.config import MergedAttentionConfig, TaskConfig, override, to_dict
 from mesaopt.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mesaopt.papers.plan import Item, Plan
 
-_POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50)
+_POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
 
 def list_things(what: str, *, as_json: bool) -> int:
@@ -34,8 +34,10 @@ def list_things(what: str, *, as_json: bool) -> int:
     if what in ("all", "figures"):
         found["figures"] = [row for item in ITEMS.values() for row in _names(item)]
     if what in ("all", "tasks"):
-        summary = "states rotated by an orthogonal matrix, a new one in every sequence"
-        found["tasks"] = [{"name": "linear_system", "summary": summary}]
+        found["tasks"] = [
+            {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
+            for task in get_args(TaskConfig)
+        ]
     if as_json:
         return _print_json(found)
     for title, rows in found.items():
@@ -122,18 +124,21 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
     if sequences < 1:
         raise ConfigError(f"sequences={sequences}: must be 1 or greater")
     from mesaopt.analysis import in_context_loss, line_search_step_size, model_predictor
-    from mesaopt.tasks import LinearSystem
+    from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
     from mesaopt.training import load_run
 
     run = load_run(path, device="cpu")
-    task = LinearSystem(run.config.task)
-    step_size = line_search_step_size(task)
+    task = make_task(run.config.task)
+    # Merged attention divides by the number of pairs: its step is one on their mean.
+    merged = isinstance(run.config.model, MergedAttentionConfig)
+    objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
+    step_size = line_search_step_size(task, objective=objective)
     losses = in_context_loss(
         {
             run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
-            f"one gradient step of {step_size:.4f}": lambda batch: gradient_descent(
-                batch.observed, step_size=step_size
+            f"one gradient step of {step_size:.4f}{unit}": lambda batch: gradient_descent(
+                batch.observed, step_size=step_size, objective=objective
             ),
             "least squares, all pairs": lambda batch: ridge_least_squares(batch.observed),
         },
@@ -146,17 +151,21 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
                 name: {
                     "mean": loss.mean,
                     "standard_error": loss.mean_error,
+                    "positions": list(loss.positions),
                     "by_position": loss.curve.tolist(),
                 }
                 for name, loss in losses.items()
             }
         )
-    shown = [position for position in _POSITIONS if position <= run.config.task.length]
     rows = [
         {
             "predictor": name,
             "mean": f"{loss.mean:.4f} ± {loss.mean_error:.4f}",
-            **{str(position): f"{loss.curve[position - 1]:.3g}" for position in shown},
+            **{
+                str(position): f"{value:.3g}"
+                for position, value in zip(loss.positions, loss.curve, strict=True)
+                if position in _POSITIONS
+            },
         }
         for name, loss in losses.items()
     ]

@@ -11,12 +11,14 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from mesaopt.errors import ConfigError, suggest
 
 TokenSlot = Literal["zero", "current", "previous"]
 MixerName = Literal["linear_attention", "mesa"]
+StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
+Numbers = Literal["real", "complex"]
 
 Config = TypeVar("Config")
 
@@ -39,6 +41,13 @@ def _require_choices(config: object) -> None:
             raise ConfigError(f"{name}={value!r}: {suggest(str(value), get_args(hint))}")
 
 
+def _require_slots(config: "TaskConfig") -> None:
+    _require(len(config.token_slots) > 0, config, "token_slots", "at least one slot")
+    for slot in config.token_slots:
+        if slot not in get_args(TokenSlot):
+            raise ConfigError(f"token_slots: {slot!r}: {suggest(slot, get_args(TokenSlot))}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LinearSystemConfig:
     """Sequences of a fully observed linear system, one fresh orthogonal transition matrix each.
@@ -50,6 +59,11 @@ class LinearSystemConfig:
         mesaopt.errors.ConfigError: dim=0: must be greater than 0
     """
 
+    numbers: ClassVar[Numbers] = "real"
+    """What a state is made of."""
+
+    kind: Literal["linear_system"] = "linear_system"
+    """Says in config.json which task it is."""
     dim: int = 10
     """Dimension of a state."""
     length: int = 50
@@ -67,15 +81,56 @@ class LinearSystemConfig:
         _require_choices(self)
         _require_positive(self, "dim", "length", "state_clip")
         _require(self.noise_std >= 0, self, "noise_std", "0 or greater")
-        _require(len(self.token_slots) > 0, self, "token_slots", "at least one slot")
-        for slot in self.token_slots:
-            if slot not in get_args(TokenSlot):
-                raise ConfigError(f"token_slots: {slot!r}: {suggest(slot, get_args(TokenSlot))}")
+        _require_slots(self)
 
     @property
     def token_dim(self) -> int:
         """Width of a token: slots times `dim`."""
         return len(self.token_slots) * self.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARProcessConfig:
+    """Complex states that a diagonal unitary matrix turns, a new one in every sequence.
+
+    Example:
+        >>> ARProcessConfig(length=2)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: length=2: must be 3 or greater: two states make no context with a target
+    """
+
+    numbers: ClassVar[Numbers] = "complex"
+    """What a state is made of."""
+
+    kind: Literal["ar_process"] = "ar_process"
+    """Says in config.json which task it is."""
+    dim: int = 5
+    """Dimension of a state."""
+    length: int = 100
+    """States in a sequence, x_1 to x_T; the last is only a target, so there are T - 1 tokens."""
+    start: StartName = "gaussian"
+    """Law of x_1; see :func:`mesaopt.tasks.start_law`."""
+    start_scale: float = 1.0
+    """Scale of that law."""
+    token_slots: tuple[TokenSlot, ...] = ("current", "previous")
+    """What a token is made of: this in the authors' code, with a "zero" in front in the paper."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "dim", "start_scale")
+        wanted = "3 or greater: two states make no context with a target"
+        _require(self.length >= 3, self, "length", wanted)
+        _require_slots(self)
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a token: slots times `dim`."""
+        return len(self.token_slots) * self.dim
+
+
+TaskConfig = LinearSystemConfig | ARProcessConfig
+"""The settings of any task; `kind` says in JSON which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +142,17 @@ class ModelConfig:
         2
     """
 
+    numbers: ClassVar[Numbers] = "real"
+    """What its weights are made of."""
+    fits: ClassVar[dict[str, str]] = {
+        "numbers": "numbers",
+        "token_dim": "token_dim",
+        "output_dim": "dim",
+    }
+    """What has to be equal to what of the task."""
+
+    kind: Literal["sequence"] = "sequence"
+    """Says in config.json which model it is."""
     mixers: tuple[MixerName, ...] = ("linear_attention",)
     """The mixer of each layer, first to last."""
     token_dim: int = 40
@@ -134,8 +200,68 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedAttentionConfig:
+    """One layer of complex linear attention with merged weights, and nothing around it.
+
+    K is the block of the key-query matrix between a previous state as key and a current one as query, V
+    the block of the output-value matrix on the current state. Their product makes the gradient step.
+
+    Example:
+        >>> MergedAttentionConfig(token_slots=("previous", "current"))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: token_slots=('previous', 'current'): must be \
+('current', 'previous') or ('zero', 'current', 'previous')
+    """
+
+    numbers: ClassVar[Numbers] = "complex"
+    """What its weights are made of."""
+    fits: ClassVar[dict[str, str]] = {
+        "numbers": "numbers",
+        "dim": "dim",
+        "token_slots": "token_slots",
+    }
+    """What has to be equal to what of the task."""
+
+    kind: Literal["merged_attention"] = "merged_attention"
+    """Says in config.json which model it is."""
+    dim: int = 5
+    """Dimension of a state and of a prediction."""
+    token_slots: tuple[TokenSlot, ...] = ("current", "previous")
+    """Of the tokens it reads: as in the authors' code, or ("zero", "current", "previous"), the paper's."""
+    initial: Literal["diagonal", "normal"] = "diagonal"
+    """Start from multiples of the identity in K and V and zero elsewhere, or from normal entries."""
+    initial_key_query: float = 0.1
+    """K starts as this multiple of the identity, a_0 in the paper; used by diagonal."""
+    initial_value: float = 0.1
+    """V starts as this multiple of the identity, b_0 in the paper; used by diagonal."""
+    initial_std: float = 0.01
+    """Standard deviation of the entries, which are real; used by normal."""
+    blocks: Literal["all", "core"] = "all"
+    """Train every block that can reach the prediction, or K and V only, with zero elsewhere."""
+    off_diagonal: Literal["trained", "masked"] = "trained"
+    """Train K and V whole, or their diagonals only."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "dim", "initial_std")
+        layouts = (("current", "previous"), ("zero", "current", "previous"))
+        wanted = " or ".join(map(str, layouts))
+        _require(self.token_slots in layouts, self, "token_slots", wanted)
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a token: slots times `dim`."""
+        return len(self.token_slots) * self.dim
+
+
+NetworkConfig = ModelConfig | MergedAttentionConfig
+"""The settings of any model; `kind` says in JSON which."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """AdamW on fresh sequences at every step, with element-wise gradient clipping.
+    """Which optimiser minimises what: by default AdamW, the mean loss of fresh sequences at every step.
 
     Example:
         >>> TrainConfig(schedule="linear")
@@ -148,6 +274,12 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 256
     """Sequences in a step."""
+    data: Literal["fresh", "fixed"] = "fresh"
+    """New sequences at every step, or the same ones: full-batch training on `batch_size` sequences."""
+    positions: Literal["mean", "sum"] = "mean"
+    """The loss of a sequence, in training and in tests: mean or sum over the scored positions."""
+    optimizer: Literal["adamw", "gradient_descent"] = "adamw"
+    """AdamW, or plain gradient descent: no momentum, no weight decay."""
     learning_rate: float = 2e-4
     """The constant, or the peak, learning rate."""
     schedule: Literal["constant", "warmup_cosine"] = "constant"
@@ -159,9 +291,10 @@ class TrainConfig:
     final_learning_rate: float = 1e-5
     """Where the cosine ends; used by warmup_cosine."""
     weight_decay: float = 0.05
-    """Decoupled weight decay, on every parameter."""
-    gradient_clip: float = 1.0
-    """Every element of every gradient is clipped to [-gradient_clip, gradient_clip]."""
+    """Decoupled weight decay, on every parameter; used by adamw."""
+    gradient_clip: float | None = 1.0
+    """Every element of every gradient is clipped to [-gradient_clip, gradient_clip], real and imaginary
+    part alike; None: as it is."""
     evaluate_every: int = 100
     """Steps between two test losses; a checkpoint is written at each."""
     evaluation_sequences: int = 2560
@@ -171,9 +304,11 @@ class TrainConfig:
         _require_choices(self)
         _require_positive(
             self,
-            *("steps", "batch_size", "learning_rate", "gradient_clip"),
+            *("steps", "batch_size", "learning_rate"),
             *("evaluate_every", "evaluation_sequences"),
         )
+        if self.gradient_clip is not None:
+            _require_positive(self, "gradient_clip")
         for name in ("weight_decay", "warmup_steps", "final_learning_rate"):
             _require(getattr(self, name) >= 0, self, name, "0 or greater")
         if self.schedule == "warmup_cosine":
@@ -196,19 +331,19 @@ class RunConfig:
     """Name of the recipe it came from."""
     seed: int = 0
     """Seed of the initial weights and of the training sequences."""
-    task: LinearSystemConfig = field(default_factory=LinearSystemConfig)
+    task: TaskConfig = field(default_factory=LinearSystemConfig)
     """The sequences."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: NetworkConfig = field(default_factory=ModelConfig)
     """The network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, self, "seed", "0 or greater")
-        for ours, theirs in (("token_dim", "token_dim"), ("output_dim", "dim")):
+        for ours, theirs in self.model.fits.items():
             have, want = getattr(self.model, ours), getattr(self.task, theirs)
             if have != want:
-                raise ConfigError(f"model.{ours}={have}: must be {want}, the task's {theirs}")
+                raise ConfigError(f"model.{ours}={have!r}: must be {want!r}, the task's {theirs}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -278,8 +413,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(arguments[0], item, where) for item in value)
-    if origin is types.UnionType:  # only `X | None` occurs
+    if origin is types.UnionType and types.NoneType in arguments:  # only `X | None` occurs
         return None if value is None else _convert(arguments[0], value, where)
+    if origin is types.UnionType:
+        return from_dict(_member(arguments, value, where), value, where=where)
     if origin is Literal and value in arguments:
         return value
     if hint is float and type(value) in (int, float):
@@ -291,12 +428,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where}={value!r}: must be of type {getattr(hint, '__name__', hint)}")
 
 
+def _member(members: tuple[type, ...], value: Any, where: str) -> type:
+    """Pick the dataclass that `kind` names; the first one where there is none, as in old run folders."""
+    by_kind = {member.kind: member for member in members}  # type: ignore[attr-defined]
+    kind = value.get("kind", members[0].kind) if isinstance(value, dict) else members[0].kind  # type: ignore[attr-defined]
+    if kind not in by_kind:
+        raise ConfigError(f"{where}.kind={kind!r}: {suggest(str(kind), by_kind)}")
+    return by_kind[kind]
+
+
 def override(config: Config, assignments: Sequence[str]) -> Config:
     """Change settings given as text.
 
     Args:
         config: a configuration.
-        assignments: "train.steps=500" or "model.mixers=['mesa']"; values are JSON or plain words.
+        assignments: "train.steps=500" or "model.mixers=['mesa']"; values are JSON or plain words. Another
+            `kind` begins with the defaults of that kind, whatever is assigned to it beside.
 
     Returns:
         The changed configuration, checked.
@@ -313,7 +460,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         mesaopt.errors.ConfigError: config: unknown key 'step'; did you mean 'steps'?
     """
     data = to_dict(config)
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda text: ".kind=" not in text):  # kinds first
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"set={assignment!r}: must look like train.steps=500")
@@ -323,6 +470,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             if not isinstance(place.get(parent), dict):
                 raise ConfigError(f"set={assignment!r}: {suggest(parent, place)}")
             place = place[parent]
+        if last == "kind" and place.get(last) != text:
+            place.clear()
         try:
             place[last] = json.loads(text.replace("'", '"'))
         except json.JSONDecodeError:
@@ -331,7 +480,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 
 def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
-    """List the settings in which two configurations of one class differ.
+    """List the settings in which two configurations of one class differ; of two kinds, the kinds.
 
     Args:
         ours: a configuration.
@@ -346,6 +495,8 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
         ['steps: 100, not 200']
     """
     lines = []
+    if type(ours) is not type(theirs):
+        return [f"{where}kind: {ours.kind!r}, not {theirs.kind!r}"]
     for f in dataclasses.fields(ours):
         a, b = getattr(ours, f.name), getattr(theirs, f.name)
         if dataclasses.is_dataclass(a):

@@ -1,12 +1,21 @@
 """Named configurations: what the published experiments trained, ready to run or to vary.
 
 Sources: the authors' configuration files of von Oswald et al. (arXiv 2309.05858), which produced the
-published figures; where the paper's text differs, the code is followed.
+published figures, and the code of Zheng et al. (arXiv 2405.16845); where the papers' text differs, the
+code is followed.
 """
 
 from dataclasses import dataclass, replace
 
-from mesaopt.config import LinearSystemConfig, ModelConfig, RunConfig, TrainConfig
+from mesaopt.config import (
+    ARProcessConfig,
+    LinearSystemConfig,
+    MergedAttentionConfig,
+    ModelConfig,
+    RunConfig,
+    StartName,
+    TrainConfig,
+)
 from mesaopt.errors import ConfigError, suggest
 
 
@@ -60,9 +69,47 @@ def _mesa_1() -> Recipe:
     )
 
 
+def _ar_process(name: str, start: StartName, learning_rate: float, summary: str) -> Recipe:
+    """Full-batch gradient descent on one complex layer; the step sizes are those of the authors' plots."""
+    return Recipe(
+        summary=summary,
+        config=RunConfig(
+            recipe=name,
+            task=ARProcessConfig(start=start),
+            model=MergedAttentionConfig(),
+            train=TrainConfig(
+                steps=200,
+                batch_size=10_000,
+                data="fixed",
+                positions="sum",
+                optimizer="gradient_descent",
+                learning_rate=learning_rate,
+                gradient_clip=None,
+                evaluate_every=10,
+            ),
+        ),
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.config.recipe: recipe
-    for recipe in (_linear_attention_1(), _linear_attention_2(), _mesa_1())
+    for recipe in (
+        _linear_attention_1(),
+        _linear_attention_2(),
+        _mesa_1(),
+        _ar_process(
+            *("ar-gaussian", "gaussian", 1e-4),
+            "one complex layer on Gaussian starts: one gradient step, which does not recover the sequence",
+        ),
+        _ar_process(
+            *("ar-sparse", "sparse", 1e-3),
+            "one complex layer on sparse starts: one gradient step, which recovers the sequence",
+        ),
+        _ar_process(
+            *("ar-full-one", "full_one", 5e-4),
+            "one complex layer on starts of ones: a preconditioned gradient step",
+        ),
+    )
 }
 
 

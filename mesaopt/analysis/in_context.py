@@ -9,9 +9,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from mesaopt.config import TokenSlot
-from mesaopt.models import SequenceModel
-from mesaopt.tasks import Batch, LinearSystem, Split, squared_error, tokens_from_states
-from mesaopt.theory import gradient_descent
+from mesaopt.models import Model
+from mesaopt.tasks import Batch, Split, Task, tokens_from_states
+from mesaopt.theory import Objective, gradient_descent
 
 Predictor = Callable[[Batch], Tensor]
 
@@ -29,22 +29,29 @@ class InContextLoss:
         ([2.0, 2.0], 2.0)
     """
 
-    losses: Float[Tensor, "sequence time"]
-    """Half the squared error of every sequence at every position."""
+    losses: Float[Tensor, "sequence position"]
+    """Half the squared error of every sequence at every scored position."""
+    scored: range | None = None
+    """These positions, counted from 1; None: all from the first on."""
 
     @property
-    def curve(self) -> Float[Tensor, " time"]:
+    def positions(self) -> range:
+        """The position of every column, counted from 1."""
+        return range(1, self.losses.shape[1] + 1) if self.scored is None else self.scored
+
+    @property
+    def curve(self) -> Float[Tensor, " position"]:
         """Mean over sequences, by position."""
         return self.losses.mean(0)
 
     @property
-    def curve_error(self) -> Float[Tensor, " time"]:
+    def curve_error(self) -> Float[Tensor, " position"]:
         """Standard error of :attr:`curve` over sequences."""
         return self.losses.std(0) / len(self.losses) ** 0.5
 
     @property
     def mean(self) -> float:
-        """Mean over sequences and positions: the training loss on these sequences."""
+        """Mean over sequences and positions: the training loss, where that is no sum over positions."""
         return self.losses.mean().item()
 
     @property
@@ -53,7 +60,7 @@ class InContextLoss:
         return (self.losses.mean(1).std() / len(self.losses) ** 0.5).item()
 
 
-def model_predictor(model: SequenceModel, slots: tuple[TokenSlot, ...]) -> Predictor:
+def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
     """Make a predictor of a model, whatever tokens the batches of others are made of.
 
     Args:
@@ -66,8 +73,10 @@ def model_predictor(model: SequenceModel, slots: tuple[TokenSlot, ...]) -> Predi
     Example:
         >>> from mesaopt import recipes
         >>> config = recipes.get("lsa-1")
-        >>> predict = model_predictor(SequenceModel(config.model), config.task.token_slots)
-        >>> predict(LinearSystem(config.task).sample(2, seed=0)).shape
+        >>> from mesaopt.models import make_model
+        >>> from mesaopt.tasks import make_task
+        >>> predict = model_predictor(make_model(config.model), config.task.token_slots)
+        >>> predict(make_task(config.task).sample(2, seed=0)).shape
         torch.Size([2, 50, 10])
     """
     return lambda batch: model(tokens_from_states(batch.observed, slots))
@@ -76,7 +85,7 @@ def model_predictor(model: SequenceModel, slots: tuple[TokenSlot, ...]) -> Predi
 @torch.no_grad()
 def in_context_loss(
     predictors: dict[str, Predictor],
-    task: LinearSystem,
+    task: Task,
     *,
     num_sequences: int = 2560,
     seed: int = 0,
@@ -101,6 +110,7 @@ def in_context_loss(
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.tasks import LinearSystem
         >>> zero = lambda batch: torch.zeros_like(batch.targets)
         >>> loss = in_context_loss({"zero": zero}, LinearSystem(LinearSystemConfig()))["zero"]
         >>> round(loss.mean, 1)
@@ -109,21 +119,24 @@ def in_context_loss(
     if num_sequences < 1:
         raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
     batches = -(-num_sequences // EVALUATION_BATCH)
-    losses = torch.empty(len(predictors), batches, EVALUATION_BATCH, task.config.length)
+    losses: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    positions = None
     for step in range(batches):
         batch = task.sample(EVALUATION_BATCH, seed=seed, step=step, split=split)
-        for place, predict in zip(losses[:, step], predictors.values(), strict=True):
-            place.copy_(squared_error(predict(batch), batch.targets))
+        positions = batch.positions
+        for name, predict in predictors.items():
+            losses[name].append(batch.losses(predict(batch)).float())
         if report is not None:
             report(step + 1)
-    by_sequence = losses.flatten(1, 2)  # [P,N,T]
-    return {name: InContextLoss(loss) for name, loss in zip(predictors, by_sequence, strict=True)}
+    # pop() lets go of the parts, one predictor at a time.
+    return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}
 
 
 def line_search_step_size(
-    task: LinearSystem,
+    task: Task,
     *,
     num_steps: int = 1,
+    objective: Objective = "sum",
     largest: float = 0.1,
     num_sequences: int = 2560,
     seed: int = 0,
@@ -131,22 +144,25 @@ def line_search_step_size(
     """Find the step size with which gradient descent on the context predicts best.
 
     It minimises the mean loss of :func:`mesaopt.theory.gradient_descent` over (0, largest] on
-    validation sequences; test sequences are never seen.
+    validation sequences; test sequences are never seen. Where the best lies at the upper end, the
+    search goes on ten times further.
 
     Args:
         task: where the sequences come from.
         num_steps: steps of gradient descent.
-        largest: upper end of the search, > 0.
+        objective: "sum" or "mean" over the pairs of the context.
+        largest: upper end of the first search, > 0.
         num_sequences: rounded up to whole batches of 256.
         seed: of the sequences.
 
     Returns:
-        The step size, to a relative accuracy of about 1e-4.
+        The step size, to about 1e-4 of the last upper end.
 
     Source: von Oswald et al. search a grid, on test data; the objective is the same.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.tasks import LinearSystem
         >>> 0.030 < line_search_step_size(LinearSystem(LinearSystemConfig())) < 0.034
         True
     """
@@ -157,14 +173,22 @@ def line_search_step_size(
 
     def loss(step_size: float) -> float:
         losses = [
-            squared_error(
-                gradient_descent(batch.observed, step_size=step_size, num_steps=num_steps),
-                batch.targets,
+            batch.losses(
+                gradient_descent(
+                    batch.observed, step_size=step_size, num_steps=num_steps, objective=objective
+                )
             ).mean()
             for batch in batches
         ]
         return torch.stack(losses).mean().item()
 
-    tolerance = {"xatol": 1e-4 * largest}
-    found = minimize_scalar(loss, bounds=(0, largest), method="bounded", options=tolerance)
-    return float(found.x)
+    def search(largest: float) -> float:
+        tolerance = {"xatol": 1e-4 * largest}
+        bounds = (0, largest)
+        return float(minimize_scalar(loss, bounds=bounds, method="bounded", options=tolerance).x)
+
+    found = search(largest)
+    while found > 0.99 * largest:
+        largest *= 10
+        found = search(largest)
+    return found

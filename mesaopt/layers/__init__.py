@@ -2,6 +2,7 @@
 
 from mesaopt.layers.attention import HeadInputs, LayerState, SelfAttention
 from mesaopt.layers.frame import CausalConvolution, Frame, Gates, HeadNorm
+from mesaopt.layers.merged import MergedLinearSelfAttention
 from mesaopt.layers.mesa import MesaLayer, Solver
 from mesaopt.layers.relatives import (
     DeltaRuleLayer,
@@ -24,6 +25,7 @@ __all__ = [
     "LayerState",
     "LinearSelfAttention",
     "LonghornLayer",
+    "MergedLinearSelfAttention",
     "MesaLayer",
     "SelfAttention",
     "SoftmaxSelfAttention",

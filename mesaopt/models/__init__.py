@@ -1,5 +1,7 @@
 """Models: stacks of layers."""
 
+from mesaopt.models.make import Model, make_model
+from mesaopt.models.one_layer import OneLayerModel
 from mesaopt.models.sequence import SequenceModel
 
-__all__ = ["SequenceModel"]
+__all__ = ["Model", "OneLayerModel", "SequenceModel", "make_model"]

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def check_shapes(q: Tensor, k: Tensor, v: Tensor, chunk_size: int = 1) -> None:
+def check_shapes(
+    q: Tensor, k: Tensor, v: Tensor, chunk_size: int = 1, *, allow_complex: bool = False
+) -> None:
     """Refuse queries, keys and values that do not belong together.
 
     Args:
@@ -14,6 +16,7 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, chunk_size: int = 1) -> None:
         k: keys, wanted the shape of q.
         v: values, wanted [batch, time, head, value] with the first three as in q.
         chunk_size: wanted 1 or more.
+        allow_complex: whether complex numbers make sense to the operator.
 
     Raises:
         ValueError: naming the argument, what it is and what it should be.
@@ -33,7 +36,7 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, chunk_size: int = 1) -> None:
     if v.dim() != 4 or tuple(v.shape[:3]) != shape[:3]:
         wanted = ", ".join(map(str, shape[:3]))
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({wanted}, value)")
-    _check_kind(q, k=k, v=v)
+    _check_kind(q, allow_complex=allow_complex, k=k, v=v)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be 1 or greater")
 
@@ -124,9 +127,10 @@ def check_tensor(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> 
         raise ValueError(f"{name} is on {x.device}: must be on {like.device}")
 
 
-def _check_kind(q: Tensor, **others: Tensor) -> None:
-    if not q.dtype.is_floating_point:
-        raise ValueError(f"q has type {q.dtype}: must be a floating-point type")
+def _check_kind(q: Tensor, *, allow_complex: bool = False, **others: Tensor) -> None:
+    if not (q.dtype.is_floating_point or (allow_complex and q.dtype.is_complex)):
+        wanted = "a floating-point or complex type" if allow_complex else "a floating-point type"
+        raise ValueError(f"q has type {q.dtype}: must be {wanted}")
     for name, x in others.items():
         if x.dtype != q.dtype:
             raise ValueError(f"{name} has type {x.dtype}: must be {q.dtype}, as q")

@@ -1,6 +1,6 @@
 """Linear attention without and with forgetting, chunk by chunk."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
@@ -17,9 +17,9 @@ from mesaopt.ops.state import (
 
 
 def linear_attention(
-    q: Float[Tensor, "batch time head key"],
-    k: Float[Tensor, "batch time head key"],
-    v: Float[Tensor, "batch time head value"],
+    q: Inexact[Tensor, "batch time head key"],
+    k: Inexact[Tensor, "batch time head key"],
+    v: Inexact[Tensor, "batch time head value"],
     *,
     chunk_size: int = 64,
     initial_state: LinearState | None = None,
@@ -27,11 +27,12 @@ def linear_attention(
 ) -> Output:
     """Causal linear attention, o_t = sum_{s <= t} v_s (k_s . q_t): no scaling, diagonal included.
 
-    Time and memory grow linearly with the sequence: inside a chunk the products of queries and keys
-    are formed, across chunks only their summed state.
+    Nothing is conjugated: for inner products of complex numbers, hand in conjugate keys. Time and memory
+    grow linearly with the sequence: inside a chunk the products of queries and keys are formed, across
+    chunks only their summed state.
 
     Args:
-        q: queries [batch, time, head, key], any floating-point type.
+        q: queries [batch, time, head, key], any floating-point or complex type.
         k: keys, the same shape and type.
         v: values [batch, time, head, value], the same type.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
@@ -53,7 +54,7 @@ def linear_attention(
         >>> linear_attention(one, one, one, chunk_size=2).output.flatten().tolist()
         [1.0, 2.0, 3.0]
     """
-    check_shapes(q, k, v, chunk_size)
+    check_shapes(q, k, v, chunk_size, allow_complex=True)
     layout = lay_out(q, chunk_size, cu_seqlens)
     cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
     kind = working_type(q)

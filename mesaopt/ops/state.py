@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from mesaopt.ops.checks import check_gates, check_step, check_tensor
@@ -18,8 +18,8 @@ class LinearState(NamedTuple):
         torch.Size([2, 4, 5, 3])
     """
 
-    cross: Float[Tensor, "batch head value key"]
-    """A prediction for key k is cross @ k. float32, or float64 where the inputs are."""
+    cross: Inexact[Tensor, "batch head value key"]
+    """A prediction for key k is cross @ k. float32, or float64 or complex where the inputs are."""
 
 
 class KeyValueState(NamedTuple):
@@ -47,7 +47,7 @@ class Output(NamedTuple):
         3.0
     """
 
-    output: Float[Tensor, "*position head value"]
+    output: Inexact[Tensor, "*position head value"]
     """Predictions, of the same type as the queries."""
     state: LinearState | KeyValueState
     """What to continue from: pass it to the next call or step."""
@@ -60,7 +60,7 @@ def working_type(x: Tensor) -> torch.dtype:
         x: an input.
 
     Returns:
-        float32 or float64.
+        float32 or float64; that of x if it is complex.
 
     Example:
         >>> working_type(torch.zeros(1, dtype=torch.bfloat16))

@@ -1,27 +1,51 @@
 """Tasks: batches as pure functions of (seed, step), and the loss they are scored with."""
 
-from mesaopt.tasks.linear_system import Batch, LinearSystem, Split, tokens_from_states
+from mesaopt.tasks.ar_process import ARProcess
+from mesaopt.tasks.batch import Batch, Split, Task, tokens_from_states
+from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.losses import squared_error
+from mesaopt.tasks.make import make_task
 from mesaopt.tasks.random import generator, haar_orthogonal
 from mesaopt.tasks.start_laws import (
+    IndependentLaw,
+    RealLaw,
     SampledLaw,
+    Sampler,
+    SparseLaw,
     StartLaw,
+    from_distribution,
+    full_one,
+    gaussian,
     generalised_gaussian,
+    rademacher,
     start_law,
     two_magnitudes,
+    uniform,
 )
 
 __all__ = [
+    "ARProcess",
     "Batch",
+    "IndependentLaw",
     "LinearSystem",
+    "RealLaw",
     "SampledLaw",
+    "Sampler",
+    "SparseLaw",
     "Split",
     "StartLaw",
+    "Task",
+    "from_distribution",
+    "full_one",
+    "gaussian",
     "generalised_gaussian",
     "generator",
     "haar_orthogonal",
+    "make_task",
+    "rademacher",
     "squared_error",
     "start_law",
     "tokens_from_states",
     "two_magnitudes",
+    "uniform",
 ]

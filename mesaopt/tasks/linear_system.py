@@ -2,37 +2,15 @@
 
 import functools
 import itertools
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.config import LinearSystemConfig, TokenSlot
+from mesaopt.config import LinearSystemConfig
+from mesaopt.tasks.batch import Batch, Split, tokens_from_states
 from mesaopt.tasks.random import generator, haar_orthogonal
-
-Split = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences as a model sees them, and what they were made from."""
-
-    tokens: Float[Tensor, "batch time token"]
-    """Inputs; position t holds what is known at time t."""
-    targets: Float[Tensor, "batch time dim"]
-    """What to predict at position t: the state at time t + 1."""
-    states: Float[Tensor, "batch time_and_one dim"]
-    """All states, the last target included."""
-    transition: Float[Tensor, "batch dim dim"]
-    """The orthogonal matrix W of each sequence."""
-
-    @property
-    def observed(self) -> Float[Tensor, "batch time dim"]:
-        """The states that the tokens show: all but the last."""
-        return self.states[:, :-1]
 
 
 class LinearSystem:
@@ -110,29 +88,3 @@ class LinearSystem:
             after += transition.numpy() @ before
             after.clip(-config.state_clip, config.state_clip, out=after)
         return torch.from_numpy(states).squeeze(-1).transpose(0, 1).contiguous()  # [B,T+1,D]
-
-
-def tokens_from_states(
-    states: Float[Tensor, "batch time dim"], slots: tuple[TokenSlot, ...]
-) -> Float[Tensor, "batch time token"]:
-    """Build tokens by laying states side by side.
-
-    Args:
-        states: s_1 ... s_T [batch, time, dim].
-        slots: what stands where: "current" s_t, "previous" s_{t-1} (with s_0 = 0), "zero" nothing.
-
-    Returns:
-        Tokens [batch, time, len(slots) * dim].
-
-    Source: von Oswald et al., section "Constructed tokens": [0, s_t, s_t, s_{t-1}] in the authors'
-    code, [0, s_t, s_{t-1}] in the main text.
-
-    Example:
-        >>> tokens_from_states(torch.tensor([[[1.0], [2.0]]]), ("current", "previous"))
-        tensor([[[1., 0.],
-                 [2., 1.]]])
-    """
-    zero = torch.zeros_like(states)
-    previous = torch.cat([zero[:, :1], states[:, :-1]], dim=1)
-    parts = {"zero": zero, "current": states, "previous": previous}
-    return torch.cat([parts[slot] for slot in slots], dim=-1)

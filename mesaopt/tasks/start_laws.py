@@ -8,15 +8,15 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import IntegrationWarning
 
+from mesaopt.config import StartName
 from mesaopt.errors import ConfigError, suggest
 
-StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
 Sampler = Callable[[np.random.Generator, int, int], NDArray[Any]]
 """Told where random numbers come from, how many states, and their dimension; returns [count, dim]."""
 

@@ -1,24 +1,25 @@
 """Predictors that learn nothing beforehand: gradient descent and least squares on the context.
 
 All of them see the pairs (s_{s-1}, s_s) up to the newest state s_t and predict s_{t+1} = Phi_t s_t, at
-every position at once.
+every position at once. States are real or complex; * is the conjugate transpose.
 """
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
 Pairs = Literal["all", "official"]
+Objective = Literal["sum", "mean"]
 
 
 def context_statistics(
-    states: Float[Tensor, "batch time dim"],
-) -> tuple[Float[Tensor, "batch time dim dim"], Float[Tensor, "batch time dim dim"]]:
+    states: Inexact[Tensor, "batch time dim"],
+) -> tuple[Inexact[Tensor, "batch time dim dim"], Inexact[Tensor, "batch time dim dim"]]:
     """Sum up the pairs known at every position.
 
-    H_t = sum_{s < t} s_s s_s^T and G_t = sum_{s < t} s_{s+1} s_s^T, for states s_1 ... s_T.
+    H_t = sum_{s < t} s_s s_s^* and G_t = sum_{s < t} s_{s+1} s_s^*, for states s_1 ... s_T.
 
     Args:
         states: [batch, time, dim].
@@ -33,36 +34,40 @@ def context_statistics(
         ([0.0, 1.0, 5.0], [0.0, 2.0, 8.0])
     """
     inputs = torch.nn.functional.pad(states[:, :-1], (0, 0, 1, 0))  # s_{t-1}, with s_0 = 0
-    gram = torch.einsum("btd,bte->btde", inputs, inputs).cumsum(1)
-    cross = torch.einsum("btd,bte->btde", states, inputs).cumsum(1)
+    gram = torch.einsum("btd,bte->btde", inputs, inputs.conj()).cumsum(1)
+    cross = torch.einsum("btd,bte->btde", states, inputs.conj()).cumsum(1)
     return gram, cross
 
 
 def gradient_descent(
-    states: Float[Tensor, "batch time dim"],
+    states: Inexact[Tensor, "batch time dim"],
     *,
     step_size: float,
     num_steps: int = 1,
-    initial_map: Float[Tensor, "dim dim"] | None = None,
-) -> Float[Tensor, "batch time dim"]:
+    objective: Objective = "sum",
+    initial_map: Inexact[Tensor, "dim dim"] | None = None,
+) -> Inexact[Tensor, "batch time dim"]:
     """Predict with a linear map after steps of gradient descent on all pairs of the context.
 
     Phi <- Phi - step_size * (Phi H_t - G_t), from Phi_0, `num_steps` times; prediction Phi s_t. It
-    descends L_t(Phi) = 1/2 sum_{s < t} |s_{s+1} - Phi s_s|^2, a sum and not a mean over pairs.
+    descends L_t(Phi) = 1/2 sum_{s < t} |s_{s+1} - Phi s_s|^2 or, as objective "mean", L_t / (t - 1), which
+    divides H_t and G_t by the number of pairs.
 
     Args:
         states: s_1 ... s_T [batch, time, dim].
         step_size: > 0.
         num_steps: 1 or more.
+        objective: "sum" or "mean" over the pairs.
         initial_map: Phi_0 [dim, dim]; zero if not given.
 
     Returns:
         Predictions of s_2 ... s_{T+1}, [batch, time, dim].
 
     Raises:
-        ValueError: step_size or num_steps is out of range.
+        ValueError: step_size or num_steps is out of range, or objective is not one of the two.
 
-    Source: von Oswald et al., Proposition 1.
+    Source: von Oswald et al., Proposition 1, sum over the pairs; Zheng et al., Corollary 4.1, whose step of
+    a b / (t - 1) on the sum is one of a b on the mean.
 
     Example:
         >>> states = torch.tensor([[[1.0], [2.0]]])
@@ -72,7 +77,12 @@ def gradient_descent(
     if step_size <= 0 or num_steps < 1:
         given = f"step_size={step_size}, num_steps={num_steps}"
         raise ValueError(f"{given}: must be greater than 0, and 1 or greater")
+    if objective not in ("sum", "mean"):
+        raise ValueError(f"objective={objective!r}: must be 'sum' or 'mean'")
     gram, cross = context_statistics(states)
+    if objective == "mean":
+        pairs = torch.arange(states.shape[1], device=states.device).clamp(min=1)[:, None, None]
+        gram, cross = gram / pairs, cross / pairs
     zero = torch.zeros_like(gram[0, 0])
     phi = (zero if initial_map is None else initial_map).expand_as(gram)
     for _ in range(num_steps):
@@ -81,8 +91,8 @@ def gradient_descent(
 
 
 def ridge_least_squares(
-    states: Float[Tensor, "batch time dim"], *, ridge: float = 1e-3, pairs: Pairs = "all"
-) -> Float[Tensor, "batch time dim"]:
+    states: Inexact[Tensor, "batch time dim"], *, ridge: float = 1e-3, pairs: Pairs = "all"
+) -> Inexact[Tensor, "batch time dim"]:
     """Predict with the ridge regression of the context: Phi_t = G_t (H_t + ridge I)^{-1}.
 
     Args:
@@ -93,7 +103,7 @@ def ridge_least_squares(
             where all pairs give 0.186.
 
     Returns:
-        Predictions of s_2 ... s_{T+1}, [batch, time, dim], solved in float64 whatever the input.
+        Predictions of s_2 ... s_{T+1}, [batch, time, dim], solved in double precision whatever the input.
 
     Raises:
         ValueError: ridge is not greater than 0, or pairs is not one of the two.
@@ -111,7 +121,7 @@ def ridge_least_squares(
         raise ValueError(f"ridge={ridge}: must be greater than 0")
     if pairs not in ("all", "official"):
         raise ValueError(f"pairs={pairs!r}: must be 'all' or 'official'")
-    states64 = states.double()
+    states64 = states.to(torch.promote_types(states.dtype, torch.float64))
     gram, cross = context_statistics(states64)
     if pairs == "official":  # what was known one position earlier
         gram, cross = (

@@ -1,21 +1,22 @@
-"""The training loop: fresh sequences at every step, evaluation and a checkpoint every so often."""
+"""The training loop: one optimiser step after another, evaluation and a checkpoint every so often."""
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesaopt import files
 from mesaopt.config import RunConfig, TrainConfig
 from mesaopt.errors import RunError, SolveError
-from mesaopt.models import SequenceModel
-from mesaopt.tasks import LinearSystem, squared_error
+from mesaopt.models import Model, make_model
+from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import resolve_device
 from mesaopt.training.run_folder import (
     Checkpoint,
@@ -31,6 +32,7 @@ TEST_SEED = 0
 """Every run is tested on the same sequences, so that runs can be compared."""
 
 _EVALUATION_BATCH = 256
+_LARGEST_PART = 1024  # sequences that are differentiated at once; gradients of the parts add up
 _REPORT_EVERY = 10
 
 
@@ -46,7 +48,7 @@ class Run:
 
     path: Path
     config: RunConfig
-    model: SequenceModel
+    model: Model
     metrics: list[dict[str, Any]]
     """One entry per evaluation: step, train_loss, test_loss, learning_rate."""
     seconds: float
@@ -116,7 +118,7 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
     """
     folder = RunFolder(Path(path))
     config, checkpoint = folder.config, folder.load(step)
-    model = SequenceModel(config.model)
+    model = make_model(config.model)
     try:
         model.load_state_dict(checkpoint.model)
     except RuntimeError as error:
@@ -154,6 +156,46 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
 
 
+def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimiser of a run; the learning rate is set at every step.
+
+    Args:
+        config: which one.
+        parameters: real or complex.
+
+    Returns:
+        AdamW, or gradient descent without momentum and decay. The gradient of a complex number x + iy is
+        dL/dx + i dL/dy, so that a learning rate means what it does for x and y by themselves.
+
+    Example:
+        >>> type(make_optimizer(TrainConfig(), [nn.Parameter(torch.zeros(1))])).__name__
+        'AdamW'
+    """
+    if config.optimizer == "gradient_descent":
+        return torch.optim.SGD(parameters, lr=config.learning_rate)
+    real = all(parameter.is_floating_point() for parameter in parameters)  # all that fused can do
+    return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=real)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], bound: float) -> None:
+    """Clip every element of every gradient to [-bound, bound], real and imaginary parts by themselves.
+
+    Args:
+        parameters: with or without gradients.
+        bound: > 0.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
+        >>> weight.grad = torch.tensor([3.0 - 0.5j])
+        >>> clip_gradients([weight], 1.0)
+        >>> weight.grad.item()
+        (1-0.5j)
+    """
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        parts = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+        parts.clamp_(-bound, bound)
+
+
 class Trainer:
     """One optimiser step at a time, for the loop and for whoever wants to time a step.
 
@@ -170,12 +212,10 @@ class Trainer:
 
     def __init__(self, config: RunConfig, device: torch.device):
         self.config, self.device = config, device
-        self.task = LinearSystem(config.task)
-        self.model = SequenceModel(config.model, seed=config.seed).to(device)
+        self.task = make_task(config.task)
+        self.model = make_model(config.model, seed=config.seed).to(device)
         self.parameters = dict(self.model.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), weight_decay=config.train.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(config.train, list(self.parameters.values()))
 
     def step(self, step: int) -> Tensor:
         """Train on the batch of one step.
@@ -186,16 +226,19 @@ class Trainer:
         Returns:
             The loss before the step, a scalar on the device.
         """
-        train, config = self.config.train, self.config
-        batch = self.task.sample(train.batch_size, seed=config.seed, step=step, device=self.device)
-        loss = squared_error(self.model(batch.tokens), batch.targets).mean()
+        train = self.config.train
         self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_value_(self.parameters.values(), train.gradient_clip)
+        loss = torch.zeros((), device=self.device)
+        for part in self._batch(step).split(_LARGEST_PART):
+            share = self._loss(part) * (len(part.tokens) / train.batch_size)
+            share.backward()
+            loss += share.detach()
+        if train.gradient_clip is not None:
+            clip_gradients(self.parameters.values(), train.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(train, step)
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
     @torch.no_grad()
     def test_loss(self) -> float:
@@ -209,8 +252,24 @@ class Trainer:
             batch = self.task.sample(
                 size, seed=TEST_SEED, step=step, split="test", device=self.device
             )
-            losses.append(squared_error(self.model(batch.tokens), batch.targets).mean() * size)
+            losses.append(self._loss(batch) * size)
         return (torch.stack(losses).sum() / total).item()
+
+    def _batch(self, step: int) -> Batch:
+        return self._fixed_batch if self.config.train.data == "fixed" else self._draw(step)
+
+    @functools.cached_property
+    def _fixed_batch(self) -> Batch:
+        return self._draw(0)
+
+    def _draw(self, step: int) -> Batch:
+        size, seed = self.config.train.batch_size, self.config.seed
+        return self.task.sample(size, seed=seed, step=step, device=self.device)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Mean over sequences, and mean or sum over the scored positions."""
+        losses = batch.losses(self.model(batch.tokens))
+        return losses.sum(1).mean() if self.config.train.positions == "sum" else losses.mean()
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Take the state after `step` steps."""

@@ -20,6 +20,7 @@ from mesaopt.analysis import (
     line_search_step_size,
     model_predictor,
 )
+from mesaopt.config import LinearSystemConfig, ModelConfig, RunConfig
 from mesaopt.layers import SelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Plan, Runs
@@ -80,7 +81,7 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
         The measurements.
     """
     started = time.perf_counter()
-    task = LinearSystem(recipes.get(LSA_1).task)
+    task = LinearSystem(_settings(recipes.get(LSA_1))[0])
     step_sizes = torch.tensor(
         [
             line_search_step_size(
@@ -128,7 +129,7 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
 
 def first_layer(run: Run) -> SelfAttention:
     """Return the first layer of a run's model, on the CPU."""
-    return cast(SelfAttention, run.model.cpu().mixers[0])
+    return cast(SelfAttention, cast(SequenceModel, run.model.cpu()).mixers[0])
 
 
 def average(losses: list[InContextLoss]) -> InContextLoss:
@@ -155,9 +156,9 @@ def construction_errors(num_sequences: int = 64) -> dict[str, float]:
         >>> construction_errors(4)["float64"] < 1e-12
         True
     """
-    config = recipes.get(LSA_1)
-    dim, heads = config.task.dim, config.model.num_heads
-    task, model_config = LinearSystem(config.task), replace(config.model, activation_clip=None)
+    task_config, model_config = _settings(recipes.get(LSA_1))
+    dim, heads = task_config.dim, model_config.num_heads
+    task, model_config = LinearSystem(task_config), replace(model_config, activation_clip=None)
     errors = {}
     for dtype in (torch.float32, torch.float64):
         batch = task.sample(num_sequences, seed=0, split="validation", dtype=dtype)
@@ -169,7 +170,7 @@ def construction_errors(num_sequences: int = 64) -> dict[str, float]:
         )
         model = SequenceModel(model_config).to(dtype)
         model.load_state_dict(weights)
-        tokens = tokens_from_states(batch.observed, config.task.token_slots)
+        tokens = tokens_from_states(batch.observed, task_config.token_slots)
         tokens[..., :dim] = batch.observed @ phi.T  # slot 0 holds the prediction to start from
         explicit = gradient_descent(batch.observed, step_size=0.03, initial_map=phi)
         with torch.no_grad():
@@ -178,20 +179,25 @@ def construction_errors(num_sequences: int = 64) -> dict[str, float]:
     return errors
 
 
+def _settings(config: RunConfig) -> tuple[LinearSystemConfig, ModelConfig]:
+    """Task and model of a recipe of this page, which are all of one kind."""
+    return cast(LinearSystemConfig, config.task), cast(ModelConfig, config.model)
+
+
 def _key(name: str, seed: int, step: int | None = None) -> str:
     return f"{name}/{seed}" if step is None else f"{name}/{seed}@{step}"
 
 
 def _baselines(step_size: float) -> dict[str, Predictor]:
-    config = recipes.get(LSA_1)
-    model = SequenceModel(config.model)
+    task_config, model_config = _settings(recipes.get(LSA_1))
+    model = SequenceModel(model_config)
     weights = proposition_1(
-        config.task.dim, step_size=step_size, num_heads=config.model.num_heads, head_dim=20
+        task_config.dim, step_size=step_size, num_heads=model_config.num_heads, head_dim=20
     )
     model.load_state_dict(weights)
     return {
         GD: lambda batch: gradient_descent(batch.observed, step_size=step_size),
-        CONSTRUCTION: model_predictor(model, config.task.token_slots),
+        CONSTRUCTION: model_predictor(model, task_config.token_slots),
         LEAST_SQUARES: lambda batch: ridge_least_squares(batch.observed, ridge=RIDGE),
         LEAST_SQUARES_OFFICIAL: lambda batch: ridge_least_squares(
             batch.observed, ridge=RIDGE, pairs="official"
@@ -204,9 +210,10 @@ def _predictor(run: Run) -> Predictor:
 
 
 def _compressed_predictor(run: Run) -> Callable[[Batch], Tensor]:
-    clip, slots = run.config.model.activation_clip, run.config.task.token_slots
+    task, model = _settings(run.config)
+    clip, slots = model.activation_clip, task.token_slots
     bound = math.inf if clip is None else clip
-    coefficients = effective_coefficients(first_layer(run), run.config.task.dim)
+    coefficients = effective_coefficients(first_layer(run), task.dim)
 
     def predict(batch: Batch) -> Tensor:
         tokens = tokens_from_states(batch.observed, slots)

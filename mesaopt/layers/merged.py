@@ -1,0 +1,111 @@
+"""Linear self-attention with merged weights: one matrix for keys and queries, one for output and values."""
+
+import torch
+from jaxtyping import Bool, Inexact
+from torch import Tensor, nn
+
+from mesaopt import ops
+from mesaopt.errors import ConfigError
+
+
+class MergedLinearSelfAttention(nn.Module):
+    """Causal linear self-attention as theory writes it, averaged over the pairs seen so far.
+
+    y_t = W_PV E_t E_t^* W_KQ e_t / rho_t, with E_t = [e_1 ... e_t], * the conjugate transpose and rho_t =
+    t - 1. At t = 1 there is no pair yet, and the output is zero. Time and memory grow linearly with the
+    sequence.
+
+    Args:
+        width: of a token e_t, 1 or more.
+        output_width: of an output y_t, 1 or more.
+        trained_key_query: which entries of W_KQ get a gradient, [width, width]; all if not given. The
+            others keep their values under any optimiser that leaves a zero gradient alone.
+        trained_output_value: which entries of W_PV do, [output_width, width].
+        dtype: of the weights and tokens, floating-point or complex.
+        chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Source: Zheng et al., arXiv 2405.16845, the model of their section 3.
+
+    Example:
+        >>> layer = MergedLinearSelfAttention(6, 3)
+        >>> layer(torch.randn(2, 7, 6, dtype=torch.complex64)).shape
+        torch.Size([2, 7, 3])
+    """
+
+    key_query: nn.Parameter
+    """W_KQ, [width, width]: a score is key_token^* W_KQ query_token."""
+    output_value: nn.Parameter
+    """W_PV, [output_width, width]."""
+    trained_key_query: Tensor | None
+    trained_output_value: Tensor | None
+
+    def __init__(
+        self,
+        width: int,
+        output_width: int,
+        *,
+        trained_key_query: Bool[Tensor, "width width"] | None = None,
+        trained_output_value: Bool[Tensor, "output width"] | None = None,
+        dtype: torch.dtype = torch.complex64,
+        chunk_size: int = 16,
+    ):
+        super().__init__()
+        sizes = (("width", width), ("output_width", output_width), ("chunk_size", chunk_size))
+        for name, size in sizes:
+            if size < 1:
+                raise ConfigError(f"{name}={size}: must be 1 or greater")
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise ConfigError(f"dtype={dtype}: must be a floating-point or complex type")
+        self.chunk_size = chunk_size
+        self.key_query = nn.Parameter(torch.empty(width, width, dtype=dtype))
+        self.output_value = nn.Parameter(torch.empty(output_width, width, dtype=dtype))
+        self.register_buffer("trained_key_query", trained_key_query, persistent=False)
+        self.register_buffer("trained_output_value", trained_output_value, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew from a normal law of variance 1 / width, so that outputs are of order 1."""
+        for parameter in (self.key_query, self.output_value):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+
+    def forward(
+        self, tokens: Inexact[Tensor, "batch time width"]
+    ) -> Inexact[Tensor, "batch time output"]:
+        """Mix a sequence.
+
+        Args:
+            tokens: e_1 ... e_T [batch, time, width], in the type of the weights.
+
+        Returns:
+            y_1 ... y_T [batch, time, output_width].
+
+        Raises:
+            ValueError: tokens have the wrong shape or type.
+        """
+        width = self.key_query.shape[0]
+        if tokens.dim() != 3 or tokens.shape[-1] != width:
+            raise ValueError(
+                f"tokens has shape {tuple(tokens.shape)}: must be [batch, time, {width}]"
+            )
+        if tokens.dtype != self.key_query.dtype:
+            raise ValueError(f"tokens has type {tokens.dtype}: must be {self.key_query.dtype}")
+        queries = tokens @ _trained(self.key_query, self.trained_key_query).mT
+        values = tokens @ _trained(self.output_value, self.trained_output_value).mT
+        q, k, v = (x.unsqueeze(2) for x in (queries, tokens.conj(), values))  # [B,T,1,width]
+        summed = ops.linear_attention(q, k, v, chunk_size=self.chunk_size).output.squeeze(2)
+        return summed * _reciprocal_of_pairs(summed)
+
+
+def _trained(weight: Tensor, which: Tensor | None) -> Tensor:
+    """Let gradients reach only some entries. Unlike a hook on the parameter, this survives a copy."""
+    return weight if which is None else torch.where(which, weight, weight.detach())
+
+
+def _reciprocal_of_pairs(x: Tensor) -> Tensor:
+    """1 / (t - 1) for t = 1 ... T, zero at t = 1, [T, 1]; real, and as precise as x."""
+    kind = x.real.dtype if x.is_complex() else x.dtype
+    pairs = torch.arange(x.shape[1], dtype=kind, device=x.device)
+    return torch.where(pairs > 0, 1 / pairs.clamp(min=1), 0.0).unsqueeze(-1)

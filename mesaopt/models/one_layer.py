@@ -1,0 +1,149 @@
+"""The model of the theory of emergence: one layer of merged linear attention, and nothing around it."""
+
+import warnings
+
+import torch
+from jaxtyping import Bool, Inexact
+from torch import Tensor, nn
+
+from mesaopt.config import MergedAttentionConfig
+from mesaopt.errors import InitialisationWarning
+from mesaopt.layers import MergedLinearSelfAttention
+
+
+class OneLayerModel(nn.Module):
+    """One layer of complex linear attention, whose output is the prediction.
+
+    On tokens (x_t ; x_{t-1}) the prediction is the layer's output. On the paper's (0 ; x_t ; x_{t-1}) it
+    is the first slot of e_t + layer(e)_t, where the residual adds the zero that stands there. Both compute
+    the same from the same K and V,
+
+    prediction_t = V S_t K x_t / (t - 1), S_t = sum_{s <= t} x_s x_{s-1}^*,
+
+    with the other blocks at zero. A block of the wider matrices that cannot reach the prediction, because
+    it multiplies a zero slot or writes to a slot that nobody reads, is zero.
+
+    Args:
+        config: tokens, initial weights, and which of them are trained.
+        seed: of normal initial weights, the same for both token layouts.
+        dtype: torch.complex64 or torch.complex128, of weights and tokens.
+
+    Warns:
+        InitialisationWarning: training from these diagonal weights ends where nothing is learnt.
+
+    Source: Zheng et al., section 3 and Assumption 3.1; shorter tokens and no residual in their code. The
+    "ordinary Gaussian" weights of their figures are taken to be real: which is not said.
+
+    Example:
+        >>> model = OneLayerModel(MergedAttentionConfig(dim=2))
+        >>> model.key_query_block
+        tensor([[0.1000+0.j, 0.0000+0.j],
+                [0.0000+0.j, 0.1000+0.j]], grad_fn=<SliceBackward0>)
+        >>> model(torch.randn(3, 7, 4, dtype=torch.complex64)).shape
+        torch.Size([3, 7, 2])
+    """
+
+    def __init__(
+        self,
+        config: MergedAttentionConfig,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.complex64,
+    ):
+        super().__init__()
+        self.config = config
+        slots, dim = config.token_slots, config.dim
+        self._current, self._previous = (
+            slice(slots.index(slot) * dim, (slots.index(slot) + 1) * dim)
+            for slot in ("current", "previous")
+        )
+        self.residual = "zero" in slots
+        width = config.token_dim
+        output_width = width if self.residual else dim
+        self.layer = MergedLinearSelfAttention(
+            width,
+            output_width,
+            trained_key_query=self._trained(width, width, self._previous),
+            trained_output_value=self._trained(output_width, width, slice(dim)),
+            dtype=dtype,
+        )
+        self.reset_parameters(seed)
+
+    @property
+    def key_query_block(self) -> Inexact[Tensor, "dim dim"]:
+        """K: a previous state as key, a current one as query; a view of the layer's matrix."""
+        return self.layer.key_query[self._previous, self._current]
+
+    @property
+    def value_block(self) -> Inexact[Tensor, "dim dim"]:
+        """V: from a current state to the prediction; a view of the layer's matrix."""
+        return self.layer.output_value[: self.config.dim, self._current]
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Set the initial weights: multiples of the identity, or real normal numbers in all blocks trained.
+
+        Args:
+            seed: of normal weights, 0 or greater.
+        """
+        config, random = self.config, torch.Generator().manual_seed(seed)
+        self.layer.key_query.zero_()
+        self.layer.output_value.zero_()
+        if config.initial == "diagonal":
+            self._warn_of_dead_ends()
+            identity = torch.eye(config.dim, dtype=self.layer.key_query.dtype)
+            self.key_query_block.copy_(config.initial_key_query * identity)
+            self.value_block.copy_(config.initial_value * identity)
+            return
+        # Block by block, so that the token layout does not change what is drawn.
+        for block in self._reaching_blocks():
+            block.copy_(torch.randn(block.shape, generator=random) * config.initial_std)
+
+    def forward(
+        self, tokens: Inexact[Tensor, "batch time token"]
+    ) -> Inexact[Tensor, "batch time dim"]:
+        """Predict the next state at every position; zero at the first, where no pair is known.
+
+        Args:
+            tokens: [batch, time, token_dim], of the model's type.
+
+        Returns:
+            Predictions [batch, time, dim].
+
+        Raises:
+            ValueError: tokens have the wrong shape or type.
+        """
+        y = self.layer(tokens)
+        return (tokens + y)[..., : self.config.dim] if self.residual else y
+
+    def _reaching_blocks(self) -> list[Tensor]:
+        """Blocks that can reach the prediction: K and V first, then the others if they are trained."""
+        blocks = [self.key_query_block, self.value_block]
+        if self.config.blocks == "core":
+            return blocks
+        key_query, output_value = self.layer.key_query, self.layer.output_value
+        current, previous = self._current, self._previous
+        others = [(current, current), (current, previous), (previous, previous)]
+        blocks += [key_query[rows, columns] for rows, columns in others]
+        return [*blocks, output_value[: self.config.dim, previous]]
+
+    def _trained(self, rows: int, columns: int, core_rows: slice) -> Bool[Tensor, "rows columns"]:
+        """Entries that are trained of a matrix with K or V at [core_rows, current]."""
+        trained = torch.full((rows, columns), self.config.blocks == "all")
+        core = trained[core_rows, self._current]
+        core.fill_(True)
+        if self.config.off_diagonal == "masked":
+            core.copy_(torch.eye(self.config.dim, dtype=torch.bool))
+        return trained
+
+    def _warn_of_dead_ends(self) -> None:
+        a, b = self.config.initial_key_query, self.config.initial_value
+        if a + b != 0:
+            return
+        reason = (
+            "the gradient is zero there, and training never moves"
+            if a == 0
+            else "gradient descent runs into the saddle at zero, where nothing is learnt"
+        )
+        message = f"initial_key_query={a}, initial_value={b}: {reason}"
+        warnings.warn(message, InitialisationWarning, stacklevel=4)

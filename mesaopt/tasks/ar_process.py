@@ -1,0 +1,163 @@
+"""The autoregressive process: complex states that rotate, each coordinate at a speed of its own."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mesaopt.config import ARProcessConfig
+from mesaopt.tasks.batch import Batch, Split, tokens_from_states
+from mesaopt.tasks.random import generator
+from mesaopt.tasks.start_laws import SampledLaw, Sampler, StartLaw, start_law
+
+_BLOCK = 256  # sequences drawn at a time, the same whatever is asked for
+
+
+class ARProcess:
+    """The first-order autoregressive process of Zheng et al.
+
+    x_{t+1} = W x_t with W = diag(exp(i theta_1), ..., exp(i theta_d)), theta_j uniform on [0, 2 pi), new
+    for every sequence, and x_1 from a law of its own; so x_t = exp(i theta (t - 1)) x_1, without noise.
+    At t = 1 there is no pair (previous, current) to learn from, so contexts t = 2 ... T - 1 are scored.
+
+    Args:
+        config: dimension, length, law of x_1 and token layout.
+        start: a law of x_1 in place of the configuration's: a :class:`mesaopt.tasks.StartLaw`, or a
+            function that is told a NumPy generator, a count and a dimension, and returns states
+            [count, dim].
+
+    Source: Zheng et al., arXiv 2405.16845, the data of their experiments.
+
+    Example:
+        >>> task = ARProcess(ARProcessConfig(dim=3, length=5))
+        >>> batch = task.sample(2, seed=0)
+        >>> tuple(batch.tokens.shape), tuple(batch.targets.shape), batch.positions
+        ((2, 4, 6), (2, 4, 3), range(2, 5))
+        >>> def own(random, count, dim):
+        ...     return random.laplace(size=(count, dim))
+        >>> ARProcess(ARProcessConfig(dim=3, length=5), start=own).sample(2, seed=0).states.dtype
+        torch.complex64
+    """
+
+    def __init__(self, config: ARProcessConfig, start: Sampler | StartLaw | None = None):
+        self.config = config
+        if start is None:
+            self.start = start_law(config.start, scale=config.start_scale)
+        else:
+            self.start = start if isinstance(start, StartLaw) else SampledLaw(start)
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        step: int = 0,
+        split: Split = "train",
+        dtype: torch.dtype = torch.complex64,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """Draw one batch, a pure function of (seed, split, step) on every device.
+
+        A smaller batch is the beginning of a larger one. The numbers are computed in complex128 on the
+        CPU, then rounded to `dtype` and moved.
+
+        Args:
+            batch_size: sequences, 1 or more.
+            seed: 0 or greater.
+            step: 0 or greater.
+            split: stream to draw from; streams never overlap.
+            dtype: torch.complex64 or torch.complex128.
+            device: where the batch is put.
+
+        Returns:
+            The batch; states [batch, T, dim], tokens [batch, T - 1, token_dim], targets x_2 ... x_T, and
+            the diagonal matrices W [batch, dim, dim].
+
+        Raises:
+            ConfigError: seed or step is out of range, or the sampler of x_1 returns no such states.
+            ValueError: batch_size or dtype is out of range.
+        """
+        _check(batch_size=batch_size, dtype=dtype)
+        start, theta = self._draw(batch_size, seed, split, step)
+        states = self._roll_out(start, theta).to(device=device, dtype=dtype)
+        transition = torch.diag_embed(torch.from_numpy(_turn(theta))).to(states)
+        tokens = tokens_from_states(states[:, :-1], self.config.token_slots)
+        return Batch(tokens, states[:, 1:], states, transition, scored=slice(1, None))
+
+    def chunks(
+        self,
+        num_sequences: int,
+        *,
+        seed: int,
+        step: int = 0,
+        split: Split = "train",
+        chunk_size: int = 256,
+        dtype: torch.dtype = torch.complex128,
+    ) -> Iterator[Complex[Tensor, "batch time dim"]]:
+        """Draw the states of :meth:`sample` a few sequences at a time, so that not all need be held.
+
+        Args:
+            num_sequences: in all, 1 or more.
+            seed: 0 or greater.
+            step: 0 or greater.
+            split: stream to draw from.
+            chunk_size: sequences at a time, 1 or more; it changes no number.
+            dtype: torch.complex64 or torch.complex128.
+
+        Returns:
+            States [chunk_size, T, dim], the last ones fewer.
+
+        Raises:
+            ConfigError: seed or step is out of range, or the sampler of x_1 returns no such states.
+            ValueError: num_sequences, chunk_size or dtype is out of range.
+
+        Example:
+            >>> task = ARProcess(ARProcessConfig(dim=3, length=5))
+            >>> [len(states) for states in task.chunks(600, seed=0)]
+            [256, 256, 88]
+        """
+        _check(num_sequences=num_sequences, chunk_size=chunk_size, dtype=dtype)
+        start, theta = self._draw(num_sequences, seed, split, step)
+        return (
+            self._roll_out(start[i : i + chunk_size], theta[i : i + chunk_size]).to(dtype)
+            for i in range(0, num_sequences, chunk_size)
+        )
+
+    def _draw(
+        self, count: int, seed: int, split: Split, step: int
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Draw x_1 and theta, [count, dim] each: all that a sequence is made of."""
+        random, dim = generator(seed, f"ar_process/{split}", step), self.config.dim
+        blocks = [
+            (self.start.sample(random, _BLOCK, dim), random.uniform(0, 2 * math.pi, (_BLOCK, dim)))
+            for _ in range(-(-count // _BLOCK))
+        ]
+        start, theta = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
+        return start, theta
+
+    def _roll_out(
+        self, start: NDArray[Any], theta: NDArray[np.float64]
+    ) -> Complex[Tensor, "batch time dim"]:
+        angles = theta[:, None] * np.arange(self.config.length)[:, None]  # [B,T,D]
+        return torch.from_numpy(_turn(angles) * start[:, None])
+
+
+def _turn(angles: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """exp(i angle), in half the time of NumPy's exponential of a complex number."""
+    turned = np.empty(angles.shape, dtype=np.complex128)
+    np.cos(angles, out=turned.real)
+    np.sin(angles, out=turned.imag)
+    return turned
+
+
+def _check(*, dtype: torch.dtype, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be 1 or greater")
+    if not dtype.is_complex:
+        raise ValueError(f"dtype={dtype}: must be torch.complex64 or torch.complex128")
