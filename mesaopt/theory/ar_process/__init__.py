@@ -18,6 +18,12 @@ from mesaopt.theory.ar_process.conditions import (
     recovery_test,
     sign_flip_test,
 )
+from mesaopt.theory.ar_process.contrast import (
+    best_step_size,
+    descent_predictions,
+    mesa_predictions,
+    unexplained,
+)
 from mesaopt.theory.ar_process.dynamics import Trajectory, descend, flow
 from mesaopt.theory.ar_process.evaluation import LastToken, last_token
 from mesaopt.theory.ar_process.moments import StartMoments, start_moments
@@ -33,6 +39,7 @@ from mesaopt.theory.ar_process.sampled import (
     Stream,
     TiedEstimate,
     sampled_loss,
+    sequences,
     tied_estimate,
 )
 from mesaopt.theory.ar_process.statistics import (
@@ -59,13 +66,16 @@ __all__ = [
     "TiedLoss",
     "Trajectory",
     "Weights",
+    "best_step_size",
     "descend",
+    "descent_predictions",
     "diagonal",
     "flow",
     "harmonic",
     "last_token",
     "limit_weights",
     "logistic",
+    "mesa_predictions",
     "normal",
     "off_diagonal_gradients",
     "one_step",
@@ -74,10 +84,12 @@ __all__ = [
     "recovery_test",
     "reduced_flow",
     "sampled_loss",
+    "sequences",
     "sign_flip_test",
     "stability_bound",
     "start_moments",
     "tied_estimate",
     "tied_loss",
     "time_to_within",
+    "unexplained",
 ]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Inexact
 
 from mesaopt.errors import ConfigError
+from mesaopt.tasks import ARProcess, Split
 from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.statistics import QuadraticLoss
 from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, Weights
@@ -17,6 +18,27 @@ Stream = Callable[[], Iterable[Inexact[Array, "batch time dim"]]]
 """Gives the same sequences x_1 ... x_T at every call, a chunk of them at a time."""
 
 _LARGEST_GRAM = 2**29  # bytes
+
+
+def sequences(task: ARProcess, count: int, *, seed: int, split: Split = "train") -> Stream:
+    """Stream sequences of a task, 64 at a time.
+
+    Args:
+        task: where they come from.
+        count: how many, 1 or more.
+        seed: 0 or greater.
+        split: "train", "validation" or "test".
+
+    Returns:
+        The stream, which draws them anew at every call.
+
+    Example:
+        >>> from mesaopt.config import ARProcessConfig
+        >>> stream = sequences(ARProcess(ARProcessConfig(start="sparse")), 500, seed=0)
+        >>> round(tied_estimate(stream).product, 9)
+        1.0
+    """
+    return lambda: (x.numpy() for x in task.chunks(count, seed=seed, split=split, chunk_size=64))
 
 
 class Parts(NamedTuple):
