@@ -32,6 +32,10 @@ class LastToken:
     quadratic: QuadraticLoss
     inverse: Inexact[Array, "dim feature"]
 
+    def rescaled(self, scale: float) -> "LastToken":
+        """Give the statistics of the same sequences times a number > 0."""
+        return LastToken(self.quadratic.rescaled(scale), self.inverse * scale**2)
+
     def loss(self, weights: Weights) -> Float[Array, " *batch"]:
         """Half the squared error, summed over coordinates."""
         return self.quadratic.loss_and_gradient(weights)[0]

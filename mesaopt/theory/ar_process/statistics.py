@@ -70,6 +70,19 @@ class QuadraticLoss:
         """Which blocks the features are made of."""
         return "core" if len(self.gram) == self.dim**3 else "all"
 
+    def rescaled(self, scale: float) -> "QuadraticLoss":
+        """Give the loss on the same sequences times a number.
+
+        Args:
+            scale: > 0.
+
+        Returns:
+            The loss: features grow with the third power of the states.
+        """
+        return QuadraticLoss(
+            self.gram * scale**6, self.cross * scale**4, float(self.energy * scale**2)
+        )
+
     def loss_and_gradient(self, weights: Weights) -> tuple[Float[Array, " *batch"], Weights]:
         """See :meth:`Engine.loss_and_gradient`.
 
