@@ -24,7 +24,7 @@ from mesaopt.theory.ar_process.contrast import (
     mesa_predictions,
     unexplained,
 )
-from mesaopt.theory.ar_process.dynamics import Trajectory, descend, flow
+from mesaopt.theory.ar_process.dynamics import OffDiagonal, Trajectory, descend, flow
 from mesaopt.theory.ar_process.evaluation import LastToken, last_token
 from mesaopt.theory.ar_process.moments import StartMoments, start_moments
 from mesaopt.theory.ar_process.population import population_loss
@@ -49,13 +49,16 @@ from mesaopt.theory.ar_process.statistics import (
     stability_bound,
     tied_loss,
 )
-from mesaopt.theory.ar_process.weights import Weights, diagonal, normal
+from mesaopt.theory.ar_process.weights import Blocks, Contexts, Weights, diagonal, normal
 
 __all__ = [
+    "Blocks",
     "ClosedForm",
+    "Contexts",
     "DirectLoss",
     "Engine",
     "LastToken",
+    "OffDiagonal",
     "OneStep",
     "QuadraticLoss",
     "Recovery",
