@@ -24,7 +24,7 @@ def compute(measured: Emergence, report: Report) -> Results:
         caption=(
             "The same training for Gaussian x₁ of standard deviation 0.5 and 2, on the sequences of Fig. "
             "1 times 0.5 and 2. The product goes with the inverse square of the scale; the ratio of "
-            "prediction to target stays at 1/5. At both scales 200 steps of the published size do not bring "
-            "the start (0.1, 0.1) to the line: exact training is 4.6 % and 8 % short as well."
+            "prediction to target stays at 1/5. At both scales 200 steps of the published size do not "
+            "bring the start (0.1, 0.1) to the line: exact training is 4.6 % and 8 % short as well."
         ),
     )

@@ -23,7 +23,7 @@ def compute(measured: Emergence, report: Report) -> Results:
         title="Fig. 3: sparse data at other scales",
         caption=(
             "The same training for sparse x₁ of magnitude 0.5 and 2, on the sequences of Fig. 1 times "
-            "0.5 and 2. The product goes to 1/c² and the loss to zero. At magnitude 0.5 the start (2, 2) is "
-            "the solution, and its line lies at the floor of the plot."
+            "0.5 and 2. The product goes to 1/c² and the loss to zero. At magnitude 0.5 the start (2, 2) "
+            "is the solution, and its line lies at the floor of the plot."
         ),
     )

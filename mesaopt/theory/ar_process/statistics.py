@@ -91,17 +91,16 @@ class QuadraticLoss:
         """
         self._check(weights)
         p, q = weights.output_value, weights.key_query
-        width = p.shape[-1]
-        batch = p.shape[:-2]
-        u = np.einsum("...ja,...bc->...jabc", p, q).reshape(*batch, self.dim, width**3)
+        batch, outer, inner = p.shape[:-2], (*p.shape[:-2], -1, 1), (*p.shape[:-2], 1, -1)
+        left, right = p.reshape(outer), q.reshape(inner)
+        u = (left * right).reshape(*batch, self.dim, -1)  # [...,D,F]
         target = self.cross.conj().T  # [D,F]
         product = _multiply(u, self.gram)
         loss = _real_dot(product - 2 * target, u) / 2 + self.energy / 2
-        pull = (product - target).reshape(*batch, self.dim, *(width,) * 3)  # [...,D,A,B,C]
-        return loss, Weights(
-            np.einsum("...jabc,...bc->...ja", pull, q.conj(), optimize=True),
-            np.einsum("...jabc,...ja->...bc", pull, p.conj(), optimize=True),
-        )
+        pull = (product - target).reshape(*batch, left.shape[-2], -1)  # [...,D A,B C]
+        value = (pull @ q.conj().reshape(outer)).reshape(p.shape)
+        key = (p.conj().reshape(inner) @ pull).reshape(q.shape)
+        return loss, Weights(value, key)
 
     def _check(self, weights: Weights) -> None:
         if (weights.dim, weights.blocks) != (self.dim, self.blocks):
