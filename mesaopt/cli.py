@@ -104,19 +104,21 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Train, measure and judge an item of a paper, and write its report.
+    """Train, measure and judge an item of a paper, whole or in parts, and write its report.
 
     Exits with 0 if all claims hold, 1 if one fails, 2 if something has to be put right first.
     """
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
-    """Name of an item; mesaopt list figures shows them."""
+    """Name of an item, or of a part such as emergence2024/fig1; mesaopt list figures shows them."""
     scale: Annotated[str, tyro.conf.arg(metavar="smoke|small|paper")] = "small"
     """Seconds to try it, minutes on a laptop, or as published."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     """Folder of the results, new or empty."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Training seeds of every recipe [the scale's own numbers]."""
+    only: Annotated[str, tyro.conf.arg(metavar="PART,...")] = ""
+    """Parts of the item to compute, such as fig1,fig3 [all of them]."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
     resume: bool = False
@@ -133,6 +135,7 @@ class Reproduce:
             scale=self.scale,
             out=self.out,
             seeds=self.seeds,
+            only=self.only.replace(",", " ").split(),
             device=self.device,
             resume=self.resume,
             dry_run=self.dry_run,

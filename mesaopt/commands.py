@@ -7,7 +7,7 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,9 @@ from rich.table import Table
 from mesaopt import recipes
 from mesaopt.config import MergedAttentionConfig, TaskConfig, override, to_dict
 from mesaopt.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from mesaopt.papers.plan import Item, Plan
 
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
@@ -29,10 +32,7 @@ def list_things(what: str, *, as_json: bool) -> int:
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
     if what in ("all", "figures"):
-        found["figures"] = [
-            {"name": item.name, "summary": item.summary, "scales": ", ".join(item.plans)}
-            for item in ITEMS.values()
-        ]
+        found["figures"] = [row for item in ITEMS.values() for row in _names(item)]
     if what in ("all", "tasks"):
         found["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
@@ -43,6 +43,16 @@ def list_things(what: str, *, as_json: bool) -> int:
     for title, rows in found.items():
         _print_table(title, rows)
     return 0
+
+
+def _names(item: "Item[Any]") -> list[dict[str, str]]:
+    """Rows for an item and, where there is a choice, for its parts."""
+    scales = ", ".join(item.plans)
+    parts = item.parts if len(item.parts) > 1 else ()
+    return [
+        {"name": item.name, "summary": item.summary, "scales": scales},
+        *({"name": f"{item.name}/{p.name}", "summary": p.summary, "scales": ""} for p in parts),
+    ]
 
 
 def doctor(*, as_json: bool) -> int:
@@ -170,25 +180,32 @@ def reproduce_item(
     scale: str,
     out: Path,
     seeds: int | None,
+    only: Sequence[str],
     device: str,
     resume: bool,
     dry_run: bool,
 ) -> int:
     """Reproduce an item and print its claims, or print what it would cost."""
-    from mesaopt.papers.reproduce import (
-        costs,
-        get_item,
-        measuring_bytes,
-        measuring_seconds,
-        reproduce,
-    )
+    from mesaopt.papers.reproduce import make_plan, reproduce
     from mesaopt.report import write_report
+
+    if dry_run:
+        return _print_costs(make_plan(what, scale=scale, seeds=seeds, only=only), device)
+    reproduce(what, scale=scale, out=out, seeds=seeds, only=only, resume=resume, device=device)
+    page = write_report(out)
+    status = show_claims(out, as_json=False)
+    print(f"Report: {page}")
+    return status
+
+
+def _print_costs(plan: "Plan", device: str) -> int:
+    from mesaopt.papers.reproduce import costs, get_item
     from mesaopt.training import peak_memory_bytes, resolve_device
 
-    plan = get_item(what).plan(scale, seeds=seeds)
-    if dry_run:
-        resolve_device(device)
-        parts = costs(plan, device=device)
+    resolve_device(device)
+    parts = get_item(plan.what).chosen(plan)
+    trainings = costs(plan, device=device)
+    if trainings:
         rows = [
             {
                 "run": cost.run,
@@ -197,20 +214,20 @@ def reproduce_item(
                 "ms a step here": f"{cost.step.seconds * 1000:.1f}",
                 "time": _duration(cost.seconds),
             }
-            for cost in parts
+            for cost in trainings
         ]
-        _print_table(f"{what} at scale {scale}", rows)
-        seconds = sum(cost.seconds for cost in parts) + measuring_seconds(plan)
-        print(f"time in all  about {_duration(seconds)} here, measuring and drawing included")
-        memory = peak_memory_bytes() + measuring_bytes(plan)
-        print(f"memory       about {memory / 2**20:.0f} MiB here")
-        return 0
-    claims = reproduce(what, scale=scale, out=out, seeds=seeds, resume=resume, device=device)
-    page = write_report(out)
-    status = show_claims(out, as_json=False)
-    if claims:
-        print(f"Report: {page}")
-    return status
+        _print_table(f"{plan.what} at scale {plan.scale}: training", rows)
+    times = [part.seconds(plan) for part in parts]
+    rows = [
+        {"part": part.name, "what": part.summary, "time": f"about {_duration(seconds)}"}
+        for part, seconds in zip(parts, times, strict=True)
+    ]
+    _print_table(f"{plan.what} at scale {plan.scale}: parts", rows)
+    seconds = sum(cost.seconds for cost in trainings) + sum(times)
+    memory = peak_memory_bytes() + max(part.memory(plan) for part in parts)
+    print(f"time in all  about {_duration(seconds)} here")
+    print(f"memory       about {memory / 2**20:.0f} MiB here")
+    return 0
 
 
 def show_claims(folder: Path, *, as_json: bool) -> int:
@@ -232,7 +249,8 @@ def show_claims(folder: Path, *, as_json: bool) -> int:
         }
         for claim in claims
     ]
-    _print_table("claims", rows)
+    if rows:
+        _print_table("claims", rows)
     print(f"{passed} of {len(claims)} claims hold.")
     return status
 

@@ -84,7 +84,8 @@ class ProgressDisplay:
         self._expected_done = sum(self._stages[other].seconds for other in earlier)
         self._stage, self._step, self._loss = self._stages[name], 0, float("nan")
         if not self.console.is_terminal:
-            self.console.print(f"{name}: {self._stage.steps} steps", soft_wrap=True)
+            steps = f": {self._stage.steps} steps" if self._stage.steps > 1 else ""
+            self.console.print(f"{name}{steps}", soft_wrap=True)
             self._last_line = time.monotonic()
         self._show()
 
@@ -102,6 +103,11 @@ class ProgressDisplay:
             self.console.print(f"{self._stage.name}: {self._detail()}", soft_wrap=True)
         self._show()
 
+    def advance(self, done: int, total: int) -> None:
+        """Report the progress of a stage that finds out as it goes how many steps it has."""
+        self._stage = Stage(self._stage.name, total, self._stage.seconds / max(total, 1))
+        self.update(done, float("nan"))
+
     def _show(self) -> None:
         done = self._expected_done + self._step * self._stage.seconds_per_step
         self._bar.update(
@@ -109,9 +115,9 @@ class ProgressDisplay:
         )
 
     def _detail(self) -> str:
-        step = f"step {self._step}/{self._stage.steps}"
-        loss = "" if self._loss != self._loss else f"  loss {self._loss:.4f}"
-        return f"{step}{loss}  {self._time_left()}"
+        step = f"step {self._step}/{self._stage.steps}  " if self._stage.steps > 1 else ""
+        loss = "" if self._loss != self._loss else f"loss {self._loss:.4f}  "
+        return f"{step}{loss}{self._time_left()}"
 
     def _time_left(self) -> str:
         done = self._expected_done + self._step * self._stage.seconds_per_step

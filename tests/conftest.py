@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from toy_item import Toy
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
@@ -85,3 +86,11 @@ def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Item:
     item = tiny_item()
     monkeypatch.setitem(reproduction.ITEMS, "core", item)
     return item
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """Makes `toy` an item of three parts, and keeps a log of what is computed."""
+    toy = Toy()
+    monkeypatch.setitem(reproduction.ITEMS, "toy", toy.item)
+    return toy

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_item import Toy
 
 from mesaopt import cli
 from mesaopt.papers.claims import read_claims
@@ -36,7 +37,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("doctor", {"json"}),
         ("train", {"out", "seed", "set", "device", "resume", "dry-run"}),
         ("evaluate", {"sequences", "json"}),
-        ("reproduce", {"scale", "out", "seeds", "device", "resume", "dry-run"}),
+        ("reproduce", {"scale", "out", "seeds", "only", "device", "resume", "dry-run"}),
         ("claims", {"json"}),
         ("report", {"open"}),
         ("bench", {"repeats", "threads", "quick", "json"}),
@@ -109,6 +110,39 @@ def test_reproduce_says_where_the_report_is_and_whether_all_claims_hold(
     assert (out / "index.html").exists()
 
 
+def test_parts_are_chosen_by_option_or_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], toy: Toy
+) -> None:
+    def reproduce(what: str, out: str, *more: str) -> int:
+        return run("reproduce", what, "--scale", "smoke", "--out", str(tmp_path / out), *more)
+
+    assert reproduce("toy", "two", "--only", "fig3,fig1") == 1, "half of its claims fail"
+    assert "2 of 4 claims hold." in capsys.readouterr().out
+    assert reproduce("toy", "one", "--only", "fig2") == 0, "it claims nothing"
+    assert f"Report: {tmp_path / 'one' / 'index.html'}" in capsys.readouterr().out
+    assert reproduce("toy/fig2", "one", "--resume") == 0, "the same settings"
+    assert toy.log == ["fig1", "numbers", "fig3", "fig2", "numbers"]
+    assert reproduce("toy/fig1", "one", "--resume") == 2
+    assert "other settings (parts differ)" in capsys.readouterr().err
+
+
+def test_a_dry_run_without_training_lists_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], toy: Toy
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["reproduce", "toy", "--scale", "smoke", "--dry-run", "--only", "fig1,fig3"]
+    assert run(*arguments, "--seeds", "10") == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"fig\d", out) == ["fig1", "fig1", "fig3", "fig3"], "name and summary"
+    assert "ms a step" not in out
+    for word in ("about 10 s", "about 30 s", "time in all  about 40 s"):
+        assert word in out
+    (memory,) = re.findall(r"memory +about (\d+) MiB", out)
+    assert int(memory) > 1024, "a part asks for that much"
+    assert toy.log == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None:
     holding = [c for c in json.loads((results / "claims.json").read_text()) if c["passed"]]
     (tmp_path / "claims.json").write_text(json.dumps(holding))
@@ -131,6 +165,11 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("reproduce", "fig33"), "what='fig33': allowed: core"),
         (("reproduce", "core", "--scale", "huge"), "scale='huge': allowed: smoke, small, paper"),
         (("reproduce", "core", "--seeds", "-1"), "seeds=-1: must be 1 or greater"),
+        (("reproduce", "core/fig1"), "part='fig1': core has no parts to choose"),
+        (("reproduce", "core", "--only", "measuring"), "core has no parts to choose"),
+        (("reproduce", "toi/fig1"), "what='toi': did you mean 'toy'?"),
+        (("reproduce", "toy/fig11"), "part='fig11': did you mean 'fig1'?"),
+        (("reproduce", "toy", "--only", "fig1,x"), "part='x': allowed: fig1, fig2, fig3"),
         (("reproduce", "core", "--device", "tpu"), "device='tpu': is not there"),
         (("evaluate", "nowhere"), "nowhere/config.json: there is no such file"),
         (("evaluate", "nowhere", "--sequences", "0"), "sequences=0: must be 1 or greater"),
@@ -145,6 +184,7 @@ def test_misuse_gets_one_line_and_status_2_and_touches_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    toy: Toy,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
@@ -178,7 +218,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert "go on with --resume" in capsys.readouterr().err
 
 
-def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in listed["recipes"]] == [
@@ -186,7 +226,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         *("ar-gaussian", "ar-sparse", "ar-full-one"),
     ]
     assert [task["name"] for task in listed["tasks"]] == ["linear_system", "ar_process"]
-    assert listed["figures"][0]["name"] == "core"
+    scales = {row["name"]: row["scales"] for row in listed["figures"]}
+    assert scales["core"] == scales["toy"] == "smoke, small, paper"
+    shown = [name for name in scales if name.startswith(("core", "toy"))]
+    assert shown == ["core", "toy", "toy/fig1", "toy/fig2", "toy/fig3"]
     assert run("list", "recipes") == 0
     out = capsys.readouterr().out
     assert "mesa-1" in out

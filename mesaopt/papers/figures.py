@@ -16,14 +16,14 @@ INK = "#1b1f24"
 GRID = "#d8dce2"
 """Colour of grid lines; the report swaps it too."""
 # Middle tones that read on white and on black, and apart from one another when colours are not seen.
-COLORS = {
-    "lsa-1": "#3f87d6",
-    "lsa-2": "#d9822b",
-    "mesa-1": "#2a9d74",
-    "gd-1": "#8b8f98",
-    "proposition-1": "#9a6fd0",
-    "least-squares": "#cf4d5e",
-}
+PALETTE: tuple[str, ...] = ("#3f87d6", "#d9822b", "#2a9d74", "#9a6fd0", "#cf4d5e", "#8b8f98")
+"""Blue, orange, green, purple, red, grey: what a figure draws with, in this order."""
+COLORS = dict(
+    zip(
+        ("lsa-1", "lsa-2", "mesa-1", "proposition-1", "least-squares", "gd-1"), PALETTE, strict=True
+    )
+)
+"""What these are drawn in, wherever they appear."""
 
 _STYLE = {
     "figure.dpi": 110,
@@ -68,7 +68,7 @@ class FigureResult:
     """The numbers drawn, one row each; all rows have the same keys."""
     figure: Figure
     seconds: float = 0.0
-    """Time to compute and draw it, without training."""
+    """Time to compute and draw it, without training; 0 for an equal share of its part's time."""
 
 
 def style() -> Any:

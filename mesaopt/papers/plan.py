@@ -1,8 +1,8 @@
-"""What a reproduction is made of: runs to train, then figures and claims computed from them."""
+"""What a reproduction is made of: runs to train, then parts that compute figures and claims."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
@@ -40,17 +40,20 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One item at one scale.
+    """One item at one scale; an item with settings of its own gives a subclass that holds them.
 
     Example:
-        >>> Plan(what="core", scale="smoke", trainings=(), num_sequences=256).configs
+        >>> Plan(what="core", scale="smoke").configs
         {}
     """
 
     what: str
+    """Name of the item."""
     scale: Scale
-    trainings: tuple[Training, ...]
-    num_sequences: int
+    parts: tuple[str, ...] = ()
+    """Names of the parts chosen, in the item's order; () is all of them."""
+    trainings: tuple[Training, ...] = ()
+    num_sequences: int = 0
     """Test sequences that the trained models are compared on."""
 
     @property
@@ -62,10 +65,33 @@ class Plan:
             for config in training.configs
         }
 
+    def with_seeds(self, seeds: int) -> Self:
+        """Give the same plan with another number of seeds; a subclass with its own seeds overrides it.
+
+        Args:
+            seeds: of every recipe, 1 or greater.
+
+        Returns:
+            The changed plan.
+
+        Raises:
+            ConfigError: nothing in the plan has seeds.
+
+        Example:
+            >>> plan = Plan(
+            ...     what="core", scale="smoke", trainings=(Training(recipe="lsa-1", seeds=1, steps=9),)
+            ... )
+            >>> list(plan.with_seeds(2).configs)
+            ['lsa-1-seed0', 'lsa-1-seed1']
+        """
+        if not self.trainings:
+            raise ConfigError(f"seeds={seeds}: {self.what} has no seeds to choose")
+        return replace(self, trainings=tuple(replace(t, seeds=seeds) for t in self.trainings))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What an item comes to."""
+    """What a part comes to."""
 
     figures: list[FigureResult]
     claims: list[Claim]
@@ -74,10 +100,62 @@ class Results:
 Runs = dict[str, list[Run]]
 """Trained runs, one list of seeds per recipe."""
 
+Report = Callable[[int, int], None]
+"""Told how many of how many steps a part has done, in units of its own."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the parts of an item start from.
+
+    Where parts share measurements, an item gives a subclass with a :func:`functools.cached_property` for
+    each: it is computed for the first part that asks, and never for parts that were not chosen.
+
+    Example:
+        >>> Measured(Plan(what="core", scale="smoke"), {}).plan.scale
+        'smoke'
+    """
+
+    plan: Any
+    """The :class:`Plan`, or the item's own kind of it."""
+    runs: Runs
+
+
+M = TypeVar("M")
+
+
+def _nothing(_: Plan) -> int:
+    return 0
+
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """Something that `mesaopt reproduce` knows: its plans by scale, and how results are computed."""
+class Part(Generic[M]):
+    """A piece of an item that can be asked for by itself, such as one figure of a paper.
+
+    Example:
+        >>> def compute(measured: Measured, report: Report) -> Results:
+        ...     report(1, 1)
+        ...     return Results(figures=[], claims=[])
+        >>> Part(name="fig1", summary="a demonstration", compute=compute, seconds=lambda plan: 2.0).name
+        'fig1'
+    """
+
+    name: str
+    """Short name, unique in the item, such as "fig1"; a file is called after it."""
+    summary: str
+    """One line for `mesaopt list` and the headings of the report."""
+    compute: Callable[[M, Report], Results]
+    """Told what the item's `measure` gave, and whom to tell of its progress: a part that takes more than
+    two seconds should. It draws in the house style without having to ask for it."""
+    seconds: Callable[[Any], float]
+    """Rough time to compute it, for a plan."""
+    memory: Callable[[Any], int] = _nothing
+    """Rough memory it needs beyond that of the program, in bytes, for a plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item(Generic[M]):
+    """Something that `mesaopt reproduce` knows: its plans by scale, and the parts it consists of."""
 
     name: str
     title: str
@@ -85,28 +163,46 @@ class Item:
     """One line for `mesaopt list`."""
     introduction: str
     """What the report says first."""
-    plans: dict[Scale, Plan]
-    compute: Callable[[Plan, Runs, Callable[[int], None] | None], Results]
-    """Told the plan, the trained runs, and whom to tell the batches of test sequences done."""
+    plans: Mapping[Scale, Plan]
+    measure: Callable[[Plan, Runs], M]
+    """Makes what all parts share, such as :class:`Measured` itself; not called when no part needs it."""
+    parts: tuple[Part[M], ...]
+    """In the order of the report. An item with one part is always computed as a whole."""
 
-    def plan(self, scale: str, *, seeds: int | None = None) -> Plan:
+    def plan(self, scale: str, *, seeds: int | None = None, parts: Sequence[str] = ()) -> Plan:
         """Give the plan of a scale.
 
         Args:
             scale: "smoke", "small" or "paper".
             seeds: training seeds of every recipe; the scale's own numbers if not given.
+            parts: names of parts, in any order; all of them if empty.
 
         Returns:
             The plan.
 
         Raises:
-            ConfigError: there is no such scale, or seeds is less than 1.
+            ConfigError: there is no such scale or part, seeds is less than 1, or there is no choice of
+                seeds or parts.
         """
         if scale not in get_args(Scale):
             raise ConfigError(f"scale={scale!r}: {suggest(scale, get_args(Scale))}")
-        plan = self.plans[scale]  # type: ignore[index]
+        plan = replace(self.plans[scale], parts=self._choose(parts))  # type: ignore[index]
         if seeds is None:
             return plan
         if seeds < 1:
             raise ConfigError(f"seeds={seeds}: must be 1 or greater")
-        return replace(plan, trainings=tuple(replace(t, seeds=seeds) for t in plan.trainings))
+        return plan.with_seeds(seeds)
+
+    def chosen(self, plan: Plan) -> list[Part[M]]:
+        """Give the parts that a plan asks for, in the item's order."""
+        return [part for part in self.parts if not plan.parts or part.name in plan.parts]
+
+    def _choose(self, parts: Sequence[str]) -> tuple[str, ...]:
+        names = [part.name for part in self.parts]
+        for name in parts:
+            if len(names) == 1:
+                raise ConfigError(f"part={name!r}: {self.name} has no parts to choose")
+            if name not in names:
+                raise ConfigError(f"part={name!r}: {suggest(name, names)}")
+        chosen = tuple(name for name in names if name in parts)
+        return () if len(chosen) == len(names) else chosen

@@ -1,8 +1,10 @@
-"""Reproduce an item of a paper: train its runs, compute its figures, judge its claims, write the report."""
+"""Reproduce an item of a paper: train its runs, then compute the figures and claims of its parts."""
 
+import functools
 import itertools
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ from mesaopt import files
 from mesaopt.config import to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
-from mesaopt.papers.figures import save_figure
-from mesaopt.papers.plan import Item, Plan, Runs
+from mesaopt.papers.figures import save_figure, style
+from mesaopt.papers.plan import Item, Part, Plan, Results, Runs
 from mesaopt.papers.uncovering2023.core import CORE
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import (
@@ -25,12 +27,8 @@ from mesaopt.training import (
     train,
 )
 
-ITEMS: dict[str, Item] = {item.name: item for item in (CORE,)}
+ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE,)}
 """All that can be reproduced, by name."""
-
-_MEASURING = "measuring and drawing"
-_SECONDS_PER_MEASURED_BATCH = 0.25
-_PREDICTORS_PER_RUN = 5  # its last weights, some earlier ones, a compressed form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,16 @@ class Cost:
         return self.steps * self.step.seconds
 
 
-def get_item(name: str) -> Item:
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    """What is kept of a part, in `parts/<name>.json`: a later sitting need not compute it again."""
+
+    figures: list[str]
+    claims: list[Claim]
+    seconds: float
+
+
+def get_item(name: str) -> Item[Any]:
     """Look an item up.
 
     Args:
@@ -70,6 +77,32 @@ def get_item(name: str) -> Item:
     return ITEMS[name]
 
 
+def make_plan(
+    what: str, *, scale: str = "small", seeds: int | None = None, only: Sequence[str] = ()
+) -> Plan:
+    """Make the plan of what a user asks for.
+
+    Args:
+        what: name of an item, such as "core", or of one part, such as "emergence2024/fig1".
+        scale: "smoke", "small" or "paper".
+        seeds: training seeds of every recipe; the scale's own numbers if not given.
+        only: names of parts, in any order, besides one that `what` names; all of them if there is none.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: there is no such item, part or scale, seeds is less than 1, or there is no choice of
+            seeds or parts.
+
+    Example:
+        >>> make_plan("core", scale="smoke").num_sequences
+        2048
+    """
+    name, _, part = what.partition("/")
+    return get_item(name).plan(scale, seeds=seeds, parts=(part, *only) if part else only)
+
+
 def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
     """Find out what the runs of a plan cost here, by trying a few steps of each recipe.
 
@@ -87,37 +120,27 @@ def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
     ]
 
 
-def measuring_seconds(plan: Plan) -> float:
-    """Guess the time to score and draw what a plan has trained."""
-    return _batches(plan) * _SECONDS_PER_MEASURED_BATCH
-
-
-def measuring_bytes(plan: Plan) -> int:
-    """Estimate the memory of the losses that scoring keeps: float32, by sequence and position."""
-    lengths = [config.task.length for config in plan.configs.values()]
-    predictors = _PREDICTORS_PER_RUN * (len(lengths) + 1)
-    return 4 * predictors * plan.num_sequences * max(lengths)
-
-
 def reproduce(
     what: str,
     *,
     scale: str = "small",
     out: str | Path,
     seeds: int | None = None,
+    only: Sequence[str] = (),
     resume: bool = False,
     device: str = "auto",
 ) -> list[Claim]:
     """Train, measure and judge one item in a folder.
 
-    The folder gets `runs/`, `figures/` and `claims.json`; :func:`mesaopt.report.write_report` makes
-    its page. What an earlier sitting has finished is kept.
+    The folder gets `runs/`, `figures/`, `parts/` and `claims.json`; :func:`mesaopt.report.write_report`
+    makes its page. Runs and parts that an earlier sitting has finished are kept.
 
     Args:
-        what: name of the item, such as "core".
+        what: name of an item, such as "core", or of one part, such as "emergence2024/fig1".
         scale: "smoke", "small" or "paper".
         out: folder of the results, new or empty unless resumed.
         seeds: training seeds of every recipe; the scale's own numbers if not given.
+        only: names of parts, in any order, besides one that `what` names; all of them if there is none.
         resume: continue what is in `out`.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
 
@@ -125,43 +148,47 @@ def reproduce(
         The claims, judged.
 
     Raises:
-        ConfigError: there is no such item or scale, or seeds is less than 1.
+        ConfigError: there is no such item, part or scale, seeds is less than 1, or there is no choice of
+            seeds or parts.
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
     """
-    item = get_item(what)
-    plan = item.plan(scale, seeds=seeds)
+    plan = make_plan(what, scale=scale, seeds=seeds, only=only)
     resolve_device(device)
     out = Path(out)
     _claim(out, plan, resume=resume)
     if (out / "DONE").exists():
         return read_claims(out)
     with files.only_one_process(out):
-        return _reproduce_in(out, item, plan, device)
+        return _reproduce_in(out, get_item(plan.what), plan, device)
 
 
-def _reproduce_in(out: Path, item: Item, plan: Plan, device: str) -> list[Claim]:
+def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[Claim]:
     started = time.perf_counter()
-    with ProgressDisplay(_stages(plan, costs(plan, device=device))) as display:
+    parts = item.chosen(plan)
+    stages = [Stage(c.run, c.steps, c.step.seconds) for c in costs(plan, device=device)]
+    stages += [Stage(part.name, 1, part.seconds(plan)) for part in parts]
+    with ProgressDisplay(stages) as display:
         runs = _train_all(plan, out / "runs", device, display)
-        display.begin(_MEASURING)
-        results = item.compute(plan, runs, lambda batches: display.update(batches, float("nan")))
-    for figure in results.figures:
-        save_figure(figure, out / "figures")
+        _compute_all(item, plan, runs, out, display)
+    finished = {part: _read_part(_file_of(part, out)) for part in parts}
+    claims = [claim for results in finished.values() for claim in results.claims]
+    trained = list(itertools.chain.from_iterable(runs.values()))
     index = {
         "title": item.title,
         "introduction": item.introduction,
-        "figures": [figure.id for figure in results.figures],
-        "runs": [_run_summary(run) for run in itertools.chain.from_iterable(runs.values())],
+        "figures": [name for results in finished.values() for name in results.figures],
+        "headings": _headings(finished) if len(item.parts) > 1 else {},
+        "runs": [_run_summary(run) for run in trained],
     }
     files.write_json(out / "figures" / "index.json", index)
-    write_claims(out, results.claims)
-    training = sum(run.seconds for run in itertools.chain.from_iterable(runs.values()))
+    write_claims(out, claims)
     seconds = {
-        "training": round(training, 1),
-        "this_sitting": round(time.perf_counter() - started, 1),
+        "training": sum(run.seconds for run in trained),
+        "measuring": sum(results.seconds for results in finished.values()),
+        "this_sitting": time.perf_counter() - started,
     }
-    files.write_json(out / "DONE", seconds)
-    return results.claims
+    files.write_json(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
+    return claims
 
 
 def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
@@ -194,15 +221,6 @@ def _run_summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _batches(plan: Plan) -> int:
-    return -(-plan.num_sequences // 256)
-
-
-def _stages(plan: Plan, costs: list[Cost]) -> list[Stage]:
-    stages = [Stage(cost.run, cost.steps, cost.step.seconds) for cost in costs]
-    return [*stages, Stage(_MEASURING, _batches(plan), _SECONDS_PER_MEASURED_BATCH)]
-
-
 def _train_all(plan: Plan, folder: Path, device: str, display: ProgressDisplay) -> Runs:
     runs: Runs = {}
     for name, config in plan.configs.items():
@@ -213,3 +231,55 @@ def _train_all(plan: Plan, folder: Path, device: str, display: ProgressDisplay) 
         run = train(config, folder / name, resume=True, device=device, report=display.update)
         runs.setdefault(config.recipe, []).append(run)
     return runs
+
+
+def _compute_all(
+    item: Item[Any], plan: Plan, runs: Runs, out: Path, display: ProgressDisplay
+) -> None:
+    """Compute what is missing; a part is finished once its file is there, after its figures."""
+    measure = functools.cache(lambda: item.measure(plan, runs))
+    for part in item.chosen(plan):
+        if _file_of(part, out).exists():
+            display.skip(part.name)
+            continue
+        display.begin(part.name)
+        started = time.perf_counter()
+        with style():
+            results = part.compute(measure(), display.advance)
+        seconds = time.perf_counter() - started
+        for figure in results.figures:
+            share = figure.seconds or seconds / len(results.figures)
+            save_figure(replace(figure, seconds=share), out / "figures")
+        _write_part(_file_of(part, out), results, seconds)
+
+
+def _file_of(part: Part[Any], out: Path) -> Path:
+    return out / "parts" / f"{part.name}.json"
+
+
+def _write_part(path: Path, results: Results, seconds: float) -> None:
+    value = {
+        "figures": [figure.id for figure in results.figures],
+        "claims": [claim.to_json() for claim in results.claims],
+        "seconds": round(seconds, 2),
+    }
+    files.write_json(path, value)
+
+
+def _read_part(path: Path) -> _Finished:
+    value = files.read_json(path)
+    try:
+        claims = [Claim.from_json(claim) for claim in value["claims"]]
+        return _Finished(figures=value["figures"], claims=claims, seconds=value["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"is damaged: {error!r}; delete it and go on with --resume"
+        raise RunError(f"{path}: {problem}") from None
+
+
+def _headings(finished: dict[Part[Any], _Finished]) -> dict[str, str]:
+    """What the report writes above a claim, by its id: the part that begins with it."""
+    return {
+        results.claims[0].id: f"{part.name} · {part.summary}"
+        for part, results in finished.items()
+        if results.claims
+    }

@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing but itself, made from a folder of results."""
 
 import base64
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,20 @@ def write_report(folder: str | Path) -> Path:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    html = environment.get_template("template.html.j2").render(
+    page = environment.get_template("template.html.j2").render(
         title=index["title"],
         introduction=index["introduction"],
         config=files.read_json(folder / "config.json"),
         meta=meta,
         claims=claims,
+        headings=index["headings"],
         passed=sum(claim.passed for claim in claims),
         figures=[_figure(folder / "figures", name) for name in index["figures"]],
         runs=index["runs"],
         environment=_environment(meta, files.read_json(folder / "DONE")),
     )
     path = folder / "index.html"
-    files.write(path, html)
+    files.write(path, page)
     return path
 
 
@@ -74,7 +76,7 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
 def _sentence(settings: dict[str, Any]) -> str:
@@ -91,7 +93,8 @@ def _environment(meta: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[st
     return [
         ("Command", " ".join(meta["command"])),
         ("Started", meta["started"]),
-        ("Training time", f"{seconds['training']:.0f} s"),
+        *([("Training time", f"{seconds['training']:.0f} s")] if seconds["training"] else []),
+        ("Measuring and drawing", f"{seconds['measuring']:.0f} s"),
         ("Processor", f"{meta['processor']}, {meta['cores']} cores, {meta['num_threads']} threads"),
         ("GPU", ", ".join(meta["gpus"]) or "none"),
         ("Memory", f"{meta['memory_gib']} GiB"),

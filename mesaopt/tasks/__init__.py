@@ -7,6 +7,7 @@ from mesaopt.tasks.losses import squared_error
 from mesaopt.tasks.make import make_task
 from mesaopt.tasks.random import generator, haar_orthogonal
 from mesaopt.tasks.start_laws import (
+    FiniteLaw,
     IndependentLaw,
     RealLaw,
     SampledLaw,
@@ -26,6 +27,7 @@ from mesaopt.tasks.start_laws import (
 __all__ = [
     "ARProcess",
     "Batch",
+    "FiniteLaw",
     "IndependentLaw",
     "LinearSystem",
     "RealLaw",

@@ -159,6 +159,61 @@ class SparseLaw(RealLaw):
         return np.where(touched == 0, 1.0, np.where(touched == 1, one, 0.0))
 
 
+class FiniteLaw(RealLaw):
+    """A law on finitely many states.
+
+    Args:
+        name: what to call it.
+        points: the states, [point, dim].
+        probabilities: of each, adding up to 1; even ones if not given.
+
+    Raises:
+        ConfigError: the probabilities do not fit.
+
+    Example:
+        >>> law = FiniteLaw("two states", np.array([[1.0, 1.0], [-1.0, -1.0]]))
+        >>> float(law.moment(np.array([3, 3])))
+        1.0
+    """
+
+    def __init__(
+        self,
+        name: str,
+        points: NDArray[np.float64],
+        probabilities: NDArray[np.float64] | None = None,
+    ):
+        self.name = name
+        self.points = points
+        even = np.full(len(points), 1 / len(points))
+        self.probabilities = even if probabilities is None else probabilities
+        shape, total = self.probabilities.shape, float(self.probabilities.sum())
+        if shape != (len(points),) or (self.probabilities < 0).any() or abs(total - 1) > 1e-9:
+            raise ConfigError(
+                f"start law {name!r}: probabilities of shape {shape} with sum {total:g}: "
+                f"must be {len(points)} numbers, 0 or greater, with sum 1"
+            )
+
+    def sample(self, random: np.random.Generator, count: int, dim: int) -> NDArray[np.float64]:
+        """See :meth:`StartLaw.sample`."""
+        self._check(dim)
+        return self.points[random.choice(len(self.points), size=count, p=self.probabilities)]
+
+    def real_moment(self, powers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """See :meth:`RealLaw.real_moment`."""
+        self._check(powers.shape[-1])
+        exponents, place = np.unique(
+            powers.reshape(-1, powers.shape[-1]), axis=0, return_inverse=True
+        )
+        values = _monomials(self.points, exponents)  # [point, monomial]
+        return (self.probabilities @ values)[place].reshape(powers.shape[:-1])
+
+    def _check(self, dim: int) -> None:
+        if dim != self.points.shape[1]:
+            raise ConfigError(
+                f"start law {self.name!r}: dim={dim}: must be {self.points.shape[1]}, as its states have"
+            )
+
+
 class SampledLaw(StartLaw):
     """A law that is known by its sampler only; its moments are averages over draws.
 
@@ -217,7 +272,8 @@ class SampledLaw(StartLaw):
             states = self.sample(random, min(_CHUNK, self.num_samples - done), dim)
             tail = (np.abs(states) ** HIGHEST_MOMENT).max(-1)
             largest, sixth = max(largest, tail.max()), sixth + tail.sum()
-            total = total + _monomials(states, monomials).sum(0)
+            both = np.concatenate([states, states.conj()], axis=-1)
+            total = total + _monomials(both, monomials).sum(0)
         if largest > _DOMINANT * sixth:
             raise ConfigError(
                 f"start law {self.name!r}: one of {self.num_samples:,} draws makes up "
@@ -233,9 +289,8 @@ draws the largest has 0.001; of Student t draws with six degrees of freedom or f
 
 
 def _monomials(states: NDArray[Any], exponents: NDArray[np.int64]) -> NDArray[Any]:
-    """Evaluate prod_j x_j^{p_j} conj(x_j)^{c_j} for [count, dim] states: [count, monomial]."""
-    factors = np.concatenate([states, states.conj()], axis=-1)
-    table = factors[..., None] ** np.arange(exponents.max(initial=0) + 1)  # [N,2D,power]
+    """Evaluate prod_j x_j^{p_j} for states [count, dim] and exponents [monomial, dim]."""
+    table = states[..., None] ** np.arange(exponents.max(initial=0) + 1)  # [N,D,power]
     out = np.ones((len(states), len(exponents)), dtype=states.dtype)
     for column in range(exponents.shape[-1]):
         out *= table[:, column, exponents[:, column]]

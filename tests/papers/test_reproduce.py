@@ -1,13 +1,15 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy_item import Toy
 
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.papers.claims import read_claims
-from mesaopt.papers.plan import Item
-from mesaopt.papers.reproduce import ITEMS, costs, get_item, reproduce
+from mesaopt.papers.plan import Item, Plan
+from mesaopt.papers.reproduce import ITEMS, costs, get_item, make_plan, reproduce
 from mesaopt.training import RunFolder, train
 
 FIGURES = ["core-in-context-loss", "core-learning-curves", "core-weights", "core-coefficients"]
@@ -101,9 +103,15 @@ def test_a_run_is_not_taken_for_results(short_config, tiny_core: Item, tmp_path:
         ("fig33", "smoke", None, "what='fig33': allowed: core"),
         ("core", "smal", None, "scale='smal': did you mean 'small'?"),
         ("core", "smoke", 0, "seeds=0: must be 1 or greater"),
+        ("core/measuring", "smoke", None, "part='measuring': core has no parts to choose"),
+        ("toy/fg2", "smoke", None, "part='fg2': did you mean 'fig2'?"),
+        ("toy/x", "smoke", None, "part='x': allowed: fig1, fig2, fig3"),
+        ("toi/fig1", "smoke", None, "what='toi': did you mean 'toy'?"),
     ],
 )
-def test_misuse_is_named(tmp_path: Path, what: str, scale: str, seeds: int | None, message) -> None:
+def test_misuse_is_named(
+    tmp_path: Path, toy: Toy, what: str, scale: str, seeds: int | None, message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         reproduce(what, scale=scale, out=tmp_path / "out", seeds=seeds)
     assert message in str(error.value)
@@ -116,7 +124,14 @@ def test_every_item_has_three_scales_and_more_work_at_each(item: str) -> None:
     assert list(plans) == ["smoke", "small", "paper"]
     work = [sum(c.train.steps for c in plan.configs.values()) for plan in plans.values()]
     assert work == sorted(work)
-    assert get_item(item).plan("small", seeds=4).trainings[0].seeds == 4
+    seconds = [sum(p.seconds(plan) for p in get_item(item).parts) for plan in plans.values()]
+    assert seconds == sorted(seconds)
+    names = [part.name for part in get_item(item).parts]
+    assert len(names) == len(set(names))
+
+
+def test_seeds_are_those_of_every_recipe() -> None:
+    assert [t.seeds for t in make_plan("core", seeds=4).trainings] == [4, 4, 4]
 
 
 def test_costs_are_measured_for_every_run(tiny_core: Item) -> None:
@@ -125,3 +140,95 @@ def test_costs_are_measured_for_every_run(tiny_core: Item) -> None:
     assert [cost.run for cost in found] == list(plan.configs)
     assert [cost.step.parameters for cost in found] == [6400, 6400, 25_600, 12_804]
     assert all(cost.seconds > 0 for cost in found)
+
+
+def test_parts_run_in_the_items_order_and_share_what_is_measured(tmp_path: Path, toy: Toy) -> None:
+    claims = reproduce("toy", scale="smoke", out=tmp_path, only=["fig3", "fig1", "fig3"])
+    assert toy.log == ["fig1", "numbers", "fig3"]
+    assert [claim.figure for claim in claims] == ["fig1", "fig1", "fig3", "fig3"]
+    assert claims == read_claims(tmp_path)
+    index = json.loads((tmp_path / "figures" / "index.json").read_text())
+    assert index["figures"] == ["toy-fig1", "toy-fig3"]
+    assert index["headings"] == {
+        "toy/fig1-low": "fig1 · what fig1 shows",
+        "toy/fig3-low": "fig3 · what fig3 shows",
+    }
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["parts"] == ["fig1", "fig3"]
+    assert settings["draws"] == 2, "a plan keeps settings of its own"
+
+
+def test_all_parts_chosen_are_the_whole_item(toy: Toy) -> None:
+    whole = make_plan("toy", scale="smoke")
+    assert whole.parts == ()
+    assert make_plan("toy", scale="smoke", only=["fig2", "fig3", "fig1"]) == whole
+    assert make_plan("toy/fig2", only=["fig1"]).parts == ("fig1", "fig2")
+
+
+def test_a_plan_without_training_has_seeds_of_its_own_or_none(toy: Toy) -> None:
+    assert make_plan("toy", seeds=7).draws == 7
+    with pytest.raises(ConfigError, match="seeds=7: toy has no seeds to choose"):
+        Plan(what="toy", scale="smoke").with_seeds(7)
+    assert costs(make_plan("toy")) == []
+
+
+def test_parts_that_were_finished_are_kept(tmp_path: Path, toy: Toy) -> None:
+    toy.broken = "fig2"
+    with pytest.raises(RuntimeError, match="fig2 is broken"):
+        reproduce("toy", scale="smoke", out=tmp_path)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["fig1.json"]
+    assert not (tmp_path / "claims.json").exists()
+    with pytest.raises(RunError, match=r"other settings \(parts differ\)"):
+        reproduce("toy", scale="smoke", out=tmp_path, only=["fig1"], resume=True)
+    toy.broken = ""
+    toy.log.clear()
+    claims = reproduce("toy", scale="smoke", out=tmp_path, resume=True)
+    assert toy.log == ["fig2", "numbers", "fig3"]
+    assert [claim.figure for claim in claims] == ["fig1", "fig1", "fig3", "fig3"]
+    part = json.loads((tmp_path / "parts" / "fig3.json").read_text())
+    assert part["figures"] == ["toy-fig3"]
+    assert [claim["id"] for claim in part["claims"]] == ["toy/fig3-low", "toy/fig3-lower"]
+
+
+def test_nothing_is_measured_where_all_parts_are_finished(tmp_path: Path, toy: Toy) -> None:
+    claims = reproduce("toy", scale="smoke", out=tmp_path)
+    (tmp_path / "DONE").unlink()
+    (tmp_path / "claims.json").unlink()
+    toy.log.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        blind = replace(toy.item, measure=None)
+        patch.setitem(ITEMS, "toy", blind)
+        assert reproduce("toy", scale="smoke", out=tmp_path, resume=True) == claims
+    assert toy.log == []
+    assert (tmp_path / "DONE").exists()
+
+
+def test_a_damaged_part_is_named(tmp_path: Path, toy: Toy) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path)
+    (tmp_path / "DONE").unlink()
+    (tmp_path / "parts" / "fig2.json").write_text("[]")
+    with pytest.raises(RunError, match=r"fig2\.json: is damaged.*delete it"):
+        reproduce("toy", scale="smoke", out=tmp_path, resume=True)
+
+
+def test_progress_goes_through_the_parts(
+    tmp_path: Path, toy: Toy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesaopt.progress._PLAIN_EVERY_SECONDS", 0.0)
+    toy.broken = "fig2"
+    with pytest.raises(RuntimeError):
+        reproduce("toy", scale="smoke", out=tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "fig1"
+    assert lines[1].startswith("fig1: step 1/2 "), "what the part reported"
+    assert lines[2:] == ["fig2"]
+    toy.broken = ""
+    reproduce("toy", scale="smoke", out=tmp_path, resume=True)
+    assert capsys.readouterr().err.splitlines()[:2] == ["fig1: already done", "fig2"]
+
+
+def test_a_figure_is_charged_the_time_of_its_part(tmp_path: Path, toy: Toy) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path, only=["fig2"])
+    part = json.loads((tmp_path / "parts" / "fig2.json").read_text())
+    figure = json.loads((tmp_path / "figures" / "toy-fig2.json").read_text())
+    assert figure["seconds"] == part["seconds"] > 0

@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from toy_item import Toy
 
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
+from mesaopt.papers.reproduce import reproduce
 from mesaopt.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -81,6 +83,61 @@ def test_a_failed_claim_is_shown_as_failed(folder: Path) -> None:
     assert failed == 3
     assert html.count('class="chip bad">fails') == failed
     assert "9 of 12 claims hold; 3 do not" in html
+
+
+def test_claims_stand_under_their_parts_and_nothing_is_said_of_training(
+    tmp_path: Path, toy: Toy
+) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path)
+    html = write_report(tmp_path).read_text()
+    wanted = ["fig1 · what fig1 shows", 'id="toy/fig1-low"', "fig3 · what", 'id="toy/fig3-low"']
+    wanted += [f'<figure id="toy-fig{n}"' for n in (1, 2, 3)]
+    places = [html.index(text) for text in wanted]
+    assert places == sorted(places)
+    assert html.count('<tr class="part">') == 2, "the second part claims nothing"
+    assert 'id="runs"' not in html
+    assert "Training" not in html
+    assert "Measuring and drawing" in html
+    assert 'aria-label="fig1: &quot;a&quot; &lt; b &amp; c"' in html
+    assert "parts <b>" not in html
+
+
+def test_a_page_of_chosen_parts_says_so(tmp_path: Path, toy: Toy) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path, only=["fig2", "fig3"])
+    html = write_report(tmp_path).read_text()
+    assert "parts <b>fig2, fig3</b>" in html
+    assert "1 of 2 claims hold; 1 does not" in html
+
+
+def test_a_page_without_claims_has_no_empty_table(tmp_path: Path, toy: Toy) -> None:
+    reproduce("toy/fig2", scale="smoke", out=tmp_path)
+    html = write_report(tmp_path).read_text()
+    assert "<th>Verdict</th>" not in html
+    assert html.count("<figure") == 1
+
+
+def test_a_single_part_needs_no_heading(folder: Path) -> None:
+    html = write_report(folder).read_text()
+    assert '<tr class="part">' not in html
+    assert "Training time" in html
+    assert 'class="contents"' not in html
+
+
+def test_many_figures_get_a_table_of_contents(folder: Path) -> None:
+    path = folder / "figures" / "index.json"
+    index = json.loads(path.read_text())
+    names = [f"copy-{n}" for n in range(7)]
+    for name in names:
+        description = json.loads((folder / "figures" / "core-weights.json").read_text())
+        for ending in ("svg", "csv"):
+            shutil.copy(
+                folder / f"figures/core-weights.{ending}", folder / f"figures/{name}.{ending}"
+            )
+        description |= {"id": name}
+        (folder / "figures" / f"{name}.json").write_text(json.dumps(description))
+    path.write_text(json.dumps(index | {"figures": names}))
+    html = write_report(folder).read_text()
+    assert re.findall(r'<li><a href="#([^"]+)"', html) == names
 
 
 def test_a_missing_part_is_named(folder: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import (
+    FiniteLaw,
     IndependentLaw,
     SampledLaw,
     StartLaw,
@@ -23,6 +24,9 @@ LAWS = {
     "spiky": generalised_gaussian(1.0, 0.7),
     "flat": generalised_gaussian(4.0, 1.3),
     "two magnitudes": two_magnitudes(2.0, 0.25, 0.8),
+    "finite": FiniteLaw(
+        "dependent", np.array([[1.0, 2.0, -1.0], [-1.0, 0.5, 0.0]]), np.array([0.3, 0.7])
+    ),
     "scipy": from_distribution(scipy.stats.logistic(scale=0.5)),
 }
 POWERS = np.array(
@@ -71,8 +75,8 @@ def test_a_scale_multiplies_the_state(scale: float, name: str) -> None:
 @pytest.mark.parametrize("name", LAWS)
 def test_draws_are_a_pure_function_of_the_generator(name: str) -> None:
     law = LAWS[name]
-    first, again, other = (law.sample(np.random.default_rng(seed), 40, 2) for seed in (1, 1, 2))
-    assert first.shape == (40, 2)
+    first, again, other = (law.sample(np.random.default_rng(seed), 40, 3) for seed in (1, 1, 2))
+    assert first.shape == (40, 3)
     assert first.dtype == np.float64
     assert np.array_equal(first, again)
     assert name == "full_one" or not np.array_equal(first, other)
@@ -174,3 +178,14 @@ def test_scales_out_of_range_are_refused(scale: float) -> None:
 def test_an_unknown_law_is_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError, match="start='spars': did you mean 'sparse'?"):
         start_law("spars")
+
+
+@pytest.mark.parametrize("probabilities", [[0.5], [0.7, 0.7], [1.5, -0.5]])
+def test_probabilities_that_are_none_are_refused(probabilities: list[float]) -> None:
+    with pytest.raises(ConfigError, match="must be 2 numbers, 0 or greater, with sum 1"):
+        FiniteLaw("two", np.array([[1.0], [-1.0]]), np.array(probabilities))
+
+
+def test_a_law_of_states_is_a_law_of_their_dimension() -> None:
+    with pytest.raises(ConfigError, match="dim=2: must be 3, as its states have"):
+        LAWS["finite"].sample(np.random.default_rng(0), 5, 2)

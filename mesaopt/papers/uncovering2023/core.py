@@ -4,26 +4,37 @@ The plans are here; what is measured, drawn and judged stands in the modules `co
 `core_figures` and `core_claims`.
 """
 
-from collections.abc import Callable
-
-from mesaopt.papers.plan import Item, Plan, Results, Runs, Scale, Training
+from mesaopt.papers.plan import Item, Measured, Part, Plan, Report, Results, Scale, Training
 from mesaopt.papers.uncovering2023 import core_claims, core_figures
 from mesaopt.papers.uncovering2023.core_measure import LSA_1, LSA_2, MESA, measure
 
+_SECONDS_PER_BATCH = 0.25
+_PREDICTORS_PER_RUN = 5  # its last weights, some earlier ones, a compressed form
 
-def compute(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None) -> Results:
+
+def compute(trained: Measured, report: Report) -> Results:
     """Turn trained runs into figures and claims.
 
     Args:
-        plan: what was run.
-        runs: by recipe.
+        trained: what was run.
         report: told how many batches of 256 test sequences are done.
 
     Returns:
         Figures and claims, in the order of the report.
     """
-    measured = measure(plan, runs, report)
+    batches = _batches(trained.plan)
+    measured = measure(trained.plan, trained.runs, lambda done: report(done, batches))
     return Results(figures=core_figures.draw(measured), claims=core_claims.judge(measured))
+
+
+def _batches(plan: Plan) -> int:
+    return -(-plan.num_sequences // 256)
+
+
+def _memory(plan: Plan) -> int:
+    """The losses that scoring keeps: float32, by sequence and position."""
+    lengths = [config.task.length for config in plan.configs.values()]
+    return 4 * _PREDICTORS_PER_RUN * (len(lengths) + 1) * plan.num_sequences * max(lengths)
 
 
 def _plan(scale: Scale, lsa_1: Training, lsa_2: Training, mesa: Training, sequences: int) -> Plan:
@@ -64,5 +75,14 @@ CORE = Item(
             102_400,
         ),
     },
-    compute=compute,
+    measure=Measured,
+    parts=(
+        Part(
+            name="measuring",
+            summary="every model and baseline on the same test sequences, drawn and judged",
+            compute=compute,
+            seconds=lambda plan: _batches(plan) * _SECONDS_PER_BATCH,
+            memory=_memory,
+        ),
+    ),
 )

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mesaopt.papers.figures import COLORS, INK, FigureResult, style
+from mesaopt.papers.figures import COLORS, INK, FigureResult
 from mesaopt.papers.uncovering2023.core_measure import (
     CONSTRUCTION,
     GD,
@@ -64,8 +64,7 @@ def draw(measured: Measurements) -> list[FigureResult]:
     results = []
     for figure in (_in_context, _learning_curves, _weights, _coefficients):
         started = time.perf_counter()
-        with style():
-            result = figure(measured)
+        result = figure(measured)
         # Measuring is shared by all figures; each is charged an equal part of it.
         seconds = time.perf_counter() - started + measured.seconds / 4
         results.append(replace(result, seconds=seconds))

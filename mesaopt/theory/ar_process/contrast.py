@@ -1,0 +1,155 @@
+"""What one gradient step leaves behind: several steps, and the exact solve of a mesa layer."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Inexact
+from scipy.optimize import minimize_scalar
+
+from mesaopt import ops
+from mesaopt.errors import ConfigError
+from mesaopt.theory.ar_process.sampled import Stream, parts
+from mesaopt.theory.ar_process.weights import Array
+
+Predict = Callable[
+    [Inexact[Array, "batch time dim"]],
+    Inexact[Array, "batch context dim"],
+]
+"""Told states x_1 ... x_T, predicts x_{t+1} for t = 2 ... T-1."""
+
+
+def descent_predictions(
+    states: Inexact[Array, "batch time dim"], *, step_size: float, num_steps: int
+) -> Inexact[Array, "batch context dim"]:
+    """Predict after steps of gradient descent on the context, W <- W - step_size/(t-1) grad L_OLS,t(W).
+
+    Args:
+        states: x_1 ... x_T, T at least 3.
+        step_size: > 0; one step of size (ab)* is the trained layer.
+        num_steps: 1 or more, from W = 0.
+
+    Returns:
+        W x_t for t = 2 ... T-1.
+
+    Raises:
+        ConfigError: step_size or num_steps is out of range.
+
+    Example:
+        >>> states = np.exp(2j * np.arange(6.0))[None, :, None]  # |x| = 1: one step of size 1 is exact
+        >>> predicted = descent_predictions(states, step_size=1.0, num_steps=1)
+        >>> bool(np.allclose(predicted, states[:, 2:]))
+        True
+    """
+    if not step_size > 0 or num_steps < 1:
+        given = f"step_size={step_size}, num_steps={num_steps}"
+        raise ConfigError(f"{given}: must be greater than 0, and 1 or greater")
+    cross, query, _ = parts(states)
+    before = states[:, :-2]
+    gram = np.einsum("ztj,ztk->ztjk", before, before.conj()).cumsum(1)
+    gram /= np.arange(1, before.shape[1] + 1)[:, None, None]
+    learned = np.zeros_like(cross)
+    for _ in range(num_steps):
+        learned = learned + step_size * (cross - learned @ gram)
+    return (learned @ query[..., None])[..., 0]
+
+
+def mesa_predictions(
+    states: Inexact[Array, "batch time dim"], *, ridge: float = 1e-3
+) -> Inexact[Array, "batch context dim"]:
+    """Predict with the exact ridge solution of the context, by the mesa operator.
+
+    S_t (H_t + ridge)^{-1} x_t with H_t = sum_{i < t} x_i x_i^*. The operator is real: a complex
+    number is two real ones, and every pair (x_i, x_{i+1}) goes in twice, once multiplied by the imaginary
+    unit, which makes the real regression respect complex multiplication.
+
+    Args:
+        states: x_1 ... x_T, T at least 3.
+        ridge: > 0.
+
+    Returns:
+        Predictions of x_{t+1} for t = 2 ... T-1.
+
+    Raises:
+        ConfigError: ridge is not greater than 0.
+
+    Source: von Oswald et al., the mesa layer, on the process of Zheng et al.
+
+    Example:
+        >>> turn = np.exp(1j * np.array([0.3, 1.1, 2.5])) ** np.arange(8)[:, None]
+        >>> states = (np.array([0.4, 1.7, -1.0]) * turn)[None]
+        >>> error = np.abs(mesa_predictions(states, ridge=1e-9) - states[:, 2:]).max(-1)[0]
+        >>> (error < 1e-6).tolist()  # exact once the context has three pairs
+        [False, False, True, True, True, True]
+    """
+    if not ridge > 0:
+        raise ConfigError(f"ridge={ridge}: must be greater than 0")
+    dim = states.shape[-1]
+    now, before = states[:, 1:-1], states[:, :-2]
+    query, key, value = (
+        torch.from_numpy(_real(x)).unsqueeze(2)  # [B,2T,1,2D]
+        for x in (
+            np.stack([now, now], axis=2),
+            np.stack([before, 1j * before], axis=2),
+            np.stack([now, 1j * now], axis=2),
+        )
+    )
+    output = ops.mesa(query, key, value, ridge=ridge).output.squeeze(2).numpy()
+    both = output[:, 1::2]  # what is known after both copies of a pair
+    return both[..., :dim] + 1j * both[..., dim:]
+
+
+def _real(pairs: Inexact[Array, "batch time 2 dim"]) -> Float[Array, "batch twice_time twice_dim"]:
+    """Lay out two complex vectors of every time one after the other, as real vectors."""
+    flat = pairs.reshape(len(pairs), -1, pairs.shape[-1])
+    return np.concatenate([flat.real, flat.imag], axis=-1)
+
+
+def unexplained(
+    predict: Predict, stream: Stream
+) -> tuple[Float[Array, " context"], Float[Array, " context"]]:
+    """Measure the share of the targets' energy that predictions leave, by context.
+
+    Args:
+        predict: told states, predicts.
+        stream: of sequences.
+
+    Returns:
+        E |prediction - x_{t+1}|^2 / E |x_{t+1}|^2 for t = 2 ... T-1, and its standard error.
+    """
+    errors, energies = [], []
+    for states in stream():
+        target = states[:, 2:]
+        errors.append((np.abs(predict(states) - target) ** 2).sum(-1))
+        energies.append((np.abs(target) ** 2).sum(-1))
+    error, energy = np.concatenate(errors), np.concatenate(energies)
+    share = error.mean(0) / energy.mean(0)
+    spread = (error - share * energy).std(0, ddof=1) / energy.mean(0)
+    return share, spread / len(error) ** 0.5
+
+
+def best_step_size(stream: Stream, *, num_steps: int, largest: float) -> float:
+    """Find the step size with which descent on the context leaves the least, over all contexts.
+
+    Args:
+        stream: of validation sequences, held in memory.
+        num_steps: of descent.
+        largest: upper end of the search, > 0.
+
+    Returns:
+        The step size, to a relative accuracy of about 1e-3.
+    """
+    chunks = list(stream())
+
+    def loss(step_size: float) -> float:
+        def predict(
+            states: Inexact[Array, "batch time dim"],
+        ) -> Inexact[Array, "batch context dim"]:
+            return descent_predictions(states, step_size=step_size, num_steps=num_steps)
+
+        return float(unexplained(predict, lambda: chunks)[0].mean())
+
+    found = minimize_scalar(
+        loss, bounds=(0, largest), method="bounded", options={"xatol": 1e-4 * largest}
+    )
+    return float(found.x)

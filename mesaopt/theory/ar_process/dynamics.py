@@ -1,0 +1,220 @@
+"""Training the layer on any engine: gradient descent, and the gradient flow that theory speaks of."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+
+from mesaopt.errors import ConfigError, InitialisationWarning, StabilityWarning
+from mesaopt.theory.ar_process.statistics import Engine, stability_bound
+from mesaopt.theory.ar_process.weights import Array, Weights
+
+OffDiagonal = Literal["trained", "masked"]
+"""Whether gradients off the diagonals of V and K are followed or set to zero."""
+
+_RELATIVE, _ABSOLUTE = 1e-10, 1e-12  # errors a step of the flow may make
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A training run: weights and losses along the way.
+
+    Args:
+        times: steps taken, or the time of the flow.
+        weights: along the first axis, one entry per time; further leading axes are several layers.
+        loss: [time, ...].
+    """
+
+    times: Float[Array, " time"]
+    weights: Weights
+    loss: Float[Array, "time *batch"]
+
+    @property
+    def last(self) -> Weights:
+        """The weights at the end."""
+        return Weights(self.weights.output_value[-1], self.weights.key_query[-1])
+
+    @property
+    def product(self) -> Float[Array, "time *batch"]:
+        """Mean over coordinates of Re(V_jj K_jj): the ab of the paper's figures."""
+        return self.weights.products.mean(-1)
+
+
+def descend(
+    engine: Engine,
+    start: Weights,
+    *,
+    learning_rate: float,
+    steps: int,
+    off_diagonal: OffDiagonal = "trained",
+    report: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """Train by gradient descent on the whole loss, without momentum.
+
+    Args:
+        engine: knows the loss.
+        start: weights to begin with; leading axes hold layers that are trained side by side.
+        learning_rate: > 0; times are multiples of it in the flow.
+        steps: 1 or more.
+        off_diagonal: "masked" sets those gradients to zero.
+        report: told the steps done.
+
+    Returns:
+        Weights and losses after 0, 1, ... steps.
+
+    Raises:
+        ConfigError: learning_rate or steps is out of range.
+
+    Warns:
+        InitialisationWarning: training cannot reach the solution from the start.
+        StabilityWarning: the learning rate is past the bound, which the message gives.
+
+    Source: Zheng et al. train in this way; their theory is about :func:`flow`.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
+        >>> engine = ClosedForm.of(start_law("gaussian"), dim=5, length=100)
+        >>> start = diagonal(5, key_query=0.5, output_value=1.5)
+        >>> run = descend(engine, start, learning_rate=1e-4, steps=25)
+        >>> round(float(run.product[-1]), 6)
+        0.19195
+    """
+    if not learning_rate > 0:
+        raise ConfigError(f"learning_rate={learning_rate}: must be greater than 0")
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: must be 1 or greater")
+    warn_of_start(start)
+    bound = stability_bound(engine, start)
+    if learning_rate > bound:
+        warnings.warn(
+            f"learning_rate={learning_rate:g}: past {bound:.3g}, the bound of stability at the solution; "
+            "gradient descent will circle around it or diverge",
+            StabilityWarning,
+            stacklevel=2,
+        )
+    weights, history, losses = start, [], []
+    for step in range(steps + 1):
+        loss, gradient = engine.loss_and_gradient(weights)
+        history.append(weights)
+        losses.append(loss)
+        weights = weights.moved(_followed(gradient, off_diagonal), -learning_rate)
+        if report is not None:
+            report(step)
+    return Trajectory(np.arange(steps + 1.0), _stack(history), np.stack(losses))
+
+
+def flow(
+    engine: Engine,
+    start: Weights,
+    times: Float[Array, " time"],
+    *,
+    off_diagonal: OffDiagonal = "trained",
+) -> Trajectory:
+    """Train by gradient flow, dW/dtime = -dL/dW, to a relative accuracy of about 1e-9.
+
+    Args:
+        engine: knows the loss.
+        start: weights to begin with.
+        times: when to record, ascending from 0 or later.
+        off_diagonal: "masked" sets those gradients to zero.
+
+    Returns:
+        Weights and losses at the times.
+
+    Raises:
+        ConfigError: times are not ascending.
+        RuntimeError: the integrator gave up.
+
+    Warns:
+        InitialisationWarning: training cannot reach the solution from the start.
+
+    Source: Zheng et al., gradient flow; integrated with scipy's DOP853.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
+        >>> engine = ClosedForm.of(start_law("gaussian"), dim=5, length=100)
+        >>> start = diagonal(5, key_query=0.1, output_value=0.1)
+        >>> run = flow(engine, start, np.array([0.0, 0.002, 0.02]))
+        >>> run.product.round(8).tolist()
+        [0.01, 0.02902394, 0.19187783]
+    """
+    times = np.asarray(times, dtype=np.float64)
+    if times.ndim != 1 or len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
+        raise ConfigError(f"times={times.tolist()}: must ascend from 0 or later")
+    warn_of_start(start)
+    flat, unflatten = _flattened(start)
+
+    def velocity(_: float, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        gradient = engine.loss_and_gradient(unflatten(y))[1]
+        return -_flattened(_followed(gradient, off_diagonal))[0]
+
+    solution = solve_ivp(
+        velocity,
+        (0.0, float(times[-1])),
+        flat,
+        method="DOP853",
+        t_eval=times,
+        rtol=_RELATIVE,
+        atol=_ABSOLUTE,
+    )
+    if not solution.success:
+        raise RuntimeError(f"gradient flow stopped at {solution.t[-1]:g}: {solution.message}")
+    history = [unflatten(y) for y in np.ascontiguousarray(solution.y.T)]
+    losses = [engine.loss_and_gradient(weights)[0] for weights in history]
+    return Trajectory(times, _stack(history), np.stack(losses))
+
+
+def warn_of_start(start: Weights) -> None:
+    """Warn of weights from which training does not reach the solution.
+
+    Args:
+        start: V = b I and K = a I are checked for a = b = 0 and for a = -b.
+
+    Warns:
+        InitialisationWarning: with the reason.
+    """
+    if not (np.abs(start.output_value).any() or np.abs(start.key_query).any()):
+        _warn_start("V = K = 0 (a0 = b0 = 0): the gradient is zero there, and training is stuck")
+        return
+    v, k = (np.diagonal(x, axis1=-2, axis2=-1) for x in (start.value_block, start.key_block))
+    product = v * k
+    # |a| = |b| is kept by the flow, and a negative product then cannot cross zero.
+    balanced = np.isclose(np.abs(v), np.abs(k), rtol=1e-12, atol=0)
+    if (balanced & (product.real < 0) & (np.abs(product.imag) < 1e-12 * np.abs(product))).any():
+        _warn_start("a0 = -b0: the flow keeps a = -b and ends in the saddle a = b = 0")
+
+
+def _warn_start(reason: str) -> None:
+    warnings.warn(f"start: {reason}; start from a0, b0 > 0", InitialisationWarning, stacklevel=4)
+
+
+def _followed(gradient: Weights, off_diagonal: OffDiagonal) -> Weights:
+    return gradient.masked() if off_diagonal == "masked" else gradient
+
+
+def _stack(history: list[Weights]) -> Weights:
+    return Weights(
+        np.stack([w.output_value for w in history]), np.stack([w.key_query for w in history])
+    )
+
+
+def _flattened(
+    weights: Weights,
+) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], Weights]]:
+    """Lay weights out as real numbers, and say how to get them back."""
+    shapes = (weights.output_value.shape, weights.key_query.shape)
+    parts = [x.astype(np.complex128).ravel() for x in (weights.output_value, weights.key_query)]
+    cut = parts[0].size
+
+    def unflatten(y: NDArray[np.float64]) -> Weights:
+        values = y.view(np.complex128)
+        return Weights(values[:cut].reshape(shapes[0]), values[cut:].reshape(shapes[1]))
+
+    return np.concatenate(parts).view(np.float64), unflatten

@@ -1,0 +1,86 @@
+"""Moments of the first state that decide what one layer of linear attention learns."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from mesaopt.tasks import StartLaw
+from mesaopt.theory.ar_process.weights import Array
+
+
+@dataclass(frozen=True)
+class StartMoments:
+    """Even moments of x_1, coordinate by coordinate, |x|^2 in place of x^2 where it is complex.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> start_moments(start_law("gaussian", scale=1.0), dim=2).sixth.tolist()
+        [15.0, 15.0]
+    """
+
+    second: Float[Array, " dim"]
+    """E |x_j|^2."""
+    fourth: Float[Array, " dim"]
+    """E |x_j|^4."""
+    sixth: Float[Array, " dim"]
+    """E |x_j|^6."""
+    mixed: Float[Array, "dim dim"]
+    """E |x_j|^2 |x_r|^4 in row j and column r, with zeros on the diagonal."""
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates."""
+        return len(self.second)
+
+
+def start_moments(law: StartLaw, dim: int) -> StartMoments:
+    """Ask a law for the moments of the diagonal theory.
+
+    Args:
+        law: of x_1.
+        dim: number of coordinates, 1 or more.
+
+    Returns:
+        The moments.
+
+    Raises:
+        ConfigError: a moment is not finite.
+    """
+    one = np.eye(dim, dtype=np.int64)
+    mixed = np.zeros((dim, dim))
+    pairs = list(itertools.permutations(range(dim), 2))
+    if pairs:
+        powers = np.stack([one[j] + 2 * one[r] for j, r in pairs])
+        mixed[tuple(zip(*pairs, strict=True))] = _absolute(law, powers)
+    second, fourth, sixth = (_absolute(law, n * one) for n in (1, 2, 3))
+    return StartMoments(second, fourth, sixth, mixed)
+
+
+def third_products(
+    law: StartLaw, dim: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
+    """Give the moments of f = x_k conj(x_l) x_m, of which the features of the layer are made.
+
+    Args:
+        law: of x_1.
+        dim: number of coordinates.
+
+    Returns:
+        E f f^* [dim^3, dim^3], E f conj(x_j) [dim^3, dim] and E |x_j|^2 [dim].
+    """
+    one = np.eye(dim, dtype=np.int64)
+    first, conjugate, last = (one[i] for i in np.indices((dim,) * 3).reshape(3, -1))
+    plain = first + last  # exponents of x in f, [dim^3,dim], as `conjugate` are of conj(x)
+    gram = law.moment(plain[:, None] + conjugate[None], conjugate[:, None] + plain[None])
+    cross = law.moment(
+        np.broadcast_to(plain[:, None], (dim**3, dim, dim)), conjugate[:, None] + one[None]
+    )
+    return gram, cross, law.moment(one, one).real
+
+
+def _absolute(law: StartLaw, powers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give E prod_j |x_j|^{2 powers_j}."""
+    return np.real(law.moment(powers, powers))

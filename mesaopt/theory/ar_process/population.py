@@ -1,0 +1,226 @@
+"""Exact expectations over the process, by counting: no sampling anywhere.
+
+Every product of features and targets is a product of x_1's coordinates, whose moments the law knows, times
+eigenvalues lambda_j = exp(i theta_j) raised to integers. With theta_j uniform, its expectation is 1
+where the exponents of every distinct eigenvalue cancel and 0 otherwise. Which indices belong to one
+eigenvalue is a partition of the six (or four) indices; so an expectation over W is a weighted count of
+times.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mesaopt.errors import ConfigError
+from mesaopt.tasks import StartLaw
+from mesaopt.theory.ar_process.moments import third_products
+from mesaopt.theory.ar_process.statistics import QuadraticLoss
+from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts
+
+
+def population_loss(
+    law: StartLaw,
+    *,
+    dim: int,
+    length: int,
+    blocks: Blocks = "core",
+    contexts: Contexts = "all",
+) -> QuadraticLoss:
+    """Build the expected loss of the layer on the process x_{t+1} = W x_t.
+
+    Args:
+        law: of x_1; its W = diag(exp(i theta_j)), theta_j uniform and independent.
+        dim: width of a state, 1 or more.
+        length: T, states in a sequence, 3 or more.
+        blocks: "core", dim^3 features; or "all", (2 dim)^3.
+        contexts: "all", t = 2 ... T-1; or "last", t = T-1 only.
+
+    Returns:
+        The loss, for any weights with these blocks.
+
+    Raises:
+        ConfigError: dim or length is out of range, or a moment of the law is not finite.
+
+    Source: derived; checked against the closed form and against samples.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import diagonal
+        >>> loss = population_loss(start_law("sparse"), dim=2, length=5)
+        >>> solution = diagonal(2, key_query=1.0, output_value=1.0)
+        >>> round(abs(float(loss.loss_and_gradient(solution)[0])), 12)
+        0.0
+    """
+    check_size(dim, length)
+    gram, cross, energy = third_products(law, dim)
+    kinds = _FEATURES[blocks]
+    order = _token_order(len(kinds), dim)
+    times = np.arange(2 if contexts == "all" else length - 1, length)
+    pairs = _weights(dim, [(*_first(f), *_second(g)) for f in kinds for g in kinds], times)
+    targets = _weights(dim, [(*_first(f), _TARGET) for f in kinds], times)
+    size, count = dim**3, len(kinds)
+    pairs = pairs.reshape(size, size, count, count) * gram[:, :, None, None]
+    targets = targets.reshape(size, dim, count) * cross[:, :, None]
+    full_gram = pairs.transpose(2, 0, 3, 1).reshape(count * size, count * size)
+    full_cross = targets.transpose(2, 0, 1).reshape(count * size, dim)
+    return QuadraticLoss(
+        full_gram[np.ix_(order, order)], full_cross[order], len(times) * energy.sum()
+    )
+
+
+def check_size(dim: int, length: int) -> None:
+    """Refuse sizes for which there is nothing to learn.
+
+    Args:
+        dim: wanted 1 or more.
+        length: wanted 3 or more.
+
+    Raises:
+        ConfigError: naming the argument.
+
+    Example:
+        >>> check_size(5, 2)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: length=2: must be 3 or greater: a pair and a target take three states
+    """
+    if dim < 1:
+        raise ConfigError(f"dim={dim}: must be 1 or greater")
+    if length < 3:
+        raise ConfigError(
+            f"length={length}: must be 3 or greater: a pair and a target take three states"
+        )
+
+
+class _Exponent(NamedTuple):
+    """Exponent i * of_i + j * of_j + t * of_t + constant of an eigenvalue, i and j the summed times."""
+
+    of_i: int = 0
+    of_j: int = 0
+    of_t: int = 0
+    constant: int = 0
+
+    def plus(self, other: "_Exponent") -> "_Exponent":
+        return _Exponent(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def negative(self) -> "_Exponent":
+        return _Exponent(*(-x for x in self))
+
+
+_Feature = tuple[int, int, int]
+"""Which token half, 0 for x_t and 1 for x_{t-1}, each factor of e_i[a] conj(e_i[b]) e_t[c] is of."""
+_FEATURES: dict[Blocks, list[_Feature]] = {
+    "core": [(0, 1, 0)],
+    "all": [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)],
+}
+_TARGET = _Exponent(of_t=-1)
+"""conj(x_{t+1}): x_{t+1} = W^t x_1."""
+
+
+def _first(feature: _Feature) -> tuple[_Exponent, _Exponent, _Exponent]:
+    """Exponents of e_i[a] conj(e_i[b]) e_t[c], with x_i = W^{i-1} x_1."""
+    a, b, c = feature
+    return (
+        _Exponent(of_i=1, constant=-1 - a),
+        _Exponent(of_i=-1, constant=1 + b),
+        _Exponent(of_t=1, constant=-1 - c),
+    )
+
+
+def _second(feature: _Feature) -> tuple[_Exponent, _Exponent, _Exponent]:
+    """Exponents of the conjugate, summed over times j of its own."""
+    a, b, c = feature
+    return (
+        _Exponent(of_j=-1, constant=1 + a),
+        _Exponent(of_j=1, constant=-1 - b),
+        _Exponent(of_t=-1, constant=1 + c),
+    )
+
+
+def _weights(
+    dim: int, factors: list[tuple[_Exponent, ...]], times: Int[Array, " context"]
+) -> Float[Array, "index kind"]:
+    """Expect products of eigenvalues, for every choice of coordinates and every kind of product.
+
+    Args:
+        dim: number of eigenvalues.
+        factors: the exponents of each kind of product, in the order of the indices.
+        times: the contexts t.
+
+    Returns:
+        One number for every tuple of indices (row-major) and kind.
+    """
+    indices = np.indices((dim,) * len(factors[0])).reshape(len(factors[0]), -1)
+    patterns, place = np.unique(_pattern(indices), axis=1, return_inverse=True)
+    count = functools.lru_cache(maxsize=None)(functools.partial(_count, times))
+    table = [[_expect(tuple(p), kind, count) for kind in factors] for p in patterns.T.tolist()]
+    return np.array(table)[place]
+
+
+def _pattern(indices: Int[Array, "position index"]) -> Int[Array, "position index"]:
+    """Name every position by the first one with the same index: (3, 1, 3) becomes (0, 1, 0)."""
+    same = indices[:, None] == indices[None]  # [position, earlier position, index]
+    return same.argmax(1)
+
+
+def _expect(
+    pattern: tuple[int, ...],
+    exponents: tuple[_Exponent, ...],
+    count: Callable[[frozenset[_Exponent], int, int | None], float],
+) -> float:
+    """Sum over t the expectation of one product of eigenvalues, each sum over times divided by t - 1."""
+    groups = {p: _Exponent() for p in pattern}
+    for p, exponent in zip(pattern, exponents, strict=True):
+        groups[p] = groups[p].plus(exponent)
+    # A condition and its negative are one; those without content are none.
+    conditions = frozenset(max(g, g.negative()) for g in groups.values()) - {_Exponent()}
+    if any(c.of_i == c.of_j == c.of_t == 0 for c in conditions):
+        return 0.0
+    first = _start(exponents[:2])
+    second = _start(exponents[3:5]) if len(exponents) == 6 else None
+    return count(conditions, first, second)
+
+
+def _start(exponents: tuple[_Exponent, ...]) -> int:
+    """Where a sum over times begins: tokens hold x_0 = 0, so what reads x_{i-1} begins with i = 2."""
+    return 2 if any(abs(e.constant) == 2 for e in exponents) else 1
+
+
+def _count(
+    times: Int[Array, " context"],
+    conditions: frozenset[_Exponent],
+    first: int,
+    second: int | None,
+) -> float:
+    """Count the times at which all exponents vanish, each with the weight of its sums.
+
+    Args:
+        times: the contexts t.
+        conditions: exponents with coefficients -1, 0 or 1, at least one of them not 0.
+        first: smallest i.
+        second: smallest j; None if there is no second sum.
+
+    Returns:
+        sum_t #{(i, j)} / (t-1)^2, or sum_t #{i} / (t-1) without the second sum; i, j <= t.
+    """
+    t, i = times[:, None], np.arange(first, times[-1] + 1)[None]
+    if second is None:
+        j, count = np.zeros_like(i), np.where(i <= t, 1, 0)
+    elif fixing := next((c for c in conditions if c.of_j), None):  # it says which j is meant
+        j = -fixing.of_j * (fixing.of_i * i + fixing.of_t * t + fixing.constant)
+        count = np.where((i <= t) & (second <= j) & (j <= t), 1, 0)
+    else:  # every j will do
+        j, count = np.zeros_like(i), np.where(i <= t, t + 1 - second, 0)
+    for c in conditions:
+        count = np.where(c.of_i * i + c.of_j * j + c.of_t * t + c.constant == 0, count, 0)
+    return float((count.sum(1) / (times - 1.0) ** (1 if second is None else 2)).sum())
+
+
+def _token_order(kinds: int, dim: int) -> Int[Array, " feature"]:
+    """Say where each feature in token order stands among features sorted by kind."""
+    halves = 1 if kinds == 1 else 2
+    order = np.arange(kinds * dim**3).reshape(*(halves,) * 3, *(dim,) * 3)
+    return order.transpose(0, 3, 1, 4, 2, 5).ravel()  # [a half, a, b half, b, c half, c]

@@ -1,0 +1,173 @@
+"""The two numbers that move: a of the key-query block and b of the value block, under gradient flow.
+
+On a law that keeps V = b I and K = a I, with c = a b, gradient flow is
+
+    a' = -b (G c - K0),  b' = -a (G c - K0),  G = (T-2) k2 + k3 H,  K0 = (T-2) k1.
+
+a^2 - b^2 = P is conserved, so that c' = -sqrt(P^2 + 4 c^2) (G c - K0) is all there is to integrate.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from scipy.integrate import quad, solve_ivp
+
+from mesaopt.errors import ConfigError
+from mesaopt.theory.ar_process.closed_form import OneStep
+from mesaopt.theory.ar_process.dynamics import warn_of_start
+from mesaopt.theory.ar_process.weights import Array, diagonal
+
+
+def reduced_flow(
+    theory: OneStep, *, key_query: float, output_value: float, times: Float[Array, " time"]
+) -> tuple[Float[Array, " time"], Float[Array, " time"]]:
+    """Integrate the reduced gradient flow.
+
+    Args:
+        theory: of the law and the length.
+        key_query: a at time 0.
+        output_value: b at time 0.
+        times: when to record, ascending from 0 or later; n steps of gradient descent with learning rate r
+            are n r.
+
+    Returns:
+        a and b at the times; a^2 - b^2 is what it was, to rounding.
+
+    Raises:
+        ConfigError: times do not ascend.
+
+    Warns:
+        InitialisationWarning: a = b = 0, or a = -b.
+
+    Source: derived; the reduced dynamics of Zheng et al., by scipy's DOP853.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import one_step
+        >>> theory = one_step(start_law("sparse"), dim=5, length=100)
+        >>> a, b = reduced_flow(theory, key_query=0.5, output_value=1.5, times=np.array([1.0]))
+        >>> a.round(6).tolist(), b.round(6).tolist()
+        ([0.643594], [1.553774])
+    """
+    times = np.asarray(times, dtype=np.float64)
+    if len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
+        raise ConfigError(f"times={times.tolist()}: must ascend from 0 or later")
+    warn_of_start(diagonal(1, key_query=key_query, output_value=output_value))
+    imbalance = key_query**2 - output_value**2
+
+    def velocity(_: float, c: Float[Array, "1"]) -> Float[Array, "1"]:
+        return -np.hypot(imbalance, 2 * c) * (theory.curvature * c - theory.slope)
+
+    start, end = [key_query * output_value], (0.0, float(times[-1]))
+    solution = solve_ivp(
+        velocity, end, start, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14
+    )
+    return _split(solution.y[0], key_query, output_value)
+
+
+def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> tuple[float, float]:
+    """Give the a and b that the flow ends in: a b = (ab)*, a^2 - b^2 as in the beginning.
+
+    Args:
+        theory: of the law and the length.
+        key_query: a at time 0.
+        output_value: b at time 0.
+
+    Returns:
+        a and b.
+
+    Warns:
+        InitialisationWarning: a = b = 0, or a = -b; the flow does not get there.
+    """
+    warn_of_start(diagonal(1, key_query=key_query, output_value=output_value))
+    a, b = _split(np.array([theory.product]), key_query, output_value)
+    return a.item(), b.item()
+
+
+def logistic(
+    theory: OneStep, *, start: float, times: Float[Array, " time"]
+) -> Float[Array, " time"]:
+    """Give c = a b under gradient flow from a = b: c* / (1 + (c*/c0 - 1) exp(-2 K0 time)).
+
+    Args:
+        theory: of the law and the length.
+        start: c at time 0, > 0.
+        times: 0 or later.
+
+    Returns:
+        c at the times.
+
+    Raises:
+        ConfigError: start is not greater than 0.
+
+    Source: derived; the reduced dynamics of Zheng et al. with P = 0.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import one_step
+        >>> theory = one_step(start_law("sparse"), dim=5, length=100)
+        >>> logistic(theory, start=0.01, times=np.array([0.02, 0.05])).round(8).tolist()
+        [0.02164454, 0.06691208]
+    """
+    if not start > 0:
+        raise ConfigError(f"start={start}: must be greater than 0")
+    ratio = theory.product / start
+    return theory.product / (1 + (ratio - 1) * np.exp(-2 * theory.slope * np.asarray(times)))
+
+
+def time_to_within(
+    theory: OneStep, *, key_query: float, output_value: float, tolerance: float = 0.01
+) -> float:
+    """Give the time after which the flow has a b within a relative tolerance of its limit.
+
+    Args:
+        theory: of the law and the length.
+        key_query: a at time 0.
+        output_value: b at time 0.
+        tolerance: between 0 and 1.
+
+    Returns:
+        The time, a number of steps times the learning rate; infinity if it never gets there.
+
+    Raises:
+        ConfigError: tolerance is not between 0 and 1.
+
+    Warns:
+        InitialisationWarning: a = b = 0, or a = -b.
+
+    Source: derived; from a = b it is ln((c*/c0 - 1) (1 - tolerance) / tolerance) / (2 K0).
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import one_step
+        >>> theory = one_step(start_law("gaussian"), dim=5, length=100)
+        >>> time = time_to_within(theory, key_query=0.1, output_value=0.1)
+        >>> round(time / 1e-4, 1)  # steps at learning rate 1e-4
+        127.5
+    """
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"tolerance={tolerance}: must be between 0 and 1")
+    warn_of_start(diagonal(1, key_query=key_query, output_value=output_value))
+    start, imbalance = key_query * output_value, key_query**2 - output_value**2
+    if abs(start / theory.product - 1) <= tolerance:
+        return 0.0
+    if imbalance == 0 and start <= 0:
+        return math.inf
+    end = theory.product * (1 + math.copysign(tolerance, start - theory.product))
+
+    def slowness(c: float) -> float:
+        return 1 / (math.hypot(imbalance, 2 * c) * (theory.slope - theory.curvature * c))
+
+    return quad(slowness, start, end, epsabs=0, epsrel=1e-10, limit=200)[0]
+
+
+def _split(
+    product: Float[Array, " time"], key_query: float, output_value: float
+) -> tuple[Float[Array, " time"], Float[Array, " time"]]:
+    """Find a and b from their product and a^2 - b^2: the larger one never changes its sign."""
+    imbalance = key_query**2 - output_value**2
+    larger = np.sqrt((abs(imbalance) + np.hypot(imbalance, 2 * product)) / 2)
+    larger = np.copysign(larger, key_query if imbalance >= 0 else output_value)
+    smaller = np.divide(product, larger, out=np.zeros_like(product), where=larger != 0)
+    return (larger, smaller) if imbalance >= 0 else (smaller, larger)

@@ -1,0 +1,189 @@
+"""The loss of the layer as a quadratic form: all that training needs to know of data, found once."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Inexact
+
+from mesaopt.theory.ar_process.weights import Array, Blocks, Weights
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Something that knows the loss of the layer and its gradient.
+
+    L = sum_{t=2}^{T-1} E 1/2 |yhat_t - x_{t+1}|^2: summed over contexts and coordinates, averaged over
+    sequences. Three engines: :class:`ClosedForm` (diagonal weights, from moments),
+    :class:`QuadraticLoss` (any weights, from exact or sampled statistics) and :class:`DirectLoss` (any
+    weights, from the sequences themselves).
+    """
+
+    @property
+    def dim(self) -> int:
+        """Width of a state."""
+        ...
+
+    def loss_and_gradient(self, weights: Weights) -> tuple[Float[Array, " *batch"], Weights]:
+        """Give the loss and dL/dRe + i dL/dIm of every entry, the convention of PyTorch.
+
+        Args:
+            weights: where; leading axes hold several layers.
+
+        Returns:
+            One loss per layer and the gradients, shaped like the weights.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class QuadraticLoss:
+    """The loss from second moments of the features, which the prediction is linear in.
+
+    With M_t = E_t E_t^* / (t - 1) (or S_t / (t - 1) for core blocks) and the features
+    F_abc = M_t[a, b] e_t[c], the prediction is U F with U_{j,abc} = W_PV[j, a] W_KQ[b, c], and
+
+        L = 1/2 (tr U G U^* - 2 Re tr U C + y),  G = sum_t E F F^*, C = sum_t E F x_{t+1}^*,
+        y = sum_t E |x_{t+1}|^2.
+
+    A gradient costs the same however many sequences, of whatever length, the statistics hold.
+
+    Args:
+        gram: G [features, features].
+        cross: C [features, dim].
+        energy: y.
+    """
+
+    gram: Inexact[Array, "feature feature"]
+    cross: Inexact[Array, "feature dim"]
+    energy: float
+
+    @property
+    def dim(self) -> int:
+        """Width of a state."""
+        return self.cross.shape[-1]
+
+    @property
+    def blocks(self) -> Blocks:
+        """Which blocks the features are made of."""
+        return "core" if len(self.gram) == self.dim**3 else "all"
+
+    def rescaled(self, scale: float) -> "QuadraticLoss":
+        """Give the loss on the same sequences times a number.
+
+        Args:
+            scale: > 0.
+
+        Returns:
+            The loss: features grow with the third power of the states.
+        """
+        return QuadraticLoss(
+            self.gram * scale**6, self.cross * scale**4, float(self.energy * scale**2)
+        )
+
+    def loss_and_gradient(self, weights: Weights) -> tuple[Float[Array, " *batch"], Weights]:
+        """See :meth:`Engine.loss_and_gradient`.
+
+        Raises:
+            ValueError: the weights have other blocks or another width.
+        """
+        self._check(weights)
+        p, q = weights.output_value, weights.key_query
+        width = p.shape[-1]
+        batch = p.shape[:-2]
+        u = np.einsum("...ja,...bc->...jabc", p, q).reshape(*batch, self.dim, width**3)
+        target = self.cross.conj().T  # [D,F]
+        product = _multiply(u, self.gram)
+        loss = _real_dot(product - 2 * target, u) / 2 + self.energy / 2
+        pull = (product - target).reshape(*batch, self.dim, *(width,) * 3)  # [...,D,A,B,C]
+        return loss, Weights(
+            np.einsum("...jabc,...bc->...ja", pull, q.conj(), optimize=True),
+            np.einsum("...jabc,...ja->...bc", pull, p.conj(), optimize=True),
+        )
+
+    def _check(self, weights: Weights) -> None:
+        if (weights.dim, weights.blocks) != (self.dim, self.blocks):
+            raise ValueError(
+                f"weights have dim={weights.dim}, blocks={weights.blocks!r}: "
+                f"must be {self.dim}, {self.blocks!r} as in the statistics"
+            )
+
+
+@dataclass(frozen=True)
+class TiedLoss:
+    """The loss of V K = c I as a parabola in c: L(c) = dim/2 (curvature c^2 - 2 slope c) + L(0)."""
+
+    curvature: float
+    """(T-2) k2 + k3 H in the population."""
+    slope: float
+    """(T-2) k1 in the population."""
+
+    @property
+    def optimum(self) -> float:
+        """The best c: (ab)* in the population, the best one on this sample otherwise."""
+        return self.slope / self.curvature
+
+
+def tied_loss(engine: Engine, blocks: Blocks = "core") -> TiedLoss:
+    """Find the parabola by asking an engine for three losses.
+
+    Args:
+        engine: any.
+        blocks: of the engine's weights.
+
+    Returns:
+        The parabola.
+    """
+    one = np.eye(engine.dim)
+    signs = np.array([-1.0, 0.0, 1.0])[:, None, None]
+    weights = Weights(signs * one, np.broadcast_to(one, (3, *one.shape)))
+    low, zero, high = engine.loss_and_gradient(weights if blocks == "core" else weights.embedded())[
+        0
+    ].tolist()
+    return TiedLoss((low + high - 2 * zero) / engine.dim, (low - high) / (2 * engine.dim))
+
+
+def stability_bound(engine: Engine, weights: Weights) -> float:
+    """Give the step size past which gradient descent cannot stay at the solution.
+
+    At the limit a*, b* the loss has curvature (|a*|^2 + |b*|^2) G along the joint direction of all
+    coordinates, so that steps of 2 / ((|a*|^2 + |b*|^2) G) or more move away from it. The limit is
+    that of diagonal weights: a* b* = (ab)*, |a|^2 - |b|^2 as in the beginning.
+
+    Args:
+        engine: of the loss.
+        weights: the beginning.
+
+    Returns:
+        The largest bound that holds for all layers in `weights`.
+
+    Source: linearisation of the reduced flow; see `docs/emergence.md`.
+    """
+    tied = tied_loss(engine, weights.blocks)
+    k, v = (
+        np.abs(np.diagonal(block, axis1=-2, axis2=-1)) ** 2
+        for block in (weights.key_block, weights.value_block)
+    )
+    imbalance = np.abs((k - v).mean(-1)).max()
+    return 2 / (tied.curvature * math.hypot(imbalance, 2 * tied.optimum))
+
+
+def _multiply(
+    u: Inexact[Array, "*batch dim feature"], gram: Inexact[Array, "feature feature"]
+) -> Inexact[Array, "*batch dim feature"]:
+    """Multiply with torch, whose threads sleep while they wait: NumPy's spin, which takes ten times as long
+    where another program wants a core (docs/log.md).
+    """
+    if np.iscomplexobj(u) and not np.iscomplexobj(gram):
+        return _multiply(u.real, gram) + 1j * _multiply(u.imag, gram)
+    left = torch.from_numpy(np.ascontiguousarray(u.astype(gram.dtype)))
+    return (left @ torch.from_numpy(gram)).numpy()
+
+
+def _real_dot(
+    x: Inexact[Array, "*batch dim feature"], y: Inexact[Array, "*batch dim feature"]
+) -> Float[Array, " *batch"]:
+    """Give Re tr x y^*."""
+    return np.einsum("...jf,...jf->...", x, y.conj()).real
