@@ -14,7 +14,7 @@ import torch
 
 from mesaopt import files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
-from mesaopt.errors import RunError
+from mesaopt.errors import InitialisationWarning, RunError
 from mesaopt.training import DivergedError, RunFolder, Trainer, learning_rate, load_run, loop, train
 
 
@@ -298,3 +298,13 @@ def test_token_layouts_train_alike(short_ar_config: RunConfig) -> None:
         # The wider products add zeros, perhaps in another order: roundings of float32.
         torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
     assert trainers[0].test_loss() == pytest.approx(trainers[1].test_loss(), rel=1e-5)
+
+
+def test_dead_ends_are_warned_of_in_training_and_not_when_a_run_is_loaded(
+    short_ar_config: RunConfig, tmp_path: Path
+) -> None:
+    stuck = replace(short_ar_config.model, initial_key_query=0.0, initial_value=0.0)
+    with pytest.warns(InitialisationWarning, match="training never moves"):
+        run = train(replace(short_ar_config, model=stuck), tmp_path, device="cpu")
+    assert len({line["test_loss"] for line in run.metrics}) == 1
+    load_run(tmp_path, device="cpu")  # a warning would fail the test
