@@ -431,7 +431,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _member(members: tuple[type, ...], value: Any, where: str) -> type:
     """Pick the dataclass that `kind` names; the first one where there is none, as in old run folders."""
     by_kind = {member.kind: member for member in members}  # type: ignore[attr-defined]
-    kind = value.get("kind", members[0].kind) if isinstance(value, dict) else members[0].kind  # type: ignore[attr-defined]
+    kind = value["kind"] if isinstance(value, dict) and "kind" in value else next(iter(by_kind))
     if kind not in by_kind:
         raise ConfigError(f"{where}.kind={kind!r}: {suggest(str(kind), by_kind)}")
     return by_kind[kind]

@@ -37,6 +37,23 @@ def short_config() -> RunConfig:
     )
 
 
+@pytest.fixture
+def short_ar_config() -> RunConfig:
+    """A complex layer on few short sequences: 12 steps with an evaluation every 4."""
+    config = recipes.get("ar-full-one")
+    return replace(
+        config,
+        task=replace(config.task, length=8),
+        train=replace(
+            config.train,
+            steps=12,
+            batch_size=8,
+            evaluate_every=4,
+            evaluation_sequences=16,
+        ),
+    )
+
+
 def tiny_item(steps: int = 3) -> Item:
     recipes = ("lsa-1", "lsa-2-notebook", "mesa-1")
     plan = Plan(

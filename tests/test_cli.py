@@ -52,9 +52,14 @@ def test_the_options_are_these(
     assert set(shown) == options
 
 
-def test_the_whole_way_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "positions"), [("lsa-1", [1, 8]), ("ar-gaussian", [2, 7])], ids=["real", "complex"]
+)
+def test_the_whole_way_of_a_run(
+    recipe: str, positions: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "run")
-    arguments = ["train", "lsa-1", "--out", out, "--seed", "5", "--device", "cpu"]
+    arguments = ["train", recipe, "--out", out, "--seed", "5", "--device", "cpu"]
     arguments += ["--set", *SHORT]
     assert run(*arguments) == 0
     assert "test loss" in capsys.readouterr().out
@@ -65,8 +70,10 @@ def test_the_whole_way_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert run("evaluate", out, "--sequences", "1", "--json") == 0
     losses = json.loads(capsys.readouterr().out)
-    assert list(losses)[0] == "lsa-1"
-    assert len(losses["lsa-1"]["by_position"]) == 8
+    assert list(losses)[0] == recipe
+    first, last = positions
+    assert losses[recipe]["positions"] == list(range(first, last + 1))
+    assert len(losses[recipe]["by_position"]) == last - first + 1
     assert run("evaluate", out, "--sequences", "1") == 0
     assert "least squares, all pairs" in capsys.readouterr().out
 
@@ -214,7 +221,11 @@ def test_ctrl_c_says_how_to_go_on(
 def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [r["name"] for r in listed["recipes"]] == ["lsa-1", "lsa-2-notebook", "mesa-1"]
+    assert [r["name"] for r in listed["recipes"]] == [
+        *("lsa-1", "lsa-2-notebook", "mesa-1"),
+        *("ar-gaussian", "ar-sparse", "ar-full-one"),
+    ]
+    assert [task["name"] for task in listed["tasks"]] == ["linear_system", "ar_process"]
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"
     shown = [name for name in scales if name.startswith(("core", "toy"))]

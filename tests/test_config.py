@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from mesaopt import recipes
 from mesaopt.config import (
+    ARProcessConfig,
     LinearSystemConfig,
+    MergedAttentionConfig,
     ModelConfig,
     RunConfig,
     TrainConfig,
@@ -56,6 +58,22 @@ def test_every_recipe_survives_json(name: str) -> None:
         ({"task": []}, "config.task: []: must be an object"),
         ({"model": {"mixers": ["softmax"]}}, "'softmax': allowed: linear_attention, mesa"),
         ({"model": {"mixers": []}}, "mixers=(): must be at least one mixer"),
+        (
+            {"task": {"kind": "ar_proces"}},
+            "config.task.kind='ar_proces': did you mean 'ar_process'?",
+        ),
+        ({"task": {"kind": 3}}, "config.task.kind=3: allowed: linear_system, ar_process"),
+        (
+            {"task": {"kind": "ar_process", "noise_std": 0.1}},
+            "config.task: unknown key 'noise_std'",
+        ),
+        ({"task": {"kind": "ar_process", "start": "spars"}}, "did you mean 'sparse'?"),
+        ({"task": {"kind": "ar_process", "length": 2}}, "length=2: must be 3 or greater"),
+        ({"model": {"kind": "merged_attention", "num_heads": 2}}, "unknown key 'num_heads'"),
+        (
+            {"model": {"kind": "merged_attention", "blocks": "none"}},
+            "blocks='none': allowed: all, core",
+        ),
         ({"train": {"schedule": "constnt"}}, "did you mean 'constant'?"),
         ({"train": {"steps": 1.5}}, "config.train.steps=1.5: must be of type int"),
     ],
@@ -79,6 +97,13 @@ def test_a_missing_key_is_named() -> None:
         lambda: LinearSystemConfig(length=-1),
         lambda: LinearSystemConfig(noise_std=-0.1),
         lambda: LinearSystemConfig(token_slots=()),
+        lambda: ARProcessConfig(dim=0),
+        lambda: ARProcessConfig(length=2),
+        lambda: ARProcessConfig(start_scale=0.0),
+        lambda: ARProcessConfig(token_slots=()),
+        lambda: MergedAttentionConfig(dim=0),
+        lambda: MergedAttentionConfig(initial_std=0.0),
+        lambda: MergedAttentionConfig(token_slots=("current", "current")),
         lambda: ModelConfig(num_heads=0),
         lambda: ModelConfig(head_dim=-20),
         lambda: ModelConfig(activation_clip=0.0),
@@ -88,9 +113,20 @@ def test_a_missing_key_is_named() -> None:
         lambda: TrainConfig(batch_size=-3),
         lambda: TrainConfig(learning_rate=0.0),
         lambda: TrainConfig(weight_decay=-1.0),
+        lambda: TrainConfig(gradient_clip=0.0),
         lambda: TrainConfig(schedule="warmup_cosine", warmup_steps=10, decay_steps=10),
         lambda: RunConfig(recipe="any", seed=-1),
         lambda: RunConfig(recipe="any", task=LinearSystemConfig(dim=3)),
+        lambda: RunConfig(recipe="any", task=ARProcessConfig(dim=3), model=MergedAttentionConfig()),
+        lambda: RunConfig(
+            recipe="any",
+            task=ARProcessConfig(token_slots=("zero", "current", "previous")),
+            model=MergedAttentionConfig(),
+        ),
+        lambda: RunConfig(recipe="any", model=MergedAttentionConfig()),
+        lambda: RunConfig(
+            recipe="any", task=ARProcessConfig(), model=ModelConfig(token_dim=10, output_dim=5)
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_field_the_value_and_the_range(make) -> None:
@@ -131,3 +167,51 @@ def test_differences_name_the_nested_setting() -> None:
     theirs = replace(ours, seed=1, train=replace(ours.train, steps=9))
     assert differences(ours, theirs) == ["seed: 0, not 1", "train.steps: 3500, not 9"]
     assert differences(ours, ours) == []
+
+
+def test_the_kind_is_stored_and_says_what_to_read() -> None:
+    config = recipes.get("ar-sparse")
+    data = json.loads(json.dumps(to_dict(config)))
+    assert (data["task"]["kind"], data["model"]["kind"]) == ("ar_process", "merged_attention")
+    assert from_dict(RunConfig, data) == config
+
+
+def test_a_run_folder_of_before_there_were_kinds_still_loads() -> None:
+    config = recipes.get("mesa-1", seed=4)
+    data = json.loads(json.dumps(to_dict(config)))
+    for part in ("task", "model"):
+        del data[part]["kind"]
+    for name in ("optimizer", "data", "positions"):
+        del data["train"][name]
+    assert from_dict(RunConfig, data) == config
+
+
+def test_another_kind_begins_with_its_own_defaults_in_any_order() -> None:
+    changes = ["task.dim=3", "task.kind=ar_process", "model.kind=merged_attention", "model.dim=3"]
+    for order in (changes, changes[::-1]):
+        changed = override(recipes.get("lsa-1"), order)
+        assert changed.task == ARProcessConfig(dim=3)
+        assert changed.model == MergedAttentionConfig(dim=3)
+    same = override(recipes.get("ar-sparse"), ["task.kind=ar_process"])
+    assert same == recipes.get("ar-sparse"), "the kind it has changes nothing"
+    with pytest.raises(ConfigError, match="task.kind='ar': did you mean|task.kind='ar': allowed"):
+        override(recipes.get("lsa-1"), ["task.kind=ar"])
+
+
+def test_differences_of_two_kinds_are_the_kinds() -> None:
+    ours, theirs = recipes.get("ar-gaussian"), recipes.get("lsa-1")
+    lines = differences(ours, theirs)
+    assert "task.kind: 'ar_process', not 'linear_system'" in lines
+    assert "model.kind: 'merged_attention', not 'sequence'" in lines
+    assert not any(line.startswith("task.dim") for line in lines)
+
+
+def test_real_layers_do_not_fit_complex_states() -> None:
+    with pytest.raises(ConfigError, match="model.numbers='real': must be 'complex', the task's"):
+        RunConfig(
+            recipe="any", task=ARProcessConfig(), model=ModelConfig(token_dim=10, output_dim=5)
+        )
+
+
+def test_the_gradient_clip_can_be_off() -> None:
+    assert override(recipes.get("lsa-1"), ["train.gradient_clip=null"]).train.gradient_clip is None

@@ -146,4 +146,4 @@ class OneLayerModel(nn.Module):
             else "gradient descent runs into the saddle at zero, where nothing is learnt"
         )
         message = f"initial_key_query={a}, initial_value={b}: {reason}"
-        warnings.warn(message, InitialisationWarning, stacklevel=4)
+        warnings.warn(message, InitialisationWarning, stacklevel=5)  # whoever made the model

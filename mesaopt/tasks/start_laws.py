@@ -408,7 +408,8 @@ def _scipy_moment(distribution: Any, order: int) -> float:
     """Give a raw moment, infinity where scipy's quadrature does not converge."""
     if order == 0:
         return 1.0
-    with warnings.catch_warnings():
+    # scipy multiplies infinite moments by zero without a word in its answer: a NaN.
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("error", IntegrationWarning)
         try:
             return float(distribution.moment(order))

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mesaopt import files
 from mesaopt.config import RunConfig, TrainConfig
-from mesaopt.errors import RunError, SolveError
+from mesaopt.errors import InitialisationWarning, RunError, SolveError
 from mesaopt.models import Model, make_model
 from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import resolve_device
@@ -118,7 +119,9 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
     """
     folder = RunFolder(Path(path))
     config, checkpoint = folder.config, folder.load(step)
-    model = make_model(config.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InitialisationWarning)  # about weights that are replaced
+        model = make_model(config.model)
     try:
         model.load_state_dict(checkpoint.model)
     except RuntimeError as error:

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mesaopt.analysis import in_context_loss, line_search_step_size
-from mesaopt.config import LinearSystemConfig
-from mesaopt.tasks import LinearSystem
+from mesaopt.config import ARProcessConfig, LinearSystemConfig
+from mesaopt.tasks import ARProcess, LinearSystem
 from mesaopt.theory import gradient_descent
 
 TASK = LinearSystem(LinearSystemConfig(length=20))
@@ -51,3 +51,22 @@ def test_the_line_search_finds_the_minimum_of_the_quadratic() -> None:
 def test_no_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="num_sequences=0: must be 1 or greater"):
         in_context_loss({}, TASK, num_sequences=0)
+
+
+def test_only_scored_positions_are_scored() -> None:
+    task = ARProcess(ARProcessConfig(dim=2, length=9, start="sparse"))
+    zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
+    loss = in_context_loss(zero, task, num_sequences=256)["zero"]
+    assert loss.positions == range(2, 9)
+    assert loss.losses.shape == (256, 7)
+    # Sparse states have norm 1: half of it, in float32.
+    torch.testing.assert_close(loss.losses, torch.full((256, 7), 0.5), rtol=1e-6, atol=0)
+    everywhere = in_context_loss(zero, TASK, num_sequences=256)["zero"]
+    assert everywhere.positions == range(1, 21)
+
+
+def test_the_line_search_goes_beyond_its_first_end() -> None:
+    # One step of 1 / c^2 on the mean of the pairs recovers sparse states of magnitude c.
+    task = ARProcess(ARProcessConfig(dim=2, length=9, start="sparse", start_scale=0.5))
+    found = line_search_step_size(task, objective="mean", num_sequences=256)
+    assert found == pytest.approx(4.0, abs=2e-3)  # 1e-4 of the last upper end, 10; twice that

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from mesaopt import files, recipes
-from mesaopt.config import RunConfig, TrainConfig
-from mesaopt.errors import RunError
-from mesaopt.training import DivergedError, RunFolder, Trainer, learning_rate, load_run, train
+from mesaopt.config import RunConfig, TrainConfig, override
+from mesaopt.errors import InitialisationWarning, RunError
+from mesaopt.training import DivergedError, RunFolder, Trainer, learning_rate, load_run, loop, train
 
 
 def metrics_of(path: Path) -> bytes:
@@ -45,11 +45,11 @@ class _Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 5, 9, 11])
-def test_a_stopped_run_continues_bit_for_bit(
-    short_config: RunConfig, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+def stopped_and_resumed(
+    config: RunConfig, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(short_config, tmp_path / "whole", device="cpu")
+    """Train in one piece and in two, and compare everything."""
+    whole = train(config, tmp_path / "whole", device="cpu")
     step = Trainer.step
 
     def stopping(self: Trainer, number: int) -> torch.Tensor:
@@ -59,12 +59,35 @@ def test_a_stopped_run_continues_bit_for_bit(
 
     monkeypatch.setattr(Trainer, "step", stopping)
     with pytest.raises(_Interrupted):
-        train(short_config, tmp_path / "halves", device="cpu")
+        train(config, tmp_path / "halves", device="cpu")
     monkeypatch.undo()
-    resumed = train(short_config, tmp_path / "halves", resume=True, device="cpu")
+    resumed = train(config, tmp_path / "halves", resume=True, device="cpu")
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 9, 11])
+def test_a_stopped_run_continues_bit_for_bit(
+    short_config: RunConfig, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_and_resumed(short_config, tmp_path, stop_at, monkeypatch)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 11])
+@pytest.mark.parametrize("optimizer", ["gradient_descent", "adamw"])
+@pytest.mark.parametrize("data", ["fixed", "fresh"])
+def test_a_stopped_complex_run_continues_bit_for_bit(
+    short_ar_config: RunConfig,
+    tmp_path: Path,
+    stop_at: int,
+    optimizer: str,
+    data: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"optimizer": optimizer, "data": data, "gradient_clip": 0.5}
+    config = replace(short_ar_config, train=replace(short_ar_config.train, **settings))
+    stopped_and_resumed(config, tmp_path, stop_at, monkeypatch)
 
 
 @pytest.mark.slow
@@ -191,3 +214,97 @@ def test_the_device_is_looked_for_before_anything_is_written(
     with pytest.raises(RunError, match="device='cuda:99': is not there; devices here: auto, cpu"):
         train(short_config, tmp_path / "run", device="cuda:99")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_complex_run_learns(tmp_path: Path) -> None:
+    config = recipes.get("ar-sparse")
+    changes = ["task.dim=2", "model.dim=2", "task.length=20", "train.batch_size=100"]
+    changes += ["train.steps=100", "train.learning_rate=0.03", "train.evaluate_every=50"]
+    run = train(override(config, changes), tmp_path / "run", device="cpu")
+    losses = [line["test_loss"] for line in run.metrics]
+    # T - 2 = 18 predictions of sparse states: 18 / 2 (1 - a b)^2 with a b = 0.01 at first, in float32.
+    assert losses[0] == pytest.approx(9 * 0.99**2, rel=1e-5)
+    # The limit recovers the sequence; complex64 leaves the published official run at 3e-8 to 7e-7.
+    assert losses[-1] < 1e-5
+    product = (run.model.key_query_block.diagonal() * run.model.value_block.diagonal()).real
+    torch.testing.assert_close(product, torch.ones(2), rtol=0, atol=1e-3)
+
+
+def test_fixed_data_are_the_same_at_every_step_and_fresh_ones_are_not(
+    short_ar_config: RunConfig,
+) -> None:
+    for data in ("fixed", "fresh"):
+        config = replace(short_ar_config, train=replace(short_ar_config.train, data=data))
+        config = replace(config, task=replace(config.task, start="gaussian"))
+        at = [Trainer(config, torch.device("cpu")).step(number) for number in (0, 7)]
+        assert (at[0] == at[1]) == (data == "fixed")
+
+
+def test_the_sum_over_positions_is_their_number_times_the_mean(short_ar_config: RunConfig) -> None:
+    losses = {}
+    for positions in ("sum", "mean"):
+        config = replace(short_ar_config, train=replace(short_ar_config.train, positions=positions))
+        trainer = Trainer(config, torch.device("cpu"))
+        losses[positions] = (trainer.test_loss(), trainer.step(0).item())
+    for total, mean in zip(*losses.values(), strict=True):
+        assert total == pytest.approx(6 * mean, rel=1e-6)  # T - 2 positions, rounded to float32
+
+
+def test_a_step_in_parts_is_the_step(
+    short_ar_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, losses = [], []
+    for part in (8, 3):
+        monkeypatch.setattr(loop, "_LARGEST_PART", part)
+        trainer = Trainer(short_ar_config, torch.device("cpu"))
+        losses.append(trainer.step(0))
+        weights.append(trainer.model.layer.key_query.detach())
+    # Sums of 8 sequences in another order, in float32.
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(weights[0], loop.make_model(short_ar_config.model).layer.key_query)
+
+
+def test_gradient_descent_is_plain(short_ar_config: RunConfig) -> None:
+    settings = {"weight_decay": 0.5, "learning_rate": 0.01}
+    config = replace(short_ar_config, train=replace(short_ar_config.train, **settings))
+    trainer = Trainer(config, torch.device("cpu"))
+    weight = trainer.model.layer.key_query
+    for step in range(3):  # momentum would show at the second step
+        before = weight.detach().clone()
+        trainer.step(step)
+        torch.testing.assert_close(weight.detach(), before - 0.01 * weight.grad)
+
+
+def test_a_step_size_past_the_stable_one_stops_the_run(
+    short_ar_config: RunConfig, tmp_path: Path
+) -> None:
+    settings = {"learning_rate": 10.0, "steps": 40}
+    config = replace(short_ar_config, train=replace(short_ar_config.train, **settings))
+    with pytest.raises(DivergedError, match=r"lower train\.learning_rate"):
+        train(config, tmp_path, device="cpu")
+
+
+def test_token_layouts_train_alike(short_ar_config: RunConfig) -> None:
+    slots = ("zero", "current", "previous")
+    paper = replace(
+        short_ar_config,
+        task=replace(short_ar_config.task, token_slots=slots),
+        model=replace(short_ar_config.model, token_slots=slots),
+    )
+    trainers = [Trainer(config, torch.device("cpu")) for config in (short_ar_config, paper)]
+    for step in range(12):
+        losses = [trainer.step(step) for trainer in trainers]
+        # The wider products add zeros, perhaps in another order: roundings of float32.
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    assert trainers[0].test_loss() == pytest.approx(trainers[1].test_loss(), rel=1e-5)
+
+
+def test_dead_ends_are_warned_of_in_training_and_not_when_a_run_is_loaded(
+    short_ar_config: RunConfig, tmp_path: Path
+) -> None:
+    stuck = replace(short_ar_config.model, initial_key_query=0.0, initial_value=0.0)
+    with pytest.warns(InitialisationWarning, match="training never moves"):
+        run = train(replace(short_ar_config, model=stuck), tmp_path, device="cpu")
+    assert len({line["test_loss"] for line in run.metrics}) == 1
+    load_run(tmp_path, device="cpu")  # a warning would fail the test
