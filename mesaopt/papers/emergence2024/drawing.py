@@ -58,6 +58,17 @@ def draw_training(
     return rows
 
 
+def limit_view(axes: Axes, limit: float, exact: Float[Array, "step start"]) -> None:
+    """Show a curve around its limit: starts far above it are cut off.
+
+    Args:
+        axes: where.
+        limit: what the curves go to.
+        exact: the curves.
+    """
+    axes.set_ylim(0, min(3 * limit, 1.15 * float(exact.max())))
+
+
 def draw_level(axes: Axes, value: float, label: str, *, dotted: bool = False) -> None:
     """Draw a horizontal line of theory: solid for this length, dotted for T to infinity.
 
@@ -98,6 +109,7 @@ def draw_matrix(
                 axes.axhline(edge - 0.5, color="#8b8f98", lw=0.7)
             if edge < matrix.shape[1]:
                 axes.axvline(edge - 0.5, color="#8b8f98", lw=0.7)
+    axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(True)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.emergence2024.drawing import Rows, draw_level, draw_training
+from mesaopt.papers.emergence2024.drawing import Rows, draw_level, draw_training, limit_view
 from mesaopt.papers.emergence2024.measure import (
     DIM,
     LENGTH,
@@ -50,7 +50,8 @@ def _draw(measured: Emergence, gaussian: Curves, sparse: Curves) -> FigureResult
     rows += draw_training(a, "gaussian: product ab", gaussian.products, gaussian.exact.product)
     draw_level(a, gaussian.theory.product, "theory, T = 100")
     draw_level(a, gaussian.theory.limit, "theory, T → ∞", dotted=True)
-    a.set(title="Gaussian x₁: product ab", ylim=(0, 3 * gaussian.theory.limit))
+    limit_view(a, gaussian.theory.limit, gaussian.exact.product)
+    a.set_title("Gaussian x₁: product ab")
     exact_ratio = gaussian.exact.product * gaussian.theory.k0
     rows += draw_training(b, "gaussian: prediction/target", gaussian.ratios, exact_ratio)
     draw_level(b, gaussian.theory.ratio, "theory, T = 100")
@@ -60,7 +61,8 @@ def _draw(measured: Emergence, gaussian: Curves, sparse: Curves) -> FigureResult
     b.set(title="Gaussian x₁: mean prediction / target", ylim=(0, 1.1))
     rows += draw_training(c, "sparse: product ab", sparse.products, sparse.exact.product)
     draw_level(c, sparse.theory.product, "theory, every T")
-    c.set(title="sparse x₁: product ab", ylim=(0, 3 * sparse.theory.limit))
+    limit_view(c, sparse.theory.limit, sparse.exact.product)
+    c.set_title("sparse x₁: product ab")
     floor = 1e-12  # from (2, 2) the loss falls to rounding
     losses = [np.maximum(loss, floor) for loss in sparse.last_losses]
     exact_loss = np.maximum(sparse.exact_last_loss, floor)

@@ -27,10 +27,11 @@ def compute(measured: Emergence, report: Report) -> Results:
         The figure and its claims.
     """
     start = diagonal(DIM, key_query=0.1, output_value=0.1, blocks="all")
-    figure = Figure(figsize=(7.6, 5.6))
+    figure = Figure(figsize=(7.6, 2.5))
     rows: Rows = []
     strays, noise = [], {}
-    for (law, learning_rate), axes in zip(_LAWS, figure.subplots(2, 2), strict=True):
+    grid = figure.subplots(1, 4).reshape(2, 2)  # two matrices of each law
+    for (law, learning_rate), axes in zip(_LAWS, grid, strict=True):
         sampled = descend(
             measured.all_blocks(law), start, learning_rate=learning_rate, steps=_STEPS
         ).last
@@ -44,7 +45,7 @@ def compute(measured: Emergence, report: Report) -> Results:
         strays.append(stray)
         matrices = {"$W^{KQ}$": sampled.key_query, "$W^{PV}$": sampled.output_value}
         for place, (name, matrix) in zip(axes, matrices.items(), strict=True):
-            draw_matrix(place, matrix, f"{law} x₁: {name}", block=DIM)
+            draw_matrix(place, matrix, f"{law}: {name}", block=DIM)
             rows += matrix_rows(f"{law} {name.strip('$')}", matrix)
         report(len(strays), len(_LAWS))
     words = " and ".join(f"{100 * value:.1f} % ({law})" for law, value in noise.items())

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from mesaopt.config import StartName
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.emergence2024.drawing import Rows, draw_level, draw_training
+from mesaopt.papers.emergence2024.drawing import Rows, draw_level, draw_training, limit_view
 from mesaopt.papers.emergence2024.measure import Emergence, claim, exact, settings, theory
 from mesaopt.papers.emergence2024.training import Curves, converge, train_as_published
 from mesaopt.papers.figures import FigureResult
@@ -41,7 +41,8 @@ def compute_scales(
         rows += draw_training(left, f"{name}: product ab", curves.products, curves.exact.product)
         draw_level(left, curves.theory.product, "theory, T = 100")
         draw_level(left, curves.theory.limit, "theory, T → ∞", dotted=True)
-        left.set(title=f"{law}, scale {scale:g}: product ab", ylim=(0, 3 * curves.theory.limit))
+        limit_view(left, curves.theory.limit, curves.exact.product)
+        left.set_title(f"{law}, scale {scale:g}: product ab")
         rows += _draw_outcome(right, name, curves)
     handles, labels = left.get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=5)
