@@ -12,6 +12,7 @@ from mesaopt import files
 from mesaopt.config import to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
+from mesaopt.papers.emergence2024.emergence import EMERGENCE
 from mesaopt.papers.figures import save_figure, style
 from mesaopt.papers.plan import Item, Part, Plan, Results, Runs
 from mesaopt.papers.uncovering2023.core import CORE
@@ -27,7 +28,7 @@ from mesaopt.training import (
     train,
 )
 
-ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE,)}
+ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE, EMERGENCE)}
 """All that can be reproduced, by name."""
 
 
