@@ -109,7 +109,6 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
     def last(name: str) -> float:
         return float(shares[name][0][-1])
 
-    one = "1 step of gradient descent"
     mesa = f"mesa layer, ridge {_RIDGES[-1]:g}"
     more = [last(f"{steps} steps of gradient descent") for steps in _STEPS[1:]]
     return [
@@ -142,14 +141,5 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
             value=min(more) / last(mesa),
             low=1000.0,
             basis="three orders of magnitude",
-        ),
-        claim(
-            measured,
-            "one-step-share",
-            "Theorem 4.2",
-            "Gaussian data: one step leaves 2/5 of the energy or more at the last token",
-            value=last(one),
-            low=0.4 - 3 * float(shares[one][1][-1]),
-            basis="1 - k1^2/(k0 k2) = 0.4 for T to infinity, less 3 standard errors of this sample",
         ),
     ]

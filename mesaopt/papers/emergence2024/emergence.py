@@ -1,6 +1,7 @@
 """The item `emergence2024`: the theory of Zheng et al., computed, trained and checked."""
 
 from collections.abc import Callable
+from typing import cast
 
 from mesaopt.papers.emergence2024 import (
     condition,
@@ -15,11 +16,23 @@ from mesaopt.papers.emergence2024 import (
     landscape,
 )
 from mesaopt.papers.emergence2024.measure import Emergence, EmergencePlan
-from mesaopt.papers.plan import Item, Part, Report, Results, Scale
+from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Runs, Scale
 
 
-def _plan(scale: Scale, **sizes: int) -> EmergencePlan:
-    return EmergencePlan(what="emergence2024", scale=scale, **sizes)
+def _plan(scale: Scale, *, seeds: int, m: int, all_blocks: int, weights: int) -> EmergencePlan:
+    return EmergencePlan(
+        what="emergence2024",
+        scale=scale,
+        seeds=seeds,
+        sequences=m,
+        test_sequences=m,
+        all_blocks_sequences=all_blocks,
+        weight_seeds=weights,
+    )
+
+
+def _measure(plan: Plan, runs: Runs) -> Emergence:
+    return Emergence(cast(EmergencePlan, plan), runs)
 
 
 def _part(
@@ -50,32 +63,11 @@ EMERGENCE: Item[Emergence] = Item(
         "numbering or settings only from its code or from summaries, the text says so."
     ),
     plans={
-        "smoke": _plan(
-            "smoke",
-            seeds=2,
-            sequences=400,
-            test_sequences=400,
-            all_blocks_sequences=100,
-            weight_seeds=2,
-        ),
-        "small": _plan(
-            "small",
-            seeds=5,
-            sequences=4000,
-            test_sequences=4000,
-            all_blocks_sequences=1000,
-            weight_seeds=4,
-        ),
-        "paper": _plan(
-            "paper",
-            seeds=10,
-            sequences=10_000,
-            test_sequences=10_000,
-            all_blocks_sequences=10_000,
-            weight_seeds=8,
-        ),
+        "smoke": _plan("smoke", seeds=2, m=400, all_blocks=100, weights=2),
+        "small": _plan("small", seeds=5, m=4000, all_blocks=1000, weights=4),
+        "paper": _plan("paper", seeds=10, m=10_000, all_blocks=10_000, weights=8),
     },
-    measure=Emergence,
+    measure=_measure,
     parts=(
         _part(
             "fig1",

@@ -62,7 +62,7 @@ def compute(measured: Emergence, report: Report) -> Results:
                 "stays of the diagonal's order (smallest over seeds of the largest entry)",
                 value=float(by_std[-1].min()),
                 low=0.3,
-                basis="the largest of 40 normal numbers of sigma 0.3 is above 0.3 in all but 1 of a million",
+                basis="the largest of 40 normal numbers is above sigma in all but 1 of a million cases",
             ),
         ],
     )

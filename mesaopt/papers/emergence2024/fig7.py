@@ -60,7 +60,7 @@ def compute(measured: Emergence, report: Report) -> Results:
 
 def _draw(measured: Emergence) -> FigureResult:
     figure = Figure(figsize=(7.6, 7.2))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1.35, 1)))
     rows = _draw_matrices(measured, top.subplots(2, 3))
     left, right = bottom.subplots(1, 2)
     for color, kind, label in zip(

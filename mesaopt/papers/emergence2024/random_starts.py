@@ -109,7 +109,7 @@ def draw_random(
         The figure.
     """
     drawing = Figure(figsize=(7.6, 6.0))
-    top, bottom = drawing.subfigures(2, 1, height_ratios=(1.25, 1))
+    top, bottom = np.ravel(drawing.subfigures(2, 1, height_ratios=(1.25, 1)))
     rows: Rows = []
     grid = top.subplots(2, len(INITIAL_STDS))
     for column, std in enumerate(INITIAL_STDS):
