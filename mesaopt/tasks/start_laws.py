@@ -110,8 +110,9 @@ class IndependentLaw(RealLaw):
     ):
         self.name = name
         self._draw = draw
-        self._table = np.array([float(raw_moment(n)) for n in range(HIGHEST_MOMENT + 1)])
-        for order, value in enumerate(self._table):
+        self._raw_moment = raw_moment
+        for order in range(HIGHEST_MOMENT + 1):
+            value = float(raw_moment(order))
             if not math.isfinite(value):
                 raise ConfigError(
                     f"start law {name!r}: moment {order} is {value}: must be finite up to {HIGHEST_MOMENT}"
@@ -123,7 +124,8 @@ class IndependentLaw(RealLaw):
 
     def real_moment(self, powers: NDArray[np.int64]) -> NDArray[np.float64]:
         """See :meth:`RealLaw.real_moment`."""
-        return self._table[powers].prod(-1)
+        table = [float(self._raw_moment(n)) for n in range(int(powers.max(initial=0)) + 1)]
+        return np.array(table)[powers].prod(-1)
 
 
 class SparseLaw(RealLaw):
@@ -285,7 +287,7 @@ class SampledLaw(StartLaw):
 
 _DOMINANT = 0.05
 """Share of one draw in the sixth moment past which the moment is not believed. Of a million Gaussian
-draws the largest has 0.001; of Student t draws with six degrees of freedom or fewer, 0.1 to 1."""
+draws the largest has 0.001; of Student t draws with six degrees of freedom or fewer, 0.05 to 1."""
 
 
 def _monomials(states: NDArray[Any], exponents: NDArray[np.int64]) -> NDArray[Any]:

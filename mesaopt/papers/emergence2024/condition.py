@@ -90,14 +90,14 @@ def _draw(
         color = PALETTE[0] if test.invariant else PALETTE[4]
         dashes = "solid" if place % 2 == 0 else (0, (4, 2))
         left.plot(np.maximum(curve, _FLOOR), color=color, ls=dashes, lw=1.2)
-        label = name.replace("_", "-")
         right.plot(test.statistic, place, "o", color=color, ms=6)
+        moment = test.worst.replace(" ", r"\,")
         right.annotate(
-            f"{label}: {test.worst}",
+            f"${moment}$",
             (test.statistic, place),
-            xytext=(8, -3) if test.invariant else (-8, -3),
+            xytext=(0, 6),
             textcoords="offset points",
-            ha="left" if test.invariant else "right",
+            ha="center",
             fontsize=8,
         )
         for step in range(0, len(curve), 10):
@@ -117,7 +117,8 @@ def _draw(
     left.annotate("five symmetric laws: zero", (_STEPS * 0.97, 3e-17), ha="right", fontsize=8)
     left.annotate("full-one, paired signs", (_STEPS * 0.97, 1e-3), ha="right", fontsize=8)
     right.axvline(tests["gaussian"].threshold, color=INK, lw=0.9, ls=(0, (1, 1.5)))
-    right.set(xscale="log", xlim=(0.3, 400), ylim=(-0.7, len(curves) - 0.3), yticks=[])
+    right.set(xscale="log", xlim=(0.3, 400), ylim=(-0.7, len(curves) - 0.1))
+    right.set_yticks(range(len(curves)), [name.replace("_", "-") for name in curves])
     right.set(xlabel="sign-flip statistic of the sampler")
     right.set_title("threshold: once in a million by chance")
     return FigureResult(

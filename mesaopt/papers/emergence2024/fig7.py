@@ -1,5 +1,7 @@
 """Figure 7: full-one x_1. Plain training leaves the diagonal shape; masked training keeps it."""
 
+from typing import cast
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -60,8 +62,8 @@ def compute(measured: Emergence, report: Report) -> Results:
 
 def _draw(measured: Emergence) -> FigureResult:
     figure = Figure(figsize=(7.6, 7.2))
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1.35, 1)))
-    rows = _draw_matrices(measured, top.subplots(2, 3))
+    top, bottom = cast(np.ndarray, figure.subfigures(2, 1, height_ratios=(1.35, 1)))
+    rows = _draw_matrices(measured, top.subplots(2, 3, height_ratios=(2, 1)))
     left, right = bottom.subplots(1, 2)
     for color, kind, label in zip(
         PALETTE, _KINDS, ("plain training", "off-diagonals masked"), strict=False
@@ -85,7 +87,7 @@ def _draw(measured: Emergence) -> FigureResult:
     draw_level(left, closed.limit, "T → ∞", dotted=True)
     draw_level(right, closed.minimal_loss, "")
     left.set(title="product ab, from a₀ = b₀ = 0.1", xlabel="step", xlim=(0, _STEPS), ylim=(0, 1.1))
-    right.set(title="training loss", xlabel="step", xlim=(0, _STEPS))
+    right.set(title="end of the training loss", xlabel="step", xlim=(60, _STEPS), ylim=(35, 60))
     left.legend(loc="lower right")
     return FigureResult(
         id="emergence2024-fig7",

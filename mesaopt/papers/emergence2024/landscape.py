@@ -21,9 +21,9 @@ from mesaopt.tasks import (
 )
 from mesaopt.theory.ar_process import one_step, population_loss, recovery_test, tied_loss
 
-_SHAPES = 2.0 ** np.arange(-0.5, 6.5, 0.5)
+_SHAPES = 2.0 ** np.arange(-0.5, 6.5, 0.25)
 """Of generalised Gaussian laws: 2^6 is close to uniform."""
-_BETAS = 2.0 ** np.arange(0, -7.5, -0.5)
+_BETAS = 2.0 ** np.arange(0, -13, -0.5)
 """Of symmetric beta laws on [-1, 1]: uniform at 1, Rademacher at 0."""
 _RATIOS = np.linspace(0, 2, 81)
 _PROBABILITIES = np.linspace(0, 1, 41)

@@ -1,6 +1,7 @@
 """Training from drawn weights: figures 5 and 6 are alike."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float
@@ -109,9 +110,9 @@ def draw_random(
         The figure.
     """
     drawing = Figure(figsize=(7.6, 6.0))
-    top, bottom = np.ravel(drawing.subfigures(2, 1, height_ratios=(1.25, 1)))
+    top, bottom = cast(np.ndarray, drawing.subfigures(2, 1, height_ratios=(1.25, 1)))
     rows: Rows = []
-    grid = top.subplots(2, len(INITIAL_STDS))
+    grid = top.subplots(2, len(INITIAL_STDS), height_ratios=(2, 1))
     for column, std in enumerate(INITIAL_STDS):
         one = Weights(
             trained.run.last.output_value[column, 0], trained.run.last.key_query[column, 0]

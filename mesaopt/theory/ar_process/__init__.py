@@ -19,7 +19,8 @@ from mesaopt.theory.ar_process.conditions import (
     sign_flip_test,
 )
 from mesaopt.theory.ar_process.contrast import (
-    best_step_size,
+    DescentLimit,
+    descent_limit,
     descent_predictions,
     mesa_predictions,
     unexplained,
@@ -55,6 +56,7 @@ __all__ = [
     "Blocks",
     "ClosedForm",
     "Contexts",
+    "DescentLimit",
     "DirectLoss",
     "Engine",
     "LastToken",
@@ -69,8 +71,8 @@ __all__ = [
     "TiedLoss",
     "Trajectory",
     "Weights",
-    "best_step_size",
     "descend",
+    "descent_limit",
     "descent_predictions",
     "diagonal",
     "flow",
