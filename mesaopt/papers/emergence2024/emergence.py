@@ -64,8 +64,8 @@ EMERGENCE: Item[Emergence] = Item(
     ),
     plans={
         "smoke": _plan("smoke", seeds=2, m=400, all_blocks=100, weights=2),
-        "small": _plan("small", seeds=5, m=4000, all_blocks=1000, weights=4),
-        "paper": _plan("paper", seeds=10, m=10_000, all_blocks=10_000, weights=8),
+        "small": _plan("small", seeds=5, m=4000, all_blocks=400, weights=4),
+        "paper": _plan("paper", seeds=10, m=10_000, all_blocks=4000, weights=8),
     },
     measure=_measure,
     parts=(

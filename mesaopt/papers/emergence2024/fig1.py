@@ -23,7 +23,7 @@ from mesaopt.papers.emergence2024.training import Curves, converge, train_as_pub
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.tasks import generator, start_law
-from mesaopt.theory.ar_process import ClosedForm, descend, one_step_identity
+from mesaopt.theory.ar_process import ClosedForm, descend, one_step_identity, tied_loss
 
 _LAWS = ("gaussian", "sparse")
 
@@ -162,7 +162,7 @@ def gaussian_numbers(measured: Emergence, sample: Sample) -> dict[str, float]:
     test = sample.test
     return {
         "gaussian product": product,
-        "gaussian offset": abs(product - sample.tied.product),
+        "gaussian offset": abs(product - tied_loss(sample.train).optimum),
         "gaussian ratio": float(test.ratio(run.last)[0]),
         "gaussian slope": float(test.slope(run.last)[0]),
         "gaussian share": float(2 * test.loss(run.last)[0] / test.quadratic.energy),

@@ -16,14 +16,12 @@ from mesaopt.theory.ar_process import (
     LastToken,
     OneStep,
     QuadraticLoss,
-    TiedEstimate,
     Weights,
     last_token,
     one_step,
     population_loss,
     sampled_loss,
     sequences,
-    tied_estimate,
 )
 
 DIM, LENGTH = 5, 100
@@ -79,8 +77,6 @@ class Sample:
 
     train: QuadraticLoss
     """Loss on the training sequences."""
-    tied: TiedEstimate
-    """The best single product on them."""
     test: LastToken
     """Predictions of the last state of the test sequences."""
 
@@ -137,10 +133,8 @@ def draw_sample(law: StartName, seed: int, train: int, test: int) -> Sample:
     Returns:
         The set.
     """
-    stream = sequences(_task(law), train, seed=seed)
     return Sample(
-        train=cast(QuadraticLoss, sampled_loss(stream)),
-        tied=tied_estimate(stream),
+        train=cast(QuadraticLoss, sampled_loss(sequences(_task(law), train, seed=seed))),
         test=last_token(sequences(_task(law), test, seed=seed, split="test")),
     )
 
