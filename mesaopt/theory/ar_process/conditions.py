@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
+from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.sampled import parts
 from mesaopt.theory.ar_process.weights import Array, diagonal
 
@@ -175,6 +176,9 @@ def one_step_identity(
     Returns:
         The largest difference over sequences, t = 2 ... T-1 and coordinates, over the largest prediction.
 
+    Raises:
+        ConfigError: the sequences have fewer than three states.
+
     Source: Zheng et al., the corollary of their Theorem 4.1.
 
     Example:
@@ -182,6 +186,7 @@ def one_step_identity(
         >>> one_step_identity(states, key_query=0.7, output_value=1.1) < 1e-14
         True
     """
+    check_size(states.shape[-1], states.shape[1])
     weights = diagonal(
         states.shape[-1], key_query=key_query, output_value=output_value, blocks="all"
     )

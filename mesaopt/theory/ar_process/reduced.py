@@ -15,7 +15,7 @@ from scipy.integrate import quad, solve_ivp
 
 from mesaopt.errors import ConfigError
 from mesaopt.theory.ar_process.closed_form import OneStep
-from mesaopt.theory.ar_process.dynamics import warn_of_start
+from mesaopt.theory.ar_process.dynamics import checked_times, warn_of_start
 from mesaopt.theory.ar_process.weights import Array, diagonal
 
 
@@ -35,7 +35,8 @@ def reduced_flow(
         a and b at the times; a^2 - b^2 is what it was, to rounding.
 
     Raises:
-        ConfigError: times do not ascend.
+        ConfigError: times are not finite and ascending.
+        RuntimeError: the integrator gave up.
 
     Warns:
         InitialisationWarning: a = b = 0, or a = -b.
@@ -50,9 +51,7 @@ def reduced_flow(
         >>> a.round(6).tolist(), b.round(6).tolist()
         ([0.643594], [1.553774])
     """
-    times = np.asarray(times, dtype=np.float64)
-    if len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
-        raise ConfigError(f"times={times.tolist()}: must ascend from 0 or later")
+    times = checked_times(times)
     warn_of_start(diagonal(1, key_query=key_query, output_value=output_value))
     imbalance = key_query**2 - output_value**2
 
@@ -63,6 +62,8 @@ def reduced_flow(
     solution = solve_ivp(
         velocity, end, start, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14
     )
+    if not solution.success:
+        raise RuntimeError(f"reduced flow stopped at {solution.t[-1]:g}: {solution.message}")
     return _split(solution.y[0], key_query, output_value)
 
 
