@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Float, Inexact, Num
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
@@ -119,7 +119,7 @@ class OneStep:
         return self.dim / 2 * (parabola + (self.length - 2) * self.k0)
 
     def position_loss(
-        self, t: int | Float[Array, " time"], product: float | None = None
+        self, t: int | Num[Array, " time"], product: float | None = None
     ) -> float | Float[Array, " time"]:
         """Give half the squared error after a context of t states.
 

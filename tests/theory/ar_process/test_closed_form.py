@@ -169,17 +169,19 @@ def test_a_complex_law_of_unit_modulus_has_the_theory_of_full_one() -> None:
 
 
 def test_a_law_known_by_samples_has_a_theory() -> None:
-    law = SampledLaw(lambda random, count, dim: random.standard_normal((count, dim)))
-    found = one_step(law, dim=3, length=20).product
-    # 2^20 draws: the sixth moment is found to sqrt(10395 / 225) / 2^10 = 0.7 %, here over 3 coordinates.
-    exact = one_step(start_law("gaussian"), dim=3, length=20).product
-    assert found == pytest.approx(exact, rel=0.015)
+    law = SampledLaw(
+        lambda random, count, dim: random.standard_normal((count, dim)), num_samples=2**18
+    )
+    found = one_step(law, dim=2, length=20).product
+    # The sixth moment of a coordinate is found to sqrt(10395 / 225) / 2^9 = 1.3 %, of two to 0.9 %.
+    exact = one_step(start_law("gaussian"), dim=2, length=20).product
+    assert found == pytest.approx(exact, rel=0.03)
     assert found != exact
 
 
 def different_scales(dim: int = 3) -> FiniteLaw:
     atoms = product_law([1.0, -1.0, 0.5, -0.5], np.full(4, 0.25), dim).atoms
-    return FiniteLaw(atoms * np.linspace(0.5, 1.5, dim), name="different scales")
+    return FiniteLaw(atoms * np.linspace(0.8, 1.2, dim), name="different scales")
 
 
 def test_one_step_refuses_coordinates_that_differ() -> None:
@@ -218,14 +220,14 @@ def test_training_the_closed_form_solves_coordinates_that_differ() -> None:
     closed = ClosedForm.of(law, dim=3, length=9)
     exact = population_loss(law, dim=3, length=9)
     start = diagonal(3, key_query=0.4, output_value=0.6)
-    rate = stability_bound(closed, start) / 2
+    rate = stability_bound(closed, start) / 5
     ours, theirs = (
         descend(engine, start, learning_rate=rate, steps=3000) for engine in (closed, exact)
     )
     # Two runs that round differently and both contract: some hundred roundings.
     np.testing.assert_allclose(ours.last.products, theirs.last.products, rtol=1e-11)
     assert theirs.last.off_diagonal < 1e-12
-    assert np.ptp(ours.last.products) > 0.5  # not a multiple of the identity
+    assert np.ptp(ours.last.products) > 0.2  # not a multiple of the identity
     _, gradient = closed.loss_and_gradient(ours.last)
     assert np.abs(gradient.output_value).max() < 1e-9
     tied = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesaopt.errors import ConfigError, InitialisationWarning
@@ -88,8 +88,8 @@ def test_the_difference_of_squares_is_conserved(name: str, start: tuple[float, f
 def test_every_quadrant_ends_in_the_limit(name: str, start: tuple[float, float]) -> None:
     theory = theory_of(name)
     end = limit_weights(theory, key_query=start[0], output_value=start[1])
-    # The slowest: c' = (K0 - G c) sqrt(P^2 + 4 c^2) from far below 0, then exponentially at 2 c* G.
-    late = np.array([40 / (theory.slope * 0.01)])
+    # c falls to |P| = 0.01 and rises again like exp(2 K0 time), 6 / K0 in all, then closes in as fast.
+    late = np.array([25 / theory.slope])
     a, b = reduced_flow(theory, key_query=start[0], output_value=start[1], times=late)
     np.testing.assert_allclose((a[0], b[0]), end, rtol=1e-9, atol=1e-9)
     assert end[0] * end[1] == pytest.approx(theory.product, rel=1e-13)
@@ -122,7 +122,7 @@ def test_a_negative_product_crosses_zero(start: tuple[float, float]) -> None:
         a, b = reduced_flow(theory, key_query=start[0], output_value=start[1], times=times)
     product = a * b
     assert product[0] < 0 < product[-1]
-    assert (np.diff(product) > -1e-12).all()
+    assert (np.diff(product) > -1e-9).all()  # to the integrator's errors
     larger = a if abs(start[0]) > abs(start[1]) else b
     assert (np.sign(larger) == np.sign(larger[0])).all()  # the larger one keeps its sign
     assert np.sign((a + b - larger)[-1]) == np.sign(larger[0])  # the smaller one takes it over
@@ -159,17 +159,21 @@ def test_a_phase_of_the_product_dies_out() -> None:
     np.testing.assert_allclose(moduli, end, rtol=1e-7)
 
 
-@given(name=laws, start=st.floats(1e-3, 2), places=st.lists(st.floats(0, 10), min_size=1))
-def test_equal_weights_follow_the_logistic_curve(
-    name: str, start: float, places: list[float]
-) -> None:
+@settings(max_examples=10)
+@given(name=laws, start=st.floats(0.03, 2), last=st.floats(0.1, 5))
+def test_equal_weights_follow_the_logistic_curve(name: str, start: float, last: float) -> None:
     theory = theory_of(name)
-    times = np.unique(np.array(places)) / theory.slope
-    a, b = reduced_flow(theory, key_query=start, output_value=start, times=times)
-    np.testing.assert_array_equal(a, b)
+    times = np.linspace(0, last, 4) / theory.slope
     wanted = logistic(theory, start=start**2, times=times)
-    # The integrator keeps 1e-12 a step; exp(20) is the largest growth, felt near the start only.
-    np.testing.assert_allclose(a * b, wanted, rtol=1e-9)
+    a, b = reduced_flow(theory, key_query=start, output_value=start, times=times)
+    np.testing.assert_allclose(a, b, rtol=1e-15)
+    np.testing.assert_allclose(a * b, wanted, rtol=1e-14)
+    # By the integrator, which keeps 1e-12 a step: from weights that are not quite equal, and from all.
+    a, b = reduced_flow(theory, key_query=start, output_value=start * (1 + 1e-9), times=times)
+    np.testing.assert_allclose(a * b, wanted, rtol=1e-7)
+    engine = ClosedForm.of(start_law(name), dim=5, length=100)
+    run = flow(engine, diagonal(5, key_query=start, output_value=start), times)
+    np.testing.assert_allclose(run.product, wanted, rtol=1e-7)
 
 
 @given(name=laws, start=away, tolerance=st.sampled_from((0.01, 0.1, 1e-4)))
