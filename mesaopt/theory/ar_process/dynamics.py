@@ -154,20 +154,47 @@ def flow(
         gradient = engine.loss_and_gradient(unflatten(y))[1]
         return -_flattened(_followed(gradient, off_diagonal))[0]
 
-    solution = solve_ivp(
-        velocity,
-        (0.0, float(times[-1])),
-        flat,
-        method="DOP853",
-        t_eval=times,
-        rtol=_RELATIVE,
-        atol=_ABSOLUTE,
-    )
-    if not solution.success:
-        raise RuntimeError(f"gradient flow stopped at {solution.t[-1]:g}: {solution.message}")
-    history = [unflatten(y) for y in np.ascontiguousarray(solution.y.T)]
+    path = integrated(velocity, flat, times, relative=_RELATIVE, absolute=_ABSOLUTE)
+    history = [unflatten(y) for y in path]
     losses = [engine.loss_and_gradient(weights)[0] for weights in history]
     return Trajectory(times, _stack(history), np.stack(losses))
+
+
+def integrated(
+    velocity: Callable[[float, NDArray[np.float64]], NDArray[np.float64]],
+    start: NDArray[np.float64],
+    times: NDArray[np.float64],
+    *,
+    relative: float,
+    absolute: float,
+) -> NDArray[np.float64]:
+    """Solve y' = velocity(time, y) from y(0) = start with scipy's DOP853.
+
+    Args:
+        velocity: of y.
+        start: y at time 0.
+        times: when to record, checked.
+        relative: error a step may make.
+        absolute: error a step may make.
+
+    Returns:
+        y at the times, [time, ...].
+
+    Raises:
+        RuntimeError: the integrator gave up.
+    """
+    end = float(times[-1])
+    if end == 0:  # scipy records nothing on an interval of length zero
+        return start[None].copy()
+    solution = solve_ivp(
+        velocity, (0.0, end), start, method="DOP853", t_eval=times, rtol=relative, atol=absolute
+    )
+    if not solution.success:
+        reached = (
+            f"before {times[len(solution.t)]:g}" if len(solution.t) < len(times) else "at the end"
+        )
+        raise RuntimeError(f"gradient flow stopped {reached}: {solution.message}")
+    return np.ascontiguousarray(solution.y.T)
 
 
 def checked_times(times: Float[Array, " time"]) -> NDArray[np.float64]:

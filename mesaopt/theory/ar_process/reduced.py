@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy.integrate import quad, solve_ivp
+from scipy.integrate import quad
 
 from mesaopt.errors import ConfigError
 from mesaopt.theory.ar_process.closed_form import OneStep
-from mesaopt.theory.ar_process.dynamics import checked_times, warn_of_start
+from mesaopt.theory.ar_process.dynamics import checked_times, integrated, warn_of_start
 from mesaopt.theory.ar_process.weights import Array, diagonal
 
 
@@ -60,18 +60,8 @@ def reduced_flow(
     def velocity(_: float, c: Float[Array, "1"]) -> Float[Array, "1"]:
         return -np.hypot(imbalance, 2 * c) * (theory.curvature * c - theory.slope)
 
-    solution = solve_ivp(
-        velocity,
-        (0.0, float(times[-1])),
-        [start],
-        method="DOP853",
-        t_eval=times,
-        rtol=1e-12,
-        atol=1e-14,
-    )
-    if not solution.success:
-        raise RuntimeError(f"reduced flow stopped at {solution.t[-1]:g}: {solution.message}")
-    return _split(solution.y[0], key_query, output_value)
+    path = integrated(velocity, np.array([start]), times, relative=1e-12, absolute=1e-14)
+    return _split(path[:, 0], key_query, output_value)
 
 
 def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """Training on the exact population: the printed learning curves, limits and shapes."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -88,13 +87,6 @@ def all_starts(dim: int) -> Weights:
     )
 
 
-def quiet_descend(*arguments: Any, **settings: Any) -> Trajectory:
-    """Gradient descent past the bound from one start of several: no warning is asked for here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return descend(*arguments, **settings)
-
-
 @pytest.mark.parametrize("name", CURVES)
 def test_printed_learning_curves(name: str) -> None:
     (law, scale, rate), *products = CURVES[name]
@@ -135,7 +127,8 @@ def layers(weights: Weights) -> list[Weights]:
 
 def trained(engine: QuadraticLoss, dim: int, steps: int = 4000) -> Trajectory:
     starts = all_starts(dim)
-    return descend(engine, starts, learning_rate=stability_bound(engine, starts) / 2, steps=steps)
+    # The bound is one of the solution; from (2, 2) the first steps are several times steeper.
+    return descend(engine, starts, learning_rate=stability_bound(engine, starts) / 8, steps=steps)
 
 
 # dim, T, product, loss, mean ratio at the last token, off-diagonals over diagonals of V and K.
@@ -288,8 +281,13 @@ def test_plain_flow_leaves_the_diagonal_on_full_one() -> None:
     engine = population_loss(start_law("full_one"), dim=3, length=20)
     run = flow(engine, diagonal(3, key_query=0.5, output_value=1.5), np.array([3.0]))
     wanted = layers(trained(engine, 3).last)[1]
-    np.testing.assert_allclose(run.last.output_value.real, wanted.output_value, atol=1e-6)
-    np.testing.assert_allclose(run.last.key_query.real, wanted.key_query, atol=1e-6)
+    # Steps of finite size change a^2 - b^2, but neither the product nor the shape.
+    assert run.product[-1] == pytest.approx(wanted.products.mean(), rel=1e-7)
+    for ours, theirs in (
+        (run.last.value_block, wanted.value_block),
+        (run.last.key_block, wanted.key_block),
+    ):
+        np.testing.assert_allclose(ours / ours[0, 0], theirs / theirs[0, 0], atol=1e-7)
 
 
 def test_progress_is_reported() -> None:

@@ -159,7 +159,7 @@ def test_a_phase_of_the_product_dies_out() -> None:
     np.testing.assert_allclose(moduli, end, rtol=1e-7)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(name=laws, start=st.floats(0.03, 2), last=st.floats(0.1, 5))
 def test_equal_weights_follow_the_logistic_curve(name: str, start: float, last: float) -> None:
     theory = theory_of(name)
@@ -307,3 +307,10 @@ def test_times_that_do_not_ascend_are_refused(times: list[float]) -> None:
 def test_values_out_of_range_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call(theory_of("gaussian"))
+
+
+def test_a_flow_may_end_at_once() -> None:
+    a, b = reduced_flow(
+        theory_of("gaussian"), key_query=0.1, output_value=0.2, times=np.array([0.0])
+    )
+    np.testing.assert_allclose((a[0], b[0]), (0.1, 0.2), rtol=1e-14)
