@@ -126,7 +126,8 @@ def sign_flip_test(
     names = [f"x_{j + 1}" for j in range(dim)]
     if np.iscomplexobj(states):
         names = [f"{part} {name}" for part in ("Re", "Im") for name in names]
-    powers = np.cumprod(np.broadcast_to(reals, (6, *reals.shape)), axis=0)  # of 1 ... 6
+    columns = np.ascontiguousarray(reals.T)
+    powers = np.stack(list(itertools.accumulate([columns] * 6, np.multiply)))  # [1 ... 6,V,N]
     found = {term: _self_normalised(powers, term) for term in _odd_monomials(reals.shape[1], dim)}
     worst = max(found, key=lambda term: found[term])
     threshold = math.sqrt(2 * math.log(2 * len(found) / _FALSE_ALARM))
@@ -157,7 +158,7 @@ def _odd_monomials(variables: int, dim: int) -> list[_Monomial]:
 
 def _self_normalised(powers: NDArray[np.float64], term: _Monomial) -> float:
     """Give |sum f| / sqrt(sum f^2), and 0 where f is 0 always."""
-    f = functools.reduce(np.multiply, [powers[power - 1, :, v] for v, power in term])
+    f = functools.reduce(np.multiply, [powers[power - 1, v] for v, power in term])
     norm = math.sqrt(np.vdot(f, f))
     return abs(float(f.sum())) / norm if norm else 0.0
 

@@ -76,7 +76,7 @@ def test_the_mean_ratio_of_gaussian_data_is_far_from_its_slope() -> None:
     theory = one_step(law, dim=2, length=30)
     weights = diagonal(2, key_query=theory.product, output_value=1.0)
     test = last_token(in_chunks(draw_sequences(law, 4000, 30, 2), 500))
-    # The ratio is c |x|^2 plus noise of mean zero: a spread of c sqrt(2), over 8000, and some for the noise.
+    # The ratio is c |x|^2 and noise of mean zero: a spread of c sqrt(2), over 8000, and the noise's.
     assert float(test.ratio(weights)) == pytest.approx(theory.ratio, abs=0.02)
     # Ratio of fourth and second moments: their relative errors are sqrt(96/9) and sqrt(2) over sqrt(8000).
     assert float(test.slope(weights)) == pytest.approx(theory.regression_slope, rel=0.12)
