@@ -276,7 +276,7 @@ class SampledLaw(StartLaw):
             largest, sixth = max(largest, tail.max()), sixth + tail.sum()
             both = np.concatenate([states, states.conj()], axis=-1)
             total = total + _monomials(both, monomials).sum(0)
-        if largest > _DOMINANT * sixth:
+        if largest > max(_DOMINANT, 10 / self.num_samples) * sixth:  # ten times an even share
             raise ConfigError(
                 f"start law {self.name!r}: one of {self.num_samples:,} draws makes up "
                 f"{largest / sixth:.0%} of the sixth moment: it is infinite, or too heavy in the tails "
@@ -341,7 +341,11 @@ def generalised_gaussian(shape: float, scale: float = 1.0) -> StartLaw:
 
     Returns:
         The law, with E |x|^n = scale^n Gamma((n + 1) / shape) / Gamma(1 / shape).
+
+    Raises:
+        ConfigError: shape or scale is not greater than 0 and finite.
     """
+    _check_positive(shape=shape, scale=scale)
 
     def raw_moment(n: int) -> float:
         log_moment = math.lgamma((n + 1) / shape) - math.lgamma(1 / shape)
@@ -364,7 +368,15 @@ def two_magnitudes(ratio: float, probability: float, scale: float = 1.0) -> Star
 
     Returns:
         The law of independent coordinates.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
+    if not (ratio >= 0 and math.isfinite(ratio)):
+        raise ConfigError(f"ratio={ratio}: must be 0 or greater and finite")
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"probability={probability}: must be between 0 and 1")
+    _check_positive(scale=scale)
 
     def draw(random: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
         magnitude = np.where(random.random(size) < probability, ratio, 1.0)
@@ -452,6 +464,11 @@ def start_law(name: str, *, scale: float = 1.0) -> StartLaw:
     """
     if name not in get_args(StartName):
         raise ConfigError(f"start={name!r}: {suggest(name, get_args(StartName))}")
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ConfigError(f"scale={scale}: must be greater than 0 and finite")
+    _check_positive(scale=scale)
     return _MAKERS[name](scale)  # type: ignore[index]
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}={value}: must be greater than 0 and finite")

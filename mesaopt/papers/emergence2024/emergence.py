@@ -59,9 +59,9 @@ EMERGENCE: Item[Emergence] = Item(
         "and b whose product is the step size of one step of gradient descent on the context. Every number "
         "below is computed three ways where it can be: in closed form, by training on the exact population "
         "(expectations by counting, no samples), and by training on sequences. The paper shows one set of "
-        "sequences; here there are several, and their range is drawn. The numbers of theorems, sections and "
-        "figures are as we know them from the paper's code and from summaries; they, and settings marked "
-        "so, are not confirmed against its text."
+        "sequences; here there are several, and their range is drawn. The numbers of theorems, sections "
+        "and figures are as we know them from the paper's code and from summaries; they, and settings "
+        "marked so, are not confirmed against its text."
     ),
     plans={
         "smoke": _plan("smoke", seeds=2, m=400, all_blocks=100, weights=2),

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact, Num
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
@@ -119,7 +119,7 @@ class OneStep:
         return self.dim / 2 * (parabola + (self.length - 2) * self.k0)
 
     def position_loss(
-        self, t: int | Float[Array, " time"], product: float | None = None
+        self, t: int | Num[Array, " time"], product: float | None = None
     ) -> float | Float[Array, " time"]:
         """Give half the squared error after a context of t states.
 
@@ -218,8 +218,12 @@ class ClosedForm:
         """See :meth:`mesaopt.theory.ar_process.Engine.loss_and_gradient`.
 
         Raises:
-            ValueError: the weights are not diagonal.
+            ValueError: the weights are not diagonal, or have another width.
         """
+        if weights.dim != self.dim:
+            raise ValueError(
+                f"weights have dim={weights.dim}: must be {self.dim} as in the moments"
+            )
         b, a = (np.diagonal(x, axis1=-2, axis2=-1) for x in _diagonal_blocks(weights))
         moments, contexts, h = self.moments, self.length - 2, harmonic(self.length)
         across_keys = h * (np.abs(a) ** 2 @ moments.mixed.T)  # H sum_r |a_r|^2 M_jr
@@ -230,19 +234,24 @@ class ClosedForm:
         pull = contexts * (moments.sixth * product - moments.fourth)
         value = pull * a.conj() + b * across_keys
         key = pull * b.conj() + a * across_values
-        one = np.eye(self.dim)
-        gradient = Weights(value[..., None] * one, key[..., None] * one)
+        gradient = Weights(_matrices(value), _matrices(key))
         return loss, gradient if weights.blocks == "core" else gradient.embedded()
+
+
+def _matrices(entries: Inexact[Array, "*batch dim"]) -> Inexact[Array, "*batch dim dim"]:
+    """Put entries on diagonals, with zeros beside them even where they are not finite."""
+    return np.where(np.eye(entries.shape[-1], dtype=bool), entries[..., None], 0.0)
 
 
 def _diagonal_blocks(weights: Weights) -> tuple[Array, Array]:
     """Return V and K after making sure that nothing else is there."""
     core = Weights(weights.value_block, weights.key_block)
     rest = (core if weights.blocks == "core" else core.embedded()).masked()
-    same = (rest.output_value == weights.output_value).all() and (
-        rest.key_query == weights.key_query
-    ).all()
-    if not same:
+    same = (
+        np.array_equal(rest.output_value, weights.output_value, equal_nan=True),
+        np.array_equal(rest.key_query, weights.key_query, equal_nan=True),
+    )
+    if not all(same):
         raise ValueError(
             "weights have entries off the diagonals of V and K: must be diagonal for the closed form; "
             "use population_loss"

@@ -1,5 +1,6 @@
 """Conditions on the law of x_1, as tests: does training stay diagonal, and does it recover the data?"""
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
+from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.sampled import parts
 from mesaopt.theory.ar_process.weights import Array, diagonal
 
@@ -124,7 +126,9 @@ def sign_flip_test(
     names = [f"x_{j + 1}" for j in range(dim)]
     if np.iscomplexobj(states):
         names = [f"{part} {name}" for part in ("Re", "Im") for name in names]
-    found = {term: _self_normalised(reals, term) for term in _odd_monomials(reals.shape[1], dim)}
+    columns = np.ascontiguousarray(reals.T)
+    powers = np.stack(list(itertools.accumulate([columns] * 6, np.multiply)))  # [1 ... 6,V,N]
+    found = {term: _self_normalised(powers, term) for term in _odd_monomials(reals.shape[1], dim)}
     worst = max(found, key=lambda term: found[term])
     threshold = math.sqrt(2 * math.log(2 * len(found) / _FALSE_ALARM))
     words = " ".join(names[j] + (f"^{power}" if power > 1 else "") for j, power in worst)
@@ -152,10 +156,10 @@ def _odd_monomials(variables: int, dim: int) -> list[_Monomial]:
     return terms
 
 
-def _self_normalised(reals: NDArray[np.float64], term: _Monomial) -> float:
+def _self_normalised(powers: NDArray[np.float64], term: _Monomial) -> float:
     """Give |sum f| / sqrt(sum f^2), and 0 where f is 0 always."""
-    f = np.prod([reals[:, v] ** power for v, power in term], axis=0)
-    norm = math.sqrt(np.vdot(f, f).real)
+    f = functools.reduce(np.multiply, [powers[power - 1, v] for v, power in term])
+    norm = math.sqrt(np.vdot(f, f))
     return abs(float(f.sum())) / norm if norm else 0.0
 
 
@@ -175,6 +179,9 @@ def one_step_identity(
     Returns:
         The largest difference over sequences, t = 2 ... T-1 and coordinates, over the largest prediction.
 
+    Raises:
+        ConfigError: the sequences have fewer than three states.
+
     Source: Zheng et al., the corollary of their Theorem 4.1.
 
     Example:
@@ -182,6 +189,7 @@ def one_step_identity(
         >>> one_step_identity(states, key_query=0.7, output_value=1.1) < 1e-14
         True
     """
+    check_size(states.shape[-1], states.shape[1])
     weights = diagonal(
         states.shape[-1], key_query=key_query, output_value=output_value, blocks="all"
     )
@@ -196,4 +204,5 @@ def one_step_identity(
         learned = -(key_query * output_value / (t - 1)) * gradient
         steps.append(np.einsum("zjk,zk->zj", learned, states[:, t - 1]))
     explicit = np.stack(steps, axis=1)
-    return float(np.abs(layer - explicit).max() / np.abs(explicit).max())
+    difference, largest = float(np.abs(layer - explicit).max()), float(np.abs(explicit).max())
+    return difference / largest if difference else 0.0

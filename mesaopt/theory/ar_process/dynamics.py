@@ -1,5 +1,6 @@
 """Training the layer on any engine: gradient descent, and the gradient flow that theory speaks of."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ def descend(
         >>> round(float(run.product[-1]), 6)
         0.19195
     """
-    if not learning_rate > 0:
-        raise ConfigError(f"learning_rate={learning_rate}: must be greater than 0")
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise ConfigError(f"learning_rate={learning_rate}: must be greater than 0 and finite")
     if steps < 1:
         raise ConfigError(f"steps={steps}: must be 1 or greater")
     warn_of_start(start)
@@ -128,7 +129,7 @@ def flow(
         Weights and losses at the times.
 
     Raises:
-        ConfigError: times are not ascending.
+        ConfigError: times are not finite and ascending.
         RuntimeError: the integrator gave up.
 
     Warns:
@@ -145,9 +146,7 @@ def flow(
         >>> run.product.round(8).tolist()
         [0.01, 0.02902394, 0.19187783]
     """
-    times = np.asarray(times, dtype=np.float64)
-    if times.ndim != 1 or len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
-        raise ConfigError(f"times={times.tolist()}: must ascend from 0 or later")
+    times = checked_times(times)
     warn_of_start(start)
     flat, unflatten = _flattened(start)
 
@@ -155,32 +154,75 @@ def flow(
         gradient = engine.loss_and_gradient(unflatten(y))[1]
         return -_flattened(_followed(gradient, off_diagonal))[0]
 
-    solution = solve_ivp(
-        velocity,
-        (0.0, float(times[-1])),
-        flat,
-        method="DOP853",
-        t_eval=times,
-        rtol=_RELATIVE,
-        atol=_ABSOLUTE,
-    )
-    if not solution.success:
-        raise RuntimeError(f"gradient flow stopped at {solution.t[-1]:g}: {solution.message}")
-    history = [unflatten(y) for y in np.ascontiguousarray(solution.y.T)]
+    path = integrated(velocity, flat, times, relative=_RELATIVE, absolute=_ABSOLUTE)
+    history = [unflatten(y) for y in path]
     losses = [engine.loss_and_gradient(weights)[0] for weights in history]
     return Trajectory(times, _stack(history), np.stack(losses))
+
+
+def integrated(
+    velocity: Callable[[float, NDArray[np.float64]], NDArray[np.float64]],
+    start: NDArray[np.float64],
+    times: NDArray[np.float64],
+    *,
+    relative: float,
+    absolute: float,
+) -> NDArray[np.float64]:
+    """Solve y' = velocity(time, y) from y(0) = start with scipy's DOP853.
+
+    Args:
+        velocity: of y.
+        start: y at time 0.
+        times: when to record, checked.
+        relative: error a step may make.
+        absolute: error a step may make.
+
+    Returns:
+        y at the times, [time, ...].
+
+    Raises:
+        RuntimeError: the integrator gave up.
+    """
+    end = float(times[-1])
+    if end == 0:  # scipy records nothing on an interval of length zero
+        return start[None].copy()
+    solution = solve_ivp(
+        velocity, (0.0, end), start, method="DOP853", t_eval=times, rtol=relative, atol=absolute
+    )
+    if not solution.success:
+        reached = (
+            f"before {times[len(solution.t)]:g}" if len(solution.t) < len(times) else "at the end"
+        )
+        raise RuntimeError(f"gradient flow stopped {reached}: {solution.message}")
+    return np.ascontiguousarray(solution.y.T)
+
+
+def checked_times(times: Float[Array, " time"]) -> NDArray[np.float64]:
+    """Return the times at which a flow is recorded, as numbers.
+
+    Args:
+        times: one or more, finite, ascending from 0 or later.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    times = np.asarray(times, dtype=np.float64)
+    one_row = times.ndim == 1 and len(times) > 0 and np.isfinite(times).all()
+    if not (one_row and times[0] >= 0 and (np.diff(times) > 0).all()):
+        raise ConfigError(f"times={times.tolist()}: must be finite, ascending, from 0 or later")
+    return times
 
 
 def warn_of_start(start: Weights) -> None:
     """Warn of weights from which training does not reach the solution.
 
     Args:
-        start: V = b I and K = a I are checked for a = b = 0 and for a = -b.
+        start: V = b I and K = a I are checked for a = b = 0 and for a = -b, every layer by itself.
 
     Warns:
         InitialisationWarning: with the reason.
     """
-    if not (np.abs(start.output_value).any() or np.abs(start.key_query).any()):
+    if not (start.output_value.any((-2, -1)) | start.key_query.any((-2, -1))).all():
         _warn_start("V = K = 0 (a0 = b0 = 0): the gradient is zero there, and training is stuck")
         return
     v, k = (np.diagonal(x, axis1=-2, axis2=-1) for x in (start.value_block, start.key_block))

@@ -17,7 +17,8 @@ class LastToken:
 
     Args:
         quadratic: the loss after the context t = T-1.
-        inverse: E F / x_{T,j} over sequences in which x_{T,j} is not 0, [dim, features].
+        inverse: sum of F / x_{T,j} over sequences in which x_{T,j} is not 0, over how many of these a
+            coordinate has on average, [dim, features].
 
     Example:
         >>> from mesaopt.theory.ar_process import diagonal
@@ -64,14 +65,14 @@ def last_token(stream: Stream) -> LastToken:
     """
     quadratic = cast(QuadraticLoss, sampled_loss(stream, contexts="last", largest_gram=2**62))
     inverse = np.zeros((quadratic.dim, len(quadratic.gram)), dtype=np.complex128)
-    count = np.zeros((quadratic.dim, 1))
+    count = 0
     for states in stream():
         memory, query, target = (x[:, 0] for x in parts(states, contexts="last"))
         features = np.einsum("zab,zc->zabc", memory, query).reshape(len(states), -1)
         is_there = target != 0
         inverse += np.divide(1, target, out=np.zeros_like(target), where=is_there).T @ features
-        count += is_there.sum(0)[:, None]
-    return LastToken(quadratic, inverse / np.maximum(count, 1))
+        count += int(is_there.sum())
+    return LastToken(quadratic, inverse * quadratic.dim / max(count, 1))
 
 
 def _contract(

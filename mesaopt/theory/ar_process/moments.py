@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
 from mesaopt.theory.ar_process.weights import Array
 
@@ -61,7 +62,7 @@ def start_moments(law: StartLaw, dim: int) -> StartMoments:
 
 def third_products(
     law: StartLaw, dim: int
-) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
+) -> tuple[NDArray[np.inexact], NDArray[np.inexact], NDArray[np.floating]]:
     """Give the moments of f = x_k conj(x_l) x_m, of which the features of the layer are made.
 
     Args:
@@ -70,6 +71,9 @@ def third_products(
 
     Returns:
         E f f^* [dim^3, dim^3], E f conj(x_j) [dim^3, dim] and E |x_j|^2 [dim].
+
+    Raises:
+        ConfigError: a moment is not finite.
     """
     one = np.eye(dim, dtype=np.int64)
     first, conjugate, last = (one[i] for i in np.indices((dim,) * 3).reshape(3, -1))
@@ -78,9 +82,21 @@ def third_products(
     cross = law.moment(
         np.broadcast_to(plain[:, None], (dim**3, dim, dim)), conjugate[:, None] + one[None]
     )
-    return gram, cross, law.moment(one, one).real
+    energy = law.moment(one, one).real
+    for values in (energy, cross, gram):
+        _check_finite(law, values)
+    return gram, cross, energy
 
 
 def _absolute(law: StartLaw, powers: NDArray[np.int64]) -> NDArray[np.float64]:
     """Give E prod_j |x_j|^{2 powers_j}."""
-    return np.real(law.moment(powers, powers))
+    values = np.real(law.moment(powers, powers))
+    _check_finite(law, values)
+    return values
+
+
+def _check_finite(law: StartLaw, values: NDArray[np.inexact]) -> None:
+    if not np.isfinite(values).all():
+        raise ConfigError(
+            f"start law {law.name!r}: has a moment that is not finite: must be finite up to the sixth"
+        )

@@ -56,19 +56,14 @@ def population_loss(
     """
     check_size(dim, length)
     gram, cross, energy = third_products(law, dim)
-    kinds = _FEATURES[blocks]
-    order = _token_order(len(kinds), dim)
-    times = np.arange(2 if contexts == "all" else length - 1, length)
-    pairs = _weights(dim, [(*_first(f), *_second(g)) for f in kinds for g in kinds], times)
-    targets = _weights(dim, [(*_first(f), _TARGET) for f in kinds], times)
-    size, count = dim**3, len(kinds)
-    pairs = pairs.reshape(size, size, count, count) * gram[:, :, None, None]
-    targets = targets.reshape(size, dim, count) * cross[:, :, None]
-    full_gram = pairs.transpose(2, 0, 3, 1).reshape(count * size, count * size)
-    full_cross = targets.transpose(2, 0, 1).reshape(count * size, dim)
-    return QuadraticLoss(
-        full_gram[np.ix_(order, order)], full_cross[order], len(times) * energy.sum()
-    )
+    pairs, targets = _time_counts(dim, length, blocks, contexts)
+    order = _token_order(len(_FEATURES[blocks]), dim)
+    features = len(order)
+    # [klm, k'l'm', block, block'] and [klm, j, block] to [feature, feature'] and [feature, j]
+    full_gram = (pairs * gram[:, :, None, None]).transpose(2, 0, 3, 1).reshape(features, features)
+    full_cross = (targets * cross[:, :, None]).transpose(2, 0, 1).reshape(features, dim)
+    times = len(_times(length, contexts))
+    return QuadraticLoss(full_gram[np.ix_(order, order)], full_cross[order], times * energy.sum())
 
 
 def check_size(dim: int, length: int) -> None:
@@ -138,6 +133,22 @@ def _second(feature: _Feature) -> tuple[_Exponent, _Exponent, _Exponent]:
         _Exponent(of_j=1, constant=-1 - b),
         _Exponent(of_t=-1, constant=1 + c),
     )
+
+
+def _times(length: int, contexts: Contexts) -> Int[Array, " context"]:
+    return np.arange(2 if contexts == "all" else length - 1, length)
+
+
+@functools.lru_cache(maxsize=8)
+def _time_counts(
+    dim: int, length: int, blocks: Blocks, contexts: Contexts
+) -> tuple[Float[Array, "feature feature kind kind"], Float[Array, "feature dim kind"]]:
+    """Expect products of eigenvalues in F F^* and F x_{t+1}^*; laws of x_1 share them."""
+    kinds, times = _FEATURES[blocks], _times(length, contexts)
+    pairs = _weights(dim, [(*_first(f), *_second(g)) for f in kinds for g in kinds], times)
+    targets = _weights(dim, [(*_first(f), _TARGET) for f in kinds], times)
+    size, count = dim**3, len(kinds)
+    return pairs.reshape(size, size, count, count), targets.reshape(size, dim, count)
 
 
 def _weights(

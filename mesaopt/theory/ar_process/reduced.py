@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy.integrate import quad, solve_ivp
+from scipy.integrate import quad
 
 from mesaopt.errors import ConfigError
 from mesaopt.theory.ar_process.closed_form import OneStep
-from mesaopt.theory.ar_process.dynamics import warn_of_start
+from mesaopt.theory.ar_process.dynamics import checked_times, integrated, warn_of_start
 from mesaopt.theory.ar_process.weights import Array, diagonal
 
 
@@ -35,12 +35,13 @@ def reduced_flow(
         a and b at the times; a^2 - b^2 is what it was, to rounding.
 
     Raises:
-        ConfigError: times do not ascend.
+        ConfigError: times are not finite and ascending.
+        RuntimeError: the integrator gave up.
 
     Warns:
         InitialisationWarning: a = b = 0, or a = -b.
 
-    Source: derived; the reduced dynamics of Zheng et al., by scipy's DOP853.
+    Source: derived; the reduced dynamics of Zheng et al., by scipy's DOP853, or by formula if |a| = |b|.
 
     Example:
         >>> from mesaopt.tasks import start_law
@@ -50,20 +51,17 @@ def reduced_flow(
         >>> a.round(6).tolist(), b.round(6).tolist()
         ([0.643594], [1.553774])
     """
-    times = np.asarray(times, dtype=np.float64)
-    if len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
-        raise ConfigError(f"times={times.tolist()}: must ascend from 0 or later")
+    times = checked_times(times)
     warn_of_start(diagonal(1, key_query=key_query, output_value=output_value))
-    imbalance = key_query**2 - output_value**2
+    start, imbalance = key_query * output_value, key_query**2 - output_value**2
+    if imbalance == 0:  # an integrator may step across the saddle at 0, the flow cannot
+        return _split(_balanced(theory, start, times), key_query, output_value)
 
     def velocity(_: float, c: Float[Array, "1"]) -> Float[Array, "1"]:
         return -np.hypot(imbalance, 2 * c) * (theory.curvature * c - theory.slope)
 
-    start, end = [key_query * output_value], (0.0, float(times[-1]))
-    solution = solve_ivp(
-        velocity, end, start, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14
-    )
-    return _split(solution.y[0], key_query, output_value)
+    path = integrated(velocity, np.array([start]), times, relative=1e-12, absolute=1e-14)
+    return _split(path[:, 0], key_query, output_value)
 
 
 def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> tuple[float, float]:
@@ -112,8 +110,7 @@ def logistic(
     """
     if not start > 0:
         raise ConfigError(f"start={start}: must be greater than 0")
-    ratio = theory.product / start
-    return theory.product / (1 + (ratio - 1) * np.exp(-2 * theory.slope * np.asarray(times)))
+    return _balanced(theory, start, np.asarray(times, dtype=np.float64))
 
 
 def time_to_within(
@@ -160,6 +157,15 @@ def time_to_within(
         return 1 / (math.hypot(imbalance, 2 * c) * (theory.slope - theory.curvature * c))
 
     return quad(slowness, start, end, epsabs=0, epsrel=1e-10, limit=200)[0]
+
+
+def _balanced(theory: OneStep, start: float, times: Float[Array, " time"]) -> Float[Array, " time"]:
+    """Give c under c' = 2 |c| (K0 - G c): the logistic curve, run backwards below 0."""
+    if start == 0:
+        return np.zeros_like(times)
+    faded = np.exp(-2 * theory.slope * times)
+    ratio = theory.product / start - 1
+    return theory.product * (1 / (1 + ratio * faded) if start > 0 else faded / (faded + ratio))
 
 
 def _split(

@@ -105,6 +105,7 @@ def sampled_loss(
         gram.addmm_(tensor.T, tensor.conj())
         cross += rows.T @ target.conj()
         energy += np.vdot(target, target).real
+    _check_count(count)
     return QuadraticLoss(gram.numpy() / count, cross / count, energy / count)
 
 
@@ -128,7 +129,7 @@ class DirectLoss:
         """See :meth:`mesaopt.theory.ar_process.Engine.loss_and_gradient`.
 
         Raises:
-            ValueError: the weights have other blocks or another width.
+            ValueError: the weights have other blocks or another width, or there are no sequences.
         """
         if (weights.dim, weights.blocks) != (self.dim, self.blocks):
             raise ValueError(
@@ -150,6 +151,7 @@ class DirectLoss:
             pulled = np.einsum("...ja,...ztj->...zta", p.conj(), error, optimize=True)
             back = _apply(memory.conj().swapaxes(-1, -2), pulled)
             key += np.einsum("...ztb,ztc->...bc", back, query.conj(), optimize=True)
+        _check_count(count)
         return loss / count, Weights(value / count, key / count)
 
 
@@ -172,7 +174,7 @@ def tied_estimate(stream: Stream) -> TiedEstimate:
         The product with its standard error (that of a ratio of means).
 
     Raises:
-        ConfigError: there are no sequences, or they have fewer than three states.
+        ConfigError: there are fewer than two sequences, or they have fewer than three states.
     """
     _dim_of(stream)
     slopes, curvatures = [], []
@@ -181,6 +183,7 @@ def tied_estimate(stream: Stream) -> TiedEstimate:
         feature = _apply(memory, query)
         slopes.append(np.einsum("ztj,ztj->z", feature.conj(), target).real)
         curvatures.append((np.abs(feature) ** 2).sum((1, 2)))
+    _check_count(sum(map(len, slopes)), least=2)
     slope, curvature = np.concatenate(slopes), np.concatenate(curvatures)
     product = slope.mean() / curvature.mean()
     spread = (slope - product * curvature).std(ddof=1) / curvature.mean()
@@ -235,3 +238,10 @@ def _dim_of(stream: Stream) -> int:
         check_size(states.shape[-1], states.shape[1])
         return states.shape[-1]
     raise ConfigError("stream: gives no sequences: must give one chunk or more")
+
+
+def _check_count(count: int, least: int = 1) -> None:
+    if count < least:
+        raise ConfigError(
+            f"stream: gives {count} sequences: must give {least} or more, the same at every call"
+        )

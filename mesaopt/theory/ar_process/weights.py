@@ -1,5 +1,6 @@
 """The two weight matrices of one layer of linear attention, where training them starts, what it makes."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -86,9 +87,9 @@ class Weights:
         """Give the same with zeros off the diagonals of V and K; other blocks are left."""
         output_value, key_query = self.output_value.copy(), self.key_query.copy()
         copy = Weights(output_value, key_query)
-        keep = np.eye(self.dim)
-        copy.value_block[...] *= keep
-        copy.key_block[...] *= keep
+        off = ~np.eye(self.dim, dtype=bool)
+        copy.value_block[..., off] = 0
+        copy.key_block[..., off] = 0
         return copy
 
     def embedded(self) -> "Weights":
@@ -96,7 +97,7 @@ class Weights:
         if self.blocks == "all":
             return self
         dim, batch = self.dim, self.output_value.shape[:-2]
-        kind = self.output_value.dtype
+        kind = np.result_type(self.output_value, self.key_query)
         out = Weights(
             np.zeros((*batch, dim, 2 * dim), kind), np.zeros((*batch, 2 * dim, 2 * dim), kind)
         )
@@ -119,10 +120,12 @@ def diagonal(
     Returns:
         The weights.
 
+    Raises:
+        ConfigError: dim is out of range.
+
     Source: Zheng et al., their assumption on the initialisation.
     """
-    if dim < 1:
-        raise ConfigError(f"dim={dim}: must be 1 or greater")
+    _check_dim(dim)
     weights = Weights(output_value * np.eye(dim), key_query * np.eye(dim))
     return weights if blocks == "core" else weights.embedded()
 
@@ -141,13 +144,23 @@ def normal(
 
     Returns:
         The weights, [count, ...].
-    """
-    if not std > 0:
-        raise ConfigError(f"std={std}: must be greater than 0")
-    width = dim if blocks == "core" else 2 * dim
 
+    Raises:
+        ConfigError: dim, std or count is out of range.
+    """
+    _check_dim(dim)
+    if not (std > 0 and math.isfinite(std)):
+        raise ConfigError(f"std={std}: must be greater than 0 and finite")
+    if count < 1:
+        raise ConfigError(f"count={count}: must be 1 or greater")
+    width = dim if blocks == "core" else 2 * dim
     shapes = ((count, dim, width), (count, width, width))
     return Weights(*(std * random.standard_normal(shape) for shape in shapes))
+
+
+def _check_dim(dim: int) -> None:
+    if dim < 1:
+        raise ConfigError(f"dim={dim}: must be 1 or greater")
 
 
 def _on(magnitudes: Float[Array, "*batch dim dim"]) -> Float[Array, " *batch"]:
