@@ -4,6 +4,7 @@ Training theory needs moments of the first state x_1 up to the sixth; a law here
 quadrature, or by averaging draws.
 """
 
+import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -110,9 +111,9 @@ class IndependentLaw(RealLaw):
     ):
         self.name = name
         self._draw = draw
-        self._raw_moment = raw_moment
+        self._raw_moment = functools.cache(raw_moment)  # a quadrature is slow
         for order in range(HIGHEST_MOMENT + 1):
-            value = float(raw_moment(order))
+            value = float(self._raw_moment(order))
             if not math.isfinite(value):
                 raise ConfigError(
                     f"start law {name!r}: moment {order} is {value}: must be finite up to {HIGHEST_MOMENT}"
