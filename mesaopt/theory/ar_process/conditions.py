@@ -159,7 +159,7 @@ def _odd_monomials(variables: int, dim: int) -> list[_Monomial]:
 def _self_normalised(powers: NDArray[np.float64], term: _Monomial) -> float:
     """Give |sum f| / sqrt(sum f^2), and 0 where f is 0 always."""
     f = functools.reduce(np.multiply, [powers[power - 1, v] for v, power in term])
-    norm = math.sqrt(np.vdot(f, f))
+    norm = math.sqrt((f * f).sum())  # np.vdot's threads would spin for longer than it takes
     return abs(float(f.sum())) / norm if norm else 0.0
 
 

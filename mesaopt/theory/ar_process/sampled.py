@@ -93,20 +93,20 @@ def sampled_loss(
     if 16 * features**2 > largest_gram:
         return DirectLoss(stream, dim, blocks, contexts)
     gram = torch.zeros((features, features), dtype=torch.complex128)
-    cross = np.zeros((features, dim), dtype=np.complex128)
+    cross = torch.zeros((features, dim), dtype=torch.complex128)
     energy, count = 0.0, 0
     for states in stream():
         memory, query, target = parts(states, blocks, contexts)
         count += len(states)
         rows = memory[..., None] * query[:, :, None, None]  # [B,T,A,B,C]
         rows = rows.astype(np.complex128).reshape(-1, features)  # [B*T,F]
-        target = target.reshape(-1, dim)
+        target = target.astype(np.complex128).reshape(-1, dim)
         tensor = torch.from_numpy(rows)  # torch's threads sleep while they wait, NumPy's spin
         gram.addmm_(tensor.T, tensor.conj())
-        cross += rows.T @ target.conj()
-        energy += np.vdot(target, target).real
+        cross.addmm_(tensor.T, torch.from_numpy(target.conj()))
+        energy += float((np.abs(target) ** 2).sum())
     _check_count(count)
-    return QuadraticLoss(gram.numpy() / count, cross / count, energy / count)
+    return QuadraticLoss(gram.numpy() / count, cross.numpy() / count, energy / count)
 
 
 @dataclass(frozen=True)

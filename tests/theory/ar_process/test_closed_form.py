@@ -191,6 +191,13 @@ def test_one_step_refuses_coordinates_that_differ() -> None:
         one_step(different_scales(), dim=3, length=9)
 
 
+def test_one_step_refuses_coordinates_that_differ_a_little() -> None:
+    atoms = product_law([1.0, -1.0], [0.5, 0.5], 2).atoms
+    law = FiniteLaw(atoms * [1.0, 1.0001], name="nearly alike")
+    with pytest.raises(ConfigError, match="'nearly alike': its fourth moments"):
+        one_step(law, dim=2, length=9)
+
+
 def test_one_step_looks_at_both_sums_of_mixed_moments() -> None:
     # Rows of E x_j^2 x_r^4 add up alike while columns do not, with the same fourth and sixth moments.
     law = FiniteLaw(np.eye(3), name="rows alone")
