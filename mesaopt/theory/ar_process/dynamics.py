@@ -11,9 +11,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from mesaopt.errors import ConfigError, InitialisationWarning, StabilityWarning
+from mesaopt.errors import ConfigError, InitialisationWarning, RunError, StabilityWarning
 from mesaopt.theory.ar_process.statistics import Engine, stability_bound
-from mesaopt.theory.ar_process.weights import Array, Weights
+from mesaopt.theory.ar_process.weights import Array, Weights, check_choice
 
 OffDiagonal = Literal["trained", "masked"]
 """Whether gradients off the diagonals of V and K are followed or set to zero."""
@@ -70,6 +70,7 @@ def descend(
 
     Raises:
         ConfigError: learning_rate or steps is out of range.
+        RunError: the loss is no longer finite.
 
     Warns:
         InitialisationWarning: training cannot reach the solution from the start.
@@ -90,6 +91,7 @@ def descend(
         raise ConfigError(f"learning_rate={learning_rate}: must be greater than 0 and finite")
     if steps < 1:
         raise ConfigError(f"steps={steps}: must be 1 or greater")
+    check_choice("off_diagonal", off_diagonal, OffDiagonal)
     warn_of_start(start)
     bound = stability_bound(engine, start)
     if learning_rate > bound:
@@ -101,7 +103,13 @@ def descend(
         )
     weights, history, losses = start, [], []
     for step in range(steps + 1):
-        loss, gradient = engine.loss_and_gradient(weights)
+        with np.errstate(over="ignore", invalid="ignore"):  # said more clearly below
+            loss, gradient = engine.loss_and_gradient(weights)
+        if not np.isfinite(loss).all():
+            raise RunError(
+                f"step {step}: the loss is no longer finite; learning_rate={learning_rate:g} is too "
+                f"large, the bound of stability is {bound:.3g}"
+            )
         history.append(weights)
         losses.append(loss)
         weights = weights.moved(_followed(gradient, off_diagonal), -learning_rate)
@@ -146,6 +154,7 @@ def flow(
         >>> run.product.round(8).tolist()
         [0.01, 0.02902394, 0.19187783]
     """
+    check_choice("off_diagonal", off_diagonal, OffDiagonal)
     times = checked_times(times)
     warn_of_start(start)
     flat, unflatten = _flattened(start)

@@ -18,7 +18,7 @@ from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
 from mesaopt.theory.ar_process.moments import third_products
 from mesaopt.theory.ar_process.statistics import QuadraticLoss
-from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts
+from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, check_choice
 
 
 def population_loss(
@@ -55,6 +55,8 @@ def population_loss(
         0.0
     """
     check_size(dim, length)
+    check_choice("blocks", blocks, Blocks)
+    check_choice("contexts", contexts, Contexts)
     gram, cross, energy = third_products(law, dim)
     pairs, targets = _time_counts(dim, length, blocks, contexts)
     order = _token_order(len(_FEATURES[blocks]), dim)

@@ -12,7 +12,7 @@ from mesaopt.errors import ConfigError
 from mesaopt.tasks import ARProcess, Split
 from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.statistics import QuadraticLoss
-from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, Weights
+from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, Weights, check_choice
 
 Stream = Callable[[], Iterable[Inexact[Array, "batch time dim"]]]
 """Gives the same sequences x_1 ... x_T at every call, a chunk of them at a time."""
@@ -88,6 +88,8 @@ def sampled_loss(
         >>> round(float(loss), 6)  # half the energy of two coordinates in four targets
         4.0
     """
+    check_choice("blocks", blocks, Blocks)
+    check_choice("contexts", contexts, Contexts)
     dim = _dim_of(stream)
     features = (dim if blocks == "core" else 2 * dim) ** 3
     if 16 * features**2 > largest_gram:

@@ -145,20 +145,29 @@ def tied_loss(engine: Engine, blocks: Blocks = "core") -> TiedLoss:
 
 
 def stability_bound(engine: Engine, weights: Weights) -> float:
-    """Give the step size past which gradient descent cannot stay at the solution.
+    """Give the step size past which gradient descent cannot reach the solution, or stay there.
 
-    At the limit a*, b* the loss has curvature (|a*|^2 + |b*|^2) G along the joint direction of all
-    coordinates, so that steps of 2 / ((|a*|^2 + |b*|^2) G) or more move away from it. The limit is
-    that of diagonal weights: a* b* = (ab)*, |a|^2 - |b|^2 as in the beginning.
+    A step multiplies a + b by 1 - step_size g and a - b by 1 + step_size g, with g = G (ab - (ab)*), so
+    that 2 / |g| is too large at the start. At the limit a*, b* the loss has curvature
+    (|a*|^2 + |b*|^2) G along the joint direction of all coordinates, so that 2 / ((|a*|^2 + |b*|^2) G) is
+    too large there; a* b* = (ab)*, and |a|^2 - |b|^2 is as in the beginning.
 
     Args:
         engine: of the loss.
-        weights: the beginning.
+        weights: the beginning; their diagonals are looked at.
 
     Returns:
-        The largest bound that holds for all layers in `weights`.
+        The smaller of the two, for the worst of all layers in `weights`. Where the coordinates of x_1 have
+        different laws, it is that of their mean, and the steepest one may need less.
 
-    Source: linearisation of the reduced flow; see `docs/emergence.md`.
+    Source: linearisation of the reduced flow.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
+        >>> engine = ClosedForm.of(start_law("gaussian"), dim=5, length=100)
+        >>> round(stability_bound(engine, diagonal(5, key_query=0.1, output_value=0.1)), 4)
+        0.0034
     """
     tied = tied_loss(engine, weights.blocks)
     k, v = (
@@ -166,7 +175,8 @@ def stability_bound(engine: Engine, weights: Weights) -> float:
         for block in (weights.key_block, weights.value_block)
     )
     imbalance = np.abs((k - v).mean(-1)).max()
-    return 2 / (tied.curvature * math.hypot(imbalance, 2 * tied.optimum))
+    distance = np.abs(weights.products.mean(-1) - tied.optimum).max()
+    return 2 / (tied.curvature * max(math.hypot(imbalance, 2 * tied.optimum), float(distance)))
 
 
 def _multiply(

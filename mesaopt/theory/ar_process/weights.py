@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from mesaopt.errors import ConfigError
+from mesaopt.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     Array = np.ndarray
@@ -19,6 +19,27 @@ Blocks = Literal["core", "all"]
 
 Contexts = Literal["all", "last"]
 """Score the predictions after every context t = 2 ... T-1, or after the longest only."""
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse a word that is not one of a `Literal`.
+
+    Args:
+        name: of the argument.
+        value: the word.
+        choices: the `Literal`.
+
+    Raises:
+        ConfigError: naming what is allowed.
+
+    Example:
+        >>> check_choice("contexts", "lst", Contexts)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: contexts='lst': did you mean 'last'?
+    """
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}={value!r}: {suggest(value, get_args(choices))}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +146,7 @@ def diagonal(
 
     Source: Zheng et al., their assumption on the initialisation.
     """
-    _check_dim(dim)
+    _check(dim, blocks)
     weights = Weights(output_value * np.eye(dim), key_query * np.eye(dim))
     return weights if blocks == "core" else weights.embedded()
 
@@ -148,7 +169,7 @@ def normal(
     Raises:
         ConfigError: dim, std or count is out of range.
     """
-    _check_dim(dim)
+    _check(dim, blocks)
     if not (std > 0 and math.isfinite(std)):
         raise ConfigError(f"std={std}: must be greater than 0 and finite")
     if count < 1:
@@ -158,7 +179,8 @@ def normal(
     return Weights(*(std * random.standard_normal(shape) for shape in shapes))
 
 
-def _check_dim(dim: int) -> None:
+def _check(dim: int, blocks: str) -> None:
+    check_choice("blocks", blocks, Blocks)
     if dim < 1:
         raise ConfigError(f"dim={dim}: must be 1 or greater")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesaopt.errors import ConfigError, InitialisationWarning
+from mesaopt.errors import ConfigError, InitialisationWarning, RunError, StabilityWarning
 from mesaopt.tasks import start_law
 from mesaopt.theory.ar_process import (
     ClosedForm,
@@ -34,8 +34,8 @@ SPLITS = {  # limits (a, b) from (0.5, 1.5), and both from a0 = b0, at dim 5 and
 }
 
 
-def theory_of(name: str) -> OneStep:
-    return one_step(start_law(name), dim=5, length=100)
+def theory_of(name: str, length: int = 100) -> OneStep:
+    return one_step(start_law(name), dim=5, length=length)
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -264,6 +264,21 @@ def test_steps_below_the_bound_stay_and_steps_above_leave(
     # Every step multiplies the gap by 1 - 2 * factor: 0.9^60 = 0.002, 1.1^60 = 300 while it is small.
     assert gaps[0.95][-1] < 0.01 * gaps[0.95][0]
     assert gaps[1.05][-1] > 20 * gaps[1.05][0]
+
+
+def test_far_from_the_solution_the_start_sets_the_bound() -> None:
+    engine = ClosedForm.of(start_law("full_one"), dim=5, length=20)
+    start = diagonal(5, key_query=2.0, output_value=2.0)
+    theory = theory_of("full_one", length=20)
+    bound = stability_bound(engine, start)
+    # The first step multiplies a + b by 1 - rate * G (4 - (ab)*): by -1 at the bound.
+    assert bound == pytest.approx(2 / (theory.curvature * (4 - theory.product)))
+    assert bound < 1 / (theory.curvature * theory.product)  # the bound at the solution
+    diverges = pytest.raises(RunError, match=r"no longer finite; learning_rate=.*the bound")
+    with pytest.warns(StabilityWarning), diverges:
+        descend(engine, start, learning_rate=1.2 * bound, steps=100)
+    near = descend(engine, start, learning_rate=0.8 * bound, steps=400)
+    assert near.product[-1] == pytest.approx(theory.product)
 
 
 def test_of_several_layers_the_smallest_bound_counts() -> None:

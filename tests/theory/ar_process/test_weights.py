@@ -7,7 +7,8 @@ from slow_layer import draw_sequences, layer_loss, random_weights
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import start_law
-from mesaopt.theory.ar_process import Weights, diagonal, normal
+from mesaopt.theory.ar_process import Blocks, Weights, diagonal, normal
+from mesaopt.theory.ar_process.weights import check_choice
 
 
 @pytest.mark.parametrize("blocks", ["core", "all"])
@@ -117,3 +118,9 @@ def test_normal_starts_out_of_range_are_refused(changes: dict[str, Any], message
 def test_a_diagonal_start_without_coordinates_is_refused() -> None:
     with pytest.raises(ConfigError, match="dim=0: must be 1 or greater"):
         diagonal(0, key_query=1.0, output_value=1.0)
+
+
+def test_a_misspelt_choice_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="blocks='al': did you mean 'all'"):
+        check_choice("blocks", "al", Blocks)
+    check_choice("blocks", "core", Blocks)
