@@ -83,7 +83,8 @@ class ARProcess:
             ValueError: batch_size or dtype is out of range.
         """
         _check(batch_size=batch_size, dtype=dtype)
-        start, theta = self._draw(batch_size, seed, split, step)
+        blocks = self._draw(batch_size, seed, split, step)
+        start, theta = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         states = self._roll_out(start, theta).to(device=device, dtype=dtype)
         transition = torch.diag_embed(torch.from_numpy(_turn(theta))).to(states)
         tokens = tokens_from_states(states[:, :-1], self.config.token_slots)
@@ -106,11 +107,11 @@ class ARProcess:
             seed: 0 or greater.
             step: 0 or greater.
             split: stream to draw from.
-            chunk_size: sequences at a time, 1 or more; it changes no number.
+            chunk_size: sequences at a time, 1 or more, and 256 at most; it changes no number.
             dtype: torch.complex64 or torch.complex128.
 
         Returns:
-            States [chunk_size, T, dim], the last ones fewer.
+            States [chunk_size, T, dim], fewer at the end of every 256.
 
         Raises:
             ConfigError: seed or step is out of range, or the sampler of x_1 returns no such states.
@@ -122,23 +123,25 @@ class ARProcess:
             [256, 256, 88]
         """
         _check(num_sequences=num_sequences, chunk_size=chunk_size, dtype=dtype)
-        start, theta = self._draw(num_sequences, seed, split, step)
+        blocks = self._draw(num_sequences, seed, split, step)
         return (
             self._roll_out(start[i : i + chunk_size], theta[i : i + chunk_size]).to(dtype)
-            for i in range(0, num_sequences, chunk_size)
+            for start, theta in blocks
+            for i in range(0, len(start), chunk_size)
         )
 
     def _draw(
         self, count: int, seed: int, split: Split, step: int
-    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        """Draw x_1 and theta, [count, dim] each: all that a sequence is made of."""
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
+        """Draw x_1 and theta, [count, dim] each, block by block: all that a sequence is made of."""
         random, dim = generator(seed, f"ar_process/{split}", step), self.config.dim
-        blocks = [
-            (self.start.sample(random, _BLOCK, dim), random.uniform(0, 2 * math.pi, (_BLOCK, dim)))
-            for _ in range(-(-count // _BLOCK))
-        ]
-        start, theta = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
-        return start, theta
+
+        def block(left: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
+            start = self.start.sample(random, _BLOCK, dim)
+            theta = random.uniform(0, 2 * math.pi, (_BLOCK, dim))
+            return start[:left], theta[:left]
+
+        return (block(count - done) for done in range(0, count, _BLOCK))
 
     def _roll_out(
         self, start: NDArray[Any], theta: NDArray[np.float64]

@@ -36,7 +36,19 @@ def test_a_stream_depends_neither_on_its_length_nor_on_the_chunks(
     assert torch.equal(whole[:small], part)
     chunks = list(TASK.chunks(large, seed=2, step=1, chunk_size=chunk_size))
     assert torch.equal(torch.cat(chunks), whole)
-    assert {len(chunk) for chunk in chunks[:-1]} <= {chunk_size}
+    assert all(len(chunk) <= min(chunk_size, 256) for chunk in chunks)
+
+
+def test_a_stream_holds_no_more_than_it_gives() -> None:
+    drawn = []
+
+    def start(random: np.random.Generator, count: int, dim: int) -> np.ndarray:
+        drawn.append(count)
+        return random.standard_normal((count, dim))
+
+    chunks = ARProcess(ARProcessConfig(dim=2, length=3), start=start).chunks(10_000, seed=0)
+    next(chunks)
+    assert sum(drawn) == 256
 
 
 @given(
