@@ -1,7 +1,7 @@
 """What predictors have to be told, found on validation sequences: test sequences are never seen."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -98,7 +98,7 @@ def tune(
         True
     """
     _check_search(bounds, spacing, growth, tolerance)
-    batches = _validation(task, num_sequences, seed)
+    batches = list(_validation(task, num_sequences, seed))
 
     def loss(value: float) -> float:
         predict = family(value)
@@ -206,8 +206,9 @@ def fit_polynomial(
     """
     if not 0 <= degree <= 20:
         raise ValueError(f"degree={degree}: must be between 0 and 20")
-    batches = _validation(task, num_sequences, seed)
-    loss = _quadratic_loss(batches, degree, _SINGLE_STEP, inputs, pairs)
+    loss = _quadratic_loss(
+        lambda: _validation(task, num_sequences, seed), degree, _SINGLE_STEP, inputs, pairs
+    )
     best = np.linalg.lstsq(loss.gram.numpy(), loss.cross.numpy(), rcond=None)[0]
     powers = Chebyshev(best, domain=[0, loss.largest]).convert(kind=Polynomial).coef
     return (*map(float, powers), *(0.0,) * (degree + 1 - len(powers)))
@@ -257,15 +258,16 @@ def learn_inverse(
         >>> from mesaopt.theory import neumann_inverse
         >>> start = neumann_inverse(2, ridge=1e-3, scale="frobenius")
         >>> task = LinearSystem(LinearSystemConfig())
-        >>> learned = learn_inverse(task, start, num_sequences=256, iterations=10)
-        >>> learned.step_sizes[1] > 1
+        >>> learned = learn_inverse(task, start, num_sequences=256, iterations=100)
+        >>> learned.step_sizes[1] > start.step_sizes[1]
         True
     """
     if iterations < 1 or not 0 < learning_rate < math.inf:
         given = f"iterations={iterations}, learning_rate={learning_rate}"
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")
-    batches = _validation(task, num_sequences, seed)
-    loss = _quadratic_loss(batches, start.degree, start, inputs, pairs)
+    loss = _quadratic_loss(
+        lambda: _validation(task, num_sequences, seed), start.degree, start, inputs, pairs
+    )
     nodes, to_coefficients = _interpolation(start.degree, loss.largest)
     learned = torch.tensor([start.step_sizes, start.momenta], dtype=torch.float64)
     learned.requires_grad_()
@@ -303,8 +305,8 @@ def _check_search(
         raise ValueError(f"tolerance={tolerance}: must be between 0 and 1")
 
 
-def _validation(task: Task, num_sequences: int, seed: int) -> list[Batch]:
-    return [*evaluation_batches(task, num_sequences=num_sequences, seed=seed, split="validation")]
+def _validation(task: Task, num_sequences: int, seed: int) -> Iterator[Batch]:
+    return evaluation_batches(task, num_sequences=num_sequences, seed=seed, split="validation")
 
 
 def _search(
@@ -344,21 +346,24 @@ class _QuadraticLoss:
 
 
 def _quadratic_loss(
-    batches: list[Batch],
+    draw: Callable[[], Iterator[Batch]],
     degree: int,
     inverse: ApproximateInverse,
     inputs: InputMap | None,
     pairs: Pairs,
 ) -> _QuadraticLoss:
-    """Sum up the loss of all polynomials in A = scale (H + ridge I) up to a degree."""
-    contexts = [_double_context(batch, inputs, pairs) for batch in batches]
+    """Sum up the loss of all polynomials in A = scale (H + ridge I) up to a degree.
+
+    Sequences are drawn twice rather than kept: there may be many.
+    """
     largest = 1.0  # of a matrix divided by its Frobenius norm
     if not isinstance(inverse.scale, str):
-        top = max(_largest_eigenvalue(context) for context in contexts)
+        top = max(_largest_eigenvalue(_double_context(batch, inputs, pairs)) for batch in draw())
         largest = inverse.scale * (top + inverse.ridge)
     gram = torch.zeros(degree + 1, degree + 1, dtype=torch.float64)
     cross, constant, count = torch.zeros(degree + 1, dtype=torch.float64), 0.0, 0
-    for batch, context in zip(batches, contexts, strict=True):
+    for batch in draw():
+        context = _double_context(batch, inputs, pairs)
         terms = _chebyshev_predictions(context, degree, inverse, largest)
         predictions, targets = (_scored_numbers(x, batch) for x in (terms, batch.targets))
         gram += predictions @ predictions.T

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+from numpy.polynomial import Polynomial
+
 from mesaopt.errors import ConfigError
 
 Vector = TypeVar("Vector", bound=Any)  # whatever can be added and multiplied by a number
@@ -101,8 +104,6 @@ class ApproximateInverse:
             >>> neumann_inverse(1).coefficients()  # I + (I - H)
             (2.0, -1.0)
         """
-        from numpy.polynomial import Polynomial
-
         if isinstance(self.scale, str):
             given = f"scale={self.scale!r}"
             raise ConfigError(
@@ -110,7 +111,9 @@ class ApproximateInverse:
             )
         matrix = self.scale * Polynomial([self.ridge, 1.0])
         result = self.scale * self.apply(lambda x: matrix * x, Polynomial([1.0]))
-        return tuple(map(float, result.coef))
+        padded = np.zeros(self.degree + 1)  # NumPy drops highest coefficients of zero
+        padded[: len(result.coef)] = result.coef
+        return tuple(padded.tolist())
 
 
 def run_steps(
@@ -174,6 +177,7 @@ def neumann_inverse(
         >>> neumann_inverse(2).step_sizes
         (1.0, 1.0)
     """
+    _check_steps(num_steps)
     return ApproximateInverse(
         step_sizes=(1.0,) * num_steps, momenta=(0.0,) * num_steps, ridge=ridge, scale=scale
     )
@@ -209,6 +213,7 @@ def richardson_inverse(
         >>> richardson_inverse(2, step_size=0.5).coefficients()  # 0.5 + 0.5 (1 - 0.5 H)
         (1.0, -0.25)
     """
+    _check_steps(num_steps)
     if not 0 < step_size < math.inf:
         raise ConfigError(f"step_size={step_size}: must be greater than 0, and finite")
     return ApproximateInverse(
@@ -253,6 +258,7 @@ def chebyshev_inverse(
         >>> chebyshev_inverse(1, smallest=1.0, largest=3.0).step_sizes
         (0.5,)
     """
+    _check_steps(num_steps)
     if not 0 < smallest < largest < math.inf:
         given = f"smallest={smallest}, largest={largest}"
         raise ConfigError(f"{given}: must be 0 < smallest < largest, and finite")
@@ -265,3 +271,8 @@ def chebyshev_inverse(
     return ApproximateInverse(
         step_sizes=steps, momenta=momenta, ridge=ridge, scale=scale, form="richardson"
     )
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ConfigError(f"num_steps={num_steps}: must be 1 or greater")
