@@ -170,7 +170,7 @@ def fit_polynomial(
     *,
     inputs: InputMap | None = None,
     pairs: Pairs = "all",
-    num_sequences: int = 2560,
+    num_sequences: int = 25_600,
     seed: int = 0,
 ) -> tuple[float, ...]:
     """Find the best fixed polynomial in the Gram matrix: the bound of Proposition 2 at a given depth.
@@ -185,7 +185,9 @@ def fit_polynomial(
             loses a factor of 5.8^degree in relative precision: 7 digits are left at 12.
         inputs: from the observed states to the regression inputs; the states themselves if not given.
         pairs: "all", or "official" without the newest pair.
-        num_sequences: rounded up to whole batches of 256.
+        num_sequences: rounded up to whole batches of 256. High degrees need many: a polynomial knows
+            nothing of eigenvalues beyond those it was fitted on, and the rare sequence that turns slowly
+            has one five times greater than most. Of 2560, degree 6 does not carry over.
         seed: of the sequences.
 
     Returns:
@@ -200,7 +202,8 @@ def fit_polynomial(
     Example:
         >>> from mesaopt.config import LinearSystemConfig
         >>> from mesaopt.tasks import LinearSystem
-        >>> (step_size,) = fit_polynomial(LinearSystem(LinearSystemConfig()), 0)
+        >>> task = LinearSystem(LinearSystemConfig())
+        >>> (step_size,) = fit_polynomial(task, 0, num_sequences=2560)
         >>> 0.030 < step_size < 0.034
         True
     """
@@ -222,8 +225,8 @@ def learn_inverse(
     pairs: Pairs = "all",
     num_sequences: int = 2560,
     seed: int = 0,
-    iterations: int = 3000,
-    learning_rate: float = 0.03,
+    iterations: int = 1000,
+    learning_rate: float = 0.1,
 ) -> ApproximateInverse:
     """Learn the step sizes and momenta of an approximate inverse, by the loss of its predictions.
 
@@ -245,7 +248,9 @@ def learn_inverse(
 
     Returns:
         The inverse with the learned step sizes and momenta. Others may make the same polynomial: compare
-        losses, not these numbers.
+        losses, not these numbers. From a Neumann series, 6 steps of the form "equation_9" come within
+        1e-8 of the best polynomial of their degree, 11 within 1 %; both come within 1e-8 in the form
+        "richardson".
 
     Raises:
         ValueError: iterations or learning_rate is out of range, or there are no sequences.
@@ -258,8 +263,8 @@ def learn_inverse(
         >>> from mesaopt.theory import neumann_inverse
         >>> start = neumann_inverse(2, ridge=1e-3, scale="frobenius")
         >>> task = LinearSystem(LinearSystemConfig())
-        >>> learned = learn_inverse(task, start, num_sequences=256, iterations=100)
-        >>> learned.step_sizes[1] > start.step_sizes[1]
+        >>> learned = learn_inverse(task, start, num_sequences=256, iterations=200)
+        >>> 1.1 < learned.step_sizes[0] < 1.4  # 1.23 in the paper
         True
     """
     if iterations < 1 or not 0 < learning_rate < math.inf:
