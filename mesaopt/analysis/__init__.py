@@ -4,18 +4,30 @@ from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
     in_context_loss,
-    line_search_step_size,
     model_predictor,
+)
+from mesaopt.analysis.tuning import (
+    InputMap,
+    Tuned,
+    fit_polynomial,
+    learn_inverse,
+    line_search_step_size,
+    tune,
 )
 from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
 
 __all__ = [
     "InContextLoss",
+    "InputMap",
     "Predictor",
+    "Tuned",
     "block_energy",
     "compressed_prediction",
     "effective_coefficients",
+    "fit_polynomial",
     "in_context_loss",
+    "learn_inverse",
     "line_search_step_size",
     "model_predictor",
+    "tune",
 ]

@@ -1,17 +1,15 @@
 """The in-context loss: how well a predictor does as a function of the position in the sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from mesaopt.config import TokenSlot
 from mesaopt.models import Model
 from mesaopt.tasks import Batch, Split, Task, tokens_from_states
-from mesaopt.theory import Objective, gradient_descent
 
 Predictor = Callable[[Batch], Tensor]
 
@@ -116,79 +114,44 @@ def in_context_loss(
         >>> round(loss.mean, 1)
         1.7
     """
-    if num_sequences < 1:
-        raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
-    batches = -(-num_sequences // EVALUATION_BATCH)
+    batches = evaluation_batches(task, num_sequences=num_sequences, seed=seed, split=split)
     losses: dict[str, list[Tensor]] = {name: [] for name in predictors}
     positions = None
-    for step in range(batches):
-        batch = task.sample(EVALUATION_BATCH, seed=seed, step=step, split=split)
+    for done, batch in enumerate(batches, start=1):
         positions = batch.positions
         for name, predict in predictors.items():
             losses[name].append(batch.losses(predict(batch)).float())
         if report is not None:
-            report(step + 1)
+            report(done)
     # pop() lets go of the parts, one predictor at a time.
     return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}
 
 
-def line_search_step_size(
-    task: Task,
-    *,
-    num_steps: int = 1,
-    objective: Objective = "sum",
-    largest: float = 0.1,
-    num_sequences: int = 2560,
-    seed: int = 0,
-) -> float:
-    """Find the step size with which gradient descent on the context predicts best.
-
-    It minimises the mean loss of :func:`mesaopt.theory.gradient_descent` over (0, largest] on
-    validation sequences; test sequences are never seen. Where the best lies at the upper end, the
-    search goes on ten times further.
+def evaluation_batches(
+    task: Task, *, num_sequences: int, seed: int, split: Split
+) -> Iterator[Batch]:
+    """Draw the sequences of an evaluation, batch by batch.
 
     Args:
-        task: where the sequences come from.
-        num_steps: steps of gradient descent.
-        objective: "sum" or "mean" over the pairs of the context.
-        largest: upper end of the first search, > 0.
-        num_sequences: rounded up to whole batches of 256.
+        task: where they come from.
+        num_sequences: rounded up to whole batches of 256, 1 or more.
         seed: of the sequences.
+        split: "test", or "validation" to tune on.
 
     Returns:
-        The step size, to about 1e-4 of the last upper end.
+        The batches, drawn one by one as they are asked for.
 
-    Source: von Oswald et al. search a grid, on test data; the objective is the same.
+    Raises:
+        ValueError: num_sequences is less than 1.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
         >>> from mesaopt.tasks import LinearSystem
-        >>> 0.030 < line_search_step_size(LinearSystem(LinearSystemConfig())) < 0.034
-        True
+        >>> task = LinearSystem(LinearSystemConfig(length=5))
+        >>> [len(b.states) for b in evaluation_batches(task, num_sequences=300, seed=0, split="test")]
+        [256, 256]
     """
-    batches = [
-        task.sample(EVALUATION_BATCH, seed=seed, step=step, split="validation")
-        for step in range(-(-num_sequences // EVALUATION_BATCH))
-    ]
-
-    def loss(step_size: float) -> float:
-        losses = [
-            batch.losses(
-                gradient_descent(
-                    batch.observed, step_size=step_size, num_steps=num_steps, objective=objective
-                )
-            ).mean()
-            for batch in batches
-        ]
-        return torch.stack(losses).mean().item()
-
-    def search(largest: float) -> float:
-        tolerance = {"xatol": 1e-4 * largest}
-        bounds = (0, largest)
-        return float(minimize_scalar(loss, bounds=bounds, method="bounded", options=tolerance).x)
-
-    found = search(largest)
-    while found > 0.99 * largest:
-        largest *= 10
-        found = search(largest)
-    return found
+    if num_sequences < 1:
+        raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
+    steps = range(-(-num_sequences // EVALUATION_BATCH))
+    return (task.sample(EVALUATION_BATCH, seed=seed, step=step, split=split) for step in steps)

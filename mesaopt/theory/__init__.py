@@ -1,17 +1,47 @@
 """Theory that runs: weights set by hand, and predictors that learn nothing beforehand."""
 
-from mesaopt.theory.constructions import proposition_1
+from mesaopt.theory.constructions import proposition_1, proposition_2, proposition_2_slots
+from mesaopt.theory.context import Context, Pairs, context_of, context_statistics, stack_states
+from mesaopt.theory.inverses import (
+    ApproximateInverse,
+    chebyshev_inverse,
+    neumann_inverse,
+    richardson_inverse,
+    run_steps,
+)
 from mesaopt.theory.predictors import (
     Objective,
-    context_statistics,
     gradient_descent,
+    kernel_regression,
+    polynomial_prediction,
+    preconditioned_descent,
     ridge_least_squares,
+    system_scale,
 )
+from mesaopt.theory.published import PUBLISHED_INVERSES, PUBLISHED_SETTINGS, PublishedSetting
 
 __all__ = [
+    "PUBLISHED_INVERSES",
+    "PUBLISHED_SETTINGS",
+    "ApproximateInverse",
+    "Context",
     "Objective",
+    "Pairs",
+    "PublishedSetting",
+    "chebyshev_inverse",
+    "context_of",
     "context_statistics",
     "gradient_descent",
+    "kernel_regression",
+    "neumann_inverse",
+    "polynomial_prediction",
+    "preconditioned_descent",
     "proposition_1",
+    "proposition_2",
+    "proposition_2_slots",
+    "richardson_inverse",
     "ridge_least_squares",
+    "run_steps",
+    "stack_states",
+    "system_scale",
 ]

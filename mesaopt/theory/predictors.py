@@ -1,42 +1,28 @@
-"""Predictors that learn nothing beforehand: gradient descent and least squares on the context.
+"""Predictors that learn nothing beforehand: gradient descent and its relatives on the context.
 
-All of them see the pairs (s_{s-1}, s_s) up to the newest state s_t and predict s_{t+1} = Phi_t s_t, at
-every position at once. States are real or complex; * is the conjugate transpose.
+All of them see the pairs (x_{s-1}, s_s) up to the newest state s_t and predict s_{t+1} at every position
+at once. The regression inputs x are the states themselves unless `inputs` says otherwise: stacked states
+(:func:`mesaopt.theory.stack_states`) where a system is observed in part, or any features of the states.
+States are real or complex; * is the conjugate transpose. Prediction t depends on s_1 ... s_t only.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
+from torch.nn.functional import pad
 
-Pairs = Literal["all", "official"]
+from mesaopt.ops import softmax_attention
+from mesaopt.theory.context import Context, Pairs, context_of, context_statistics
+from mesaopt.theory.inverses import ApproximateInverse
+
 Objective = Literal["sum", "mean"]
 
-
-def context_statistics(
-    states: Inexact[Tensor, "batch time dim"],
-) -> tuple[Inexact[Tensor, "batch time dim dim"], Inexact[Tensor, "batch time dim dim"]]:
-    """Sum up the pairs known at every position.
-
-    H_t = sum_{s < t} s_s s_s^* and G_t = sum_{s < t} s_{s+1} s_s^*, for states s_1 ... s_T.
-
-    Args:
-        states: [batch, time, dim].
-
-    Returns:
-        The Gram matrices H and the cross matrices G, [batch, time, dim, dim] each; zero at position 1,
-        where no pair is known yet.
-
-    Example:
-        >>> gram, cross = context_statistics(torch.tensor([[[1.0], [2.0], [3.0]]]))
-        >>> gram.flatten().tolist(), cross.flatten().tolist()
-        ([0.0, 1.0, 5.0], [0.0, 2.0, 8.0])
-    """
-    inputs = torch.nn.functional.pad(states[:, :-1], (0, 0, 1, 0))  # s_{t-1}, with s_0 = 0
-    gram = torch.einsum("btd,bte->btde", inputs, inputs.conj()).cumsum(1)
-    cross = torch.einsum("btd,bte->btde", states, inputs.conj()).cumsum(1)
-    return gram, cross
+_MATRIX_ENTRIES = 2**22
+"""Entries of Gram and cross matrices held at once by least squares: 32 MiB in double precision."""
 
 
 def gradient_descent(
@@ -45,12 +31,14 @@ def gradient_descent(
     step_size: float,
     num_steps: int = 1,
     objective: Objective = "sum",
-    initial_map: Inexact[Tensor, "dim dim"] | None = None,
+    initial_map: Inexact[Tensor, "dim input"] | None = None,
+    inputs: Inexact[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
 ) -> Inexact[Tensor, "batch time dim"]:
     """Predict with a linear map after steps of gradient descent on all pairs of the context.
 
-    Phi <- Phi - step_size * (Phi H_t - G_t), from Phi_0, `num_steps` times; prediction Phi s_t. It
-    descends L_t(Phi) = 1/2 sum_{s < t} |s_{s+1} - Phi s_s|^2 or, as objective "mean", L_t / (t - 1), which
+    Phi <- Phi - step_size * (Phi H_t - G_t), from Phi_0, `num_steps` times; prediction Phi x_t. It
+    descends L_t(Phi) = 1/2 sum_{s < t} |s_{s+1} - Phi x_s|^2 or, as objective "mean", L_t / (t - 1), which
     divides H_t and G_t by the number of pairs.
 
     Args:
@@ -58,13 +46,16 @@ def gradient_descent(
         step_size: > 0.
         num_steps: 1 or more.
         objective: "sum" or "mean" over the pairs.
-        initial_map: Phi_0 [dim, dim]; zero if not given.
+        initial_map: Phi_0 [dim, input]; zero if not given.
+        inputs: x_1 ... x_T [batch, time, input]; the states if not given.
+        pairs: "all"; or "official", without the newest pair. The authors' gradient descent uses all.
 
     Returns:
         Predictions of s_2 ... s_{T+1}, [batch, time, dim].
 
     Raises:
-        ValueError: step_size or num_steps is out of range, or objective is not one of the two.
+        ValueError: step_size or num_steps is out of range, objective or pairs is none of its choices, or
+            inputs do not fit the states.
 
     Source: von Oswald et al., Proposition 1, sum over the pairs; Zheng et al., Corollary 4.1, whose step of
     a b / (t - 1) on the sum is one of a b on the mean.
@@ -79,34 +70,151 @@ def gradient_descent(
         raise ValueError(f"{given}: must be greater than 0, and 1 or greater")
     if objective not in ("sum", "mean"):
         raise ValueError(f"objective={objective!r}: must be 'sum' or 'mean'")
-    gram, cross = context_statistics(states)
+    context = context_of(states, inputs=inputs, pairs=pairs)
+    step: float | Tensor = step_size
     if objective == "mean":
-        pairs = torch.arange(states.shape[1], device=states.device).clamp(min=1)[:, None, None]
-        gram, cross = gram / pairs, cross / pairs
-    zero = torch.zeros_like(gram[0, 0])
-    phi = (zero if initial_map is None else initial_map).expand_as(gram)
-    for _ in range(num_steps):
-        phi = phi - step_size * (phi @ gram - cross)
-    return torch.einsum("btde,bte->btd", phi, states)
+        step = step_size / context.num_pairs.clamp(min=1).to(states.real.dtype)
+    # Phi x = Phi_0 (I - step H)^n x + G sum_{k < n} step (I - step H)^k x: vectors only.
+    rest = total = context.queries
+    for _ in range(num_steps - 1):
+        rest = rest - step * context.gram_product(rest)
+        total = total + rest
+    prediction = context.cross_product(step * total)
+    if initial_map is None:
+        return prediction
+    return prediction + (rest - step * context.gram_product(rest)) @ initial_map.mT
+
+
+def polynomial_prediction(
+    states: Inexact[Tensor, "batch time dim"],
+    coefficients: Sequence[float],
+    *,
+    inputs: Inexact[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
+) -> Inexact[Tensor, "batch time dim"]:
+    """Predict by one gradient step from an input preconditioned by a polynomial in the Gram matrix.
+
+    Prediction G_t p(H_t) x_t with p(H) = c_0 + c_1 H + ... + c_K H^K, the same at every position. This is
+    all that K + 1 layers of linear attention do with the weights of :func:`mesaopt.theory.proposition_2`.
+
+    Args:
+        states: s_1 ... s_T [batch, time, dim].
+        coefficients: c_0 ... c_K, 1 or more of them.
+        inputs: x_1 ... x_T [batch, time, input]; the states if not given.
+        pairs: "all"; or "official", without the newest pair.
+
+    Returns:
+        Predictions of s_2 ... s_{T+1}, [batch, time, dim], computed in double precision whatever the input:
+        useful polynomials of degree 6 and more have large coefficients of alternating sign.
+
+    Raises:
+        ValueError: there are no coefficients or some are not finite, pairs is none of its choices, or
+            inputs do not fit the states.
+
+    Source: von Oswald et al., Proposition 2, in the strict sense: nothing but linear attention.
+
+    Example:
+        >>> states = torch.tensor([[[1.0], [2.0], [4.0]]])  # H = 0, 1, 5 and G = 0, 2, 10
+        >>> polynomial_prediction(states, [1.0, -0.125]).flatten().tolist()
+        [0.0, 3.5, 15.0]
+    """
+    if len(coefficients) == 0 or not all(map(math.isfinite, coefficients)):
+        raise ValueError(f"coefficients={coefficients}: must be 1 or more finite numbers")
+    context = _double_context(states, inputs, pairs)
+    *lower, highest = coefficients
+    preconditioned = highest * context.queries
+    for coefficient in reversed(lower):  # Horner's rule
+        preconditioned = coefficient * context.queries + context.gram_product(preconditioned)
+    return context.cross_product(preconditioned).to(states.dtype)
+
+
+def preconditioned_descent(
+    states: Inexact[Tensor, "batch time dim"],
+    inverse: ApproximateInverse,
+    *,
+    inputs: Inexact[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
+) -> Inexact[Tensor, "batch time dim"]:
+    """Predict by one gradient step from an approximately preconditioned input.
+
+    Prediction G_t z_t with z_t approximately (H_t + ridge I)^{-1} x_t; the exact inverse would make it
+    :func:`ridge_least_squares`.
+
+    Args:
+        states: s_1 ... s_T [batch, time, dim].
+        inverse: the steps that approximate the inverse, with their ridge and scale.
+        inputs: x_1 ... x_T [batch, time, input]; the states if not given.
+        pairs: "all"; or "official", without the newest pair, as in the published curves.
+
+    Returns:
+        Predictions of s_2 ... s_{T+1}, [batch, time, dim].
+
+    Raises:
+        ValueError: pairs is none of its choices, or inputs do not fit the states.
+
+    Source: von Oswald et al., equation 9; the baseline that their figures call Proposition 2.
+
+    Example:
+        >>> from mesaopt.theory import PUBLISHED_INVERSES
+        >>> preconditioned_descent(torch.randn(2, 5, 3), PUBLISHED_INVERSES["7-layer"]).shape
+        torch.Size([2, 5, 3])
+    """
+    context = context_of(states, inputs=inputs, pairs=pairs)
+    scale = system_scale(context, inverse)
+
+    def product(vector: Tensor) -> Tensor:
+        return scale * (context.gram_product(vector) + inverse.ridge * vector)
+
+    return context.cross_product(scale * inverse.apply(product, context.queries))
+
+
+def system_scale(
+    context: Context, inverse: ApproximateInverse
+) -> float | Float[Tensor, "batch time 1"]:
+    """Return what an approximate inverse multiplies the matrix by.
+
+    Args:
+        context: the pairs.
+        inverse: whose scale is meant.
+
+    Returns:
+        Its number; or 1 / |H_t + ridge I|_F, and 1 where this matrix is zero, [batch, time, 1].
+
+    Example:
+        >>> from mesaopt.theory import neumann_inverse
+        >>> context = context_of(torch.tensor([[[1.0], [2.0], [3.0]]]))  # H = 0, 1, 5
+        >>> system_scale(context, neumann_inverse(1, scale="frobenius")).flatten().tolist()
+        [1.0, 1.0, 0.20000000298023224]
+    """
+    if not isinstance(inverse.scale, str):
+        return inverse.scale
+    norm = context.frobenius_norm(inverse.ridge)
+    return 1 / norm.where(norm > 0, 1.0)
 
 
 def ridge_least_squares(
-    states: Inexact[Tensor, "batch time dim"], *, ridge: float = 1e-3, pairs: Pairs = "all"
+    states: Inexact[Tensor, "batch time dim"],
+    *,
+    ridge: float = 1e-3,
+    inputs: Inexact[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
 ) -> Inexact[Tensor, "batch time dim"]:
     """Predict with the ridge regression of the context: Phi_t = G_t (H_t + ridge I)^{-1}.
 
     Args:
         states: s_1 ... s_T [batch, time, dim].
         ridge: added to the diagonal of the Gram matrix, > 0.
-        pairs: "all" pairs up to (s_{t-1}, s_t); or "official", which leaves the newest pair out, as the
+        inputs: x_1 ... x_T [batch, time, input]; the states if not given.
+        pairs: "all" pairs up to (x_{t-1}, s_t); or "official", which leaves the newest pair out, as the
             authors' code does by an off-by-one: its mean loss on the fully observed task is 0.211
             where all pairs give 0.186.
 
     Returns:
-        Predictions of s_2 ... s_{T+1}, [batch, time, dim], solved in double precision whatever the input.
+        Predictions of s_2 ... s_{T+1}, [batch, time, dim], solved in double precision whatever the input, a
+        few sequences at a time where the matrices of all positions would be large.
 
     Raises:
-        ValueError: ridge is not greater than 0, or pairs is not one of the two.
+        ValueError: ridge is not greater than 0, pairs is not one of the two, or inputs do not fit.
 
     Source: von Oswald et al., equations 4 to 6 with ridge = 1 / lambda.
 
@@ -119,14 +227,73 @@ def ridge_least_squares(
     """
     if ridge <= 0:
         raise ValueError(f"ridge={ridge}: must be greater than 0")
-    if pairs not in ("all", "official"):
-        raise ValueError(f"pairs={pairs!r}: must be 'all' or 'official'")
-    states64 = states.to(torch.promote_types(states.dtype, torch.float64))
-    gram, cross = context_statistics(states64)
-    if pairs == "official":  # what was known one position earlier
-        gram, cross = (
-            torch.nn.functional.pad(x[:, :-1], (0, 0, 0, 0, 1, 0)) for x in (gram, cross)
-        )
-    gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    solved = torch.cholesky_solve(states64.unsqueeze(-1), torch.linalg.cholesky(gram))
-    return (cross @ solved).squeeze(-1).to(states.dtype)
+    states64, inputs64 = _in_double(states, states if inputs is None else inputs)
+    dim, size = states.shape[-1], inputs64.shape[-1]
+    at_once = max(1, _MATRIX_ENTRIES // (states.shape[1] * size * (size + dim)))
+    predictions = []
+    for start in range(0, len(states), at_once):
+        part = slice(start, start + at_once)
+        gram, cross = context_statistics(states64[part], inputs=inputs64[part], pairs=pairs)
+        gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        queries = inputs64[part].unsqueeze(-1)  # [B,T,D,1]
+        solved = torch.cholesky_solve(queries, torch.linalg.cholesky(gram))
+        predictions.append((cross @ solved).squeeze(-1))
+    return torch.cat(predictions).to(states.dtype)
+
+
+def kernel_regression(
+    states: Float[Tensor, "batch time dim"],
+    *,
+    inverse_temperature: float = 1.0,
+    inputs: Float[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
+) -> Float[Tensor, "batch time dim"]:
+    """Predict with an average of the targets, weighted by how alike their inputs and the newest one are.
+
+    Prediction sum_s s_{s+1} softmax_s(inverse_temperature x_s . x_t) over the pairs s < t; zero where no
+    pair is known.
+
+    Args:
+        states: s_1 ... s_T [batch, time, dim], real.
+        inverse_temperature: beta in the paper, > 0.
+        inputs: x_1 ... x_T [batch, time, input]; the states if not given.
+        pairs: "all", as the authors' code does here; or "official", without the newest pair, as it does in
+            its other baselines.
+
+    Returns:
+        Predictions of s_2 ... s_{T+1}, [batch, time, dim].
+
+    Raises:
+        ValueError: inverse_temperature is not greater than 0, states are complex, pairs is none of its
+            choices, or inputs do not fit the states.
+
+    Source: von Oswald et al., Figure 5B: what one softmax layer does behind one that binds tokens.
+
+    Example:
+        >>> states = torch.tensor([[[1.0], [-1.0], [1.0]]])
+        >>> kernel_regression(states, inverse_temperature=100.0).flatten().tolist()
+        [0.0, -1.0, -1.0]
+    """
+    if inverse_temperature <= 0:
+        raise ValueError(f"inverse_temperature={inverse_temperature}: must be greater than 0")
+    if states.is_complex():
+        raise ValueError(f"states has {states.dtype}: must be real")
+    context = context_of(states, inputs=inputs, pairs=pairs)
+    if states.shape[1] <= context.delay:
+        return torch.zeros_like(states)
+    # Empty pairs would take part in a softmax: leave their positions out.
+    query, key, value = (
+        x[:, context.delay :].unsqueeze(2)  # one head, [B,T-delay,1,D]
+        for x in (context.queries, context.inputs, context.targets)
+    )
+    known = softmax_attention(query, key, value, scale=inverse_temperature).output.squeeze(2)
+    return pad(known, (0, 0, context.delay, 0))
+
+
+def _in_double(*tensors: Tensor) -> list[Tensor]:
+    return [x.to(torch.promote_types(x.dtype, torch.float64)) for x in tensors]
+
+
+def _double_context(states: Tensor, inputs: Tensor | None, pairs: Pairs) -> Context:
+    states64, inputs64 = _in_double(states, states if inputs is None else inputs)
+    return context_of(states64, inputs=inputs64, pairs=pairs)

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from mesaopt.analysis import in_context_loss, line_search_step_size
+from mesaopt.analysis import in_context_loss
 from mesaopt.config import ARProcessConfig, LinearSystemConfig
 from mesaopt.tasks import ARProcess, LinearSystem
-from mesaopt.theory import gradient_descent
 
 TASK = LinearSystem(LinearSystemConfig(length=20))
 
@@ -37,17 +36,6 @@ def test_standard_errors_are_those_of_the_mean() -> None:
     assert abs(torch.tensor(means).std().item() / claimed - 1) < 0.4
 
 
-def test_the_line_search_finds_the_minimum_of_the_quadratic() -> None:
-    found = line_search_step_size(TASK, num_sequences=512, seed=3)
-    products, squares = 0.0, 0.0
-    for step in range(2):
-        batch = TASK.sample(256, seed=3, step=step, split="validation")
-        unit = gradient_descent(batch.observed, step_size=1.0)  # predictions are linear in the step
-        products += (unit * batch.targets).sum().item()
-        squares += unit.square().sum().item()
-    assert found == pytest.approx(products / squares, rel=1e-3)
-
-
 def test_no_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="num_sequences=0: must be 1 or greater"):
         in_context_loss({}, TASK, num_sequences=0)
@@ -63,10 +51,3 @@ def test_only_scored_positions_are_scored() -> None:
     torch.testing.assert_close(loss.losses, torch.full((256, 7), 0.5), rtol=1e-6, atol=0)
     everywhere = in_context_loss(zero, TASK, num_sequences=256)["zero"]
     assert everywhere.positions == range(1, 21)
-
-
-def test_the_line_search_goes_beyond_its_first_end() -> None:
-    # One step of 1 / c^2 on the mean of the pairs recovers sparse states of magnitude c.
-    task = ARProcess(ARProcessConfig(dim=2, length=9, start="sparse", start_scale=0.5))
-    found = line_search_step_size(task, objective="mean", num_sequences=256)
-    assert found == pytest.approx(4.0, abs=2e-3)  # 1e-4 of the last upper end, 10; twice that

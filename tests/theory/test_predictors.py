@@ -1,11 +1,29 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesaopt.theory import gradient_descent, ridge_least_squares
+from mesaopt.config import LinearSystemConfig
+from mesaopt.tasks import LinearSystem
+from mesaopt.theory import (
+    PUBLISHED_INVERSES,
+    ApproximateInverse,
+    chebyshev_inverse,
+    gradient_descent,
+    kernel_regression,
+    neumann_inverse,
+    polynomial_prediction,
+    preconditioned_descent,
+    predictors,
+    richardson_inverse,
+    ridge_least_squares,
+    stack_states,
+)
 
 
 def sequence(length: int, dim: int, seed: int) -> np.ndarray:
@@ -96,12 +114,201 @@ def test_float32_is_solved_in_float64() -> None:
     assert torch.equal(ridge_least_squares(s, ridge=1e-3), in_double.float())
 
 
+def precise_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@given(
+    length=st.integers(1, 8),
+    dim=st.integers(1, 4),
+    count=st.integers(1, 3),
+    steps=st.integers(1, 3),
+    pairs=st.sampled_from(["all", "official"]),
+    imaginary=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_all_linear_predictors_are_their_dense_definitions(
+    length: int, dim: int, count: int, steps: int, pairs, imaginary: bool, seed: int
+) -> None:
+    make = complex_sequence if imaginary else sequence
+    s = torch.from_numpy(make(length, dim, seed))[None]
+    x = stack_states(s, count)
+    numbers = np.random.default_rng(seed).uniform(-1, 1, (2, steps))
+    steps_taken = ApproximateInverse(
+        step_sizes=tuple(numbers[0]), momenta=tuple(numbers[1]), ridge=0.2, scale="frobenius"
+    )
+    given_ones = {"inputs": x, "pairs": pairs}
+    found = {
+        "gradient": gradient_descent(s, step_size=0.03, num_steps=steps, **given_ones),
+        "polynomial": polynomial_prediction(s, [*numbers[0]], **given_ones),
+        "inverse": preconditioned_descent(s, steps_taken, **given_ones),
+        "ridge": ridge_least_squares(s, ridge=0.2, **given_ones),
+    }
+    for t in range(length):
+        known = max(t - (pairs == "official"), 0)
+        inputs, targets, query = x[0, :known].T, s[0, 1 : known + 1].T, x[0, t]
+        gram, cross = inputs @ inputs.mH, targets @ inputs.mH
+        identity = torch.eye(dim * count, dtype=s.dtype)
+        phi = torch.zeros_like(cross)
+        for _ in range(steps):
+            phi = phi - 0.03 * (phi @ gram - cross)
+        powers = [torch.linalg.matrix_power(gram, k) for k in range(steps)]
+        system = gram + 0.2 * identity
+        norm = torch.linalg.matrix_norm(system)
+        term = approximation = before = identity
+        for alpha, beta in numbers.T:
+            term = term @ (identity - alpha * system / norm)
+            momentum = beta * (approximation - before)
+            approximation, before = approximation + term + momentum, approximation
+        expected = {
+            "gradient": phi @ query,
+            "polynomial": cross
+            @ sum(c * p for c, p in zip(numbers[0], powers, strict=True))
+            @ query,
+            "inverse": cross @ approximation / norm @ query,
+            "ridge": cross @ torch.linalg.inv(system) @ query,
+        }
+        for name, prediction in expected.items():
+            # Matrices of norm below 1e3, squared at most, in sixteen digits; the inverse's condition
+            # number is below 1e4.
+            assert torch.allclose(found[name][0, t], prediction, rtol=1e-9, atol=1e-9), (name, t)
+
+
+@given(
+    length=st.integers(1, 8),
+    beta=st.floats(0.01, 5),
+    pairs=st.sampled_from(["all", "official"]),
+    seed=st.integers(0, 99),
+)
+def test_kernel_regression_is_the_explicit_average(length: int, beta, pairs, seed: int) -> None:
+    s = sequence(length, 3, seed)
+    x = np.tanh(s[:, :2])
+    ours = kernel_regression(
+        *(torch.from_numpy(s)[None],),
+        inverse_temperature=beta,
+        inputs=torch.from_numpy(x.copy())[None],
+        pairs=pairs,
+    )[0].numpy()
+    for t in range(length):
+        known = max(t - (pairs == "official"), 0)
+        weights = scipy.special.softmax(beta * x[:known] @ x[t]) if known else np.zeros(0)
+        expected = weights @ s[1 : known + 1]
+        np.testing.assert_allclose(ours[t], expected, rtol=1e-10, atol=1e-12)
+
+
+NEUMANN = neumann_inverse(3, ridge=0.01, scale="frobenius")
+ALL = {
+    "gradient": lambda s: gradient_descent(s, step_size=0.02, num_steps=3),
+    "mean": lambda s: gradient_descent(s, step_size=0.02, objective="mean"),
+    "polynomial": lambda s: polynomial_prediction(s, [0.1, -0.01]),
+    "inverse": lambda s: preconditioned_descent(s, NEUMANN),
+    "ridge": lambda s: ridge_least_squares(s, ridge=0.01),
+    "stacked": lambda s: ridge_least_squares(s, ridge=0.01, inputs=stack_states(s, 3)),
+    "official": lambda s: ridge_least_squares(s, ridge=0.01, pairs="official"),
+    "kernel": lambda s: kernel_regression(s, inverse_temperature=0.5),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_predictions_do_not_depend_on_what_comes_later(name: str) -> None:
+    s = torch.from_numpy(np.stack([sequence(100, 3, seed) for seed in range(2)]))
+    changed = s.clone()
+    changed[:, 70:] = 5 - 3 * changed[:, 70:]  # behind the first chunk of 64
+    before, after = ALL[name](s), ALL[name](changed)
+    # Equal up to the order of sums over at most 100 products.
+    torch.testing.assert_close(before[:, :70], after[:, :70], rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(before[:, 70], after[:, 70], rtol=1e-3)
+    part = ALL[name](s[:, :40])
+    torch.testing.assert_close(part, before[:, :40], rtol=1e-10, atol=1e-12)
+
+
+@given(scale=st.sampled_from([1e-4, 1e-2, 3.0, 1e4]), seed=st.integers(0, 9))
+def test_scaled_states_scale_the_predictions(scale: float, seed: int) -> None:
+    s = torch.from_numpy(sequence(12, 3, seed))[None]
+    square = scale**2
+    laws = {
+        "gradient": lambda x, c: gradient_descent(x, step_size=0.02 / c, num_steps=3),
+        "polynomial": lambda x, c: polynomial_prediction(x, [0.1 / c, -0.01 / c**2]),
+        "ridge": lambda x, c: ridge_least_squares(x, ridge=0.1 * c),
+        "kernel": lambda x, c: kernel_regression(x, inverse_temperature=0.5 / c),
+        "inverse": lambda x, c: preconditioned_descent(x, replace(NEUMANN, ridge=0.01 * c)),
+    }
+    for name, predict in laws.items():
+        # Only the rounding of the scaling itself differs, amplified by the condition number, below 1e4.
+        error = precise_error(predict(scale * s, square), scale * predict(s, 1.0))
+        assert error < 1e-10, name
+
+
+def test_enough_steps_are_ridge_regression() -> None:
+    s = torch.from_numpy(sequence(30, 3, 0))[None]
+    exact = ridge_least_squares(s, ridge=5.0)
+    largest = 5 + s.square().sum().item()  # the trace bounds every eigenvalue
+    steps = {
+        "chebyshev": chebyshev_inverse(60, smallest=5.0, largest=largest, ridge=5.0),
+        "neumann": neumann_inverse(500, ridge=5.0, scale=1 / largest),
+        "normalised": neumann_inverse(500, ridge=5.0, scale="frobenius"),
+        "richardson": richardson_inverse(500, step_size=1 / largest, ridge=5.0),
+    }
+    for name, inverse in steps.items():
+        # (1 - 5 / largest)^500 with largest = 85 or so is 1e-13; Chebyshev's 60 steps get to 1e-12.
+        assert precise_error(preconditioned_descent(s, inverse), exact) < 1e-10, name
+
+
+def test_gradient_descent_is_richardson_iteration() -> None:
+    s = torch.from_numpy(complex_sequence(9, 3, 0))[None]
+    ours = gradient_descent(s, step_size=0.02, num_steps=4)
+    steps = richardson_inverse(4, step_size=0.02)
+    assert precise_error(preconditioned_descent(s, steps), ours) < 1e-12
+    if_fixed = polynomial_prediction(s, steps.coefficients())
+    assert precise_error(if_fixed, ours) < 1e-12
+
+
+def test_least_squares_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = torch.from_numpy(np.stack([sequence(9, 3, seed) for seed in range(5)]))
+    whole = ridge_least_squares(s)
+    monkeypatch.setattr(predictors, "_MATRIX_ENTRIES", 2 * 9 * 3 * 6)
+    # Batched products may sum in another order; the condition number is below 1e6.
+    torch.testing.assert_close(ridge_least_squares(s), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_position_is_predicted_as_zero_in_float32() -> None:
+    s = torch.randn(2, 1, 3)
+    for name, predict in ALL.items():
+        assert torch.equal(predict(s), torch.zeros(2, 1, 3)), name
+
+
+def test_published_steps_give_the_published_losses() -> None:
+    task = LinearSystem(LinearSystemConfig())
+    published = {
+        ("7-layer", "official"): 0.2275,
+        ("7-layer", "all"): 0.2042,
+        ("3-layer", "official"): 0.2997,
+        ("3-layer", "all"): 0.2818,
+    }
+    squares: dict[tuple[str, str], list[torch.Tensor]] = {setting: [] for setting in published}
+    for step in range(10):
+        batch = task.sample(256, seed=0, step=step, split="test")
+        for name, pairs in published:
+            inverse = PUBLISHED_INVERSES[name]
+            ours = preconditioned_descent(batch.observed, inverse, pairs=pairs)
+            squares[name, pairs].append(batch.losses(ours).mean(1))
+    for setting, expected in published.items():
+        losses = torch.cat(squares[setting])
+        error = losses.std().item() / len(losses) ** 0.5
+        # Theirs is of 1280 sequences, ours of 2560: three standard errors of the difference.
+        assert abs(losses.mean().item() - expected) < 3 * error * 3**0.5, setting
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda s: gradient_descent(s, step_size=0.0), "step_size=0.0"),
         (lambda s: gradient_descent(s, step_size=0.1, num_steps=0), "num_steps=0"),
         (lambda s: ridge_least_squares(s, ridge=0.0), "ridge=0.0: must be greater than 0"),
+        (lambda s: polynomial_prediction(s, []), "coefficients=\\[\\]: must be 1 or more"),
+        (lambda s: polynomial_prediction(s, [float("nan")]), "must be 1 or more finite"),
+        (lambda s: kernel_regression(s, inverse_temperature=0.0), "inverse_temperature=0.0"),
+        (lambda s: kernel_regression(s, inputs=s.double()), "inputs has shape .* torch.float32"),
     ],
 )
 def test_values_out_of_range_are_refused(call, message: str) -> None:

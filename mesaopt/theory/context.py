@@ -1,0 +1,216 @@
+"""The regression problem that the context poses: pairs of an input and the state that came next."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mesaopt.ops import linear_attention
+
+Pairs = Literal["all", "official"]
+
+_DELAYS: dict[Pairs, int] = {"all": 1, "official": 2}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every position may learn from, and what it asks. Made by :func:`context_of`.
+
+    At position t the pairs (inputs_s, targets_s) of s = 1 ... t are known, of which the first
+    `delay` are empty. Their sums are the Gram matrix H_t = sum_s inputs_s inputs_s^* and the cross
+    matrix G_t = sum_s targets_s inputs_s^*. Products with them are linear attention, so that no
+    matrix of a position is ever held.
+
+    Example:
+        >>> context = context_of(torch.tensor([[[1.0], [2.0], [3.0]]]))
+        >>> context.gram_product(context.queries).flatten().tolist()  # H = 0, 1, 5
+        [0.0, 2.0, 15.0]
+    """
+
+    queries: Inexact[Tensor, "batch time input"]
+    """The newest input, which the prediction starts from."""
+    inputs: Inexact[Tensor, "batch time input"]
+    """Input of the pair that position t is the first to know; zero where there is none."""
+    targets: Inexact[Tensor, "batch time dim"]
+    """The state that followed it."""
+    delay: int
+    """Positions between an input and the first that may learn from it."""
+
+    def gram_product(
+        self, vectors: Inexact[Tensor, "batch time input"]
+    ) -> Inexact[Tensor, "batch time input"]:
+        """Multiply a vector of every position by the Gram matrix of that position.
+
+        Args:
+            vectors: [batch, time, input].
+
+        Returns:
+            H_t u_t, [batch, time, input].
+        """
+        return self._attend(vectors, self.inputs)
+
+    def cross_product(
+        self, vectors: Inexact[Tensor, "batch time input"]
+    ) -> Inexact[Tensor, "batch time dim"]:
+        """Multiply a vector of every position by the cross matrix of that position.
+
+        Args:
+            vectors: [batch, time, input].
+
+        Returns:
+            G_t u_t, [batch, time, dim].
+        """
+        return self._attend(vectors, self.targets)
+
+    def frobenius_norm(self, ridge: float = 0.0) -> Float[Tensor, "batch time 1"]:
+        """Return the Frobenius norm of H_t + ridge I.
+
+        |H_t|^2 grows by 2 x^* H_t x - |x|^4 with every input x, the trace by |x|^2.
+
+        Args:
+            ridge: 0 or greater.
+
+        Returns:
+            [batch, time, 1].
+        """
+        squares = self.inputs.abs().square().sum(-1, keepdim=True)
+        seen = (self.inputs.conj() * self.gram_product(self.inputs)).sum(-1, keepdim=True).real
+        gram = (2 * seen - squares.square()).cumsum(1)
+        size = self.inputs.shape[-1]
+        return (gram + 2 * ridge * squares.cumsum(1) + ridge**2 * size).sqrt()
+
+    @property
+    def num_pairs(self) -> Float[Tensor, "time 1"]:
+        """Pairs known at every position."""
+        length, device = self.queries.shape[1], self.queries.device
+        return (torch.arange(1.0, length + 1, device=device) - self.delay).clamp(min=0)[:, None]
+
+    def _attend(self, vectors: Tensor, values: Tensor) -> Tensor:
+        query, key, value = (
+            x.unsqueeze(2) for x in (vectors, self.inputs.conj(), values)
+        )  # one head, [B,T,1,D]
+        return linear_attention(query, key, value).output.squeeze(2)
+
+
+def context_of(
+    states: Inexact[Tensor, "batch time dim"],
+    *,
+    inputs: Inexact[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
+) -> Context:
+    """Set up the regression from inputs to next states, at every position at once.
+
+    Args:
+        states: s_1 ... s_T [batch, time, dim], real or complex.
+        inputs: x_1 ... x_T [batch, time, input] of the same type; the pairs are then (x_s, s_{s+1}) and
+            the query is x_t. The states themselves if not given.
+        pairs: "all" pairs up to the one whose target is s_t; or "official", which leaves this newest
+            pair out, as the authors' solvers do by an off-by-one.
+
+    Returns:
+        The context.
+
+    Raises:
+        ValueError: inputs do not fit the states, or pairs is not one of the two.
+
+    Example:
+        >>> states = torch.tensor([[[1.0], [2.0], [3.0]]])
+        >>> context_of(states).inputs.flatten().tolist()
+        [0.0, 1.0, 2.0]
+        >>> context_of(states, pairs="official").inputs.flatten().tolist()
+        [0.0, 0.0, 1.0]
+    """
+    if pairs not in _DELAYS:
+        raise ValueError(f"pairs={pairs!r}: must be 'all' or 'official'")
+    queries = states if inputs is None else inputs
+    if queries.shape[:-1] != states.shape[:-1] or queries.dtype != states.dtype:
+        wanted = f"[{states.shape[0]}, {states.shape[1]}, input] of {states.dtype}, as the states"
+        given = f"inputs has shape {tuple(queries.shape)}, {queries.dtype}"
+        raise ValueError(f"{given}: must be {wanted}")
+    delay = _DELAYS[pairs]
+    return Context(queries, delayed(queries, delay), delayed(states, delay - 1), delay)
+
+
+def context_statistics(
+    states: Inexact[Tensor, "batch time dim"],
+    *,
+    inputs: Inexact[Tensor, "batch time input"] | None = None,
+    pairs: Pairs = "all",
+) -> tuple[Inexact[Tensor, "batch time input input"], Inexact[Tensor, "batch time dim input"]]:
+    """Sum up the pairs known at every position.
+
+    H_t = sum_{s < t} x_s x_s^* and G_t = sum_{s < t} s_{s+1} x_s^*, for states s_1 ... s_T.
+
+    Args:
+        states: [batch, time, dim].
+        inputs: x_1 ... x_T [batch, time, input]; the states if not given.
+        pairs: "all", or "official" without the newest one; see :func:`context_of`.
+
+    Returns:
+        The Gram matrices H [batch, time, input, input] and the cross matrices G
+        [batch, time, dim, input]; zero at position 1, where no pair is known yet.
+
+    Raises:
+        ValueError: inputs do not fit the states, or pairs is not one of the two.
+
+    Example:
+        >>> gram, cross = context_statistics(torch.tensor([[[1.0], [2.0], [3.0]]]))
+        >>> gram.flatten().tolist(), cross.flatten().tolist()
+        ([0.0, 1.0, 5.0], [0.0, 2.0, 8.0])
+    """
+    context = context_of(states, inputs=inputs, pairs=pairs)
+    conjugates = context.inputs.conj()
+    gram = torch.einsum("btd,bte->btde", context.inputs, conjugates).cumsum(1)
+    cross = torch.einsum("btd,bte->btde", context.targets, conjugates).cumsum(1)
+    return gram, cross
+
+
+def stack_states(
+    states: Inexact[Tensor, "batch time dim"], count: int
+) -> Inexact[Tensor, "batch time stacked"]:
+    """Lay the last states side by side: regression inputs for what is observed in part.
+
+    x_t = [s_t, s_{t-1}, ..., s_{t-count+1}], with zero before the first. A linear system of which
+    `dim` coordinates are seen is linear in x_t again once count * dim reaches the hidden dimension.
+
+    Args:
+        states: s_1 ... s_T [batch, time, dim].
+        count: states in a stack, 1 or more.
+
+    Returns:
+        [batch, time, count * dim].
+
+    Raises:
+        ValueError: count is less than 1.
+
+    Source: von Oswald et al., section "Partially observed linear dynamics".
+
+    Example:
+        >>> stack_states(torch.tensor([[[1.0], [2.0], [3.0]]]), 2).tolist()
+        [[[1.0, 0.0], [2.0, 1.0], [3.0, 2.0]]]
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: must be 1 or greater")
+    return torch.cat([delayed(states, steps) for steps in range(count)], dim=-1)
+
+
+def delayed(
+    x: Inexact[Tensor, "batch time channel"], steps: int
+) -> Inexact[Tensor, "batch time channel"]:
+    """Move a sequence towards later positions, with zeros in front.
+
+    Args:
+        x: [batch, time, channel].
+        steps: 0 or greater.
+
+    Returns:
+        x_{t - steps}, zero before the first, in the shape of x.
+
+    Example:
+        >>> delayed(torch.tensor([[[1.0], [2.0], [3.0]]]), 1).flatten().tolist()
+        [0.0, 1.0, 2.0]
+    """
+    return pad(x, (0, 0, steps, 0))[:, : x.shape[1]]

@@ -1,0 +1,250 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mesaopt.analysis import (
+    Predictor,
+    fit_polynomial,
+    in_context_loss,
+    learn_inverse,
+    line_search_step_size,
+    tune,
+)
+from mesaopt.config import ARProcessConfig, LinearSystemConfig
+from mesaopt.tasks import ARProcess, LinearSystem
+from mesaopt.tasks.batch import Batch
+from mesaopt.theory import (
+    ApproximateInverse,
+    gradient_descent,
+    kernel_regression,
+    neumann_inverse,
+    polynomial_prediction,
+    preconditioned_descent,
+    richardson_inverse,
+    stack_states,
+)
+
+TASK = LinearSystem(LinearSystemConfig(length=20))
+SMALL = LinearSystem(LinearSystemConfig(dim=4, length=12))
+
+
+class Recorder:
+    """A task that keeps a list of what was asked of it."""
+
+    def __init__(self) -> None:
+        self.splits: set[str] = set()
+
+    def sample(self, batch_size: int, *, split: str = "train", **settings) -> Batch:
+        self.splits.add(split)
+        return SMALL.sample(batch_size, split=split, **settings)  # pyrefly: ignore
+
+
+def constant(value: float) -> Predictor:
+    return lambda batch: torch.full_like(batch.targets, value)
+
+
+def test_the_line_search_finds_the_minimum_of_the_quadratic() -> None:
+    found = line_search_step_size(TASK, num_sequences=512, seed=3)
+    products, squares = 0.0, 0.0
+    for step in range(2):
+        batch = TASK.sample(256, seed=3, step=step, split="validation")
+        unit = gradient_descent(batch.observed, step_size=1.0)  # predictions are linear in the step
+        products += (unit * batch.targets).sum().item()
+        squares += unit.square().sum().item()
+    assert found == pytest.approx(products / squares, rel=1e-3)
+
+
+def test_the_line_search_goes_beyond_its_first_end() -> None:
+    # One step of 1 / c^2 on the mean of the pairs recovers sparse states of magnitude c.
+    task = ARProcess(ARProcessConfig(dim=2, length=9, start="sparse", start_scale=0.5))
+    found = line_search_step_size(task, objective="mean", num_sequences=256)
+    assert found == pytest.approx(4.0, abs=2e-3)  # 1e-4 of the last upper end, 10; twice that
+
+
+def validation_loss(predict: Predictor, num_sequences: int) -> float:
+    losses = in_context_loss({"": predict}, SMALL, num_sequences=num_sequences, split="validation")
+    return losses[""].mean
+
+
+def test_no_search_ever_sees_test_sequences() -> None:
+    task = Recorder()
+    tune(constant, task, bounds=(0.0, 1.0), num_sequences=256)
+    fit_polynomial(task, 1, num_sequences=256)
+    learn_inverse(task, neumann_inverse(1), num_sequences=256, iterations=1)
+    assert task.splits == {"validation"}
+
+
+@pytest.mark.parametrize("spacing", ["linear", "log"])
+def test_a_better_value_than_the_one_found_is_not_around(spacing) -> None:
+    def family(beta: float) -> Predictor:
+        return lambda batch: kernel_regression(batch.observed, inverse_temperature=beta)
+
+    best = tune(family, SMALL, bounds=(1e-2, 30.0), spacing=spacing, num_sequences=512)
+    assert best.loss == pytest.approx(validation_loss(family(best.value), 512), rel=1e-6)
+    for value in (0.9 * best.value, 1.1 * best.value):
+        assert validation_loss(family(value), 512) > best.loss
+
+
+def test_the_scan_finds_the_deeper_of_two_valleys() -> None:
+    # Loss by place: a shallow valley at 0.3, a deep one at 0.85.
+    def family(place: float) -> Predictor:
+        shallow, deep = 1 + 5 * (place - 0.3) ** 2, 20 * (place - 0.85) ** 2
+        return lambda batch: batch.targets + min(shallow, deep)
+
+    assert tune(family, SMALL, bounds=(0.0, 1.0), num_sequences=256).value == pytest.approx(
+        0.85, abs=1e-3
+    )
+
+
+def test_losses_that_overflow_are_passed_over() -> None:
+    # With 30 steps, most step sizes of the interval go beyond what float32 can hold, to infinity or NaN.
+    def family(step_size: float) -> Predictor:
+        return lambda batch: gradient_descent(batch.observed, step_size=step_size, num_steps=30)
+
+    best = tune(family, SMALL, bounds=(1e-4, 1e4), spacing="log", num_sequences=256)
+    assert math.isfinite(best.loss)
+    assert best.value < 1
+    with pytest.raises(ValueError, match="no value between them has a finite loss"):
+        tune(family, SMALL, bounds=(1e3, 1e4), num_sequences=256)
+
+
+def test_a_search_without_an_end_ends() -> None:
+    def family(value: float) -> Predictor:
+        return lambda batch: batch.targets + 1 / value
+
+    with pytest.raises(ValueError, match="the loss still falls at 256"):
+        tune(family, SMALL, bounds=(0.0, 1.0), growth=2.0, num_sequences=256)
+    assert tune(family, SMALL, bounds=(0.0, 1.0), num_sequences=256).value > 0.99
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bounds": (1.0, 1.0)}, r"bounds=\(1.0, 1.0\): must be finite and increasing"),
+        ({"bounds": (0.0, 1.0), "spacing": "log"}, "greater than 0"),
+        ({"bounds": (0.0, 1.0), "growth": 1.0}, "growth=1.0: must be greater than 1"),
+        ({"bounds": (0.0, 1.0), "tolerance": 0.0}, "tolerance=0.0: must be between 0 and 1"),
+        ({"bounds": (0.0, 1.0), "num_sequences": 0}, "num_sequences=0: must be 1 or greater"),
+    ],
+)
+def test_searches_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune(constant, SMALL, **settings)
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+@pytest.mark.parametrize("pairs", ["all", "official"])
+def test_the_fitted_polynomial_is_a_minimum(degree: int, pairs) -> None:
+    def loss(coefficients: tuple[float, ...]) -> float:
+        return validation_loss(
+            lambda batch: polynomial_prediction(batch.observed, coefficients, pairs=pairs), 512
+        )
+
+    best = fit_polynomial(SMALL, degree, pairs=pairs, num_sequences=512)
+    assert len(best) == degree + 1
+    for place, coefficient in enumerate(best):
+        for factor in (0.97, 1.03):
+            other = (*best[:place], factor * coefficient, *best[place + 1 :])
+            assert loss(other) > loss(best), (place, factor)
+
+
+def test_a_polynomial_of_no_degree_is_the_best_step_size() -> None:
+    (best,) = fit_polynomial(TASK, 0, num_sequences=512, seed=3)
+    assert best == pytest.approx(line_search_step_size(TASK, num_sequences=512, seed=3), rel=1e-3)
+
+
+def test_complex_and_partly_scored_sequences_are_fitted() -> None:
+    # One pair of sparse states of norm 1 tells all: H_t = (t - 1) e e^*, and p(z) z should be 1.
+    task = ARProcess(ARProcessConfig(dim=2, length=4, start="sparse"))
+    best = fit_polynomial(task, 1, num_sequences=256)
+    assert best == pytest.approx((1.5, -0.5), abs=1e-6)  # z = 1 and 2; the states are float32
+
+
+def test_stacked_inputs_are_fitted() -> None:
+    best = fit_polynomial(
+        SMALL, 1, inputs=lambda states: stack_states(states, 2), num_sequences=256
+    )
+
+    def loss(coefficients: tuple[float, ...]) -> float:
+        return validation_loss(
+            lambda batch: polynomial_prediction(
+                batch.observed, coefficients, inputs=stack_states(batch.observed, 2)
+            ),
+            256,
+        )
+
+    assert loss((1.05 * best[0], best[1])) > loss(best) < loss((best[0], 1.05 * best[1]))
+
+
+FROBENIUS = neumann_inverse(2, ridge=1e-3, scale="frobenius")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        FROBENIUS,
+        replace(FROBENIUS, scale=0.05),
+        richardson_inverse(3, step_size=1.0, ridge=1e-3, scale="frobenius"),
+    ],
+)
+@pytest.mark.parametrize("pairs", ["all", "official"])
+def test_no_step_size_improves_a_learned_inverse(start: ApproximateInverse, pairs) -> None:
+    def loss(inverse: ApproximateInverse) -> float:
+        return validation_loss(
+            lambda batch: preconditioned_descent(batch.observed, inverse, pairs=pairs), 512
+        )
+
+    learned = learn_inverse(SMALL, start, pairs=pairs, num_sequences=512)
+    assert (learned.ridge, learned.scale, learned.form) == (start.ridge, start.scale, start.form)
+    reached = loss(learned)
+    assert reached < loss(start)
+    for place, step in enumerate(learned.step_sizes):
+        for factor in (0.95, 1.05):
+            steps = list(learned.step_sizes)
+            steps[place] = factor * step
+            assert loss(replace(learned, step_sizes=tuple(steps))) > reached, (place, factor)
+
+
+def test_learned_steps_reach_the_published_losses() -> None:
+    task = LinearSystem(LinearSystemConfig())
+    published = {(6, "official"): 0.2275, (6, "all"): 0.2042, (2, "official"): 0.2997}
+    predictors = {}
+    for steps, pairs in published:
+        start = replace(FROBENIUS, step_sizes=(1.0,) * steps, momenta=(0.0,) * steps)
+        learned = learn_inverse(task, start, pairs=pairs, num_sequences=1280)
+        predictors[f"{steps} {pairs}"] = lambda batch, learned=learned, pairs=pairs: (
+            preconditioned_descent(batch.observed, learned, pairs=pairs)
+        )
+    losses = in_context_loss(predictors, task, num_sequences=2560)
+    for (steps, pairs), expected in published.items():
+        found = losses[f"{steps} {pairs}"]
+        # Theirs is of 1280 sequences, ours of 2560: three standard errors of the difference.
+        assert abs(found.mean - expected) < 3 * found.mean_error * 3**0.5
+
+
+def test_more_coefficients_lose_less() -> None:
+    # In-sample losses of nested families fall strictly, here far beyond rounding.
+    losses = []
+    for degree in range(4):
+        best = fit_polynomial(SMALL, degree, num_sequences=512)
+        losses.append(
+            validation_loss(
+                lambda batch, best=best: polynomial_prediction(batch.observed, best), 512
+            )
+        )
+    assert all(after < 0.97 * before for before, after in zip(losses, losses[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fit_polynomial(SMALL, -1), "degree=-1: must be between 0 and 20"),
+        (lambda: learn_inverse(SMALL, FROBENIUS, iterations=0), "iterations=0"),
+        (lambda: learn_inverse(SMALL, FROBENIUS, learning_rate=0.0), "learning_rate=0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
