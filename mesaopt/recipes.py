@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 
 from mesaopt.config import (
     ARProcessConfig,
+    FewShotConfig,
     LinearSystemConfig,
     MergedAttentionConfig,
     ModelConfig,
+    NonlinearSystemConfig,
+    PartiallyObservedConfig,
     RunConfig,
     StartName,
+    TaskConfig,
     TrainConfig,
+    stacked,
 )
 from mesaopt.errors import ConfigError, suggest
 
@@ -25,6 +30,26 @@ class Recipe:
 
     summary: str
     config: RunConfig
+
+
+TASKS: dict[str, TaskConfig] = {
+    "linear": LinearSystemConfig(token_slots=("current",)),
+    "linear-constructed": LinearSystemConfig(),
+    "linear-text": LinearSystemConfig(token_slots=("current",), start="normal"),
+    "contracting-constructed": LinearSystemConfig(transition="contracting", state_clip=2.0),
+    "fixed-constructed": LinearSystemConfig(transition="fixed"),
+    "partial": PartiallyObservedConfig(),
+    "partial-stacked": PartiallyObservedConfig(token_slots=stacked(16)),
+    "partial-text": PartiallyObservedConfig(observation_std=0.5**0.5, start="normal"),
+    "nonlinear": NonlinearSystemConfig(),
+    "nonlinear-text": NonlinearSystemConfig(normalisation="none", start="normal"),
+    "few-shot": FewShotConfig(),
+    "few-shot-separated": FewShotConfig(layout="triples"),
+    "few-shot-prefixed": FewShotConfig(layout="triples", prefix_length=20),
+    "few-shot-two-tasks": FewShotConfig(switch_after=20),
+    "few-shot-text": FewShotConfig(inputs="normal"),
+}
+"""The tasks of von Oswald et al. by name, as in their code, or as in their text where that differs."""
 
 
 # One layer has no use for a second copy of the current state: the authors zero it for their one-layer

@@ -8,14 +8,18 @@ from hypothesis import strategies as st
 from mesaopt import recipes
 from mesaopt.config import (
     ARProcessConfig,
+    FewShotConfig,
     LinearSystemConfig,
     MergedAttentionConfig,
     ModelConfig,
+    NonlinearSystemConfig,
+    PartiallyObservedConfig,
     RunConfig,
     TrainConfig,
     differences,
     from_dict,
     override,
+    stacked,
     to_dict,
 )
 from mesaopt.errors import ConfigError
@@ -55,6 +59,14 @@ def test_every_recipe_survives_json(name: str) -> None:
         ({"seed": True}, "config.seed=True: must be of type int"),
         ({"task": {"dimm": 3}}, "config.task: unknown key 'dimm'; did you mean 'dim'?"),
         ({"task": {"token_slots": ["curent"]}}, "'curent': did you mean 'current'?"),
+        ({"task": {"token_slots": [1]}}, "1: allowed: zero, current, previous, or 2, 3, ..."),
+        ({"task": {"token_slots": [True]}}, "True: allowed: zero, current, previous, or 2, 3, ..."),
+        ({"task": {"token_slots": [2.0]}}, "2.0: allowed: zero, current, previous, or 2, 3, ..."),
+        ({"task": {"transition": "orthogonl"}}, "did you mean 'orthogonal'?"),
+        ({"task": {"kind": "partialy_observed"}}, "did you mean 'partially_observed'?"),
+        ({"task": {"kind": "few_shot", "layout": "triple"}}, "did you mean 'triples'?"),
+        ({"task": {"kind": "few_shot", "token_slots": []}}, "unknown key 'token_slots'"),
+        ({"task": {"kind": "nonlinear_system", "normalisation": "l3"}}, "allowed: l2, none"),
         ({"task": []}, "config.task: []: must be an object"),
         ({"model": {"mixers": ["softmax"]}}, "'softmax': allowed: linear_attention, mesa"),
         ({"model": {"mixers": []}}, "mixers=(): must be at least one mixer"),
@@ -97,6 +109,30 @@ def test_a_missing_key_is_named() -> None:
         lambda: LinearSystemConfig(length=-1),
         lambda: LinearSystemConfig(noise_std=-0.1),
         lambda: LinearSystemConfig(token_slots=()),
+        lambda: LinearSystemConfig(state_clip=0.0),
+        lambda: LinearSystemConfig(teacher_seed=-1),
+        lambda: PartiallyObservedConfig(dim=0),
+        lambda: PartiallyObservedConfig(hidden_dim=0),
+        lambda: PartiallyObservedConfig(length=0),
+        lambda: PartiallyObservedConfig(noise_std=-0.1),
+        lambda: PartiallyObservedConfig(observation_noise_std=-0.1),
+        lambda: PartiallyObservedConfig(observation_std=0.0),
+        lambda: PartiallyObservedConfig(state_clip=0.0),
+        lambda: PartiallyObservedConfig(token_slots=()),
+        lambda: NonlinearSystemConfig(dim=0),
+        lambda: NonlinearSystemConfig(length=0),
+        lambda: NonlinearSystemConfig(hidden_dim=0),
+        lambda: NonlinearSystemConfig(teacher_std=0.0),
+        lambda: NonlinearSystemConfig(teacher_seed=-1),
+        lambda: NonlinearSystemConfig(noise_std=-0.1),
+        lambda: NonlinearSystemConfig(token_slots=()),
+        lambda: FewShotConfig(dim=0),
+        lambda: FewShotConfig(length=0),
+        lambda: FewShotConfig(noise_std=-0.1),
+        lambda: FewShotConfig(prefix_length=-1),
+        lambda: FewShotConfig(prefix_length=224),
+        lambda: stacked(0),
+        lambda: stacked(3, num_slots=2),
         lambda: ARProcessConfig(dim=0),
         lambda: ARProcessConfig(length=2),
         lambda: ARProcessConfig(start_scale=0.0),
@@ -132,6 +168,17 @@ def test_a_missing_key_is_named() -> None:
 def test_values_out_of_range_are_refused_with_the_field_the_value_and_the_range(make) -> None:
     with pytest.raises(ConfigError, match=r"\w+=.*: must be "):
         make()
+
+
+@given(count=st.integers(1, 20), zeros=st.integers(0, 5))
+def test_stacked_slots_are_newest_first_with_zeros_behind(count: int, zeros: int) -> None:
+    slots = stacked(count, num_slots=count + zeros)
+    delays = [{"current": 0, "previous": 1}.get(slot, slot) for slot in slots[:count]]
+    assert delays == list(range(count))
+    assert slots[count:] == ("zero",) * zeros
+    config = PartiallyObservedConfig(token_slots=slots)
+    assert config.token_dim == 5 * (count + zeros)
+    assert from_dict(PartiallyObservedConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_heads_that_divide_give_the_head_dim() -> None:

@@ -2,10 +2,13 @@
 
 from mesaopt.tasks.ar_process import ARProcess
 from mesaopt.tasks.batch import Batch, Split, Task, tokens_from_states
+from mesaopt.tasks.few_shot import FewShot, FewShotBatch
 from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.losses import squared_error
 from mesaopt.tasks.make import make_task
-from mesaopt.tasks.random import generator, haar_orthogonal
+from mesaopt.tasks.nonlinear_system import NonlinearSystem
+from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
+from mesaopt.tasks.random import contracting, generator, haar_orthogonal
 from mesaopt.tasks.start_laws import (
     FiniteLaw,
     IndependentLaw,
@@ -27,9 +30,14 @@ from mesaopt.tasks.start_laws import (
 __all__ = [
     "ARProcess",
     "Batch",
+    "FewShot",
+    "FewShotBatch",
     "FiniteLaw",
     "IndependentLaw",
     "LinearSystem",
+    "NonlinearSystem",
+    "PartiallyObserved",
+    "PartiallyObservedBatch",
     "RealLaw",
     "SampledLaw",
     "Sampler",
@@ -37,6 +45,7 @@ __all__ = [
     "Split",
     "StartLaw",
     "Task",
+    "contracting",
     "from_distribution",
     "full_one",
     "gaussian",

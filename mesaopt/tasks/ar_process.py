@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mesaopt.config import ARProcessConfig
-from mesaopt.tasks.batch import Batch, Split, tokens_from_states
+from mesaopt.tasks.batch import Batch, Split, check_sample, tokens_from_states
 from mesaopt.tasks.random import generator
 from mesaopt.tasks.start_laws import SampledLaw, Sampler, StartLaw, start_law
 
@@ -82,7 +82,7 @@ class ARProcess:
             ConfigError: seed or step is out of range, or the sampler of x_1 returns no such states.
             ValueError: batch_size or dtype is out of range.
         """
-        _check(batch_size=batch_size, dtype=dtype)
+        check_sample("complex", batch_size=batch_size, dtype=dtype)
         blocks = self._draw(batch_size, seed, split, step)
         start, theta = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         states = self._roll_out(start, theta).to(device=device, dtype=dtype)
@@ -122,7 +122,7 @@ class ARProcess:
             >>> [len(states) for states in task.chunks(600, seed=0)]
             [256, 256, 88]
         """
-        _check(num_sequences=num_sequences, chunk_size=chunk_size, dtype=dtype)
+        check_sample("complex", num_sequences=num_sequences, chunk_size=chunk_size, dtype=dtype)
         blocks = self._draw(num_sequences, seed, split, step)
         return (
             self._roll_out(start[i : i + chunk_size], theta[i : i + chunk_size]).to(dtype)
@@ -156,11 +156,3 @@ def _turn(angles: NDArray[np.float64]) -> NDArray[np.complex128]:
     np.cos(angles, out=turned.real)
     np.sin(angles, out=turned.imag)
     return turned
-
-
-def _check(*, dtype: torch.dtype, **counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be 1 or greater")
-    if not dtype.is_complex:
-        raise ValueError(f"dtype={dtype}: must be torch.complex64 or torch.complex128")

@@ -1,14 +1,14 @@
 """What every task gives: batches that say what is known, what to predict, and where it counts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from mesaopt.config import TokenSlot
+from mesaopt.config import Numbers, TokenSlot
 from mesaopt.tasks.losses import squared_error
 
 Split = Literal["train", "validation", "test"]
@@ -31,8 +31,8 @@ class Batch:
     targets: Inexact[Tensor, "batch time dim"]
     """What to predict at position t: the state at time t + 1."""
     states: Inexact[Tensor, "batch time_and_one dim"]
-    """All states, the last target included."""
-    transition: Inexact[Tensor, "batch dim dim"]
+    """All states as they are seen, the last target included."""
+    transition: Inexact[Tensor, "batch hidden hidden"]
     """The matrix W of each sequence, which turns a state into the next one."""
     scored: slice = field(default_factory=lambda: slice(None))
     """The places along time where a prediction counts."""
@@ -63,7 +63,7 @@ class Batch:
         """
         return squared_error(prediction, self.targets)[:, self.scored]
 
-    def split(self, size: int) -> Iterator["Batch"]:
+    def split(self, size: int) -> Iterator[Self]:
         """Cut the batch into smaller ones.
 
         Args:
@@ -72,9 +72,10 @@ class Batch:
         Returns:
             The parts in order, as views.
         """
-        parts = (self.tokens, self.targets, self.states, self.transition)
-        for pieces in zip(*(part.split(size) for part in parts), strict=True):
-            yield Batch(*pieces, scored=self.scored)
+        names = [f.name for f in fields(self) if f.name != "scored"]
+        parts = (getattr(self, name).split(size) for name in names)
+        for pieces in zip(*parts, strict=True):
+            yield replace(self, **dict(zip(names, pieces, strict=True)))
 
 
 @runtime_checkable
@@ -108,13 +109,15 @@ def tokens_from_states(
 
     Args:
         states: s_1 ... s_T [batch, time, dim].
-        slots: what stands where: "current" s_t, "previous" s_{t-1} (with s_0 = 0), "zero" nothing.
+        slots: what stands where: "current" s_t, "previous" s_{t-1}, an integer k s_{t-k}, "zero" nothing.
+            What lies before s_1 is zero.
 
     Returns:
         Tokens [batch, time, len(slots) * dim].
 
     Source: von Oswald et al., section "Constructed tokens": [0, s_t, s_t, s_{t-1}] in the authors'
-    code, [0, s_t, s_{t-1}] in the main text. Zheng et al. have the latter in the paper and
+    code, [0, s_t, s_{t-1}] in the main text; [s_t, ..., s_{t-15}] for partial observation, which
+    :func:`mesaopt.config.stacked` lays out. Zheng et al. have [0, s_t, s_{t-1}] in the paper and
     [s_t, s_{t-1}] in their code.
 
     Example:
@@ -122,7 +125,41 @@ def tokens_from_states(
         tensor([[[1., 0.],
                  [2., 1.]]])
     """
-    zero = torch.zeros_like(states)
-    previous = torch.cat([zero[:, :1], states[:, :-1]], dim=1)
-    parts = {"zero": zero, "current": states, "previous": previous}
-    return torch.cat([parts[slot] for slot in slots], dim=-1)
+    return torch.cat([_slot(states, slot) for slot in slots], dim=-1)
+
+
+def _slot(states: Tensor, slot: TokenSlot) -> Tensor:
+    """s_{t-k} at position t, and zero where there is none."""
+    time = states.shape[1]
+    steps_back = {"current": 0, "previous": 1, "zero": time}
+    k = slot if isinstance(slot, int) else steps_back[slot]
+    return torch.nn.functional.pad(states, (0, 0, k, 0))[:, :time]
+
+
+def check_sample(numbers: Numbers, *, dtype: torch.dtype, **counts: int) -> None:
+    """Refuse what no task can sample.
+
+    Args:
+        numbers: what the states of the task are made of.
+        dtype: asked for.
+        counts: how many sequences, under the name of the argument; 1 or more.
+
+    Raises:
+        ValueError: a count is less than 1, or the dtype holds other numbers.
+
+    Example:
+        >>> check_sample("real", dtype=torch.float32, batch_size=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: batch_size=0: must be 1 or greater
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be 1 or greater")
+    fits = dtype.is_complex if numbers == "complex" else dtype.is_floating_point
+    if not fits:
+        wanted = {
+            "real": "torch.float32 or torch.float64",
+            "complex": "torch.complex64 or torch.complex128",
+        }
+        raise ValueError(f"dtype={dtype}: must be {wanted[numbers]}")

@@ -1,7 +1,6 @@
-"""The fully observed linear system: states that rotate, one fresh rotation per sequence."""
+"""The fully observed linear system: states that rotate, contract, or follow one fixed matrix."""
 
 import functools
-import itertools
 
 import numpy as np
 import torch
@@ -9,28 +8,40 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.config import LinearSystemConfig
-from mesaopt.tasks.batch import Batch, Split, tokens_from_states
-from mesaopt.tasks.random import generator, haar_orthogonal
+from mesaopt.tasks.batch import Batch, Split, check_sample, tokens_from_states
+from mesaopt.tasks.random import contracting, generator, haar_orthogonal
+from mesaopt.tasks.roll_out import roll_out
 
 
 class LinearSystem:
     """The linear dynamical system of von Oswald et al.
 
-    The state follows s_{t+1} = clip(W s_t + noise_std * n_t), with W Haar-random orthogonal, new for
-    every sequence, n_t standard normal, and s_1 uniform on [-1, 1]^dim. The paper's text starts from
-    a standard normal; the authors' code, which made the published numbers, from the uniform law
-    (`start` chooses). Tokens are built by :func:`tokens_from_states`.
+    The state follows s_{t+1} = clip(W s_t + noise_std * n_t), with n_t standard normal and s_1 uniform on
+    [-1, 1]^dim. The paper's text starts from a standard normal; the authors' code, which made the
+    published numbers, from the uniform law (`start` chooses). `transition` chooses the law of W:
+
+    - "orthogonal": from the Haar law, new for every sequence;
+    - "contracting": :func:`mesaopt.tasks.contracting`, new for every sequence; published with
+      `state_clip=2`, because some two sequences in a hundred grow large first;
+    - "fixed": one orthogonal matrix, drawn from `teacher_seed`, for every sequence of every seed, which a
+      model can learn by heart.
+
+    Tokens are built by :func:`tokens_from_states`.
 
     Args:
-        config: dimension, length, noise, clip, start law and token layout.
+        config: dimension, length, noise, clip, laws and token layout.
 
-    Source: von Oswald et al., arXiv 2309.05858v2, section "Linear dynamics"; the authors' code.
+    Source: von Oswald et al., arXiv 2309.05858v2, section "Linear dynamics", appendices E.1 and E.2; the
+    authors' code.
 
     Example:
         >>> task = LinearSystem(LinearSystemConfig(dim=3, length=5))
         >>> batch = task.sample(2, seed=0)
         >>> tuple(batch.tokens.shape), tuple(batch.targets.shape)
         ((2, 5, 12), (2, 5, 3))
+        >>> fixed = LinearSystem(LinearSystemConfig(dim=3, length=5, transition="fixed"))
+        >>> bool((fixed.sample(1, seed=0).transition == fixed.sample(1, seed=1).transition).all())
+        True
     """
 
     def __init__(self, config: LinearSystemConfig):
@@ -52,7 +63,7 @@ class LinearSystem:
         moved: a float32 batch is the float64 batch rounded, and a GPU sees what a CPU sees.
 
         Args:
-            batch_size: sequences.
+            batch_size: sequences, 1 or more.
             seed: 0 or greater.
             step: 0 or greater.
             split: stream to draw from; streams never overlap.
@@ -64,27 +75,34 @@ class LinearSystem:
 
         Raises:
             ConfigError: seed or step is out of range.
+            ValueError: batch_size or dtype is out of range.
         """
-        random = generator(seed, f"linear_system/{split}", step)
-        transition = haar_orthogonal(random, batch_size, self.config.dim)
-        states = self._roll_out(random, transition)
+        check_sample("real", batch_size=batch_size, dtype=dtype)
+        config, random = self.config, generator(seed, f"linear_system/{split}", step)
+        transition = self._transitions(random, batch_size)
+        follow = functools.partial(linear_step, transition.numpy(), clip=config.state_clip)
+        states = roll_out(config, random, batch_size, config.dim, follow)
         states, transition = (x.to(device=device, dtype=dtype) for x in (states, transition))
-        tokens = tokens_from_states(states[:, :-1], self.config.token_slots)
+        tokens = tokens_from_states(states[:, :-1], config.token_slots)
         return Batch(tokens, states[:, 1:], states, transition)
 
-    def _roll_out(
-        self, random: np.random.Generator, transition: Float[Tensor, "batch dim dim"]
-    ) -> Float[Tensor, "batch time_and_one dim"]:
-        config, batch_size = self.config, transition.shape[0]
-        draw_start = random.standard_normal
-        if config.start == "uniform":
-            draw_start = functools.partial(random.uniform, -1.0, 1.0)
-        # NumPy, because a tiny product per step costs less there than a call into torch.
-        states = np.empty((config.length + 1, batch_size, config.dim, 1))
-        states[0] = draw_start(size=states[0].shape)
-        states[1:] = random.standard_normal(states[1:].shape)
-        states[1:] *= config.noise_std
-        for before, after in itertools.pairwise(states):
-            after += transition.numpy() @ before
-            after.clip(-config.state_clip, config.state_clip, out=after)
-        return torch.from_numpy(states).squeeze(-1).transpose(0, 1).contiguous()  # [B,T+1,D]
+    def _transitions(
+        self, random: np.random.Generator, batch_size: int
+    ) -> Float[Tensor, "batch dim dim"]:
+        dim = self.config.dim
+        if self.config.transition == "fixed":
+            return self._teacher.expand(batch_size, dim, dim)
+        draw = contracting if self.config.transition == "contracting" else haar_orthogonal
+        return draw(random, batch_size, dim)
+
+    @functools.cached_property
+    def _teacher(self) -> Float[Tensor, "one dim dim"]:
+        teacher = generator(self.config.teacher_seed, "linear_system/teacher")
+        return haar_orthogonal(teacher, 1, self.config.dim)
+
+
+def linear_step(
+    transition: np.ndarray, before: np.ndarray, noise: np.ndarray, *, clip: float
+) -> np.ndarray:
+    """Let states follow a linear map: clip(W s_t + noise), for W [batch, dim, dim]."""
+    return (transition @ before + noise).clip(-clip, clip)

@@ -1,9 +1,30 @@
 """From the settings of a task to the task."""
 
-from mesaopt.config import ARProcessConfig, TaskConfig
+from collections.abc import Callable
+from typing import Any
+
+from mesaopt.config import (
+    ARProcessConfig,
+    FewShotConfig,
+    LinearSystemConfig,
+    NonlinearSystemConfig,
+    PartiallyObservedConfig,
+    TaskConfig,
+)
 from mesaopt.tasks.ar_process import ARProcess
 from mesaopt.tasks.batch import Task
+from mesaopt.tasks.few_shot import FewShot
 from mesaopt.tasks.linear_system import LinearSystem
+from mesaopt.tasks.nonlinear_system import NonlinearSystem
+from mesaopt.tasks.partially_observed import PartiallyObserved
+
+_TASKS: dict[type, Callable[[Any], Task]] = {
+    LinearSystemConfig: LinearSystem,
+    ARProcessConfig: ARProcess,
+    PartiallyObservedConfig: PartiallyObserved,
+    NonlinearSystemConfig: NonlinearSystem,
+    FewShotConfig: FewShot,
+}
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -19,4 +40,4 @@ def make_task(config: TaskConfig) -> Task:
         >>> make_task(ARProcessConfig(dim=2, length=4)).sample(3, seed=0).states.shape
         torch.Size([3, 4, 2])
     """
-    return ARProcess(config) if isinstance(config, ARProcessConfig) else LinearSystem(config)
+    return _TASKS[type(config)](config)

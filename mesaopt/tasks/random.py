@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of (seed, stream, step), and random orthogonal matrices."""
+"""Random numbers as pure functions of (seed, stream, step), and random matrices."""
 
 import zlib
 
@@ -63,3 +63,36 @@ def haar_orthogonal(
     """
     q, r = torch.linalg.qr(torch.from_numpy(random.standard_normal((count, dim, dim))))
     return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+SMALLEST_EIGENVALUE, LARGEST_EIGENVALUE = 0.3, 0.9
+
+
+def contracting(
+    random: np.random.Generator, count: int, dim: int
+) -> Float[Tensor, "count dim dim"]:
+    """Draw matrices with real eigenvalues below one, and eigenvectors that are not orthogonal.
+
+    W = G diag(mu) G^{-1} with G of independent standard normals, mu_1 = 0.9 and the others uniform on
+    [0.3, 0.9]. Where G is nearly singular, W has a large norm: states grow before they shrink.
+
+    Args:
+        random: where the numbers come from.
+        count: how many matrices.
+        dim: their size.
+
+    Returns:
+        float64 matrices [count, dim, dim].
+
+    Source: von Oswald et al., appendix E.1. They shuffle mu, which changes no law: the columns of G are
+    exchangeable.
+
+    Example:
+        >>> w = contracting(generator(0, "demo"), 4, 3)
+        >>> [round(x, 6) for x in torch.linalg.eigvals(w).abs().amax(-1).tolist()]
+        [0.9, 0.9, 0.9, 0.9]
+    """
+    basis = random.standard_normal((count, dim, dim))
+    eigenvalues = random.uniform(SMALLEST_EIGENVALUE, LARGEST_EIGENVALUE, (count, 1, dim))
+    eigenvalues[..., 0] = LARGEST_EIGENVALUE
+    return torch.from_numpy((basis * eigenvalues) @ np.linalg.inv(basis))

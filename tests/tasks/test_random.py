@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import generator, haar_orthogonal
+from mesaopt.tasks import contracting, generator, haar_orthogonal
 
 seeds = st.integers(0, 2**64 - 1)
 
@@ -59,3 +59,29 @@ def test_orthogonal_matrices_are_haar() -> None:
 def test_the_haar_test_sees_a_sampler_without_the_sign_fix() -> None:
     a = torch.from_numpy(generator(1, "test").standard_normal((20_000, 6, 6)))
     assert max(haar_deviations(torch.linalg.qr(a).Q)) > 10
+
+
+def test_contracting_matrices_have_the_eigenvalues_of_their_law() -> None:
+    w = contracting(generator(1, "test"), 4000, 6)
+    eigenvalues = torch.linalg.eigvals(w)
+    # An eigenvalue is as wrong as a rounding times the condition of the eigenvectors; G is that of
+    # random normals, whose condition exceeds 1e4 once in some 2000 matrices of size 6.
+    assert eigenvalues.imag.abs().quantile(0.99) < 1e-8
+    ordered = eigenvalues.real.sort(dim=-1).values
+    assert (ordered[:, -1] - 0.9).abs().quantile(0.99) < 1e-8
+    others = ordered[:, :-1].flatten()
+    inside = (others > 0.3 - 1e-8) & (others < 0.9 + 1e-8)
+    assert inside.double().mean() > 0.99
+    # Five standard errors of a mean and of a second moment about it; uniform on an interval of 0.6.
+    trace = w.diagonal(dim1=-2, dim2=-1).sum(-1) - 0.9
+    assert abs(trace.mean() - 5 * 0.6) < 5 * (5 * 0.6**2 / 12 / 4000) ** 0.5
+    squares = (others - 0.6).square()
+    assert abs(squares.mean() - 0.6**2 / 12) < 5 * squares.std() / len(squares) ** 0.5
+
+
+def test_contracting_matrices_let_states_grow_first() -> None:
+    w = contracting(generator(1, "test"), 4000, 10)
+    grows = torch.linalg.matrix_norm(w, ord=2) > 1
+    assert grows.double().mean() > 0.9, "not orthogonal eigenvectors"
+    later = torch.linalg.matrix_power(w, 400)  # 0.9^400 is 5e-19
+    assert later.abs().flatten(1).amax(1).quantile(0.99) < 1e-8

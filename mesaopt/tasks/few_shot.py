@@ -1,0 +1,192 @@
+"""Few-shot regression: inputs and answers of one linear map, in turns, as a single sequence."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from mesaopt.config import FewShotConfig
+from mesaopt.tasks.batch import Batch, Split, check_sample
+from mesaopt.tasks.random import generator, haar_orthogonal
+
+
+@dataclass(frozen=True)
+class FewShotBatch(Batch):
+    """A batch of pairs whose `states` are the tokens and the one after them.
+
+    Example:
+        >>> batch = FewShot(FewShotConfig(length=6, switch_after=2)).sample(4, seed=0)
+        >>> list(batch.positions), tuple(batch.later_transition.shape)
+        ([1, 3, 5], (4, 10, 10))
+    """
+
+    later_transition: Inexact[Tensor, "batch dim dim"] = field(kw_only=True)
+    """The matrix of each sequence after the switch; `transition` again where there is none."""
+
+
+class FewShot:
+    """The few-shot regression of von Oswald et al.: y_i = W x_i + noise_std * n_i, one token each.
+
+    W is Haar-random orthogonal, new for every sequence, x_i uniform on [-1, 1]^dim and n_i standard normal.
+    A sequence is [prefix, x_1, y_1, x_2, y_2, ...] or [prefix, x_1, y_1, EOS, x_2, y_2, EOS, ...], cut to
+    `length` tokens. To predict at x_i is to answer y_i, and only that is scored. From pair
+    `switch_after` + 1 on, another matrix takes W's place.
+
+    The prefix and EOS are vectors that somebody learns: their places hold zeros until :meth:`fill` puts
+    vectors there. One seed makes the same pairs in every layout.
+
+    Args:
+        config: dimension, length, layout, prefix, switch, noise and law of the inputs.
+
+    Source: von Oswald et al., arXiv 2309.05858v2, section on few-shot learning; inputs as in the authors'
+    code, standard normal in the text. Two things are otherwise than in their code: noise is independent in
+    every sequence, where they add the same noise to all sequences of a batch; and `switch_after` counts
+    pairs in every layout, where they switch after 40 pairs or 27 triples, plot the first 20 of them, and
+    repeat the prefix at the switch.
+
+    Example:
+        >>> task = FewShot(FewShotConfig(dim=2, length=7, layout="triples", prefix_length=1))
+        >>> batch = task.fill(task.sample(3, seed=0), separator=torch.ones(2), prefix=torch.ones(1, 2))
+        >>> batch.tokens[0, :, 0].eq(1).tolist()
+        [True, False, False, True, False, False, True]
+        >>> list(batch.positions)
+        [2, 5]
+    """
+
+    def __init__(self, config: FewShotConfig):
+        self.config = config
+
+    @property
+    def prefix_places(self) -> slice:
+        """Where along time the prefix stands."""
+        return slice(0, self.config.prefix_length)
+
+    @property
+    def separator_places(self) -> slice:
+        """Where along time the separators stand; nowhere between pairs."""
+        if self.config.layout == "pairs":
+            return slice(0)
+        return slice(self.config.prefix_length + 2, None, 3)
+
+    def fill(
+        self,
+        batch: FewShotBatch,
+        *,
+        separator: Inexact[Tensor, " dim"] | None = None,
+        prefix: Inexact[Tensor, "prefix dim"] | None = None,
+    ) -> FewShotBatch:
+        """Put vectors into the places kept for them; gradients flow back to the vectors.
+
+        Args:
+            batch: of this task.
+            separator: the vector EOS, [dim]; what stands there stays if not given.
+            prefix: [prefix_length, dim]; what stands there stays if not given.
+
+        Returns:
+            A new batch with other states, tokens and targets.
+
+        Raises:
+            ValueError: there is no room for such a vector.
+        """
+        config, states = self.config, batch.states.clone()
+        if separator is not None:
+            if config.layout == "pairs":
+                raise ValueError(
+                    "separator: must not be given for layout='pairs', which has no room"
+                )
+            _require_shape("separator", separator, (config.dim,))
+            states[:, self.separator_places] = separator
+        if prefix is not None:
+            _require_shape("prefix", prefix, (config.prefix_length, config.dim))
+            states[:, self.prefix_places] = prefix
+        return replace(batch, tokens=states[:, :-1], targets=states[:, 1:], states=states)
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        step: int = 0,
+        split: Split = "train",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> FewShotBatch:
+        """Draw one batch, a pure function of (seed, split, step), as :meth:`LinearSystem.sample` does.
+
+        Args:
+            batch_size: sequences, 1 or more.
+            seed: 0 or greater.
+            step: 0 or greater.
+            split: stream to draw from; streams never overlap.
+            dtype: floating-point type of the batch.
+            device: where the batch is put.
+
+        Returns:
+            The batch; tokens and targets [batch, length, dim], with zeros in the places kept free.
+
+        Raises:
+            ConfigError: seed or step is out of range.
+            ValueError: batch_size or dtype is out of range.
+        """
+        check_sample("real", batch_size=batch_size, dtype=dtype)
+        config, stream = self.config, f"few_shot/{split}"
+        random = generator(seed, stream, step)
+        first = haar_orthogonal(random, batch_size, config.dim)
+        switches = config.switch_after is not None
+        second = haar_orthogonal(random, batch_size, config.dim) if switches else first
+        inputs = self._inputs(generator(seed, f"{stream}/inputs", step), batch_size)
+        answers = self._answers(generator(seed, f"{stream}/noise", step), inputs, first, second)
+        states, first, second = (
+            x.to(device=device, dtype=dtype)
+            for x in (self._sequence(inputs, answers), first, second)
+        )
+        return FewShotBatch(
+            states[:, :-1],
+            states[:, 1:],
+            states,
+            first,
+            scored=slice(config.prefix_length, None, config.period),
+            later_transition=second,
+        )
+
+    def _inputs(
+        self, random: np.random.Generator, batch_size: int
+    ) -> Float[Tensor, "pair batch dim"]:
+        """Draw x_i, pair after pair, so that fewer pairs are the beginning of more."""
+        # One pair more than is scored: the last target may be the next input.
+        size = (self.config.num_pairs + 1, batch_size, self.config.dim)
+        uniform = self.config.inputs == "uniform"
+        drawn = random.uniform(-1.0, 1.0, size) if uniform else random.standard_normal(size)
+        return torch.from_numpy(drawn)
+
+    def _answers(
+        self,
+        random: np.random.Generator,
+        inputs: Float[Tensor, "pair batch dim"],
+        first: Float[Tensor, "batch dim dim"],
+        second: Float[Tensor, "batch dim dim"],
+    ) -> Float[Tensor, "pair batch dim"]:
+        switch = self.config.switch_after or len(inputs)
+        parts = [
+            torch.einsum("bij,nbj->nbi", matrix, part)
+            for matrix, part in ((first, inputs[:switch]), (second, inputs[switch:]))
+        ]
+        noise = torch.from_numpy(random.standard_normal(tuple(inputs.shape)))
+        return torch.cat(parts) + self.config.noise_std * noise
+
+    def _sequence(
+        self, inputs: Float[Tensor, "pair batch dim"], answers: Float[Tensor, "pair batch dim"]
+    ) -> Float[Tensor, "batch time_and_one dim"]:
+        config, (num_pairs, batch_size, dim) = self.config, inputs.shape
+        groups = inputs.new_zeros(batch_size, num_pairs, config.period, dim)
+        groups[:, :, 0], groups[:, :, 1] = inputs.transpose(0, 1), answers.transpose(0, 1)
+        sequence = groups.flatten(1, 2)  # [B,N,P,D] -> [B,N*P,D]
+        padded = torch.nn.functional.pad(sequence, (0, 0, config.prefix_length, 0))
+        return padded[:, : config.length + 1]
+
+
+def _require_shape(name: str, vector: Tensor, shape: tuple[int, ...]) -> None:
+    if vector.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}: must be {shape}")
