@@ -313,7 +313,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
     def _place(
         self, x: Float[Tensor, "batch time width"], start: int
     ) -> Float[Tensor, "batch time placed"]:
-        """Lay positions beside the stream, or beside each of several: see `models.SideBySide`."""
+        """Lay positions beside the stream, or beside each of several: see `models.seeds`."""
         streams = x.unflatten(-1, (-1, self.width))  # [B,T,stream,width]
         positions = sinusoids(start, x.shape[1], self.width, like=x).unsqueeze(1)
         return torch.cat([streams, positions.expand_as(streams)], dim=-1).flatten(-2)

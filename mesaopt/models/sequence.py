@@ -60,7 +60,8 @@ class SequenceModel(nn.Module):
         self.mlps = nn.ModuleList(_mlp(config) for _ in layers)
         embeds, reads = config.embed_dim is not None, config.readout == "linear"
         self.embedding = _linear(config.token_dim, config.width) if embeds else nn.Identity()
-        self.readout = _linear(config.width, config.output_dim) if reads else nn.Identity()
+        read = _linear if reads else _FirstSlot
+        self.readout = read(config.width, config.output_dim)
         self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int) -> None:
@@ -95,7 +96,18 @@ class SequenceModel(nn.Module):
                 x = x + mlp(x)
             if self.config.activation_clip is not None:
                 x = x.clamp(-self.config.activation_clip, self.config.activation_clip)
-        return self.readout(x)[..., : self.config.output_dim]
+        return self.readout(x)
+
+
+class _FirstSlot(nn.Module):
+    """Reads the first coordinates of the stream, or of each of several side by side."""
+
+    def __init__(self, width: int, output_dim: int):
+        super().__init__()
+        self.width, self.output_dim = width, output_dim
+
+    def forward(self, x: Float[Tensor, "batch time wide"]) -> Float[Tensor, "batch time output"]:
+        return x.unflatten(-1, (-1, self.width))[..., : self.output_dim].flatten(-2)
 
 
 def _mixer(config: ModelConfig, layer: int) -> SelfAttention:
