@@ -57,9 +57,12 @@ class Train:
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe; mesaopt list recipes shows them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the run, new or empty [runs/<recipe>-seed<seed>]."""
+    """Folder of the run, new or empty [runs/<recipe>-seed<seed>]; of several seeds, the folder of their
+    folders [runs]."""
     seed: int = 0
     """Seed of the initial weights and of the training sequences."""
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Train so many seeds, from --seed on; on a GPU side by side."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Settings to change, such as train.steps=500 model.num_heads=4; --dry-run shows them all."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
@@ -77,6 +80,7 @@ class Train:
             self.recipe,
             out=self.out,
             seed=self.seed,
+            seeds=self.seeds,
             changes=self.set,
             device=self.device,
             resume=self.resume,
@@ -179,7 +183,9 @@ class Bench:
     """Measure speed on this machine, and the operators' errors."""
 
     what: Positional[Literal["train", "ops"]]
-    """train: one optimiser step of LSA-2 at batch 256, length 50. ops: the operators, in minutes."""
+    """train: one optimiser step of a recipe. ops: the operators, in minutes."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="RECIPE")] = "lsa-2-notebook"
+    """Of train: the recipe whose step is timed."""
     repeats: int = 30
     """Of train: timed repetitions, after a warm-up."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -195,7 +201,9 @@ class Bench:
 
         if self.what == "ops":
             return commands.bench_ops(quick=self.quick, as_json=self.json)
-        return commands.bench_train(self.repeats, threads=self.threads, as_json=self.json)
+        return commands.bench_train(
+            self.recipe, repeats=self.repeats, threads=self.threads, as_json=self.json
+        )
 
 
 Command = List | Doctor | Train | Evaluate | Reproduce | Claims | Report | Bench

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mesaopt import recipes
-from mesaopt.config import MergedAttentionConfig, TaskConfig, override, to_dict
+from mesaopt.config import MergedAttentionConfig, RunConfig, TaskConfig, override, to_dict
 from mesaopt.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mesaopt.papers.plan import Item, Plan
+    from mesaopt.training import StepCost
 
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
@@ -85,37 +86,68 @@ def train_recipe(
     *,
     out: Path | None,
     seed: int,
+    seeds: int,
     changes: Sequence[str],
     device: str,
     resume: bool,
     dry_run: bool,
 ) -> int:
-    """Train a recipe, or print what that would cost."""
-    config = override(recipes.get(name, seed=seed), changes)
-    from mesaopt.progress import ProgressDisplay, Stage
-    from mesaopt.training import RunFolder, peak_memory_bytes, resolve_device, step_cost, train
+    """Train seeds of a recipe, or print what that would cost."""
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds}: must be 1 or greater")
+    configs = [override(recipes.get(name, seed=seed + i), changes) for i in range(seeds)]
+    from mesaopt.training import RunFolder, run_name, sittings, step_cost
 
-    out = out or Path("runs") / f"{name}-seed{seed}"
-    resolve_device(device)
+    groups = sittings(configs, device)
+    if seeds == 1:
+        paths = {seed: out or Path("runs") / f"{name}-seed{seed}"}
+    else:
+        paths = {c.seed: (out or Path("runs")) / run_name(c) for c in configs}
     if not dry_run:
-        RunFolder.open(out, config, resume=resume)
-    cost = step_cost(config, device)
-    seconds = cost.seconds * config.train.steps
+        for config in configs:
+            RunFolder.open(paths[config.seed], config, resume=resume)
+    cost = step_cost(configs[0], device, seeds=[config.seed for config in groups[0]])
     if dry_run:
-        print(json.dumps(to_dict(config), indent=2))
-        memory = peak_memory_bytes() / 2**20
-        print(f"parameters  {cost.parameters:,}")
-        print(f"steps       {config.train.steps:,}")
-        print(f"time        about {_duration(seconds)} here")
-        print(f"memory      about {memory:.0f} MiB here")
-        return 0
-    with ProgressDisplay([Stage(name, config.train.steps, cost.seconds)]) as display:
-        display.begin(name)
-        run = train(config, out, resume=True, device=device, report=display.update)
-    last = run.metrics[-1]
-    print(
-        f"test loss {last['test_loss']:.4f} after {last['step']} steps, {run.seconds:.0f} s: {out}"
-    )
+        return _print_training_cost(configs, cost)
+    return _train_groups(groups, paths, cost.seconds, device)
+
+
+def _print_training_cost(configs: list[RunConfig], cost: "StepCost") -> int:
+    from mesaopt.training import peak_memory_bytes
+
+    steps = configs[0].train.steps
+    print(json.dumps(to_dict(configs[0]), indent=2))
+    if len(configs) > 1:
+        print(f"seeds       {', '.join(str(config.seed) for config in configs)}")
+    print(f"parameters  {cost.parameters:,}")
+    print(f"steps       {steps:,}")
+    print(f"time        about {_duration(cost.seconds * steps * len(configs))} here")
+    print(f"memory      about {peak_memory_bytes() / 2**20:.0f} MiB here")
+    return 0
+
+
+def _train_groups(
+    groups: list[list[RunConfig]], paths: dict[int, Path], seconds: float, device: str
+) -> int:
+    """Train each group side by side, one group after the other."""
+    from mesaopt.progress import ProgressDisplay, Stage
+    from mesaopt.training import train_seeds
+
+    titles = [f"{g[0].recipe}, seed {', '.join(str(c.seed) for c in g)}" for g in groups]
+    stages = [
+        Stage(title, group[0].train.steps, seconds * len(group))
+        for title, group in zip(titles, groups, strict=True)
+    ]
+    runs = []
+    with ProgressDisplay(stages) as display:
+        for title, group in zip(titles, groups, strict=True):
+            display.begin(title)
+            folders = [paths[config.seed] for config in group]
+            runs += train_seeds(group, folders, resume=True, device=device, report=display.update)
+    for run in runs:
+        last = run.metrics[-1]
+        told = f"test loss {last['test_loss']:.4f} after {last['step']} steps, {run.seconds:.0f} s"
+        print(f"{told}: {run.path}")
     return 0
 
 
@@ -268,15 +300,15 @@ def report(folder: Path, *, show: bool) -> int:
     return 0
 
 
-def bench_train(repeats: int, *, threads: int | None, as_json: bool) -> int:
+def bench_train(recipe: str, *, repeats: int, threads: int | None, as_json: bool) -> int:
     """Measure a training step."""
     from mesaopt.bench.train import measure_training_step
 
-    result = measure_training_step(repeats=repeats, threads=threads)
+    result = measure_training_step(recipe, repeats=repeats, threads=threads)
     if as_json:
         return _print_json(asdict(result))
     rows = [{"": name, "here": value} for name, value in result.describe()]
-    _print_table("training step of LSA-2, batch 256, length 50", rows)
+    _print_table(f"training step of {result.recipe}", rows)
     return 0
 
 

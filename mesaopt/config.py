@@ -18,7 +18,7 @@ from mesaopt.errors import ConfigError, suggest
 SlotName = Literal["zero", "current", "previous"]
 TokenSlot = SlotName | int
 """Part of a token: nothing, s_t, s_{t-1}, or s_{t-k} as an integer k of 2 or greater."""
-MixerName = Literal["linear_attention", "mesa"]
+MixerName = Literal["linear_attention", "softmax_attention", "mesa"]
 StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
 Numbers = Literal["real", "complex"]
 
@@ -331,8 +331,12 @@ class ModelConfig:
     """A stack of sequence mixers over continuous tokens, with a residual stream.
 
     Example:
-        >>> ModelConfig(mixers=("linear_attention", "mesa")).depth
+        >>> ModelConfig(mixers=("softmax_attention", "mesa"), positions="first_layer").depth
         2
+        >>> ModelConfig(mixers=("softmax_atention",))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: mixers: 'softmax_atention': did you mean 'softmax_attention'?
     """
 
     numbers: ClassVar[Numbers] = "real"
@@ -360,6 +364,13 @@ class ModelConfig:
     """Heads of each mixer."""
     head_dim: int | None = 20
     """Width of a query, key and value of one head; None: the width divided by the heads."""
+    positions: Literal["none", "first_layer"] = "none"
+    """Whether queries and keys of the first layer also read where they stand, as sines and cosines laid
+    beside the stream, which makes them twice as wide. Values never do."""
+    unit_queries_keys: Literal["none", "after_first"] = "none"
+    """Whether queries and keys of the layers after the first are divided by their Euclidean norms."""
+    mlp_dim: int | None = None
+    """Hidden width of the two-layer network behind every mixer; None: there is none."""
     initial_std: float = 2e-4
     """Standard deviation of the normal law that every weight starts from."""
     activation_clip: float | None = 4.0
@@ -372,7 +383,7 @@ class ModelConfig:
             if mixer not in get_args(MixerName):
                 raise ConfigError(f"mixers: {mixer!r}: {suggest(mixer, get_args(MixerName))}")
         _require_positive(self, "token_dim", "output_dim", "num_heads", "initial_std")
-        for name in ("embed_dim", "head_dim", "activation_clip"):
+        for name in ("embed_dim", "head_dim", "mlp_dim", "activation_clip"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
         divides = self.head_dim is not None or self.width % self.num_heads == 0
@@ -380,6 +391,9 @@ class ModelConfig:
         _require(divides, self, "num_heads", wanted)
         fits = self.readout == "linear" or self.output_dim <= self.width
         _require(fits, self, "output_dim", f"at most {self.width}, the width it is read from")
+        pairs = self.positions == "none" or self.width % 2 == 0
+        wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
+        _require(pairs, self, "positions", wanted)
 
     @property
     def depth(self) -> int:

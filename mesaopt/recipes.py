@@ -12,6 +12,7 @@ from mesaopt.config import (
     FewShotConfig,
     LinearSystemConfig,
     MergedAttentionConfig,
+    MixerName,
     ModelConfig,
     NonlinearSystemConfig,
     PartiallyObservedConfig,
@@ -55,43 +56,154 @@ TASKS: dict[str, TaskConfig] = {
 # One layer has no use for a second copy of the current state: the authors zero it for their one-layer
 # models. With it, training escapes its initial plateau some 80 steps earlier than they published.
 _ONE_LAYER_TASK = LinearSystemConfig(token_slots=("zero", "zero", "current", "previous"))
+_CONSTRUCTED_TASK = LinearSystemConfig()
+_PLAIN_TASK = LinearSystemConfig(token_slots=("current",))
 
 
-def _linear_attention_1() -> Recipe:
-    return Recipe(
-        summary="one linear self-attention layer, which becomes one step of gradient descent",
-        config=RunConfig(
-            recipe="lsa-1",
-            task=_ONE_LAYER_TASK,
-            model=ModelConfig(mixers=("linear_attention",), num_heads=2),
-            train=TrainConfig(steps=3500, learning_rate=2e-4),
-        ),
+def _constructed(*mixers: MixerName, num_heads: int = 4) -> ModelConfig:
+    """A model of attention alone on constructed tokens, which carry what it would have to copy."""
+    return ModelConfig(mixers=mixers, num_heads=num_heads)
+
+
+def _plain(
+    *mixers: MixerName, activation_clip: float | None = None, dim: int = 10, embed_dim: int = 40
+) -> ModelConfig:
+    """A model on plain tokens: it learns to copy, with positions in its first layer."""
+    return ModelConfig(
+        mixers=mixers,
+        token_dim=dim,
+        output_dim=dim,
+        embed_dim=embed_dim,
+        readout="linear",
+        head_dim=20,
+        positions="first_layer",
+        initial_std=0.05,
+        activation_clip=activation_clip,
     )
 
 
-def _linear_attention_2() -> Recipe:
+def _nonlinear(*mixers: MixerName, activation_clip: float | None = None) -> ModelConfig:
+    model = _plain(*mixers, activation_clip=activation_clip, embed_dim=60)
+    return replace(model, mlp_dim=300, unit_queries_keys="after_first")
+
+
+def _partial(*mixers: MixerName, activation_clip: float | None = None) -> ModelConfig:
+    model = _plain(*mixers, activation_clip=activation_clip, dim=5, embed_dim=80)
+    return replace(model, num_heads=12)
+
+
+_LINEAR: MixerName = "linear_attention"
+_SOFTMAX: MixerName = "softmax_attention"
+
+MODELS: dict[str, ModelConfig] = {
+    "lsa-1": _constructed(_LINEAR, num_heads=2),
+    "lsa-2": _constructed(*[_LINEAR] * 2),
+    "lsa-4": _constructed(*[_LINEAR] * 4),
+    "lsa-6": _constructed(*[_LINEAR] * 6),
+    "mesa-1": _constructed("mesa"),
+    "tf-3": _plain(*[_SOFTMAX] * 3),
+    "tf-7": _plain(*[_SOFTMAX] * 7),
+    "tf-12": _plain(*[_SOFTMAX] * 12),
+    "hybrid-mesa": _plain(_SOFTMAX, "mesa", activation_clip=1.0),
+    "full-mesa-published": _plain(_LINEAR, "mesa"),
+    "full-mesa": _plain("mesa", "mesa"),
+    "tf-7-partial": _partial(*[_SOFTMAX] * 7),
+    "hybrid-mesa-partial": _partial(_SOFTMAX, "mesa", activation_clip=1.0),
+    "tf-7-nonlinear": _nonlinear(*[_SOFTMAX] * 7),
+    "hybrid-mesa-nonlinear": _nonlinear(_SOFTMAX, "mesa", activation_clip=15.0),
+}
+"""The networks of von Oswald et al. by name; recipes say what they are trained on, and how."""
+
+
+def _constant(
+    steps: int, learning_rate: float, *, weight_decay: float = 0.1, batch_size: int = 256
+) -> TrainConfig:
+    """Training on constructed tokens."""
+    return TrainConfig(
+        steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, batch_size=batch_size
+    )
+
+
+def _cosine(
+    steps: int, learning_rate: float, *, decay_steps: int = 30_000, batch_size: int = 256
+) -> TrainConfig:
+    """Training on plain tokens; it ends long before the cosine has come down."""
+    return TrainConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule="warmup_cosine",
+        decay_steps=decay_steps,
+        batch_size=batch_size,
+    )
+
+
+# Recipe, its model, its training, and what `mesaopt list` says.
+_Row = tuple[str, str, TrainConfig, str]
+
+
+def _recipes(task: TaskConfig, *rows: _Row) -> list[Recipe]:
+    return [
+        Recipe(
+            summary=summary,
+            config=RunConfig(recipe=name, task=task, model=MODELS[model], train=train),
+        )
+        for name, model, train, summary in rows
+    ]
+
+
+def _linear_attention_2_notebook() -> Recipe:
     return Recipe(
         summary="two linear self-attention layers, as in the authors' notebook",
         config=RunConfig(
             recipe="lsa-2-notebook",
-            model=ModelConfig(mixers=("linear_attention",) * 2, activation_clip=1.5),
-            train=TrainConfig(
-                steps=2500, learning_rate=3e-4, schedule="warmup_cosine", decay_steps=20_000
-            ),
+            task=_CONSTRUCTED_TASK,
+            model=replace(MODELS["lsa-2"], activation_clip=1.5),
+            train=_cosine(2500, 3e-4, decay_steps=20_000),
         ),
     )
 
 
-def _mesa_1() -> Recipe:
-    return Recipe(
-        summary="one mesa layer, which solves the in-context least-squares problem exactly",
-        config=RunConfig(
-            recipe="mesa-1",
-            task=_ONE_LAYER_TASK,
-            model=ModelConfig(mixers=("mesa",)),
-            train=TrainConfig(steps=4500, learning_rate=4e-4, weight_decay=0.1),
+def _linear_system() -> list[Recipe]:
+    """The fully observed linear system, on constructed and on plain tokens."""
+    one_layer = _recipes(
+        _ONE_LAYER_TASK,
+        (
+            *("lsa-1", "lsa-1", _constant(3500, 2e-4, weight_decay=0.05)),
+            "one linear self-attention layer, which becomes one step of gradient descent",
+        ),
+        (
+            *("mesa-1", "mesa-1", _constant(4500, 4e-4)),
+            "one mesa layer, which solves the in-context least-squares problem exactly",
         ),
     )
+    constructed = _recipes(
+        _CONSTRUCTED_TASK,
+        ("lsa-2", "lsa-2", _constant(5000, 1e-4), "two linear self-attention layers"),
+        ("lsa-4", "lsa-4", _constant(10_000, 1e-4), "four linear self-attention layers"),
+        (
+            *("lsa-6", "lsa-6", _constant(15_000, 1e-4)),
+            "six linear self-attention layers, which precondition the gradient step",
+        ),
+    )
+    plain = _recipes(
+        _PLAIN_TASK,
+        ("tf-3", "tf-3", _cosine(10_000, 8e-4), "three softmax self-attention layers"),
+        (
+            *("tf-7", "tf-7", _cosine(10_000, 8e-4)),
+            "seven softmax self-attention layers: the first copies, the others learn in context",
+        ),
+        ("tf-12", "tf-12", _cosine(10_000, 8e-4), "twelve softmax self-attention layers"),
+        (
+            *("hybrid-mesa", "hybrid-mesa", _cosine(20_000, 3e-4)),
+            "a softmax self-attention layer, which copies, and a mesa layer, which solves",
+        ),
+        (
+            *("full-mesa-published", "full-mesa-published", _cosine(3500, 3e-4)),
+            "a linear self-attention layer and a mesa layer: what was published as full-mesa",
+        ),
+        ("full-mesa", "full-mesa", _cosine(3500, 3e-4), "two mesa layers"),
+    )
+    return [one_layer[0], _linear_attention_2_notebook(), *constructed, one_layer[1], *plain]
 
 
 def _ar_process(name: str, start: StartName, learning_rate: float, summary: str) -> Recipe:
@@ -119,9 +231,7 @@ def _ar_process(name: str, start: StartName, learning_rate: float, summary: str)
 RECIPES: dict[str, Recipe] = {
     recipe.config.recipe: recipe
     for recipe in (
-        _linear_attention_1(),
-        _linear_attention_2(),
-        _mesa_1(),
+        *_linear_system(),
         _ar_process(
             *("ar-gaussian", "gaussian", 1e-4),
             "one complex layer on Gaussian starts: one gradient step, which does not recover the sequence",

@@ -35,12 +35,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("list", {"json"}),
         ("doctor", {"json"}),
-        ("train", {"out", "seed", "set", "device", "resume", "dry-run"}),
+        ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds"}),
         ("evaluate", {"sequences", "json"}),
         ("reproduce", {"scale", "out", "seeds", "only", "device", "resume", "dry-run"}),
         ("claims", {"json"}),
         ("report", {"open"}),
-        ("bench", {"repeats", "threads", "quick", "json"}),
+        ("bench", {"recipe", "repeats", "threads", "quick", "json"}),
     ],
 )
 def test_the_options_are_these(

@@ -68,7 +68,11 @@ def test_every_recipe_survives_json(name: str) -> None:
         ({"task": {"kind": "few_shot", "token_slots": []}}, "unknown key 'token_slots'"),
         ({"task": {"kind": "nonlinear_system", "normalisation": "l3"}}, "allowed: l2, none"),
         ({"task": []}, "config.task: []: must be an object"),
-        ({"model": {"mixers": ["softmax"]}}, "'softmax': allowed: linear_attention, mesa"),
+        ({"model": {"mixers": ["softmax"]}}, "'softmax': allowed: linear_attention, softmax_"),
+        ({"model": {"mixers": ["softmax_atention"]}}, "did you mean 'softmax_attention'?"),
+        ({"model": {"positions": "all"}}, "positions='all': allowed: none, first_layer"),
+        ({"model": {"unit_queries_keys": "first"}}, "did you mean 'after_first'?"),
+        ({"model": {"mlp_dim": 1.5}}, "config.model.mlp_dim=1.5: must be of type int"),
         ({"model": {"mixers": []}}, "mixers=(): must be at least one mixer"),
         (
             {"task": {"kind": "ar_proces"}},
@@ -143,6 +147,8 @@ def test_a_missing_key_is_named() -> None:
         lambda: ModelConfig(num_heads=0),
         lambda: ModelConfig(head_dim=-20),
         lambda: ModelConfig(activation_clip=0.0),
+        lambda: ModelConfig(mlp_dim=0),
+        lambda: ModelConfig(token_dim=41, positions="first_layer"),
         lambda: ModelConfig(token_dim=5, output_dim=6),
         lambda: ModelConfig(token_dim=40, num_heads=3, head_dim=None),
         lambda: TrainConfig(steps=0),
@@ -223,13 +229,15 @@ def test_the_kind_is_stored_and_says_what_to_read() -> None:
     assert from_dict(RunConfig, data) == config
 
 
-def test_a_run_folder_of_before_there_were_kinds_still_loads() -> None:
+def test_a_run_folder_of_before_there_were_kinds_and_choices_still_loads() -> None:
     config = recipes.get("mesa-1", seed=4)
     data = json.loads(json.dumps(to_dict(config)))
     for part in ("task", "model"):
         del data[part]["kind"]
     for name in ("optimizer", "data", "positions"):
         del data["train"][name]
+    for name in ("positions", "unit_queries_keys", "mlp_dim"):
+        del data["model"][name]
     assert from_dict(RunConfig, data) == config
 
 

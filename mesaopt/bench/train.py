@@ -9,19 +9,34 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt import recipes
+from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
 
-# Quoted: the authors' JAX code, on two cores of 95 GFLOP/s each. The goal is half of its time.
-OFFICIAL_MILLISECONDS = 137.0
-GOAL_MILLISECONDS = 68.0
+# Quoted: the authors' JAX code, on two cores of 95 GFLOP/s each.
+OFFICIAL_MILLISECONDS = {"lsa-2": 137.0, "lsa-2-notebook": 137.0}
+GOAL_MILLISECONDS = {
+    "lsa-1": 34.0,
+    "lsa-2": 68.0,
+    "lsa-2-notebook": 68.0,
+    "lsa-6": 200.0,
+    "tf-7": 255.0,
+    "hybrid-mesa": 232.0,
+    "full-mesa": 368.0,
+}
+"""For a step on two such cores, by recipe: half of what the JAX code takes for LSA-2, and for the others in
+proportion to their work."""
 _WARM_UP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """One optimiser step of LSA-2, batch generation included."""
+    """One optimiser step of a recipe, batch generation included."""
 
+    recipe: str
+    batch_size: int
+    length: int
+    """Tokens in a sequence."""
     milliseconds: float
     """Median."""
     fastest: float
@@ -51,7 +66,8 @@ class TrainingStep:
         memory = (
             f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
         )
-        return [
+        rows = [
+            ("sequences", f"{self.batch_size} of {self.length} tokens"),
             ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
             ("of it, the batch", f"{self.data_milliseconds:.1f} ms"),
             ("tokens", f"{self.tokens_per_second:,.0f} a second"),
@@ -59,15 +75,21 @@ class TrainingStep:
             ("matrix products", f"{self.flops / 1e9:.2f} GFLOP a step"),
             ("float32 rate", f"{self.matmul_flops / 1e9:.0f} GFLOP/s, {self.threads} threads"),
             ("share of that rate", f"{self.share_of_peak:.0%}"),
-            ("goal", f"{GOAL_MILLISECONDS:.0f} ms"),
-            ("official JAX code", f"{OFFICIAL_MILLISECONDS:.0f} ms (quoted, on another machine)"),
         ]
+        if goal := GOAL_MILLISECONDS.get(self.recipe):
+            rows.append(("goal", f"{goal:.0f} ms"))
+        if official := OFFICIAL_MILLISECONDS.get(self.recipe):
+            rows.append(("official JAX code", f"{official:.0f} ms (quoted, on another machine)"))
+        return rows
 
 
-def measure_training_step(*, repeats: int = 30, threads: int | None = None) -> TrainingStep:
-    """Time training steps of LSA-2 at batch 256 and length 50 on the CPU.
+def measure_training_step(
+    recipe: str = "lsa-2-notebook", *, repeats: int = 30, threads: int | None = None
+) -> TrainingStep:
+    """Time training steps of a recipe on the CPU.
 
     Args:
+        recipe: its name.
         repeats: timed steps, after a warm-up; 1 or more.
         threads: to compute with; torch's own choice if not given.
 
@@ -75,7 +97,7 @@ def measure_training_step(*, repeats: int = 30, threads: int | None = None) -> T
         The measurement.
 
     Raises:
-        ConfigError: repeats or threads is less than 1.
+        ConfigError: repeats or threads is less than 1, or there is no such recipe.
 
     Example:
         >>> measure_training_step(repeats=1).flops > 10**9
@@ -84,10 +106,11 @@ def measure_training_step(*, repeats: int = 30, threads: int | None = None) -> T
     for name, value in (("repeats", repeats), ("threads", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: must be 1 or greater")
+    config = recipes.get(recipe)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        return _measure(repeats)
+        return _measure(config, repeats)
     finally:
         torch.set_num_threads(before)
 
@@ -111,9 +134,8 @@ def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> floa
     return 2 * size**3 / min(_times(lambda: a @ a, repeats))
 
 
-def _measure(repeats: int) -> TrainingStep:
+def _measure(config: RunConfig, repeats: int) -> TrainingStep:
     idle = peak_memory_bytes()
-    config = recipes.get("lsa-2-notebook")
     trainer = Trainer(config, torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
         trainer.step(0)
@@ -122,6 +144,9 @@ def _measure(repeats: int) -> TrainingStep:
     data_times = _times(lambda: trainer.task.sample(size, seed=0), repeats)
     median = statistics.median(times)
     return TrainingStep(
+        recipe=config.recipe,
+        batch_size=size,
+        length=config.task.length,
         milliseconds=median * 1000,
         fastest=min(times) * 1000,
         slowest=max(times) * 1000,

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mesaopt.errors import ConfigError
-from mesaopt.layers.frame import CausalConvolution, Frame, GateName, Gates, HeadNorm, normalise
+from mesaopt.layers.frame import (
+    CausalConvolution,
+    Frame,
+    GateName,
+    Gates,
+    HeadNorm,
+    normalise,
+    sinusoids,
+)
 from mesaopt.ops import KeyValueState, LinearState, MesaOutput, MesaState, Output
 
 Memory = TypeVar("Memory", bound=LinearState | MesaState | KeyValueState)
@@ -36,6 +44,8 @@ class LayerState(NamedTuple):
     """State of the operator."""
     recent: Float[Tensor, "batch before channel"] | None = None
     """Last projections of q, k and v side by side, for the convolutions; None without them."""
+    seen: int = 0
+    """Tokens so far, for positions; stays 0 without them."""
 
 
 class HeadInputs(NamedTuple):
@@ -66,7 +76,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
     """Projections to queries, keys and values, an operator on them, and a projection back.
 
     y = P norm(operator(q, k, v, gates)) with q = f(W_q x), k = f(W_k x), v = g(W_v x): what f, g and norm
-    do is the frame's to say, and by default nothing. The projections have no biases and no scaling.
+    do is the frame's to say, and by default nothing. The projections have no biases and no scaling. With
+    positions p in the frame, as wide as x, q = f(W_q [x; p]) and k = f(W_k [x; p]).
     Subclasses say what happens in between with :meth:`mix`, :meth:`mix_step` and :meth:`init_memory`.
 
     Args:
@@ -98,11 +109,15 @@ class SelfAttention(nn.Module, Generic[Memory]):
         for name, size in (("width", width), ("num_heads", num_heads), ("head_dim", head_dim)):
             if size < 1:
                 raise ConfigError(f"{name}={size}: must be 1 or greater")
+        if frame.positions and width % 2:
+            raise ConfigError(f"width={width}: must be even, for pairs of a sine and a cosine")
+        self.width = width
         self.num_heads = num_heads
         self.frame = frame
         inner = num_heads * head_dim
-        self.query = nn.Linear(width, inner, bias=False)
-        self.key = nn.Linear(width, inner, bias=False)
+        placed = 2 * width if frame.positions else width
+        self.query = nn.Linear(placed, inner, bias=False)
+        self.key = nn.Linear(placed, inner, bias=False)
         self.value = nn.Linear(width, inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
         self.gates = None
@@ -160,9 +175,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
             >>> torch.allclose(torch.cat([start, end], dim=1), layer(x), atol=1e-5)
             True
         """
-        inputs, recent = self._read(x, None if state is None else state.recent)
+        inputs, recent, seen = self._read(x, state)
         result = self.mix(inputs, None if state is None else cast(Memory, state.memory))
-        return self._write(result.output), LayerState(result.state, recent)
+        return self._write(result.output), LayerState(result.state, recent, seen)
 
     def step(
         self, x: Float[Tensor, "batch width"], state: LayerState
@@ -186,9 +201,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
             >>> torch.allclose(y, layer(x)[:, 0], atol=1e-6)
             True
         """
-        inputs, recent = self._read(x.unsqueeze(1), state.recent)
+        inputs, recent, seen = self._read(x.unsqueeze(1), state)
         result = self.mix_step(inputs.single(), cast(Memory, state.memory))
-        return self._write(result.output), LayerState(result.state, recent)
+        return self._write(result.output), LayerState(result.state, recent, seen)
 
     def init_state(self, batch_size: int, *, dtype: torch.dtype | None = None) -> LayerState:
         """Return the state of an empty past, on the device of the weights.
@@ -252,12 +267,13 @@ class SelfAttention(nn.Module, Generic[Memory]):
     @torch.no_grad()
     def head_products(
         self,
-    ) -> tuple[Float[Tensor, "head width width"], Float[Tensor, "head width width"]]:
+    ) -> tuple[Float[Tensor, "head read read"], Float[Tensor, "head width width"]]:
         """Multiply out what a head's weights do to tokens; in a plain frame only these products matter.
 
         Returns:
             W_k^T W_q and P W_v of every head, [head, width, width] each, acting on column vectors:
             a score is key_token^T (W_k^T W_q) query_token, and (P W_v) value_token is what is written.
+            With positions W_k^T W_q acts on [token; position], twice as wide.
 
         Source: von Oswald et al., Proposition 1 is stated in these products.
         """
@@ -271,18 +287,20 @@ class SelfAttention(nn.Module, Generic[Memory]):
         return self.query.out_features // self.num_heads
 
     def _read(
-        self,
-        x: Float[Tensor, "batch time width"],
-        recent: Float[Tensor, "batch before channel"] | None,
-    ) -> tuple[HeadInputs, Float[Tensor, "batch before channel"] | None]:
-        """Compute all that the operator reads, and what the convolutions need next time."""
-        width = self.query.in_features
+        self, x: Float[Tensor, "batch time width"], state: LayerState | None
+    ) -> tuple[HeadInputs, Float[Tensor, "batch before channel"] | None, int]:
+        """Compute all that the operator reads, what the convolutions need next time, and tokens so far."""
+        width = self.value.in_features
         if x.dim() != 3 or x.shape[-1] != width:
             shape = tuple(x.shape)
             raise ValueError(
                 f"x has shape {shape}: must be [batch, time, {width}], or one token of it"
             )
-        parts = [p(x) for p in (self.query, self.key, self.value)]
+        recent, seen = (None, 0) if state is None else state[1:]
+        placed = x
+        if self.frame.positions:
+            placed, seen = self._place(x, seen), seen + x.shape[1]
+        parts = [self.query(placed), self.key(placed), self.value(x)]
         if self.convolution is not None:
             joined, recent = self.convolution(torch.cat(parts, dim=-1), recent)
             parts = silu(joined).chunk(3, dim=-1)
@@ -290,7 +308,15 @@ class SelfAttention(nn.Module, Generic[Memory]):
         if self.frame.unit_keys:
             q, k = normalise(q), normalise(k)
         log_decay, beta = (None, None) if self.gates is None else self.gates(x)
-        return HeadInputs(q, k, v, log_decay, beta), recent
+        return HeadInputs(q, k, v, log_decay, beta), recent, seen
+
+    def _place(
+        self, x: Float[Tensor, "batch time width"], start: int
+    ) -> Float[Tensor, "batch time placed"]:
+        """Lay positions beside the stream, or beside each of several: see `models.seeds`."""
+        streams = x.unflatten(-1, (-1, self.width))  # [B,T,stream,width]
+        positions = sinusoids(start, x.shape[1], self.width, like=x).unsqueeze(1)
+        return torch.cat([streams, positions.expand_as(streams)], dim=-1).flatten(-2)
 
     def _write(
         self, out: Float[Tensor, "*position head value"]

@@ -31,13 +31,15 @@ class Frame:
 
     Example:
         >>> Frame.mesanet2025()
-        Frame(convolution=4, unit_keys=True, head_norm=True, forget_cap=None)
+        Frame(positions=False, convolution=4, unit_keys=True, head_norm=True, forget_cap=None)
         >>> Frame(convolution=0)
         Traceback (most recent call last):
         ...
         mesaopt.errors.ConfigError: convolution=0: must be 1 or greater
     """
 
+    positions: bool = False
+    """Whether queries and keys, but not values, read :func:`sinusoids` beside the input."""
     convolution: int | None = None
     """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
     unit_keys: bool = False
@@ -250,6 +252,34 @@ class Gates(nn.Module):
                 written = torch.ones_like(log_decay) if beta is None else beta.square()
                 log_decay = log_decay + torch.log1p((self.forget_cap - 1) * written)
         return log_decay, beta
+
+
+def sinusoids(
+    start: int, length: int, width: int, *, like: Tensor
+) -> Float[Tensor, "length width"]:
+    """Say where tokens stand: p_t = (sin w_0 t, cos w_0 t, sin w_1 t, ...), w_i = 10000^(-2 i / width).
+
+    A formula, not a table: there is no longest sequence.
+
+    Args:
+        start: position of the first token, 0 or greater; positions count from 0.
+        length: tokens.
+        width: of a position, even.
+        like: a tensor whose type and device are taken.
+
+    Returns:
+        [length, width], computed in float64 and rounded.
+
+    Source: Vaswani et al., "Attention Is All You Need", section 3.5.
+
+    Example:
+        >>> [round(x, 3) for x in sinusoids(1, 1, 4, like=torch.zeros(())).flatten().tolist()]
+        [0.841, 0.54, 0.01, 1.0]
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float64, device=like.device) / width
+    times = torch.arange(start, start + length, dtype=torch.float64, device=like.device)
+    angles = times[:, None] * 10_000.0**-exponents  # [length,width/2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(like.dtype)
 
 
 def normalise(x: Float[Tensor, "*position key"]) -> Float[Tensor, "*position key"]:

@@ -2,6 +2,16 @@
 
 from mesaopt.models.make import Model, make_model
 from mesaopt.models.one_layer import OneLayerModel
+from mesaopt.models.seeds import SideBySide, join, separate, side_by_side
 from mesaopt.models.sequence import SequenceModel
 
-__all__ = ["Model", "OneLayerModel", "SequenceModel", "make_model"]
+__all__ = [
+    "Model",
+    "OneLayerModel",
+    "SequenceModel",
+    "SideBySide",
+    "join",
+    "make_model",
+    "separate",
+    "side_by_side",
+]

@@ -9,7 +9,7 @@ from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figures import FigureResult
-from mesaopt.training import Run
+from mesaopt.training import Run, run_name
 
 Scale = Literal["smoke", "small", "paper"]
 """How much work: seconds (for tests), minutes on a laptop, or as published."""
@@ -60,9 +60,7 @@ class Plan:
     def configs(self) -> dict[str, RunConfig]:
         """All runs, by the name of their folder."""
         return {
-            f"{config.recipe}-seed{config.seed}": config
-            for training in self.trainings
-            for config in training.configs
+            run_name(config): config for training in self.trainings for config in training.configs
         }
 
     def with_seeds(self, seeds: int) -> Self:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mesaopt import files
-from mesaopt.config import to_dict
+from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.emergence2024.emergence import EMERGENCE
@@ -24,8 +24,10 @@ from mesaopt.training import (
     claim_folder,
     describe,
     resolve_device,
+    run_name,
+    sittings,
     step_cost,
-    train,
+    train_seeds,
 )
 
 ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE, EMERGENCE)}
@@ -114,7 +116,11 @@ def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
     Returns:
         One entry per run.
     """
-    by_recipe = {t.recipe: step_cost(t.configs[0], device) for t in plan.trainings}
+    by_recipe = {
+        group[0].recipe: step_cost(group[0], device, seeds=[config.seed for config in group])
+        for training in plan.trainings
+        for group in sittings(training.configs, device)[:1]
+    }
     return [
         Cost(run=name, steps=config.train.steps, step=by_recipe[config.recipe])
         for name, config in plan.configs.items()
@@ -166,10 +172,15 @@ def reproduce(
 def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[Claim]:
     started = time.perf_counter()
     parts = item.chosen(plan)
-    stages = [Stage(c.run, c.steps, c.step.seconds) for c in costs(plan, device=device)]
+    groups = [group for t in plan.trainings for group in sittings(t.configs, device)]
+    share = {cost.run: cost.step.seconds for cost in costs(plan, device=device)}
+    stages = [
+        Stage(_title(group), group[0].train.steps, sum(share[run_name(c)] for c in group))
+        for group in groups
+    ]
     stages += [Stage(part.name, 1, part.seconds(plan)) for part in parts]
     with ProgressDisplay(stages) as display:
-        runs = _train_all(plan, out / "runs", device, display)
+        runs = _train_all(groups, out / "runs", device, display)
         _compute_all(item, plan, runs, out, display)
     finished = {part: _read_part(_file_of(part, out)) for part in parts}
     claims = [claim for results in finished.values() for claim in results.claims]
@@ -222,15 +233,22 @@ def _run_summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _train_all(plan: Plan, folder: Path, device: str, display: ProgressDisplay) -> Runs:
+def _title(group: Sequence[RunConfig]) -> str:
+    return run_name(group[0]) if len(group) == 1 else f"{group[0].recipe}, {len(group)} seeds"
+
+
+def _train_all(
+    groups: Sequence[Sequence[RunConfig]], folder: Path, device: str, display: ProgressDisplay
+) -> Runs:
     runs: Runs = {}
-    for name, config in plan.configs.items():
-        if RunFolder(folder / name).is_done:
-            display.skip(name)
+    for group in groups:
+        paths = [folder / run_name(config) for config in group]
+        if all(RunFolder(path).is_done for path in paths):
+            display.skip(_title(group))
         else:
-            display.begin(name)
-        run = train(config, folder / name, resume=True, device=device, report=display.update)
-        runs.setdefault(config.recipe, []).append(run)
+            display.begin(_title(group))
+        trained = train_seeds(group, paths, resume=True, device=device, report=display.update)
+        runs.setdefault(group[0].recipe, []).extend(trained)
     return runs
 
 

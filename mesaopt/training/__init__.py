@@ -2,8 +2,17 @@
 
 from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
 from mesaopt.training.estimate import StepCost, step_cost
-from mesaopt.training.loop import DivergedError, Run, Trainer, learning_rate, load_run, train
+from mesaopt.training.loop import (
+    DivergedError,
+    Run,
+    load_run,
+    run_name,
+    sittings,
+    train,
+    train_seeds,
+)
 from mesaopt.training.run_folder import Checkpoint, RunFolder, claim_folder
+from mesaopt.training.trainer import Trainer, learning_rate
 
 __all__ = [
     "Checkpoint",
@@ -18,6 +27,9 @@ __all__ = [
     "load_run",
     "peak_memory_bytes",
     "resolve_device",
+    "run_name",
+    "sittings",
     "step_cost",
     "train",
+    "train_seeds",
 ]

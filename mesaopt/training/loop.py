@@ -1,39 +1,28 @@
-"""The training loop: one optimiser step after another, evaluation and a checkpoint every so often."""
+"""The training loop: a run or its seeds, with an evaluation and a checkpoint every so often."""
 
 import contextlib
-import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mesaopt import files
-from mesaopt.config import RunConfig, TrainConfig
-from mesaopt.errors import InitialisationWarning, RunError, SolveError
+from mesaopt.config import ModelConfig, RunConfig, differences
+from mesaopt.errors import ConfigError, InitialisationWarning, RunError, SolveError
 from mesaopt.models import Model, make_model
-from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import resolve_device
-from mesaopt.training.run_folder import (
-    Checkpoint,
-    RunFolder,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from mesaopt.training.run_folder import RunFolder
+from mesaopt.training.trainer import Trainer, learning_rate
 
 Report = Callable[[int, float], None]
 """Told the steps done and the newest training loss, now and then."""
 
-TEST_SEED = 0
-"""Every run is tested on the same sequences, so that runs can be compared."""
-
-_EVALUATION_BATCH = 256
-_LARGEST_PART = 1024  # sequences that are differentiated at once; gradients of the parts add up
 _REPORT_EVERY = 10
 
 
@@ -54,6 +43,22 @@ class Run:
     """One entry per evaluation: step, train_loss, test_loss, learning_rate."""
     seconds: float
     """Training time, over all sittings."""
+
+
+def run_name(config: RunConfig) -> str:
+    """Name the folder of a run, where nobody else does.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        "<recipe>-seed<seed>".
+
+    Example:
+        >>> run_name(RunConfig(recipe="mine", seed=3))
+        'mine-seed3'
+    """
+    return f"{config.recipe}-seed{config.seed}"
 
 
 def train(
@@ -94,12 +99,107 @@ def train(
         >>> [line["step"] for line in run.metrics]
         [0, 2]
     """
+    return train_seeds([config], [out], resume=resume, device=device, report=report)[0]
+
+
+def train_seeds(
+    configs: Sequence[RunConfig],
+    outs: Sequence[str | Path],
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    report: Report | None = None,
+) -> list[Run]:
+    """Train runs that differ in their seeds alone side by side, as one model.
+
+    Every run gets the weights, batches and tests that it would get alone, and a folder of its own that
+    looks as :func:`train` leaves it, but that `seconds` is its share of the time. Sums are split
+    differently, so the numbers agree up to the rounding of float32, which training enlarges step by step.
+    `resume=True` goes on bit for bit on the CPU if it is given the same runs again; runs that have come
+    to different steps, trained alone for instance, are trained in groups. One that diverges stops all.
+
+    Args:
+        configs: what to train, equal but for `seed`, 1 or more; several only of a `ModelConfig`.
+        outs: a folder for each.
+        resume: continue the runs in `outs` where there are any.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        report: told the progress and the mean loss; None for silence.
+
+    Returns:
+        The trained models with their metrics.
+
+    Raises:
+        ConfigError: the runs cannot be trained side by side.
+        RunError: a folder, a checkpoint or the device does not allow it, or the disk is full.
+        DivergedError: a loss is no longer a number.
+
+    Example:
+        >>> import tempfile
+        >>> from dataclasses import replace
+        >>> from mesaopt import recipes
+        >>> config = recipes.get("lsa-1")
+        >>> short = replace(config.train, steps=2, batch_size=4, evaluation_sequences=4)
+        >>> configs = [replace(config, seed=seed, train=short) for seed in (0, 1)]
+        >>> runs = train_seeds(configs, [tempfile.mkdtemp() for _ in configs], device="cpu")
+        >>> [run.config.seed for run in runs]
+        [0, 1]
+    """
+    paths = [Path(out) for out in outs]
+    _check_seeds(configs, paths)
     where = resolve_device(device)
-    folder = RunFolder.open(Path(out), config, resume=resume)
-    if not folder.is_done:
-        with files.only_one_process(folder.path), _num_threads(folder.meta["num_threads"]):
-            _train_in(folder, config, where, report)
-    return load_run(folder.path, device=device)
+    folders = [
+        RunFolder.open(path, config, resume=resume)
+        for path, config in zip(paths, configs, strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        unfinished = [folder for folder in folders if not folder.is_done]
+        for folder in unfinished:
+            stack.enter_context(files.only_one_process(folder.path))
+        for start, group in _groups(unfinished):
+            with _num_threads(group[0].meta["num_threads"]):
+                _train_in(group, start, where, report)
+    return [load_run(folder.path, device=device) for folder in folders]
+
+
+def sittings(configs: Sequence[RunConfig], device: str = "auto") -> list[list[RunConfig]]:
+    """Divide the seeds of one recipe into what is best trained side by side.
+
+    A GPU has room for all of them at once. On a CPU that keeps its cores busy with one, side by side takes
+    7 to 20 % longer than one after the other (docs/performance.md).
+
+    Args:
+        configs: equal but for `seed`.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+
+    Returns:
+        Groups for :func:`train_seeds`, in order.
+
+    Raises:
+        RunError: there is no such device here.
+
+    Example:
+        >>> from mesaopt import recipes
+        >>> [len(group) for group in sittings([recipes.get("lsa-1", seed=s) for s in (0, 1)], "cpu")]
+        [1, 1]
+    """
+    together = resolve_device(device).type == "cuda" and isinstance(configs[0].model, ModelConfig)
+    return [list(configs)] if together else [[config] for config in configs]
+
+
+def _check_seeds(configs: Sequence[RunConfig], paths: Sequence[Path]) -> None:
+    if not configs or len(configs) != len(paths):
+        raise ConfigError(f"outs: {len(paths)} folders: must be one for each of 1 or more configs")
+    if len(configs) == 1:
+        return
+    first = configs[0]
+    if not isinstance(first.model, ModelConfig):
+        raise ConfigError(f"model.kind={first.model.kind!r}: must be 'sequence' for several seeds")
+    for config in configs[1:]:
+        if changes := differences(replace(config, seed=first.seed), first):
+            raise ConfigError(f"configs: must differ in seed alone ({'; '.join(changes)})")
+    for name, values in (("seeds", [c.seed for c in configs]), ("outs", list(map(str, paths)))):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}={values}: must all be different")
 
 
 def load_run(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:
@@ -130,209 +230,88 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
     return Run(folder.path, config, model, folder.metrics, checkpoint.seconds)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Give the learning rate of one step.
-
-    Constant, or a linear warm-up from 0 and then a cosine down to `final_learning_rate`:
-    final + (peak - final) (1 + cos(pi x)) / 2, x = (step - warmup_steps) / (decay_steps - warmup_steps).
-
-    Args:
-        config: the schedule.
-        step: 0 for the first one.
-
-    Returns:
-        The learning rate.
-
-    Source: von Oswald et al., training details; `warmup_cosine_decay_schedule` of their code.
-
-    Example:
-        >>> config = TrainConfig(schedule="warmup_cosine", learning_rate=1e-3, warmup_steps=10)
-        >>> [learning_rate(config, step) for step in (0, 5, 10, 10**6)]
-        [0.0, 0.0005, 0.001, 1e-05]
-    """
-    if config.schedule == "constant":
-        return config.learning_rate
-    if step < config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    done = (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps)
-    cosine = (1 + math.cos(math.pi * min(done, 1.0))) / 2
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
-
-
-def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimiser of a run; the learning rate is set at every step.
-
-    Args:
-        config: which one.
-        parameters: real or complex.
-
-    Returns:
-        AdamW, or gradient descent without momentum and decay. The gradient of a complex number x + iy is
-        dL/dx + i dL/dy, so that a learning rate means what it does for x and y by themselves.
-
-    Example:
-        >>> type(make_optimizer(TrainConfig(), [nn.Parameter(torch.zeros(1))])).__name__
-        'AdamW'
-    """
-    if config.optimizer == "gradient_descent":
-        return torch.optim.SGD(parameters, lr=config.learning_rate)
-    real = all(parameter.is_floating_point() for parameter in parameters)  # all that fused can do
-    return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=real)
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], bound: float) -> None:
-    """Clip every element of every gradient to [-bound, bound], real and imaginary parts by themselves.
-
-    Args:
-        parameters: with or without gradients.
-        bound: > 0.
-
-    Example:
-        >>> weight = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
-        >>> weight.grad = torch.tensor([3.0 - 0.5j])
-        >>> clip_gradients([weight], 1.0)
-        >>> weight.grad.item()
-        (1-0.5j)
-    """
-    for gradient in (p.grad for p in parameters if p.grad is not None):
-        parts = torch.view_as_real(gradient) if gradient.is_complex() else gradient
-        parts.clamp_(-bound, bound)
-
-
-class Trainer:
-    """One optimiser step at a time, for the loop and for whoever wants to time a step.
-
-    Args:
-        config: what to train.
-        device: where.
-
-    Example:
-        >>> from mesaopt import recipes
-        >>> trainer = Trainer(recipes.get("lsa-1"), torch.device("cpu"))
-        >>> round(trainer.step(0).item(), 1)  # predicts nothing yet
-        1.7
-    """
-
-    def __init__(self, config: RunConfig, device: torch.device):
-        self.config, self.device = config, device
-        self.task = make_task(config.task)
-        self.model = make_model(config.model, seed=config.seed).to(device)
-        self.parameters = dict(self.model.named_parameters())
-        self.optimizer = make_optimizer(config.train, list(self.parameters.values()))
-
-    def step(self, step: int) -> Tensor:
-        """Train on the batch of one step.
-
-        Args:
-            step: 0 for the first one.
-
-        Returns:
-            The loss before the step, a scalar on the device.
-        """
-        train = self.config.train
-        self.optimizer.zero_grad()
-        loss = torch.zeros((), device=self.device)
-        for part in self._batch(step).split(_LARGEST_PART):
-            share = self._loss(part) * (len(part.tokens) / train.batch_size)
-            share.backward()
-            loss += share.detach()
-        if train.gradient_clip is not None:
-            clip_gradients(self.parameters.values(), train.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(train, step)
-        self.optimizer.step()
-        return loss
-
-    @torch.no_grad()
-    def test_loss(self) -> float:
-        """Score the model on the test sequences, the same ones every time."""
-        total = self.config.train.evaluation_sequences
-        sizes = [
-            min(_EVALUATION_BATCH, total - done) for done in range(0, total, _EVALUATION_BATCH)
-        ]
-        losses = []
-        for step, size in enumerate(sizes):
-            batch = self.task.sample(
-                size, seed=TEST_SEED, step=step, split="test", device=self.device
-            )
-            losses.append(self._loss(batch) * size)
-        return (torch.stack(losses).sum() / total).item()
-
-    def _batch(self, step: int) -> Batch:
-        return self._fixed_batch if self.config.train.data == "fixed" else self._draw(step)
-
-    @functools.cached_property
-    def _fixed_batch(self) -> Batch:
-        return self._draw(0)
-
-    def _draw(self, step: int) -> Batch:
-        size, seed = self.config.train.batch_size, self.config.seed
-        return self.task.sample(size, seed=seed, step=step, device=self.device)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """Mean over sequences, and mean or sum over the scored positions."""
-        losses = batch.losses(self.model(batch.tokens))
-        return losses.sum(1).mean() if self.config.train.positions == "sum" else losses.mean()
-
-    def checkpoint(self, step: int, seconds: float) -> Checkpoint:
-        """Take the state after `step` steps."""
-        optimizer = optimizer_tensors(self.optimizer, self.parameters)
-        return Checkpoint(step, seconds, self.model.state_dict(), optimizer)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to the state of a checkpoint."""
-        self.model.load_state_dict(checkpoint.model)
-        load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.optimizer)
+def _groups(folders: Sequence[RunFolder]) -> list[tuple[int, list[RunFolder]]]:
+    """Sort runs by the step that they can go on from together, those furthest behind first."""
+    groups, waiting = [], list(folders)
+    while waiting:
+        step = min(folder.resumable_steps[-1] for folder in waiting)
+        group = [folder for folder in waiting if step in folder.resumable_steps]
+        groups.append((step, group))
+        waiting = [folder for folder in waiting if folder not in group]
+    return groups
 
 
 def _train_in(
-    folder: RunFolder, config: RunConfig, device: torch.device, report: Report | None
+    folders: Sequence[RunFolder], start: int, device: torch.device, report: Report | None
 ) -> None:
-    train, trainer = config.train, Trainer(config, device)
-    checkpoint = folder.rewind()
-    step, seconds_before = 0, 0.0
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        step, seconds_before = checkpoint.step, checkpoint.seconds
+    """Train the seeds of these folders, from a step that all of them can go on from."""
+    config = folders[0].config
+    train = config.train
+    trainer = Trainer(config, device, seeds=[folder.config.seed for folder in folders])
+    checkpoints = [folder.rewind(start) for folder in folders]
+    found = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    if found:
+        trainer.restore(found)
+    seconds_before = sum(checkpoint.seconds for checkpoint in found) / len(folders)
     started = time.perf_counter()
+    step = max(start, 0)
     losses: list[Tensor] = []
+
+    def seconds() -> float:
+        """Of each run: its share of the time."""
+        return seconds_before + (time.perf_counter() - started) / len(folders)
+
     while True:
         due = step % train.evaluate_every == 0 or step == train.steps
-        if due and (checkpoint is None or step > checkpoint.step):
-            folder.log(_evaluate(trainer, step, losses))
-            folder.save(trainer.checkpoint(step, seconds_before + time.perf_counter() - started))
+        if due and step > start:
+            metrics = _evaluate(trainer, step, losses)
+            for folder, line, checkpoint in zip(
+                folders, metrics, trainer.checkpoints(step, seconds()), strict=True
+            ):
+                folder.log(line)
+                folder.save(checkpoint)
             losses = []
         if step == train.steps:
             break
-        with _clear_divergence(step):
+        with _clear_divergence(step, trainer.seeds):
             losses.append(trainer.step(step))
         step += 1
         if report is not None and (step % _REPORT_EVERY == 0 or step == train.steps):
-            report(step, losses[-1].item())
-    folder.finish(train.steps, seconds_before + time.perf_counter() - started)
+            report(step, losses[-1].mean().item())
+    for folder in folders:
+        folder.finish(train.steps, seconds())
 
 
-def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> dict[str, Any]:
-    with _clear_divergence(step):
-        test_loss = trainer.test_loss()
-    train_loss = torch.stack(losses).mean().item() if losses else None
-    if not math.isfinite(test_loss) or not math.isfinite(train_loss or 0.0):
-        values = f"training loss {train_loss}, test loss {test_loss}"
-        raise DivergedError(f"step {step}: {values}; lower train.learning_rate")
-    return {
-        "step": step,
-        "train_loss": train_loss,
-        "test_loss": test_loss,
-        "learning_rate": learning_rate(trainer.config.train, step),
-    }
+def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> list[dict[str, Any]]:
+    """Give one line of metrics per seed."""
+    with _clear_divergence(step, trainer.seeds):
+        test_losses = trainer.test_losses()
+    train_losses: list[float | None] = [None] * len(trainer.seeds)
+    if losses:
+        train_losses = [own.mean().item() for own in torch.stack(losses, dim=1)]
+    for seed, train_loss, test_loss in zip(trainer.seeds, train_losses, test_losses, strict=True):
+        if not math.isfinite(test_loss) or not math.isfinite(train_loss or 0.0):
+            values = f"training loss {train_loss}, test loss {test_loss}"
+            where = f"step {step}: seed {seed}"
+            raise DivergedError(f"{where}: {values}; lower train.learning_rate")
+    return [
+        {
+            "step": step,
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            "learning_rate": learning_rate(trainer.config.train, step),
+        }
+        for train_loss, test_loss in zip(train_losses, test_losses, strict=True)
+    ]
 
 
 @contextlib.contextmanager
-def _clear_divergence(step: int) -> Generator[None]:
+def _clear_divergence(step: int, seeds: Sequence[int]) -> Generator[None]:
     try:
         yield
     except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
-        raise DivergedError(f"step {step}: {error}; lower train.learning_rate") from error
+        which = "" if len(seeds) == 1 else f" in one of the seeds {', '.join(map(str, seeds))}"
+        raise DivergedError(f"step {step}: {error}{which}; lower train.learning_rate") from error
 
 
 @contextlib.contextmanager

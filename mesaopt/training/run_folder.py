@@ -152,7 +152,7 @@ class RunFolder:
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         for step in self.steps[:-_RESUMABLE_CHECKPOINTS]:
-            (self._checkpoint_path(step) / "optimizer.safetensors").unlink(missing_ok=True)
+            self._optimizer_path(step).unlink(missing_ok=True)
 
     def load(self, step: int | None = None) -> Checkpoint:
         """Read a checkpoint; nothing is unpickled.
@@ -173,12 +173,29 @@ class RunFolder:
             have = ", ".join(map(str, self.steps)) or "none"
             raise RunError(f"{path}: there is no such checkpoint; steps there are: {have}")
         model, facts = _load_tensors(path / "model.safetensors")
-        optimizer_path = path / "optimizer.safetensors"
+        optimizer_path = self._optimizer_path(step)
         optimizer = _load_tensors(optimizer_path)[0] if optimizer_path.exists() else {}
         return Checkpoint(step, float(facts.get("seconds", "0")), model, optimizer)
 
-    def rewind(self) -> Checkpoint | None:
-        """Go back to the newest checkpoint, dropping the metrics logged after it.
+    @property
+    def resumable_steps(self) -> list[int]:
+        """Steps that the run can go on from, ascending, one or two; -1 is the beginning.
+
+        Raises:
+            RunError: the optimiser's state is missing.
+        """
+        newest = [-1, *self.steps][-_RESUMABLE_CHECKPOINTS:]
+        found = [step for step in newest if step < 0 or self._optimizer_path(step).exists()]
+        if not found:
+            path = self._optimizer_path(newest[-1])
+            raise RunError(f"{path}: there is no such file, and without it the run cannot go on")
+        return found
+
+    def rewind(self, last: int | None = None) -> Checkpoint | None:
+        """Go back to a checkpoint, dropping what was logged and saved after it.
+
+        Args:
+            last: one of :attr:`resumable_steps`; the newest if not given.
 
         Returns:
             The checkpoint to go on from; None where the run has to start over.
@@ -186,15 +203,29 @@ class RunFolder:
         Raises:
             RunError: the checkpoint is damaged.
         """
-        checkpoint = self.load() if self.steps else None
-        last = -1 if checkpoint is None else checkpoint.step
+        last = self.resumable_steps[-1] if last is None else last
+        checkpoint = None if last < 0 else self.load(last)
+        for step in self.steps:
+            if step > last:
+                self._drop(self._checkpoint_path(step))
         path = self.path / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last]
         files.write(path, "".join(line + "\n" for line in kept))
         return checkpoint
 
+    def _drop(self, checkpoint: Path) -> None:
+        """Remove a checkpoint: at once by its name, then from the disk."""
+        temporary = checkpoint.with_name(files.TEMPORARY + checkpoint.name)
+        with files.clear_disk_errors(checkpoint):
+            shutil.rmtree(temporary, ignore_errors=True)
+            checkpoint.rename(temporary)
+            shutil.rmtree(temporary)
+
     def _checkpoint_path(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:06d}"
+
+    def _optimizer_path(self, step: int) -> Path:
+        return self._checkpoint_path(step) / "optimizer.safetensors"
 
 
 def claim_folder(path: Path, *, resume: bool) -> bool:
