@@ -6,6 +6,7 @@ code is followed.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from mesaopt.config import (
     ARProcessConfig,
@@ -44,6 +45,7 @@ TASKS: dict[str, TaskConfig] = {
     "partial-text": PartiallyObservedConfig(observation_std=0.5**0.5, start="normal"),
     "nonlinear": NonlinearSystemConfig(),
     "nonlinear-text": NonlinearSystemConfig(normalisation="none", start="normal"),
+    "linear-long": LinearSystemConfig(token_slots=("current",), length=224),
     "few-shot": FewShotConfig(),
     "few-shot-separated": FewShotConfig(layout="triples"),
     "few-shot-prefixed": FewShotConfig(layout="triples", prefix_length=20),
@@ -56,8 +58,6 @@ TASKS: dict[str, TaskConfig] = {
 # One layer has no use for a second copy of the current state: the authors zero it for their one-layer
 # models. With it, training escapes its initial plateau some 80 steps earlier than they published.
 _ONE_LAYER_TASK = LinearSystemConfig(token_slots=("zero", "zero", "current", "previous"))
-_CONSTRUCTED_TASK = LinearSystemConfig()
-_PLAIN_TASK = LinearSystemConfig(token_slots=("current",))
 
 
 def _constructed(*mixers: MixerName, num_heads: int = 4) -> ModelConfig:
@@ -156,7 +156,7 @@ def _linear_attention_2_notebook() -> Recipe:
         summary="two linear self-attention layers, as in the authors' notebook",
         config=RunConfig(
             recipe="lsa-2-notebook",
-            task=_CONSTRUCTED_TASK,
+            task=TASKS["linear-constructed"],
             model=replace(MODELS["lsa-2"], activation_clip=1.5),
             train=_cosine(2500, 3e-4, decay_steps=20_000),
         ),
@@ -177,7 +177,7 @@ def _linear_system() -> list[Recipe]:
         ),
     )
     constructed = _recipes(
-        _CONSTRUCTED_TASK,
+        TASKS["linear-constructed"],
         ("lsa-2", "lsa-2", _constant(5000, 1e-4), "two linear self-attention layers"),
         ("lsa-4", "lsa-4", _constant(10_000, 1e-4), "four linear self-attention layers"),
         (
@@ -186,7 +186,7 @@ def _linear_system() -> list[Recipe]:
         ),
     )
     plain = _recipes(
-        _PLAIN_TASK,
+        TASKS["linear"],
         ("tf-3", "tf-3", _cosine(10_000, 8e-4), "three softmax self-attention layers"),
         (
             *("tf-7", "tf-7", _cosine(10_000, 8e-4)),
@@ -204,6 +204,73 @@ def _linear_system() -> list[Recipe]:
         ("full-mesa", "full-mesa", _cosine(3500, 3e-4), "two mesa layers"),
     )
     return [one_layer[0], _linear_attention_2_notebook(), *constructed, one_layer[1], *plain]
+
+
+def _other_systems() -> list[Recipe]:
+    """Partial observation, a nonlinear teacher, contracting systems and one fixed matrix for all."""
+    partial = _recipes(
+        TASKS["partial"],
+        (
+            *("tf-7-partial", "tf-7-partial", _cosine(20_000, 4e-4)),
+            "seven softmax self-attention layers on partial observations",
+        ),
+        (
+            *("hybrid-mesa-partial", "hybrid-mesa-partial", _cosine(12_000, 4e-4)),
+            "a softmax self-attention layer and a mesa layer on partial observations",
+        ),
+    )
+    nonlinear = _recipes(
+        TASKS["nonlinear"],
+        (
+            *("tf-7-nonlinear", "tf-7-nonlinear", _cosine(40_000, 1e-3, decay_steps=50_000)),
+            "seven softmax self-attention layers with MLPs on a nonlinear system",
+        ),
+        (
+            "hybrid-mesa-nonlinear",
+            "hybrid-mesa-nonlinear",
+            _cosine(40_000, 4e-4, decay_steps=50_000),
+            "a softmax self-attention layer and a mesa layer with MLPs on a nonlinear system",
+        ),
+    )
+    few_shot = _recipes(
+        TASKS["linear-long"],
+        (
+            *("tf-7-few-shot", "tf-7", _cosine(15_000, 8e-4, batch_size=128)),
+            "seven softmax self-attention layers on long sequences, to be used few-shot",
+        ),
+        (
+            *("hybrid-mesa-few-shot", "hybrid-mesa", _cosine(15_000, 8e-4, batch_size=128)),
+            "a softmax self-attention layer and a mesa layer on long sequences, to be used few-shot",
+        ),
+    )
+    return [*partial, *nonlinear, *few_shot, *_control("contracting"), *_control("fixed")]
+
+
+def _control(name: Literal["contracting", "fixed"]) -> list[Recipe]:
+    """The models on constructed tokens, on one of the two other laws of the matrix."""
+    task = cast(LinearSystemConfig, TASKS[f"{name}-constructed"])
+    if name == "contracting":
+        what, batch_size = "a contracting system", 256
+        training = {1: (5000, 1e-4), 2: (5000, 1e-4), 4: (10_000, 1e-4), 6: (5000, 1e-4)}
+    else:
+        what, batch_size = "one fixed matrix, the negative control", 512
+        training = {1: (10_000, 1e-3), 2: (10_000, 1e-3), 4: (5000, 1e-3), 6: (5000, 1e-3)}
+    linear = [
+        (
+            f"{name}-lsa-{depth}",
+            f"lsa-{depth}",
+            _constant(steps, learning_rate, batch_size=batch_size),
+            f"{depth} linear self-attention layer{'s' if depth > 1 else ''} on {what}",
+        )
+        for depth, (steps, learning_rate) in training.items()
+    ]
+    mesa = _constant(5000, 4e-4, batch_size=batch_size)
+    one_layer = replace(task, token_slots=_ONE_LAYER_TASK.token_slots)
+    return [
+        *_recipes(one_layer, linear[0]),
+        *_recipes(task, *linear[1:]),
+        *_recipes(one_layer, (f"{name}-mesa-1", "mesa-1", mesa, f"one mesa layer on {what}")),
+    ]
 
 
 def _ar_process(name: str, start: StartName, learning_rate: float, summary: str) -> Recipe:
@@ -232,6 +299,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.config.recipe: recipe
     for recipe in (
         *_linear_system(),
+        *_other_systems(),
         _ar_process(
             *("ar-gaussian", "gaussian", 1e-4),
             "one complex layer on Gaussian starts: one gradient step, which does not recover the sequence",

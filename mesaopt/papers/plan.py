@@ -29,12 +29,16 @@ class Training:
     steps: int
     evaluation_sequences: int = 2560
     """Test sequences of the learning curve."""
+    batch_size: int | None = None
+    """Sequences in a step; that of the recipe if not given."""
 
     @property
     def configs(self) -> list[RunConfig]:
         """One configuration per seed."""
         configs = [recipes.get(self.recipe, seed=seed) for seed in range(self.seeds)]
         changes = {"steps": self.steps, "evaluation_sequences": self.evaluation_sequences}
+        if self.batch_size is not None:
+            changes["batch_size"] = self.batch_size
         return [replace(config, train=replace(config.train, **changes)) for config in configs]
 
 
@@ -147,6 +151,8 @@ class Part(Generic[M]):
     two seconds should. It draws in the house style without having to ask for it."""
     seconds: Callable[[Any], float]
     """Rough time to compute it, for a plan."""
+    recipes: tuple[str, ...] | None = None
+    """Recipes whose runs it reads; None: all of the plan's. What no chosen part reads is not trained."""
     memory: Callable[[Any], int] = _nothing
     """Rough memory it needs beyond that of the program, in bytes, for a plan."""
 
@@ -185,6 +191,7 @@ class Item(Generic[M]):
         if scale not in get_args(Scale):
             raise ConfigError(f"scale={scale!r}: {suggest(scale, get_args(Scale))}")
         plan = replace(self.plans[scale], parts=self._choose(parts))  # type: ignore[index]
+        plan = replace(plan, trainings=self._needed(plan))
         if seeds is None:
             return plan
         if seeds < 1:
@@ -194,6 +201,15 @@ class Item(Generic[M]):
     def chosen(self, plan: Plan) -> list[Part[M]]:
         """Give the parts that a plan asks for, in the item's order."""
         return [part for part in self.parts if not plan.parts or part.name in plan.parts]
+
+    def _needed(self, plan: Plan) -> tuple[Training, ...]:
+        """Give the trainings that some chosen part reads."""
+        chosen = self.chosen(plan)
+        return tuple(
+            training
+            for training in plan.trainings
+            if any(part.recipes is None or training.recipe in part.recipes for part in chosen)
+        )
 
     def _choose(self, parts: Sequence[str]) -> tuple[str, ...]:
         names = [part.name for part in self.parts]

@@ -16,6 +16,7 @@ from mesaopt.papers.emergence2024.emergence import EMERGENCE
 from mesaopt.papers.figures import save_figure, style
 from mesaopt.papers.plan import Item, Part, Plan, Results, Runs
 from mesaopt.papers.uncovering2023.core import CORE
+from mesaopt.papers.uncovering2023.uncovering import UNCOVERING
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import (
     Run,
@@ -30,7 +31,7 @@ from mesaopt.training import (
     train_seeds,
 )
 
-ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE, EMERGENCE)}
+ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE, UNCOVERING, EMERGENCE)}
 """All that can be reproduced, by name."""
 
 

@@ -1,0 +1,284 @@
+"""What the comparison figures draw and claim alike."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from mesaopt.analysis import InContextLoss
+from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
+from mesaopt.papers.figures import INK, PALETTE
+from mesaopt.papers.uncovering2023.laboratory import Comparison, Laboratory
+from mesaopt.papers.uncovering2023.published import CURVES
+from mesaopt.recipes import RECIPES
+
+Rows = list[dict[str, Any]]
+
+FAITHFUL = 0.05
+"""How far a faithful re-implementation may be from a published mean loss, as a share of it: another seed
+of training moves most of them by 1 to 3 %."""
+
+LABELS = {
+    "lsa-1": "1 linear layer",
+    "lsa-2": "2 linear layers",
+    "lsa-4": "4 linear layers",
+    "lsa-6": "6 linear layers",
+    "mesa-1": "1 mesa layer",
+    "tf-3": "3 softmax layers",
+    "tf-7": "7 softmax layers",
+    "tf-12": "12 softmax layers",
+    "hybrid-mesa": "softmax, then mesa",
+}
+
+
+def label_of(name: str) -> str:
+    """Say what a recipe is, whatever task it is trained on; other names stay as they are.
+
+    Example:
+        >>> label_of("contracting-lsa-2"), label_of("least squares")
+        ('2 linear layers', 'least squares')
+    """
+    for prefix in ("contracting-", "fixed-"):
+        name = name.removeprefix(prefix)
+    for suffix in ("-partial", "-nonlinear"):
+        name = name.removesuffix(suffix)
+    return LABELS.get(name, name)
+
+
+def draw_positions(axes: Axes, comparison: Comparison, names: Sequence[str]) -> Rows:
+    """Draw loss by position: means with 95 % bands, seeds as thin lines, the authors' numbers as circles.
+
+    Args:
+        axes: where.
+        comparison: the losses.
+        names: recipes and baselines to draw, those there are; baselines without training are dashed.
+
+    Returns:
+        The numbers drawn.
+    """
+    rows: Rows = []
+    there = [name for name in names if name in comparison.losses]
+    for place, name in enumerate(there):
+        loss, color = comparison.losses[name], _color(place)
+        positions = np.array(loss.positions)
+        mean, half = loss.curve.numpy(), 1.96 * loss.curve_error.numpy()
+        dashes = "solid" if name in comparison.seed_losses else (0, (4, 2))
+        axes.fill_between(
+            positions, np.maximum(mean - half, mean / 10), mean + half, color=color, alpha=0.2, lw=0
+        )
+        axes.plot(positions, mean, color=color, ls=dashes, label=label_of(name))
+        for one in comparison.seed_losses.get(name, []):
+            axes.plot(positions, one.curve.numpy(), color=color, lw=0.5, alpha=0.5)
+        rows += [
+            {
+                "task": comparison.task,
+                "predictor": name,
+                "position": int(t),
+                "loss": float(m),
+                "half_width_95": float(h),
+            }
+            for t, m, h in zip(positions, mean, half, strict=True)
+        ]
+        published = CURVES[comparison.task].get(name)
+        if published is not None and published.at:
+            axes.plot(*zip(*published.at.items(), strict=True), "o", color=color, mfc="none", ms=4)
+    axes.set(yscale="log", xlabel="position in the sequence", ylabel="in-context loss")
+    axes.set_xlim(1, None)
+    return rows
+
+
+def draw_learning(axes: Axes, laboratory: Laboratory, names: Sequence[str]) -> Rows:
+    """Draw test losses while training, one line per seed.
+
+    Args:
+        axes: where.
+        laboratory: the runs.
+        names: recipes to draw, those there are.
+
+    Returns:
+        The numbers drawn.
+    """
+    rows: Rows = []
+    for place, name in enumerate(name for name in names if name in laboratory.runs):
+        for seed, run in enumerate(laboratory.runs[name]):
+            steps = [line["step"] for line in run.metrics]
+            losses = [line["test_loss"] for line in run.metrics]
+            label = label_of(name) if seed == 0 else None
+            axes.plot(steps, losses, color=_color(place), label=label, lw=1.3)
+            rows += [
+                {
+                    "task": "learning curve",
+                    "predictor": f"{name}, seed {seed}",
+                    "position": step,
+                    "loss": loss,
+                    "half_width_95": 0.0,
+                }
+                for step, loss in zip(steps, losses, strict=True)
+            ]
+    axes.set(yscale="log", xlabel="optimiser step", ylabel="test loss")
+    return rows
+
+
+def settings_of(laboratory: Laboratory, names: Sequence[str], **more: Any) -> dict[str, Any]:
+    """Say what a figure was made from.
+
+    Args:
+        laboratory: the runs.
+        names: recipes of the figure.
+        **more: to be added.
+
+    Returns:
+        For the line under the figure.
+    """
+    runs = {name: laboratory.runs[name] for name in names if name in laboratory.runs}
+    return {
+        "scale": laboratory.plan.scale,
+        "test sequences": laboratory.plan.num_sequences,
+        "steps": {name: trained[0].config.train.steps for name, trained in runs.items()},
+        "training seeds": {name: len(trained) for name, trained in runs.items()},
+        **{name: float(f"{value:.3g}") for name, value in more.items()},
+    }
+
+
+def claim(laboratory: Laboratory, name: str, figure: str, statement: str, **rest: object) -> Claim:
+    """Make a claim of this paper.
+
+    Args:
+        laboratory: knows the scale.
+        name: short, unique among the figures.
+        figure: where it stands.
+        statement: what is claimed.
+        **rest: value, low, high, basis.
+
+    Returns:
+        The claim.
+    """
+    return Claim(
+        id=f"uncovering2023/{name}",
+        paper="uncovering2023",
+        figure=figure,
+        statement=statement,
+        scale=laboratory.plan.scale,
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def published_means(
+    laboratory: Laboratory,
+    comparison: Comparison,
+    figure: str,
+    names: Sequence[str],
+    *,
+    tolerance: float = FAITHFUL,
+) -> list[Claim]:
+    """Judge mean losses against published ones; models only where they were trained as long.
+
+    Args:
+        laboratory: the runs.
+        comparison: the losses.
+        figure: where the numbers stand.
+        names: recipes and baselines.
+        tolerance: share of the published number that a faithful re-implementation may be off.
+
+    Returns:
+        One claim for each that can be judged.
+    """
+    claims = []
+    for name in names:
+        published = CURVES[comparison.task].get(name)
+        if published is None or name not in comparison.losses:
+            continue
+        runs = laboratory.runs.get(name, [])
+        if any(run.config.train != _trained_as_published(run.config.recipe, run) for run in runs):
+            continue
+        low, high, basis = interval(
+            published.mean,
+            tolerance=tolerance * published.mean,
+            noise=comparison.losses[name].mean_error,
+        )
+        claims.append(
+            claim(
+                laboratory,
+                f"{comparison.task}-{name.replace(', ', '-').replace(' ', '-')}-mean",
+                figure,
+                f"{comparison.task} task, {label_of(name)}: the mean loss is {published.mean:g}",
+                value=comparison.losses[name].mean,
+                low=low,
+                high=high,
+                basis=basis,
+            )
+        )
+    return claims
+
+
+def _trained_as_published(recipe: str, run: Any) -> Any:
+    """Give the recipe's own training, evaluated as this run was."""
+    published = RECIPES[recipe].config.train
+    return replace(published, evaluation_sequences=run.config.train.evaluation_sequences)
+
+
+def ratio_claim(
+    laboratory: Laboratory,
+    comparison: Comparison,
+    name: str,
+    figure: str,
+    statement: str,
+    first: str,
+    second: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    basis: str,
+    positions: slice = slice(None),
+) -> list[Claim]:
+    """Judge the ratio of two predictors' losses on the same sequences, if both are there.
+
+    Args:
+        laboratory: knows the scale.
+        comparison: the losses.
+        name: short, unique.
+        figure: where it stands.
+        statement: what is claimed.
+        first: predictor in the numerator.
+        second: predictor in the denominator.
+        low: smallest ratio that passes, before noise.
+        high: largest ratio that passes, before noise.
+        basis: where the limits come from.
+        positions: places along the sequence that count.
+
+    Returns:
+        The claim; its limits are widened by three standard errors of the ratio.
+    """
+    if first not in comparison.losses or second not in comparison.losses:
+        return []
+    ratio, error = _ratio(
+        InContextLoss(comparison.losses[first].losses[:, positions]),
+        InContextLoss(comparison.losses[second].losses[:, positions]),
+    )
+    width = STANDARD_ERRORS * error
+    return [
+        claim(
+            laboratory,
+            name,
+            figure,
+            statement,
+            value=ratio,
+            low=None if low is None else low - width,
+            high=None if high is None else high + width,
+            basis=f"{basis}, and {STANDARD_ERRORS:g} standard errors of {error:.2g}",
+        )
+    ]
+
+
+def _ratio(first: InContextLoss, second: InContextLoss) -> tuple[float, float]:
+    """Ratio of mean losses on the same sequences, and its standard error."""
+    a, b = first.losses.mean(1), second.losses.mean(1)
+    ratio = (a.mean() / b.mean()).item()
+    spread = (a - ratio * b).std() / b.mean()
+    return ratio, (spread / len(a) ** 0.5).item()
+
+
+def _color(place: int) -> str:
+    return (*PALETTE, INK)[place % (len(PALETTE) + 1)]

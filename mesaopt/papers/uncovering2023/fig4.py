@@ -1,0 +1,117 @@
+"""Figure 4, A to D: linear self-attention alone, on tokens that hold what it would have to copy."""
+
+from matplotlib.figure import Figure
+
+from mesaopt.papers.figures import FigureResult
+from mesaopt.papers.plan import Report, Results
+from mesaopt.papers.uncovering2023.curves import (
+    draw_learning,
+    draw_positions,
+    published_means,
+    ratio_claim,
+    settings_of,
+)
+from mesaopt.papers.uncovering2023.laboratory import GRADIENT_STEP, LEAST_SQUARES, Laboratory
+
+MODELS = ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")
+_STEPS = "6 steps and one"
+
+
+def compute(laboratory: Laboratory, report: Report) -> Results:
+    """Compare the models with gradient descent and least squares, draw, judge.
+
+    Args:
+        laboratory: the runs and baselines.
+        report: told the batches of test sequences done.
+
+    Returns:
+        The figure and its claims.
+    """
+    comparison = laboratory.comparison("linear", report)
+    figure = Figure(figsize=(7.6, 6.4))
+    (a, b), (c, d) = figure.subplots(2, 2)
+    rows = draw_learning(a, laboratory, ("lsa-1", "mesa-1"))
+    for name, color in ((GRADIENT_STEP, "#8b8f98"), (LEAST_SQUARES, "#cf4d5e")):
+        a.axhline(comparison.losses[name].mean, color=color, ls=(0, (4, 2)), lw=1.1, label=name)
+    a.set_title("A: learning, one layer")
+    rows += draw_learning(b, laboratory, ("lsa-2", "lsa-4", "lsa-6", "mesa-1"))
+    b.set_title("B: learning, several layers")
+    rows += draw_positions(c, comparison, ("lsa-1", GRADIENT_STEP))
+    c.set_title("C: one layer and one gradient step")
+    deep = ("lsa-2", "lsa-4", "lsa-6", "mesa-1", _STEPS + ", official", LEAST_SQUARES)
+    rows += draw_positions(d, comparison, deep)
+    d.set_title("D: several layers and preconditioned steps")
+    for axes in (a, b, c, d):
+        axes.legend(fontsize=7.5)
+    result = FigureResult(
+        id="uncovering2023-fig4",
+        title="Fig. 4: linear self-attention learns gradient descent, and more of it with depth",
+        caption=(
+            "Above: test losses while training, a line per seed. Below: loss by position, mean "
+            "over seeds with 95 % bands, seeds as thin lines; circles are the authors' own "
+            "numbers. Dashed: algorithms that learn nothing beforehand. '6 steps and one, "
+            "official' has the step sizes that the authors learned and leaves out the newest "
+            "pair, as their code does; least squares uses all pairs. The authors' interpolated "
+            "and compressed models, and panels E and F, are probes of trained weights and not "
+            "drawn here."
+        ),
+        settings=settings_of(laboratory, MODELS, **comparison.settings),
+        rows=rows,
+        figure=figure,
+    )
+    baselines = (GRADIENT_STEP, _STEPS + ", official")
+    claims = [
+        *published_means(laboratory, comparison, "Fig. 4", (*MODELS, *baselines)),
+        *ratio_claim(
+            laboratory,
+            comparison,
+            "fig4-lsa-1-is-one-step",
+            "Fig. 4C",
+            "One linear layer predicts as one step of gradient descent does (ratio of mean losses)",
+            *("lsa-1", GRADIENT_STEP),
+            low=0.97,
+            high=1.03,
+            basis="0.993 published; 3 % for training that is shorter",
+        ),
+        *ratio_claim(
+            laboratory,
+            comparison,
+            "fig4-two-layers-beat-one",
+            "Fig. 4D",
+            "Two linear layers do better than one step of gradient descent (ratio of mean losses)",
+            *("lsa-2", GRADIENT_STEP),
+            high=0.75,
+            basis="0.48 published, for 5000 steps; half of the gain counts",
+        ),
+        *ratio_claim(
+            laboratory,
+            comparison,
+            "fig4-depth-helps",
+            "Fig. 4D",
+            "Four linear layers do better than two (ratio of mean losses)",
+            *("lsa-4", "lsa-2"),
+            high=1.0,
+            basis="0.55 published; smaller counts",
+        ),
+        *ratio_claim(
+            laboratory,
+            comparison,
+            "fig4-mesa-beats-six",
+            "Fig. 4B",
+            "One mesa layer does better than six linear layers (ratio of mean losses)",
+            *("mesa-1", "lsa-6"),
+            high=1.0,
+            basis="0.88 published; smaller counts",
+        ),
+        *ratio_claim(
+            laboratory,
+            comparison,
+            "fig4-mesa-is-least-squares",
+            "Fig. 4A",
+            "One mesa layer comes near least squares on all pairs (ratio of mean losses)",
+            *("mesa-1", LEAST_SQUARES),
+            high=1.15,
+            basis="1.02 published after 4400 steps, 1.08 after 2000",
+        ),
+    ]
+    return Results(figures=[result], claims=claims)

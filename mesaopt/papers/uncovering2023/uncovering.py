@@ -1,0 +1,120 @@
+"""The item `uncovering2023`: every synthetic comparison of von Oswald et al., trained and judged."""
+
+from collections.abc import Callable
+
+from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
+from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig11, fig12, fig20
+from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
+from mesaopt.recipes import RECIPES as PUBLISHED
+
+
+def _training(recipe: str, steps: int, seeds: int = 1, batch_size: int | None = None) -> Training:
+    return Training(
+        recipe=recipe,
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        evaluation_sequences=512 if batch_size or steps < 100 else 2560,
+    )
+
+
+def _smoke() -> tuple[Training, ...]:
+    """See that everything runs; nothing is learned."""
+    return tuple(
+        _training(recipe, 2, batch_size=16)
+        for recipe in (
+            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "hybrid-mesa"),
+            *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
+            *("contracting-lsa-1", "fixed-lsa-1"),
+        )
+    )
+
+
+def _small() -> tuple[Training, ...]:
+    """What two CPU cores train in half an hour, so that signs and orders can be seen."""
+    return (
+        _training("lsa-1", 1500, seeds=3),
+        _training("lsa-2", 2500),
+        _training("lsa-4", 2500),
+        _training("lsa-6", 2000),
+        _training("mesa-1", 1500, seeds=2),
+        _training("tf-3", 1200),
+        _training("tf-7", 1200),
+        _training("hybrid-mesa", 1500),
+        _training("tf-7-partial", 1000, batch_size=32),
+        _training("hybrid-mesa-partial", 1200, batch_size=32),
+        _training("tf-7-nonlinear", 1000, batch_size=32),
+        _training("hybrid-mesa-nonlinear", 1200, batch_size=32),
+        _training("contracting-lsa-1", 1500),
+        _training("contracting-lsa-2", 1500),
+        _training("contracting-mesa-1", 1000),
+        _training("fixed-lsa-1", 800, batch_size=256),
+    )
+
+
+def _paper() -> tuple[Training, ...]:
+    """As published, with more seeds."""
+    linear = {"lsa-1": 5, "lsa-2": 5, "lsa-4": 3, "lsa-6": 3, "mesa-1": 5}
+    deep = {"tf-3": 3, "tf-7": 3, "tf-12": 3, "hybrid-mesa": 3}
+    others = [r for task in ("partial", "nonlinear", "contracting", "fixed") for r in RECIPES[task]]
+    seeds = linear | deep | dict.fromkeys(others, 3)
+    return tuple(_training(r, PUBLISHED[r].config.train.steps, seeds=n) for r, n in seeds.items())
+
+
+def _part(
+    name: str,
+    summary: str,
+    compute: Callable[[Laboratory, Report], Results],
+    recipes: tuple[str, ...],
+    seconds: float,
+) -> Part[Laboratory]:
+    return Part(
+        name=name,
+        summary=summary,
+        compute=compute,
+        recipes=recipes,
+        seconds=lambda plan: 2 + seconds * plan.num_sequences / 5120,
+    )
+
+
+def _plan(scale: Scale, trainings: tuple[Training, ...], num_sequences: int) -> Plan:
+    return Plan(
+        what="uncovering2023", scale=scale, trainings=trainings, num_sequences=num_sequences
+    )
+
+
+UNCOVERING: Item[Laboratory] = Item(
+    name="uncovering2023",
+    title="Sequence models beside the algorithms they may have learned",
+    summary="linear, softmax and mesa layers on every task, beside gradient descent and least squares",
+    introduction=(
+        "Models of one to twelve layers are trained from scratch on linear, partially observed, "
+        "nonlinear and contracting systems, and compared with algorithms that learn nothing "
+        "beforehand: one step of gradient descent, preconditioned steps, least squares. "
+        "Published numbers are drawn as circles beside ours. A model is held against its "
+        "published loss where it was trained as long as published; at smaller scales the order "
+        "of the models is what is judged."
+    ),
+    plans={
+        "smoke": _plan("smoke", _smoke(), 256),
+        "small": _plan("small", _small(), 5120),
+        "paper": _plan("paper", _paper(), 10_240),
+    },
+    measure=Laboratory,
+    parts=(
+        _part("fig4", "linear self-attention on constructed tokens", fig4.compute, fig4.MODELS, 20),
+        _part("fig6c", "softmax transformers on plain tokens", fig6c.compute, fig6c.MODELS, 20),
+        _part(
+            "fig7",
+            "three tasks, a mesa layer and six softmax layers",
+            fig7.compute,
+            fig7.MODELS,
+            60,
+        ),
+        _part("fig11", "contracting systems", fig11.compute, RECIPES["contracting"], 10),
+        _part(
+            "fig12", "one fixed matrix, the negative control", fig12.compute, RECIPES["fixed"], 10
+        ),
+        _part("fig20", "least squares and kernel regression by dimension", fig20.compute, (), 40),
+    ),
+)
