@@ -1,6 +1,8 @@
 """What every task of von Oswald et al. promises, whatever it draws."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +175,11 @@ def test_whoever_knows_everything_comes_down_to_the_noise(name: str) -> None:
 def test_a_gpu_sees_the_same_batch(name: str) -> None:
     on_gpu = draw(name, device="cuda")
     assert torch.equal(on_gpu.tokens.cpu(), draw(name).tokens)
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(code, "tasks.md", "exec"), {})
+    for name in recipes.TASKS.keys() - {"linear-text", "partial-text", "nonlinear-text"}:
+        assert name.startswith("few-shot") or f"`{name}`" in page, name
