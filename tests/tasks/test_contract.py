@@ -9,7 +9,14 @@ import torch
 
 from mesaopt import recipes
 from mesaopt.config import NonlinearSystemConfig, TaskConfig, from_dict, to_dict
-from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
+from mesaopt.tasks import (
+    Batch,
+    NonlinearSystem,
+    Task,
+    generator,
+    make_task,
+    tokens_from_states,
+)
 from mesaopt.theory import gradient_descent
 
 # With the paper's text, states of the nonlinear system outgrow every type: short ones do not.
@@ -172,6 +179,23 @@ def test_whoever_knows_everything_comes_down_to_the_noise(name: str) -> None:
     if name.startswith("partial"):  # the noise of 15 hidden coordinates goes through C
         floor = 5 / 2 * (1e-4 + 15 * (0.5 if name == "partial-text" else 0.25) * 1e-4)
     assert deviation(batch.losses(knowing_everything(name, batch)), floor) < 5
+
+
+@pytest.mark.parametrize("name", CONFIGS.keys() - {"contracting-constructed", "nonlinear-text"})
+def test_noise_is_drawn_anew_and_apart_from_everything_else(name: str) -> None:
+    def noise_of(**changes) -> torch.Tensor:
+        batch = draw(name, 100, **changes)
+        return (batch.targets - knowing_everything(name, batch))[:, batch.scored].transpose(0, 1)
+
+    noise = noise_of().flatten()
+    others = [noise_of(**changes) for changes in ({"seed": 4}, {"step": 6}, {"split": "test"})]
+    kind = CONFIGS[name].kind
+    first_numbers = generator(3, f"{kind}/train", 5).standard_normal(noise.numel())
+    for other in (*others, torch.from_numpy(first_numbers)):
+        # The correlation of n independent pairs has a standard error of 1 / sqrt(n); through C noise
+        # comes in groups of 5 that hang together.
+        pair = torch.stack([noise, other.flatten()])
+        assert abs(torch.corrcoef(pair)[0, 1]) < 5 * (5 / noise.numel()) ** 0.5
 
 
 @pytest.mark.gpu
