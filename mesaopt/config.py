@@ -244,7 +244,7 @@ class NonlinearSystemConfig(_Slotted):
     """What the teacher's weights are drawn from, whatever the seed of the sequences."""
     normalisation: Literal["l2", "none"] = "l2"
     """What is done to the teacher's output: divided by its norm (the authors' code) or nothing (the paper's
-    text, where states then grow some twelvefold with every step)."""
+    text, where states then grow some sixteenfold with every step)."""
     noise_std: float = 0.01
     """Standard deviation of the process noise, per coordinate and step."""
     start: Literal["uniform", "normal"] = "uniform"

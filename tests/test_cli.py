@@ -225,7 +225,9 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
         *("lsa-1", "lsa-2-notebook", "mesa-1"),
         *("ar-gaussian", "ar-sparse", "ar-full-one"),
     ]
-    assert [task["name"] for task in listed["tasks"]] == ["linear_system", "ar_process"]
+    assert [task["name"] for task in listed["tasks"]] == [
+        *("linear_system", "ar_process", "partially_observed", "nonlinear_system", "few_shot")
+    ]
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"
     shown = [name for name in scales if name.startswith(("core", "toy"))]

@@ -22,7 +22,7 @@ class LinearSystem:
 
     - "orthogonal": from the Haar law, new for every sequence;
     - "contracting": :func:`mesaopt.tasks.contracting`, new for every sequence; published with
-      `state_clip=2`, because some two sequences in a hundred grow large first;
+      `state_clip=2`, because one sequence in ten would come to a norm above 10 first;
     - "fixed": one orthogonal matrix, drawn from `teacher_seed`, for every sequence of every seed, which a
       model can learn by heart.
 

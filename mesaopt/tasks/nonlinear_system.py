@@ -29,7 +29,7 @@ class NonlinearSystem:
 
     Source: von Oswald et al., arXiv 2309.05858v2, section "Nonlinear dynamics"; the division by the norm,
     the start on [-0.25, 0.25]^dim and gelu by way of tanh are those of the authors' code. The text has no
-    division (`normalisation="none"`): states then grow about twelvefold in a step, and 50 of them do not
+    division (`normalisation="none"`): states then grow about sixteenfold in a step, and 50 of them do not
     fit into float32.
 
     Example:

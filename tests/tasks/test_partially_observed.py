@@ -8,6 +8,7 @@ from mesaopt.config import PartiallyObservedConfig, stacked
 from mesaopt.tasks import (
     PartiallyObserved,
     PartiallyObservedBatch,
+    generator,
     make_task,
     squared_error,
     tokens_from_states,
@@ -51,6 +52,10 @@ def test_the_laws_of_matrices_start_and_noise() -> None:
         # Five standard errors; entries are independent.
         bound = 5 * square.std() / square.numel() ** 0.5
         assert abs(square.mean() - variance) < bound
+    # Noise is not made of the numbers that the matrices are made of.
+    first_numbers = generator(0, "partially_observed/train").standard_normal(noise.numel())
+    pair = torch.stack([noise.transpose(0, 1).flatten(), torch.from_numpy(first_numbers)])
+    assert abs(torch.corrcoef(pair)[0, 1]) < 5 / noise.numel() ** 0.5
     # Noise is not shared between sequences, positions or coordinates.
     assert len(noise.round(decimals=12).unique()) > 0.99 * noise.numel()
 
