@@ -109,7 +109,33 @@ MESA = (
         chunk_size=solver_chunks,
     ),
 )
-CASES = RELATIVES + MESA
+POSITIONS = tuple(
+    Case(
+        f"{name} with positions",
+        build,
+        {"frame": Frame(positions=True)},
+        {"frame": Frame(), **changes},
+        at_1e8=at_1e8,
+        chunk_size=chunk_size,
+    )
+    for name, build, changes, at_1e8, chunk_size in (
+        ("linear", LinearSelfAttention, {"chunk_size": 5}, "finite", chunks),
+        ("softmax", SoftmaxSelfAttention, {"scale": 1.0}, "unsupported", None),
+        (
+            "mesa",
+            MesaLayer,
+            {
+                "gates": ("log_decay",),
+                "ridge_floor": 0.25,
+                "ridge_mode": "decayed",
+                **SOLVER_CHANGE,
+            },
+            "refused",
+            solver_chunks,
+        ),
+    )
+)
+CASES = RELATIVES + MESA + POSITIONS
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
