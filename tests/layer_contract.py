@@ -191,7 +191,7 @@ class LayerContract:
             assert_close(found, scale * wanted)
 
     def test_every_argument_changes_something(self, case: Case) -> None:
-        sizes = {"width": WIDTH + 1, "num_heads": HEADS + 1, "head_dim": DIM + 1}
+        sizes = {"width": WIDTH + 2, "num_heads": HEADS + 1, "head_dim": DIM + 1}
         changes = sizes | case.changes
         assert set(changes) == set(inspect.signature(case.build).parameters)
         layer, x = case.make(torch.float32), draw(torch.float32)

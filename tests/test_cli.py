@@ -78,6 +78,34 @@ def test_the_whole_way_of_a_run(
     assert "least squares, all pairs" in capsys.readouterr().out
 
 
+def test_several_seeds_get_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "train",
+        "lsa-1",
+        "--seed",
+        "3",
+        "--seeds",
+        "2",
+        "--device",
+        "cpu",
+        "--set",
+        *SHORT,
+    ]
+    assert run(*arguments, "--dry-run") == 0
+    assert "seeds       3, 4" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out.count("test loss") == 2
+    for seed in (3, 4):
+        assert RunFolder(tmp_path / "runs" / f"lsa-1-seed{seed}").config.seed == seed
+    assert run(*arguments) == 2, "the folders are taken"
+    assert run(*arguments, "--out", "elsewhere") == 0
+    assert (tmp_path / "elsewhere" / "lsa-1-seed4" / "DONE").exists()
+
+
 def test_a_dry_run_prints_the_cost_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_core
 ) -> None:
@@ -160,6 +188,8 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
             ("train", "lsa-1", "--set", "model.head_dim=null", "model.num_heads=7"),
             "num_heads=7: must be a divisor of the width 40",
         ),
+        (("train", "lsa-1", "--seeds", "0"), "seeds=0: must be 1 or greater"),
+        (("bench", "train", "--recipe", "lsa1"), "recipe='lsa1': did you mean 'lsa-1'?"),
         (("train", "lsa-1", "--seed", "-1"), "seed=-1: must be 0 or greater"),
         (("train", "lsa-1", "--device", "cuda:77"), "device='cuda:77': is not there"),
         (("reproduce", "fig33"), "what='fig33': allowed: core"),
@@ -222,7 +252,8 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in listed["recipes"]] == [
-        *("lsa-1", "lsa-2-notebook", "mesa-1"),
+        *("lsa-1", "lsa-2-notebook", "lsa-2", "lsa-4", "lsa-6", "mesa-1"),
+        *("tf-3", "tf-7", "tf-12", "hybrid-mesa", "full-mesa-published", "full-mesa"),
         *("ar-gaussian", "ar-sparse", "ar-full-one"),
     ]
     assert [task["name"] for task in listed["tasks"]] == [

@@ -109,7 +109,38 @@ MESA = (
         chunk_size=solver_chunks,
     ),
 )
-CASES = RELATIVES + MESA
+PLACED = (
+    Case(
+        "linear with positions",
+        LinearSelfAttention,
+        {"frame": Frame(positions=True)},
+        {"frame": Frame(), "chunk_size": 5},
+        ("value",),
+        chunks,
+    ),
+    Case(
+        "softmax with positions",
+        SoftmaxSelfAttention,
+        {"frame": Frame(positions=True, convolution=4)},
+        {"frame": Frame(convolution=4), "scale": 1.0},
+        at_1e8="unsupported",  # as above
+    ),
+    Case(
+        "mesa with positions",
+        MesaLayer,
+        {"gates": ("log_decay", "beta"), "frame": Frame(positions=True, unit_keys=True)},
+        {
+            "gates": ("log_decay",),
+            "frame": Frame(unit_keys=True),
+            "ridge_floor": 0.25,
+            "ridge_mode": "decayed",
+        }
+        | SOLVER_CHANGE,
+        linear_in=("value",),
+        chunk_size=solver_chunks,
+    ),
+)
+CASES = RELATIVES + MESA + PLACED
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
