@@ -186,8 +186,8 @@ def fit_polynomial(
         inputs: from the observed states to the regression inputs; the states themselves if not given.
         pairs: "all", or "official" without the newest pair.
         num_sequences: rounded up to whole batches of 256. High degrees need many: a polynomial knows
-            nothing of eigenvalues beyond those it was fitted on, and the rare sequence that turns slowly
-            has one five times greater than most. Of 2560, degree 6 does not carry over.
+            nothing of eigenvalues beyond those it was fitted on, and one sequence in ten thousand has one
+            five times the median. What is fitted on 2560 does not carry over at degree 6.
         seed: of the sequences.
 
     Returns:

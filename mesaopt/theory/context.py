@@ -82,6 +82,19 @@ class Context:
         size = self.inputs.shape[-1]
         return (gram + 2 * ridge * squares.cumsum(1) + ridge**2 * size).sqrt()
 
+    def statistics(
+        self,
+    ) -> tuple[Inexact[Tensor, "batch time input input"], Inexact[Tensor, "batch time dim input"]]:
+        """Return the matrices themselves, for all positions.
+
+        Returns:
+            H [batch, time, input, input] and G [batch, time, dim, input].
+        """
+        conjugates = self.inputs.conj()
+        gram = torch.einsum("btd,bte->btde", self.inputs, conjugates).cumsum(1)
+        cross = torch.einsum("btd,bte->btde", self.targets, conjugates).cumsum(1)
+        return gram, cross
+
     @property
     def num_pairs(self) -> Float[Tensor, "time 1"]:
         """Pairs known at every position."""
@@ -161,11 +174,7 @@ def context_statistics(
         >>> gram.flatten().tolist(), cross.flatten().tolist()
         ([0.0, 1.0, 5.0], [0.0, 2.0, 8.0])
     """
-    context = context_of(states, inputs=inputs, pairs=pairs)
-    conjugates = context.inputs.conj()
-    gram = torch.einsum("btd,bte->btde", context.inputs, conjugates).cumsum(1)
-    cross = torch.einsum("btd,bte->btde", context.targets, conjugates).cumsum(1)
-    return gram, cross
+    return context_of(states, inputs=inputs, pairs=pairs).statistics()
 
 
 def stack_states(
