@@ -1,0 +1,186 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mesaopt import recipes
+from mesaopt.analysis import InContextLoss, in_context_loss
+from mesaopt.models import SequenceModel
+from mesaopt.papers.figures import style
+from mesaopt.papers.plan import Plan
+from mesaopt.papers.reproduce import make_plan
+from mesaopt.papers.uncovering2023 import fig4, fig6c, fig12, fig20, laboratory
+from mesaopt.papers.uncovering2023.curves import label_of, published_means, ratio_claim
+from mesaopt.papers.uncovering2023.laboratory import (
+    GRADIENT_STEP,
+    LEAST_SQUARES,
+    RECIPES,
+    Comparison,
+    Laboratory,
+)
+from mesaopt.papers.uncovering2023.published import CURVES
+from mesaopt.papers.uncovering2023.uncovering import UNCOVERING
+from mesaopt.tasks import LinearSystem
+from mesaopt.theory import proposition_1
+from mesaopt.training import Run
+
+PLAN = Plan(what="uncovering2023", scale="smoke", num_sequences=256)
+
+
+def ignore(done: int, total: int) -> None:
+    assert 0 <= done <= total
+
+
+def run_of(recipe: str, model: SequenceModel | None = None, steps: int | None = None) -> Run:
+    """A run that nobody trained, with a model set by hand."""
+    config = recipes.get(recipe)
+    train = config.train if steps is None else replace(config.train, steps=steps)
+    model = SequenceModel(config.model) if model is None else model
+    metrics = [{"step": 0, "test_loss": 1.7}, {"step": train.steps, "test_loss": 1.0}]
+    return Run(Path("nowhere"), replace(config, train=train), model, metrics, 0.0)
+
+
+def hand_built() -> SequenceModel:
+    """The gradient step of Proposition 1 in a model that clips nothing."""
+    config = replace(recipes.get("lsa-1").model, activation_clip=None)
+    model = SequenceModel(config)
+    model.load_state_dict(proposition_1(10, step_size=0.032, num_heads=2, head_dim=20))
+    return model
+
+
+def test_the_parts_are_the_figures_and_each_trains_what_it_reads() -> None:
+    names = [part.name for part in UNCOVERING.parts]
+    assert names == ["fig4", "fig6c", "fig7", "fig11", "fig12", "fig20"]
+    only = make_plan("uncovering2023", scale="small", only=("fig6c",))
+    assert {training.recipe for training in only.trainings} == {"tf-3", "tf-7"}
+    assert make_plan("uncovering2023/fig20", scale="small").trainings == ()
+    everything = make_plan("uncovering2023", scale="paper")
+    assert {t.recipe for t in everything.trainings} == {
+        r for task in RECIPES.values() for r in task
+    }
+
+
+def test_paper_scale_is_as_published() -> None:
+    for training in UNCOVERING.plans["paper"].trainings:
+        for config in training.configs:
+            published = recipes.get(training.recipe).train
+            assert replace(config.train, evaluation_sequences=1) == replace(
+                published, evaluation_sequences=1
+            )
+        assert training.seeds >= 3
+
+
+def test_recipes_are_known_and_published_curves_belong_to_something() -> None:
+    baselines = {name for task in CURVES.values() for name in task} - set(recipes.RECIPES)
+    assert GRADIENT_STEP in baselines
+    for task, names in RECIPES.items():
+        assert set(names) <= set(recipes.RECIPES)
+        assert set(CURVES[task]) - baselines <= set(names)
+
+
+@pytest.fixture(scope="module")
+def linear() -> Laboratory:
+    """The hand-built gradient step in the place of a trained layer, and an untrained one."""
+    laboratory = Laboratory(
+        PLAN, {"lsa-1": [run_of("lsa-1", hand_built())], "lsa-2": [run_of("lsa-2", steps=3)]}
+    )
+    laboratory.comparison("linear", ignore)
+    return laboratory
+
+
+def test_a_gradient_step_in_place_of_the_layer_passes_and_an_untrained_layer_fails(
+    linear: Laboratory,
+) -> None:
+    with style():
+        results = fig4.compute(linear, ignore)
+    verdicts = {claim.id.split("/")[1]: claim.passed for claim in results.claims}
+    assert verdicts["fig4-lsa-1-is-one-step"]
+    assert verdicts["linear-lsa-1-mean"]
+    assert not verdicts["fig4-two-layers-beat-one"]
+    assert "linear-lsa-2-mean" not in verdicts, "trained for 3 steps, judged as if for 5000"
+    assert "fig4-depth-helps" not in verdicts, "there are no four layers"
+    (figure,) = results.figures
+    assert {row["predictor"] for row in figure.rows} >= {"lsa-1", "lsa-2", GRADIENT_STEP}
+
+
+def test_figures_without_their_models_show_the_algorithms(linear: Laboratory) -> None:
+    with style():
+        results = fig6c.compute(linear, ignore)
+    assert all(claim.passed for claim in results.claims)
+    assert {c.id.split("/")[1] for c in results.claims} == {
+        "linear-3-layer-steps-official-mean",
+        "linear-7-layer-steps-official-mean",
+        "fig6c-newest-pair",
+    }
+
+
+def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_context() -> None:
+    task = LinearSystem(recipes.TASKS["fixed-constructed"])
+    transition = task.sample(1, seed=0).transition[0]
+
+    def judge(predict) -> dict[str, bool]:
+        losses = in_context_loss(
+            {
+                "fixed-lsa-1": predict,
+                GRADIENT_STEP: lambda batch: 0.3 * batch.observed @ transition.T,
+                LEAST_SQUARES: lambda batch: torch.zeros_like(batch.targets),
+            },
+            task,
+            num_sequences=256,
+        )
+        lab = Laboratory(PLAN, {})
+        lab._comparisons["fixed"] = Comparison("fixed", losses, {}, {})
+        with style():
+            return {c.id.split("/")[1]: c.passed for c in fig12.compute(lab, ignore).claims}
+
+    assert all(judge(lambda batch: batch.observed @ transition.T).values())
+    assert not any(judge(lambda batch: torch.zeros_like(batch.targets)).values())
+
+
+def test_losses_are_averaged_over_seeds_sequence_by_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(laboratory._BASELINES, "linear", lambda task: ({}, {}))
+    runs = {"lsa-1": [run_of("lsa-1", hand_built()), run_of("lsa-1")]}
+    comparison = Laboratory(PLAN, runs).comparison("linear", ignore)
+    a, b = comparison.seed_losses["lsa-1"]
+    torch.testing.assert_close(comparison.losses["lsa-1"].losses, (a.losses + b.losses) / 2)
+    assert a.mean < b.mean
+
+
+def test_ratio_claims_are_widened_by_the_noise_of_the_ratio() -> None:
+    base = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) + 1
+    losses = {"a": InContextLoss(2 * base), "b": InContextLoss(base)}
+    comparison = Comparison("linear", losses, {}, {})
+    lab = Laboratory(PLAN, {})
+    settings = {"high": 1.5, "basis": "made up"}
+    (exact,) = ratio_claim(lab, comparison, "x", "Fig. 0", "twice", "a", "b", **settings)
+    assert exact.value == pytest.approx(2)
+    assert exact.high == pytest.approx(1.5, abs=1e-6), "a ratio without noise"
+    losses["a"] = InContextLoss(2 * base.flip(0))
+    (noisy,) = ratio_claim(lab, comparison, "x", "Fig. 0", "twice", "a", "b", **settings)
+    assert noisy.high is not None
+    assert 1.51 < noisy.high < 1.7
+    assert ratio_claim(lab, comparison, "x", "Fig. 0", "none", "a", "c", **settings) == []
+
+
+def test_published_means_pass_at_the_number_and_fail_far_from_it() -> None:
+    lab = Laboratory(PLAN, {"lsa-1": [run_of("lsa-1")]})
+    for loss, passes in ((0.8942, True), (0.95, False), (0.84, False)):
+        losses = {"lsa-1": InContextLoss(torch.full((256, 50), loss))}
+        comparison = Comparison("linear", losses, {}, {})
+        (claim,) = published_means(lab, comparison, "Fig. 4", ("lsa-1", "lsa-2"))
+        assert claim.passed is passes
+
+
+def test_least_squares_and_kernel_regression_by_dimension() -> None:
+    points = {p.predictor: p for p in fig20.measure(4, 0.01, 256)}
+    assert points["least squares"].loss < points["least squares, official"].loss
+    assert points["least squares, official"].loss == pytest.approx(0.0329, abs=0.004)
+    assert points["kernel regression"].loss == pytest.approx(0.0798, abs=0.012)
+
+
+def test_labels_say_what_a_model_is_whatever_its_task() -> None:
+    assert label_of("fixed-mesa-1") == label_of("mesa-1") == "1 mesa layer"
+    assert label_of("tf-7-partial") == "7 softmax layers"
