@@ -1,7 +1,7 @@
 """Theory that runs: weights set by hand, and predictors that learn nothing beforehand."""
 
 from mesaopt.theory.constructions import proposition_1, proposition_2, proposition_2_slots
-from mesaopt.theory.context import Context, Pairs, context_of, context_statistics, stack_states
+from mesaopt.theory.context import Context, Pairs, context_of, context_statistics
 from mesaopt.theory.inverses import (
     ApproximateInverse,
     chebyshev_inverse,
@@ -42,6 +42,5 @@ __all__ = [
     "richardson_inverse",
     "ridge_least_squares",
     "run_steps",
-    "stack_states",
     "system_scale",
 ]

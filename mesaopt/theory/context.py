@@ -177,35 +177,6 @@ def context_statistics(
     return context_of(states, inputs=inputs, pairs=pairs).statistics()
 
 
-def stack_states(
-    states: Inexact[Tensor, "batch time dim"], count: int
-) -> Inexact[Tensor, "batch time stacked"]:
-    """Lay the last states side by side: regression inputs for what is observed in part.
-
-    x_t = [s_t, s_{t-1}, ..., s_{t-count+1}], with zero before the first. A linear system of which
-    `dim` coordinates are seen is linear in x_t again once count * dim reaches the hidden dimension.
-
-    Args:
-        states: s_1 ... s_T [batch, time, dim].
-        count: states in a stack, 1 or more.
-
-    Returns:
-        [batch, time, count * dim].
-
-    Raises:
-        ValueError: count is less than 1.
-
-    Source: von Oswald et al., section "Partially observed linear dynamics".
-
-    Example:
-        >>> stack_states(torch.tensor([[[1.0], [2.0], [3.0]]]), 2).tolist()
-        [[[1.0, 0.0], [2.0, 1.0], [3.0, 2.0]]]
-    """
-    if count < 1:
-        raise ValueError(f"count={count}: must be 1 or greater")
-    return torch.cat([delayed(states, steps) for steps in range(count)], dim=-1)
-
-
 def delayed(
     x: Inexact[Tensor, "batch time channel"], steps: int
 ) -> Inexact[Tensor, "batch time channel"]:

@@ -2,7 +2,7 @@
 
 All of them see the pairs (x_{s-1}, s_s) up to the newest state s_t and predict s_{t+1} at every position
 at once. The regression inputs x are the states themselves unless `inputs` says otherwise: stacked states
-(:func:`mesaopt.theory.stack_states`) where a system is observed in part, or any features of the states.
+(:func:`mesaopt.tasks.tokens_from_states`) where a system is observed in part, or any features of the states.
 States are real or complex; * is the conjugate transpose. Prediction t depends on s_1 ... s_t only.
 """
 

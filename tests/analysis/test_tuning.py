@@ -12,8 +12,8 @@ from mesaopt.analysis import (
     line_search_step_size,
     tune,
 )
-from mesaopt.config import ARProcessConfig, LinearSystemConfig
-from mesaopt.tasks import ARProcess, LinearSystem
+from mesaopt.config import ARProcessConfig, LinearSystemConfig, stacked
+from mesaopt.tasks import ARProcess, LinearSystem, tokens_from_states
 from mesaopt.tasks.batch import Batch
 from mesaopt.theory import (
     ApproximateInverse,
@@ -23,7 +23,6 @@ from mesaopt.theory import (
     polynomial_prediction,
     preconditioned_descent,
     richardson_inverse,
-    stack_states,
 )
 
 TASK = LinearSystem(LinearSystemConfig(length=20))
@@ -164,13 +163,13 @@ def test_complex_and_partly_scored_sequences_are_fitted() -> None:
 
 def test_stacked_inputs_are_fitted() -> None:
     best = fit_polynomial(
-        SMALL, 1, inputs=lambda states: stack_states(states, 2), num_sequences=256
+        SMALL, 1, inputs=lambda states: tokens_from_states(states, stacked(2)), num_sequences=256
     )
 
     def loss(coefficients: tuple[float, ...]) -> float:
         return validation_loss(
             lambda batch: polynomial_prediction(
-                batch.observed, coefficients, inputs=stack_states(batch.observed, 2)
+                batch.observed, coefficients, inputs=tokens_from_states(batch.observed, stacked(2))
             ),
             256,
         )

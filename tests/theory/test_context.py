@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesaopt.theory import context_of, context_statistics, stack_states
+from mesaopt.theory import context_of, context_statistics
 from mesaopt.theory.context import delayed
 
 KINDS = st.sampled_from([False, True])
@@ -52,16 +52,10 @@ def test_products_and_norms_are_those_of_the_matrices(
         assert context.num_pairs[t].item() == known
 
 
-def test_stacks_hold_the_last_states_newest_first() -> None:
+def test_a_delay_longer_than_the_sequence_leaves_nothing() -> None:
     s = numbers(2, 5, 3, seed=0)
-    stacked = stack_states(s, 3).unflatten(-1, (3, 3))
-    for t in range(5):
-        for back in range(3):
-            expected = s[:, t - back] if t >= back else torch.zeros(2, 3).double()
-            assert torch.equal(stacked[:, t, back], expected)
-    assert torch.equal(stack_states(s, 1), s)
-    assert stack_states(s, 7).shape == (2, 5, 21), "longer than the sequence"
     assert torch.equal(delayed(s, 6), torch.zeros_like(s))
+    assert torch.equal(delayed(s, 2)[:, 2:], s[:, :3])
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -74,5 +68,3 @@ def test_what_does_not_fit_is_refused() -> None:
         bare(s, inputs=s.double())
     with pytest.raises(ValueError, match="pairs='newest': must be 'all' or 'official'"):
         bare(s, pairs="newest")
-    with pytest.raises(ValueError, match="count=0: must be 1 or greater"):
-        stack_states(s, 0)

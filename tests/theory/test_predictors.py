@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesaopt.config import LinearSystemConfig
-from mesaopt.tasks import LinearSystem
+from mesaopt.config import LinearSystemConfig, stacked
+from mesaopt.tasks import LinearSystem, tokens_from_states
 from mesaopt.theory import (
     PUBLISHED_INVERSES,
     ApproximateInverse,
@@ -21,7 +21,6 @@ from mesaopt.theory import (
     preconditioned_descent,
     richardson_inverse,
     ridge_least_squares,
-    stack_states,
 )
 
 
@@ -131,7 +130,7 @@ def test_all_linear_predictors_are_their_dense_definitions(
 ) -> None:
     make = complex_sequence if imaginary else sequence
     s = torch.from_numpy(make(length, dim, seed))[None]
-    x = stack_states(s, count)
+    x = tokens_from_states(s, stacked(count))
     numbers = np.random.default_rng(seed).uniform(-1, 1, (2, steps))
     steps_taken = ApproximateInverse(
         step_sizes=tuple(numbers[0]), momenta=tuple(numbers[1]), ridge=0.2, scale="frobenius"
@@ -202,7 +201,9 @@ ALL = {
     "polynomial": lambda s: polynomial_prediction(s, [0.1, -0.01]),
     "inverse": lambda s: preconditioned_descent(s, NEUMANN),
     "ridge": lambda s: ridge_least_squares(s, ridge=0.01),
-    "stacked": lambda s: ridge_least_squares(s, ridge=0.01, inputs=stack_states(s, 3)),
+    "stacked": lambda s: ridge_least_squares(
+        s, ridge=0.01, inputs=tokens_from_states(s, stacked(3))
+    ),
     "official": lambda s: ridge_least_squares(s, ridge=0.01, pairs="official"),
     "kernel": lambda s: kernel_regression(s, inverse_temperature=0.5),
 }

@@ -19,7 +19,7 @@ from mesaopt.analysis import (
 )
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Measured, Report
-from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task
+from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
     PUBLISHED_INVERSES,
     PUBLISHED_SETTINGS,
@@ -29,7 +29,6 @@ from mesaopt.theory import (
     neumann_inverse,
     preconditioned_descent,
     ridge_least_squares,
-    stack_states,
 )
 from mesaopt.training import Run
 
@@ -220,7 +219,7 @@ def _learned_steps(
 
 def _partial(task: Task) -> Baselines:
     def stacked(states: Tensor) -> Tensor:
-        return stack_states(states, _STACKED)
+        return tokens_from_states(states, stacked(_STACKED))
 
     ridge = _tuned_ridge(task, stacked)
     baselines = _learned_steps(task, "steps on one observation", None, 1.0)
