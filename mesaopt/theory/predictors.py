@@ -1,8 +1,8 @@
 """Predictors that learn nothing beforehand: gradient descent and its relatives on the context.
 
 All of them see the pairs (x_{s-1}, s_s) up to the newest state s_t and predict s_{t+1} at every position
-at once. The regression inputs x are the states themselves unless `inputs` says otherwise: stacked states
-(:func:`mesaopt.tasks.tokens_from_states`) where a system is observed in part, or any features of the states.
+at once. The regression inputs x are the states themselves unless `inputs` says otherwise: several states
+side by side (:func:`mesaopt.tasks.tokens_from_states`) where a system is observed in part, or any features.
 States are real or complex; * is the conjugate transpose. Prediction t depends on s_1 ... s_t only.
 """
 

@@ -218,13 +218,13 @@ def _learned_steps(
 
 
 def _partial(task: Task) -> Baselines:
-    def stacked(states: Tensor) -> Tensor:
+    def side_by_side(states: Tensor) -> Tensor:
         return tokens_from_states(states, stacked(_STACKED))
 
-    ridge = _tuned_ridge(task, stacked)
+    ridge = _tuned_ridge(task, side_by_side)
     baselines = _learned_steps(task, "steps on one observation", None, 1.0)
-    baselines |= _learned_steps(task, "steps on 16 observations", stacked, ridge)
-    baselines["least squares on 16 observations"] = _least_squares(ridge, inputs=stacked)
+    baselines |= _learned_steps(task, "steps on 16 observations", side_by_side, ridge)
+    baselines["least squares on 16 observations"] = _least_squares(ridge, inputs=side_by_side)
     return baselines, {"ridge on 16 observations": ridge}
 
 
