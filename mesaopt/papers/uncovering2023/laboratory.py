@@ -17,6 +17,7 @@ from mesaopt.analysis import (
     model_predictor,
     tune,
 )
+from mesaopt.config import stacked
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Measured, Report
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
