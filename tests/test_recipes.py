@@ -1,7 +1,13 @@
-import pytest
+import re
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+
+import mesaopt
 from mesaopt import recipes
-from mesaopt.config import LinearSystemConfig
+from mesaopt.training import Trainer
 
 # The published settings: peak learning rate, schedule, weight decay, batch, steps.
 PUBLISHED = {
@@ -17,7 +23,24 @@ PUBLISHED = {
     "hybrid-mesa": (3e-4, "warmup_cosine", 0.05, 256, 20_000),
     "full-mesa-published": (3e-4, "warmup_cosine", 0.05, 256, 3500),
     "full-mesa": (3e-4, "warmup_cosine", 0.05, 256, 3500),
+    "tf-7-partial": (4e-4, "warmup_cosine", 0.05, 256, 20_000),
+    "hybrid-mesa-partial": (4e-4, "warmup_cosine", 0.05, 256, 12_000),
+    "tf-7-nonlinear": (1e-3, "warmup_cosine", 0.05, 256, 40_000),
+    "hybrid-mesa-nonlinear": (4e-4, "warmup_cosine", 0.05, 256, 40_000),
+    "tf-7-few-shot": (8e-4, "warmup_cosine", 0.05, 128, 15_000),
+    "hybrid-mesa-few-shot": (8e-4, "warmup_cosine", 0.05, 128, 15_000),
+    "contracting-lsa-1": (1e-4, "constant", 0.1, 256, 5000),
+    "contracting-lsa-2": (1e-4, "constant", 0.1, 256, 5000),
+    "contracting-lsa-4": (1e-4, "constant", 0.1, 256, 10_000),
+    "contracting-lsa-6": (1e-4, "constant", 0.1, 256, 5000),
+    "contracting-mesa-1": (4e-4, "constant", 0.1, 256, 5000),
+    "fixed-lsa-1": (1e-3, "constant", 0.1, 512, 10_000),
+    "fixed-lsa-2": (1e-3, "constant", 0.1, 512, 10_000),
+    "fixed-lsa-4": (1e-3, "constant", 0.1, 512, 5000),
+    "fixed-lsa-6": (1e-3, "constant", 0.1, 512, 5000),
+    "fixed-mesa-1": (4e-4, "constant", 0.1, 512, 5000),
 }
+DECAY = {"lsa-2-notebook": 20_000, "tf-7-nonlinear": 50_000, "hybrid-mesa-nonlinear": 50_000}
 CLIPS = {
     "lsa-1": 4.0,
     "lsa-2-notebook": 1.5,
@@ -27,6 +50,14 @@ CLIPS = {
     "hybrid-mesa": 1.0,
     "full-mesa": None,
     "full-mesa-published": None,
+    "tf-7-partial": None,
+    "hybrid-mesa-partial": 1.0,
+    "tf-7-nonlinear": None,
+    "hybrid-mesa-nonlinear": 15.0,
+    "tf-7-few-shot": None,
+    "hybrid-mesa-few-shot": 1.0,
+    "contracting-lsa-6": 4.0,
+    "fixed-mesa-1": 4.0,
 }
 
 
@@ -36,13 +67,25 @@ def test_recipes_train_as_published(name: str) -> None:
     found = (train.learning_rate, train.schedule, train.weight_decay, train.batch_size, train.steps)
     assert found == PUBLISHED[name]
     assert train.gradient_clip == 1.0
-    decay = 20_000 if name == "lsa-2-notebook" else 30_000
+    decay = DECAY.get(name, 30_000)
     assert (train.warmup_steps, train.decay_steps, train.final_learning_rate) == (1000, decay, 1e-5)
 
 
-def test_every_recipe_of_the_linear_system_is_held_to_its_publication() -> None:
-    named = {n for n, r in recipes.RECIPES.items() if isinstance(r.config.task, LinearSystemConfig)}
-    assert named == set(PUBLISHED)
+def test_every_recipe_of_the_first_paper_is_held_to_its_publication() -> None:
+    ours = {name for name, r in recipes.RECIPES.items() if r.config.model.kind == "sequence"}
+    assert ours == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_recipe_takes_a_step(name: str) -> None:
+    config = recipes.get(name)
+    small = replace(config.train, batch_size=2, evaluation_sequences=2, warmup_steps=0)
+    trainer = Trainer(replace(config, train=small), torch.device("cpu"))
+    weights = [p.detach().clone() for p in trainer.parameters.values()]
+    assert trainer.step(0).isfinite().all()
+    for before, after in zip(weights, trainer.parameters.values(), strict=True):
+        assert after.isfinite().all()
+        assert not torch.equal(before, after)
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -65,3 +108,19 @@ def test_constructed_tokens_meet_constructed_models() -> None:
         if model.kind == "sequence":
             plain = recipe.config.task.token_slots == ("current",)
             assert plain == (model.positions == "first_layer") == (model.readout == "linear"), name
+
+
+def test_one_layer_does_not_see_the_current_state_twice() -> None:
+    for name, recipe in recipes.RECIPES.items():
+        model, task = recipe.config.model, recipe.config.task
+        if model.kind == "sequence" and model.readout == "first_slot":
+            wanted = ("zero", "zero" if model.depth == 1 else "current", "current", "previous")
+            assert task.token_slots == wanted, name
+
+
+def test_the_page_on_models_names_them_all_and_its_example_runs() -> None:
+    page = (Path(mesaopt.__file__).parent.parent / "docs/models.md").read_text()
+    for name in [*PUBLISHED, *recipes.MODELS]:
+        assert f"`{name}`" in page, name
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(code, {})
