@@ -248,12 +248,21 @@ def test_ctrl_c_says_how_to_go_on(
     assert "go on with --resume" in capsys.readouterr().err
 
 
+LINEAR = ("lsa-1", "lsa-2", "lsa-4", "lsa-6")
+
+
 def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in listed["recipes"]] == [
         *("lsa-1", "lsa-2-notebook", "lsa-2", "lsa-4", "lsa-6", "mesa-1"),
         *("tf-3", "tf-7", "tf-12", "hybrid-mesa", "full-mesa-published", "full-mesa"),
+        *(
+            f"{m}-{t}"
+            for t in ("partial", "nonlinear", "few-shot")
+            for m in ("tf-7", "hybrid-mesa")
+        ),
+        *(f"{t}-{m}" for t in ("contracting", "fixed") for m in (*LINEAR, "mesa-1")),
         *("ar-gaussian", "ar-sparse", "ar-full-one"),
     ]
     assert [task["name"] for task in listed["tasks"]] == [
