@@ -1,0 +1,60 @@
+"""Every setting of a run, as frozen dataclasses that check themselves.
+
+A configuration is plain Python: variants are made with :func:`dataclasses.replace`, stored as JSON
+with :func:`to_dict`, and read back with :func:`from_dict`, which is strict: an unknown or misspelt
+key is an error that suggests the right one.
+"""
+
+from mesaopt.config.models import (
+    MergedAttentionConfig,
+    MixerName,
+    ModelConfig,
+    NetworkConfig,
+)
+from mesaopt.config.reading import (
+    differences,
+    from_dict,
+    override,
+    to_dict,
+)
+from mesaopt.config.run import (
+    RunConfig,
+    TrainConfig,
+)
+from mesaopt.config.tasks import (
+    ARProcessConfig,
+    FewShotConfig,
+    LinearSystemConfig,
+    NonlinearSystemConfig,
+    Numbers,
+    PartiallyObservedConfig,
+    SlotName,
+    StartName,
+    TaskConfig,
+    TokenSlot,
+    stacked,
+)
+
+__all__ = [
+    "ARProcessConfig",
+    "FewShotConfig",
+    "LinearSystemConfig",
+    "MergedAttentionConfig",
+    "MixerName",
+    "ModelConfig",
+    "NetworkConfig",
+    "NonlinearSystemConfig",
+    "Numbers",
+    "PartiallyObservedConfig",
+    "RunConfig",
+    "SlotName",
+    "StartName",
+    "TaskConfig",
+    "TokenSlot",
+    "TrainConfig",
+    "differences",
+    "from_dict",
+    "override",
+    "stacked",
+    "to_dict",
+]

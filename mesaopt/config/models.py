@@ -1,0 +1,150 @@
+"""Settings of the models."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from mesaopt.config.checks import require, require_choices, require_positive
+from mesaopt.config.tasks import Numbers, TokenSlot
+from mesaopt.errors import ConfigError, suggest
+
+MixerName = Literal["linear_attention", "softmax_attention", "mesa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A stack of sequence mixers over continuous tokens, with a residual stream.
+
+    Example:
+        >>> ModelConfig(mixers=("softmax_attention", "mesa"), positions="first_layer").depth
+        2
+        >>> ModelConfig(mixers=("softmax_atention",))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: mixers: 'softmax_atention': did you mean 'softmax_attention'?
+    """
+
+    numbers: ClassVar[Numbers] = "real"
+    """What its weights are made of."""
+    fits: ClassVar[dict[str, str]] = {
+        "numbers": "numbers",
+        "token_dim": "token_dim",
+        "output_dim": "dim",
+    }
+    """What has to be equal to what of the task."""
+
+    kind: Literal["sequence"] = "sequence"
+    """Says in config.json which model it is."""
+    mixers: tuple[MixerName, ...] = ("linear_attention",)
+    """The mixer of each layer, first to last."""
+    token_dim: int = 40
+    """Width of an input token."""
+    output_dim: int = 10
+    """Width of a prediction."""
+    embed_dim: int | None = None
+    """Width of the residual stream behind a linear input layer; None: tokens enter as they are."""
+    readout: Literal["first_slot", "linear"] = "first_slot"
+    """Prediction: the first `output_dim` coordinates of the stream, or a linear output layer."""
+    num_heads: int = 4
+    """Heads of each mixer."""
+    head_dim: int | None = 20
+    """Width of a query, key and value of one head; None: the width divided by the heads."""
+    positions: Literal["none", "first_layer"] = "none"
+    """Whether queries and keys of the first layer also read where they stand, as sines and cosines laid
+    beside the stream, which makes them twice as wide. Values never do."""
+    unit_queries_keys: Literal["none", "after_first"] = "none"
+    """Whether queries and keys of the layers after the first are divided by their Euclidean norms."""
+    mlp_dim: int | None = None
+    """Hidden width of the two-layer network behind every mixer; None: there is none."""
+    initial_std: float = 2e-4
+    """Standard deviation of the normal law that every weight starts from."""
+    activation_clip: float | None = 4.0
+    """The residual stream is clipped to [-activation_clip, activation_clip] after every layer."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(len(self.mixers) > 0, self, "mixers", "at least one mixer")
+        for mixer in self.mixers:
+            if mixer not in get_args(MixerName):
+                raise ConfigError(f"mixers: {mixer!r}: {suggest(mixer, get_args(MixerName))}")
+        require_positive(self, "token_dim", "output_dim", "num_heads", "initial_std")
+        for name in ("embed_dim", "head_dim", "mlp_dim", "activation_clip"):
+            if getattr(self, name) is not None:
+                require_positive(self, name)
+        divides = self.head_dim is not None or self.width % self.num_heads == 0
+        wanted = f"a divisor of the width {self.width}, or head_dim must be given"
+        require(divides, self, "num_heads", wanted)
+        fits = self.readout == "linear" or self.output_dim <= self.width
+        require(fits, self, "output_dim", f"at most {self.width}, the width it is read from")
+        pairs = self.positions == "none" or self.width % 2 == 0
+        wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
+        require(pairs, self, "positions", wanted)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.mixers)
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.token_dim if self.embed_dim is None else self.embed_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedAttentionConfig:
+    """One layer of complex linear attention with merged weights, and nothing around it.
+
+    K is the block of the key-query matrix between a previous state as key and a current one as query, V
+    the block of the output-value matrix on the current state. Their product makes the gradient step.
+
+    Example:
+        >>> MergedAttentionConfig(token_slots=("previous", "current"))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: token_slots=('previous', 'current'): must be \
+('current', 'previous') or ('zero', 'current', 'previous')
+    """
+
+    numbers: ClassVar[Numbers] = "complex"
+    """What its weights are made of."""
+    fits: ClassVar[dict[str, str]] = {
+        "numbers": "numbers",
+        "dim": "dim",
+        "token_slots": "token_slots",
+    }
+    """What has to be equal to what of the task."""
+
+    kind: Literal["merged_attention"] = "merged_attention"
+    """Says in config.json which model it is."""
+    dim: int = 5
+    """Dimension of a state and of a prediction."""
+    token_slots: tuple[TokenSlot, ...] = ("current", "previous")
+    """Of the tokens it reads: as in the authors' code, or ("zero", "current", "previous"), the paper's."""
+    initial: Literal["diagonal", "normal"] = "diagonal"
+    """Start from multiples of the identity in K and V and zero elsewhere, or from normal entries."""
+    initial_key_query: float = 0.1
+    """K starts as this multiple of the identity, a_0 in the paper; used by diagonal."""
+    initial_value: float = 0.1
+    """V starts as this multiple of the identity, b_0 in the paper; used by diagonal."""
+    initial_std: float = 0.01
+    """Standard deviation of the entries, which are real; used by normal."""
+    blocks: Literal["all", "core"] = "all"
+    """Train every block that can reach the prediction, or K and V only, with zero elsewhere."""
+    off_diagonal: Literal["trained", "masked"] = "trained"
+    """Train K and V whole, or their diagonals only."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "dim", "initial_std")
+        layouts = (("current", "previous"), ("zero", "current", "previous"))
+        wanted = " or ".join(map(str, layouts))
+        require(self.token_slots in layouts, self, "token_slots", wanted)
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a token: slots times `dim`."""
+        return len(self.token_slots) * self.dim
+
+
+NetworkConfig = ModelConfig | MergedAttentionConfig
+"""The settings of any model; `kind` says in JSON which."""

@@ -1,0 +1,179 @@
+"""Settings as JSON and as text: written, read strictly, changed, compared."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from mesaopt.config.tasks import TokenSlot
+from mesaopt.errors import ConfigError, suggest
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a configuration into plain JSON values.
+
+    Args:
+        config: any dataclass of this module.
+
+    Returns:
+        Nested dictionaries, with lists in place of tuples.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig
+        >>> to_dict(LinearSystemConfig())["token_slots"]
+        ['zero', 'current', 'current', 'previous']
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
+    """Build a configuration from JSON values, refusing whatever is not exactly one.
+
+    Args:
+        cls: the dataclass wanted.
+        data: what :func:`to_dict` gave, usually read from `config.json`.
+        where: how an error message calls the place of `data`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
+
+    Example:
+        >>> from mesaopt.config import TrainConfig
+        >>> from_dict(TrainConfig, {"learning_rat": 1e-3})
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: config: unknown key 'learning_rat'; did you mean 'learning_rate'?
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: {data!r}: must be an object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for name in data:
+        if name not in fields:
+            raise ConfigError(f"{where}: unknown key {name!r}; {suggest(name, fields)}")
+    for name, f in fields.items():
+        has_default = not (f.default is f.default_factory is dataclasses.MISSING)
+        if name not in data and not has_default:
+            raise ConfigError(f"{where}: key {name!r} is missing")
+    values = {name: _convert(hints[name], data[name], f"{where}.{name}") for name in data}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Read one JSON value as the type `hint`, one of those that this module uses."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where=where)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is types.UnionType and types.NoneType in arguments:  # only `X | None` occurs
+        return None if value is None else _convert(arguments[0], value, where)
+    if origin is types.UnionType:
+        return from_dict(_member(arguments, value, where), value, where=where)
+    if hint == TokenSlot:
+        return value  # the task itself says what is a slot
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    if origin is Literal:
+        raise ConfigError(f"{where}={value!r}: {suggest(str(value), arguments)}")
+    raise ConfigError(f"{where}={value!r}: must be of type {getattr(hint, '__name__', hint)}")
+
+
+def _member(members: tuple[type, ...], value: Any, where: str) -> type:
+    """Pick the dataclass that `kind` names; the first one where there is none, as in old run folders."""
+    by_kind = {member.kind: member for member in members}  # type: ignore[attr-defined]
+    kind = value["kind"] if isinstance(value, dict) and "kind" in value else next(iter(by_kind))
+    if kind not in by_kind:
+        raise ConfigError(f"{where}.kind={kind!r}: {suggest(str(kind), by_kind)}")
+    return by_kind[kind]
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """Change settings given as text.
+
+    Args:
+        config: a configuration.
+        assignments: "train.steps=500" or "model.mixers=['mesa']"; values are JSON or plain words. Another
+            `kind` begins with the defaults of that kind, whatever is assigned to it beside.
+
+    Returns:
+        The changed configuration, checked.
+
+    Raises:
+        ConfigError: a name or a value is wrong.
+
+    Example:
+        >>> from mesaopt.config import TrainConfig
+        >>> override(TrainConfig(), ["steps=500", "schedule=warmup_cosine"]).steps
+        500
+        >>> override(TrainConfig(), ["step=500"])
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: config: unknown key 'step'; did you mean 'steps'?
+    """
+    data = to_dict(config)
+    for assignment in sorted(assignments, key=lambda text: ".kind=" not in text):  # kinds first
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"set={assignment!r}: must look like train.steps=500")
+        *parents, last = name.split(".")
+        place = data
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                raise ConfigError(f"set={assignment!r}: {suggest(parent, place)}")
+            place = place[parent]
+        if last == "kind" and place.get(last) != text:
+            place.clear()
+        try:
+            place[last] = json.loads(text.replace("'", '"'))
+        except json.JSONDecodeError:
+            place[last] = text
+    return from_dict(type(config), data)
+
+
+def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
+    """List the settings in which two configurations of one class differ; of two kinds, the kinds.
+
+    Args:
+        ours: a configuration.
+        theirs: another one.
+        where: prefix of the names.
+
+    Returns:
+        One line a setting, "train.steps: 100, not 200", in the order of the fields.
+
+    Example:
+        >>> from mesaopt.config import TrainConfig
+        >>> differences(TrainConfig(steps=100), TrainConfig(steps=200))
+        ['steps: 100, not 200']
+    """
+    lines = []
+    if type(ours) is not type(theirs):
+        return [f"{where}kind: {ours.kind!r}, not {theirs.kind!r}"]
+    for f in dataclasses.fields(ours):
+        a, b = getattr(ours, f.name), getattr(theirs, f.name)
+        if dataclasses.is_dataclass(a):
+            lines += differences(a, b, where=f"{where}{f.name}.")
+        elif a != b:
+            lines.append(f"{where}{f.name}: {a!r}, not {b!r}")
+    return lines

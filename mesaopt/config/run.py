@@ -1,0 +1,100 @@
+"""Settings of a training, and of a whole run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mesaopt.config.checks import (
+    require,
+    require_choices,
+    require_not_negative,
+    require_positive,
+)
+from mesaopt.config.models import ModelConfig, NetworkConfig
+from mesaopt.config.tasks import LinearSystemConfig, TaskConfig
+from mesaopt.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Which optimiser minimises what: by default AdamW, the mean loss of fresh sequences at every step.
+
+    Example:
+        >>> TrainConfig(schedule="linear")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: schedule='linear': allowed: constant, warmup_cosine
+    """
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Sequences in a step."""
+    data: Literal["fresh", "fixed"] = "fresh"
+    """New sequences at every step, or the same ones: full-batch training on `batch_size` sequences."""
+    positions: Literal["mean", "sum"] = "mean"
+    """The loss of a sequence, in training and in tests: mean or sum over the scored positions."""
+    optimizer: Literal["adamw", "gradient_descent"] = "adamw"
+    """AdamW, or plain gradient descent: no momentum, no weight decay."""
+    learning_rate: float = 2e-4
+    """The constant, or the peak, learning rate."""
+    schedule: Literal["constant", "warmup_cosine"] = "constant"
+    """Constant, or linear warm-up to the peak and cosine decay to `final_learning_rate`."""
+    warmup_steps: int = 1000
+    """Steps from 0 to the peak; used by warmup_cosine."""
+    decay_steps: int = 30_000
+    """Step at which the cosine has come down, warm-up included; used by warmup_cosine."""
+    final_learning_rate: float = 1e-5
+    """Where the cosine ends; used by warmup_cosine."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay, on every parameter; used by adamw."""
+    gradient_clip: float | None = 1.0
+    """Every element of every gradient is clipped to [-gradient_clip, gradient_clip], real and imaginary
+    part alike; None: as it is."""
+    evaluate_every: int = 100
+    """Steps between two test losses; a checkpoint is written at each."""
+    evaluation_sequences: int = 2560
+    """Test sequences, the same at every evaluation."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(
+            self,
+            *("steps", "batch_size", "learning_rate"),
+            *("evaluate_every", "evaluation_sequences"),
+        )
+        if self.gradient_clip is not None:
+            require_positive(self, "gradient_clip")
+        require_not_negative(self, "weight_decay", "warmup_steps", "final_learning_rate")
+        if self.schedule == "warmup_cosine":
+            later = self.decay_steps > self.warmup_steps
+            require(later, self, "decay_steps", f"greater than warmup_steps={self.warmup_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that determines a trained model: recipe name, task, model, training and seed.
+
+    Example:
+        >>> RunConfig(recipe="mine", seed=-1)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: seed=-1: must be 0 or greater
+    """
+
+    recipe: str
+    """Name of the recipe it came from."""
+    seed: int = 0
+    """Seed of the initial weights and of the training sequences."""
+    task: TaskConfig = field(default_factory=LinearSystemConfig)
+    """The sequences."""
+    model: NetworkConfig = field(default_factory=ModelConfig)
+    """The network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, self, "seed", "0 or greater")
+        for ours, theirs in self.model.fits.items():
+            have, want = getattr(self.model, ours), getattr(self.task, theirs)
+            if have != want:
+                raise ConfigError(f"model.{ours}={have!r}: must be {want!r}, the task's {theirs}")

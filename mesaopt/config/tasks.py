@@ -1,0 +1,297 @@
+"""Settings of the tasks."""
+
+import typing
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from mesaopt.config.checks import (
+    require,
+    require_choices,
+    require_not_negative,
+    require_positive,
+)
+from mesaopt.errors import ConfigError, suggest
+
+SlotName = Literal["zero", "current", "previous"]
+TokenSlot = SlotName | int
+"""Part of a token: nothing, s_t, s_{t-1}, or s_{t-k} as an integer k of 2 or greater."""
+StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
+Numbers = Literal["real", "complex"]
+
+
+def _require_slots(config: "TaskConfig") -> None:
+    require(len(config.token_slots) > 0, config, "token_slots", "at least one slot")
+    for slot in config.token_slots:
+        if not (slot in get_args(SlotName) or (type(slot) is int and slot >= 2)):
+            hint = suggest(str(slot), get_args(SlotName))
+            raise ConfigError(f"token_slots: {slot!r}: {hint}, or 2, 3, ... for so many steps back")
+
+
+def stacked(count: int, *, num_slots: int | None = None) -> tuple[TokenSlot, ...]:
+    """Lay out tokens that show the last few states, newest first, and zeros behind them.
+
+    Args:
+        count: states in a token, 1 or more; 1 makes plain tokens.
+        num_slots: slots in a token, at least `count`; that many if not given.
+
+    Returns:
+        (s_t, s_{t-1}, ..., s_{t-count+1}, 0, ..., 0) as slots; what lies before the first state is zero.
+
+    Raises:
+        ConfigError: count or num_slots is out of range.
+
+    Source: the tokens of von Oswald et al. for partial observation.
+
+    Example:
+        >>> stacked(3, num_slots=4)
+        ('current', 'previous', 2, 'zero')
+    """
+    if count < 1:
+        raise ConfigError(f"count={count}: must be 1 or greater")
+    if num_slots is not None and num_slots < count:
+        raise ConfigError(f"num_slots={num_slots}: must be {count} or greater, the states shown")
+    shown: tuple[TokenSlot, ...] = ("current", "previous", *range(2, count))
+    return shown[:count] + ("zero",) * ((num_slots or count) - count)
+
+
+class _Slotted:
+    """A task whose tokens are states side by side."""
+
+    @property
+    def token_dim(self) -> int:
+        """Width of a token: slots times `dim`."""
+        config = typing.cast("TaskConfig", self)
+        return len(config.token_slots) * config.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSystemConfig(_Slotted):
+    """Sequences of a fully observed linear system: rotating, contracting, or with one fixed matrix.
+
+    Example:
+        >>> LinearSystemConfig(dim=0)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: dim=0: must be greater than 0
+    """
+
+    numbers: ClassVar[Numbers] = "real"
+    """What a state is made of."""
+
+    kind: Literal["linear_system"] = "linear_system"
+    """Says in config.json which task it is."""
+    dim: int = 10
+    """Dimension of a state."""
+    length: int = 50
+    """Tokens in a sequence; the generator makes one state more, the last target."""
+    noise_std: float = 0.01
+    """Standard deviation of the process noise, per coordinate and step."""
+    state_clip: float = 10.0
+    """Every coordinate of a state is clipped to [-state_clip, state_clip] after every step."""
+    start: Literal["uniform", "normal"] = "uniform"
+    """Law of the first state: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
+    transition: Literal["orthogonal", "contracting", "fixed"] = "orthogonal"
+    """Law of the matrix: orthogonal, new in every sequence; contracting, new in every sequence; or one
+    orthogonal matrix for all sequences, the negative control."""
+    teacher_seed: int = 0
+    """What that one matrix is drawn from, whatever the seed of the sequences; used by fixed."""
+    token_slots: tuple[TokenSlot, ...] = ("zero", "current", "current", "previous")
+    """What a token is made of, slot by slot; each slot is `dim` wide."""
+
+    start_range: ClassVar[float] = 1.0
+    """Largest coordinate of a uniform first state."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "dim", "length", "state_clip")
+        require_not_negative(self, "noise_std", "teacher_seed")
+        _require_slots(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARProcessConfig(_Slotted):
+    """Complex states that a diagonal unitary matrix turns, a new one in every sequence.
+
+    Example:
+        >>> ARProcessConfig(length=2)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: length=2: must be 3 or greater: two states make no context with a target
+    """
+
+    numbers: ClassVar[Numbers] = "complex"
+    """What a state is made of."""
+
+    kind: Literal["ar_process"] = "ar_process"
+    """Says in config.json which task it is."""
+    dim: int = 5
+    """Dimension of a state."""
+    length: int = 100
+    """States in a sequence, x_1 to x_T; the last is only a target, so there are T - 1 tokens."""
+    start: StartName = "gaussian"
+    """Law of x_1; see :func:`mesaopt.tasks.start_law`."""
+    start_scale: float = 1.0
+    """Scale of that law."""
+    token_slots: tuple[TokenSlot, ...] = ("current", "previous")
+    """What a token is made of: this in the authors' code, with a "zero" in front in the paper."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "dim", "start_scale")
+        wanted = "3 or greater: two states make no context with a target"
+        require(self.length >= 3, self, "length", wanted)
+        _require_slots(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartiallyObservedConfig(_Slotted):
+    """Sequences of a rotating linear system, seen through a matrix that is smaller than its state.
+
+    Example:
+        >>> PartiallyObservedConfig(token_slots=stacked(16)).token_dim
+        80
+    """
+
+    numbers: ClassVar[Numbers] = "real"
+    """What an observation is made of."""
+
+    kind: Literal["partially_observed"] = "partially_observed"
+    """Says in config.json which task it is."""
+    dim: int = 5
+    """Dimension of an observation, and of a prediction."""
+    hidden_dim: int = 15
+    """Dimension of a hidden state."""
+    length: int = 50
+    """Tokens in a sequence; the generator makes one observation more, the last target."""
+    noise_std: float = 0.01
+    """Standard deviation of the process noise, per coordinate and step."""
+    observation_noise_std: float = 0.01
+    """Standard deviation of the noise of an observation, per coordinate."""
+    observation_std: float = 0.5
+    """Standard deviation of the entries of the observation matrix, as in the authors' code; the root of 0.5
+    where the paper's N(0, 0.5) is read as a variance."""
+    state_clip: float = 10.0
+    """Every coordinate of a hidden state is clipped to [-state_clip, state_clip] after every step."""
+    start: Literal["uniform", "normal"] = "uniform"
+    """Law of the first hidden state: uniform on [-1, 1] (authors' code) or standard normal (paper)."""
+    token_slots: tuple[TokenSlot, ...] = ("current",)
+    """What a token is made of: one observation, or several of them by :func:`stacked`."""
+
+    start_range: ClassVar[float] = 1.0
+    """Largest coordinate of a uniform first hidden state."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "dim", "hidden_dim", "length", "state_clip", "observation_std")
+        require_not_negative(self, "noise_std", "observation_noise_std")
+        _require_slots(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonlinearSystemConfig(_Slotted):
+    """Sequences of a nonlinear system: a fixed network, then a rotation that is new in every sequence.
+
+    Example:
+        >>> NonlinearSystemConfig(normalisation="l1")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: normalisation='l1': allowed: l2, none
+    """
+
+    numbers: ClassVar[Numbers] = "real"
+    """What a state is made of."""
+
+    kind: Literal["nonlinear_system"] = "nonlinear_system"
+    """Says in config.json which task it is."""
+    dim: int = 10
+    """Dimension of a state."""
+    length: int = 50
+    """Tokens in a sequence; the generator makes one state more, the last target."""
+    hidden_dim: int = 40
+    """Width of the hidden layer of the teacher, the fixed network."""
+    teacher_std: float = 1.1
+    """Standard deviation of the teacher's weights."""
+    teacher_seed: int = 0
+    """What the teacher's weights are drawn from, whatever the seed of the sequences."""
+    normalisation: Literal["l2", "none"] = "l2"
+    """What is done to the teacher's output: divided by its norm (the authors' code) or nothing (the paper's
+    text, where states then grow some sixteenfold with every step)."""
+    noise_std: float = 0.01
+    """Standard deviation of the process noise, per coordinate and step."""
+    start: Literal["uniform", "normal"] = "uniform"
+    """Law of the first state: uniform on [-0.25, 0.25] (authors' code) or standard normal (paper)."""
+    token_slots: tuple[TokenSlot, ...] = ("current",)
+    """What a token is made of, slot by slot; each slot is `dim` wide."""
+
+    start_range: ClassVar[float] = 0.25
+    """Largest coordinate of a uniform first state."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "dim", "length", "hidden_dim", "teacher_std")
+        require_not_negative(self, "noise_std", "teacher_seed")
+        _require_slots(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig(_Slotted):
+    """Few-shot linear regression in one sequence: inputs and answers take turns, a new matrix each.
+
+    Example:
+        >>> FewShotConfig(layout="triples", prefix_length=20).num_pairs
+        68
+    """
+
+    numbers: ClassVar[Numbers] = "real"
+    """What an input is made of."""
+
+    kind: Literal["few_shot"] = "few_shot"
+    """Says in config.json which task it is."""
+    dim: int = 10
+    """Dimension of an input and of an answer."""
+    length: int = 224
+    """Tokens in a sequence, the prefix included: 112 pairs, 75 triples, or 68 triples behind 20 vectors."""
+    layout: Literal["pairs", "triples"] = "pairs"
+    """x_1, y_1, x_2, y_2, ...; or x_1, y_1, EOS, x_2, y_2, EOS, ..., with room for a separator vector."""
+    prefix_length: int = 0
+    """Places in front with room for vectors of one's own."""
+    switch_after: int | None = None
+    """Pairs after which another matrix takes over; None: one matrix throughout."""
+    noise_std: float = 0.01
+    """Standard deviation of the noise of an answer, per coordinate."""
+    inputs: Literal["uniform", "normal"] = "uniform"
+    """Law of x_i: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
+
+    token_slots: ClassVar[tuple[TokenSlot, ...]] = ("current",)
+    """Tokens are plain."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "dim", "length")
+        require_not_negative(self, "noise_std", "prefix_length")
+        room = self.prefix_length < self.length
+        require(room, self, "prefix_length", f"less than length={self.length}")
+        if self.switch_after is not None:
+            inside = 1 <= self.switch_after < self.num_pairs
+            wanted = f"between 1 and {self.num_pairs - 1}, one less than the pairs"
+            require(inside, self, "switch_after", wanted)
+
+    @property
+    def period(self) -> int:
+        """Places from one input to the next."""
+        return 2 if self.layout == "pairs" else 3
+
+    @property
+    def num_pairs(self) -> int:
+        """Inputs in a sequence, each with an answer to predict."""
+        return -(-(self.length - self.prefix_length) // self.period)
+
+
+TaskConfig = (
+    LinearSystemConfig
+    | ARProcessConfig
+    | PartiallyObservedConfig
+    | NonlinearSystemConfig
+    | FewShotConfig
+)
+"""The settings of any task; `kind` says in JSON which."""
