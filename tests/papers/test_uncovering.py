@@ -9,7 +9,7 @@ from mesaopt.analysis import InContextLoss, in_context_loss
 from mesaopt.models import SequenceModel
 from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan
-from mesaopt.papers.reproduce import make_plan
+from mesaopt.papers.reproduce import make_plan, reproduce
 from mesaopt.papers.uncovering2023 import fig4, fig6c, fig12, fig20, laboratory
 from mesaopt.papers.uncovering2023.curves import label_of, published_means, ratio_claim
 from mesaopt.papers.uncovering2023.laboratory import (
@@ -184,3 +184,21 @@ def test_least_squares_and_kernel_regression_by_dimension() -> None:
 def test_labels_say_what_a_model_is_whatever_its_task() -> None:
     assert label_of("fixed-mesa-1") == label_of("mesa-1") == "1 mesa layer"
     assert label_of("tf-7-partial") == "7 softmax layers"
+
+
+@pytest.mark.slow
+def test_everything_runs_at_scale_smoke_and_only_trained_models_fail(tmp_path: Path) -> None:
+    claims = reproduce("uncovering2023", scale="smoke", out=tmp_path / "results", device="cpu")
+    names = {claim.id.split("/")[1]: claim.passed for claim in claims}
+    assert len(names) == len(claims) >= 20
+    failed = {name for name, passed in names.items() if not passed}
+    assert failed == {
+        "fig4-lsa-1-is-one-step",
+        "fig4-two-layers-beat-one",
+        "fig4-mesa-is-least-squares",
+        "fig11-one-layer",
+        "fig12-memorised",
+        "fig12-before-the-context",
+    }
+    figures = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
+    assert figures == {f"uncovering2023-fig{n}" for n in ("4", "6c", "7", "11", "12", "20")}

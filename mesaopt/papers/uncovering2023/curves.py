@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mesaopt.analysis import InContextLoss
+from mesaopt.config import RunConfig
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
 from mesaopt.papers.figures import INK, PALETTE
 from mesaopt.papers.uncovering2023.laboratory import Comparison, Laboratory
@@ -191,7 +192,7 @@ def published_means(
         if published is None or name not in comparison.losses:
             continue
         runs = laboratory.runs.get(name, [])
-        if any(run.config.train != _trained_as_published(run.config.recipe, run) for run in runs):
+        if not all(_is_trained_as_published(run.config) for run in runs):
             continue
         low, high, basis = interval(
             published.mean,
@@ -213,10 +214,12 @@ def published_means(
     return claims
 
 
-def _trained_as_published(recipe: str, run: Any) -> Any:
-    """Give the recipe's own training, evaluated as this run was."""
-    published = RECIPES[recipe].config.train
-    return replace(published, evaluation_sequences=run.config.train.evaluation_sequences)
+def _is_trained_as_published(config: RunConfig) -> bool:
+    """Say whether a training differs from its recipe's in nothing but the test sequences."""
+    published = RECIPES[config.recipe].config.train
+    return config.train == replace(
+        published, evaluation_sequences=config.train.evaluation_sequences
+    )
 
 
 def ratio_claim(
