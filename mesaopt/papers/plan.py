@@ -122,6 +122,43 @@ class Measured:
     """The :class:`Plan`, or the item's own kind of it."""
     runs: Runs
 
+    def claim(
+        self,
+        name: str,
+        figure: str,
+        statement: str,
+        *,
+        value: float,
+        low: float | None = None,
+        high: float | None = None,
+        basis: str,
+    ) -> Claim:
+        """Make a claim of the paper that the item is called after.
+
+        Args:
+            name: short, unique in the item.
+            figure: where it stands.
+            statement: what is claimed, in one sentence.
+            value: what was measured.
+            low: smallest value that passes; None for no lower limit.
+            high: largest value that passes; None for no upper limit.
+            basis: where the limits come from.
+
+        Returns:
+            The claim, at the plan's scale.
+        """
+        return Claim(
+            id=f"{self.plan.what}/{name}",
+            paper=self.plan.what,
+            figure=figure,
+            statement=statement,
+            scale=self.plan.scale,
+            value=value,
+            low=low,
+            high=high,
+            basis=basis,
+        )
+
 
 M = TypeVar("M")
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.drawing import Rows
-from mesaopt.papers.emergence2024.measure import LENGTH, Emergence, claim
+from mesaopt.papers.emergence2024.measure import LENGTH, Emergence
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.tasks import FiniteLaw, StartLaw, generalised_gaussian, start_law
@@ -146,8 +146,7 @@ def _claims(
     leaves = [curve[-1] for name, curve in curves.items() if not tests[name].invariant]
     wrong = [name for name, test in tests.items() if test.invariant != (curves[name][-1] < 1e-6)]
     return [
-        claim(
-            measured,
+        measured.claim(
             "condition-holds",
             "Theorem 4.1",
             "Laws of x_1 that no sign flip changes keep training diagonal (largest off-diagonal "
@@ -156,8 +155,7 @@ def _claims(
             high=1e-12,
             basis="rounding",
         ),
-        claim(
-            measured,
+        measured.claim(
             "condition-fails",
             "Assumption 4.1",
             "Laws without the symmetry leave the diagonal, even where every moment with an index at power "
@@ -166,8 +164,7 @@ def _claims(
             low=1e-3,
             basis="a thousandth of the diagonal, far above rounding",
         ),
-        claim(
-            measured,
+        measured.claim(
             "condition-test",
             "beyond the paper",
             "A test of the sampler alone tells which laws stay diagonal (laws judged wrongly, of seven)",

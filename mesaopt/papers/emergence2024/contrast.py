@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from mesaopt.config import ARProcessConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.drawing import Rows
-from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence, claim
+from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence
 from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.tasks import ARProcess, start_law
@@ -123,8 +123,7 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
     mesa = f"mesa layer, ridge {_RIDGES[-1]:g}"
     eight = _limits()[_STEPS[-1]].unexplained
     return [
-        claim(
-            measured,
+        measured.claim(
             "mesa-recovers",
             "beyond the paper",
             "Gaussian data: one exact solve (mesa operator, ridge 0.001) recovers what one step cannot "
@@ -133,8 +132,7 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
             high=1e-5,
             basis="(ridge/(t x^2))^2 averaged over x: 1e-7 at t = 98, and rare small x",
         ),
-        claim(
-            measured,
+        measured.claim(
             "mesa-early",
             "beyond the paper",
             "Gaussian data: the exact solve recovers from as many pairs as dimensions on (share left "
@@ -143,8 +141,7 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
             high=0.01,
             basis="hundredth of the energy; the Gram matrix of d pairs can be nearly singular",
         ),
-        claim(
-            measured,
+        measured.claim(
             "steps-help-slowly",
             "beyond the paper",
             "Gaussian data: eight steps of gradient descent still leave a thousand times more than the "

@@ -10,9 +10,9 @@ from mesaopt.papers.emergence2024.measure import (
     LENGTH,
     SETTINGS,
     Emergence,
+    Limits,
     Sample,
     around,
-    claim,
     exact,
     settings,
     silent,
@@ -113,8 +113,7 @@ def _exact(measured: Emergence) -> list[Claim]:
     states = random.standard_normal((64, 30, 2 * DIM)).view(np.complex128)
     identity = one_step_identity(states, key_query=0.7, output_value=1.1)
     return [
-        claim(
-            measured,
+        measured.claim(
             "limit",
             "Theorem 4.1",
             "The product ab converges to k1 / (k2 + k3 H/(T-2)) from every start, for seven laws and "
@@ -123,8 +122,7 @@ def _exact(measured: Emergence) -> list[Claim]:
             high=1e-8,
             basis="ten times the published steps leave at most exp(-20) of the distance",
         ),
-        claim(
-            measured,
+        measured.claim(
             "engines",
             "Fig. 1 to 4",
             "Training on the exact population and on the closed form gives the same 21 curves (largest "
@@ -133,8 +131,7 @@ def _exact(measured: Emergence) -> list[Claim]:
             high=1e-12,
             basis="rounding, 2e-16 a step, times the growth of the curve from its start, at most 400",
         ),
-        claim(
-            measured,
+        measured.claim(
             "one-step",
             "Corollary 4.1",
             "The layer K = a I, V = b I takes exactly one step of gradient descent on the context, at "
@@ -169,29 +166,33 @@ def gaussian_numbers(measured: Emergence, sample: Sample) -> dict[str, float]:
     }
 
 
+class Expected(Limits):
+    """What was measured, and what it passes by."""
+
+    value: float
+
+
 def _gaussian(measured: Emergence) -> list[Claim]:
     plan, closed = measured.plan, theory("gaussian")
     sets = [gaussian_numbers(measured, s) for s in measured.samples("gaussian", silent)]
     mean = {name: float(np.mean([numbers[name] for numbers in sets])) for name in sets[0]}
 
-    def expect(name: str, expected: float, why: str, tolerance: float = 0.0) -> dict[str, object]:
+    def expect(name: str, expected: float, why: str, tolerance: float = 0.0) -> Expected:
         smaller = min(plan.sequences, plan.test_sequences)
-        noise = standard_deviation(name, smaller)
-        return {"value": mean[name], **around(expected, noise, plan.seeds, why, tolerance)}
+        limits = around(expected, standard_deviation(name, smaller), plan.seeds, why, tolerance)
+        return Expected(value=mean[name], **limits)
 
     last = 2 * closed.position_loss(LENGTH - 1) / (DIM * closed.k0)
     here = f"by theory at T = {LENGTH}"
     return [
-        claim(
-            measured,
+        measured.claim(
             "gaussian-product",
             "Fig. 1",
             "Gaussian data: trained on sequences, ab is 1/(5 + (d-1) H/(T-2)) = 0.1919 for sigma = 1; "
             "the 5 is the ratio of moments k2/k1 = 15/3, not the dimension",
             **expect("gaussian product", closed.product, here),
         ),
-        claim(
-            measured,
+        measured.claim(
             "gaussian-own-optimum",
             "Fig. 1",
             "Gaussian data: the trained product is the best single product on the same sequences (mean "
@@ -200,23 +201,20 @@ def _gaussian(measured: Emergence) -> list[Claim]:
             high=0.002 * 10_000 / plan.sequences,
             basis="d products are fitted, one would do: 0.002 at 10,000 sequences, as 1/sequences",
         ),
-        claim(
-            measured,
+        measured.claim(
             "gaussian-ratio",
             "Proposition 4.1",
             "Gaussian data: the mean ratio of prediction to target is 1/5, not 1",
             **expect("gaussian ratio", 0.2, "for T to infinity", tolerance=0.2 - closed.product),
         ),
-        claim(
-            measured,
+        measured.claim(
             "gaussian-slope",
             "Proposition 4.1",
             "Gaussian data: the regression slope of predictions on targets is another number, 3/5 for T "
             "to infinity and 0.5757 at T = 100",
             **expect("gaussian slope", closed.regression_slope, here),
         ),
-        claim(
-            measured,
+        measured.claim(
             "gaussian-unexplained",
             "Theorem 4.2",
             "Gaussian data are not recovered: 2/5 of the energy stays unexplained for T to infinity, "
@@ -232,8 +230,7 @@ def _sparse(measured: Emergence) -> list[Claim]:
     products = np.stack([run.product[-1] for run in runs])
     losses = np.stack([s.test.loss(run.last) for s, run in zip(samples, runs, strict=True)])
     return [
-        claim(
-            measured,
+        measured.claim(
             "sparse-product",
             "Fig. 1",
             "Sparse data: ab is 1 at c = 1, from every start and on every set of sequences (largest "
@@ -242,8 +239,7 @@ def _sparse(measured: Emergence) -> list[Claim]:
             high=1e-5,
             basis="no noise: every sequence has the same optimum; ten times the published steps",
         ),
-        claim(
-            measured,
+        measured.claim(
             "sparse-recovery",
             "Theorem 4.2",
             "Sparse data: the trained layer recovers test sequences (largest loss of the last token)",

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from mesaopt.config import StartName
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.drawing import Rows, draw_matrix, matrix_rows
-from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence, claim, settings
+from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence, settings
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.tasks import start_law
@@ -79,8 +79,7 @@ def _stray(weights: Weights) -> float:
 
 
 def _claim(measured: Emergence, stray: float) -> Claim:
-    return claim(
-        measured,
+    return measured.claim(
         "sparse-diagonal",
         "Theorem 4.1",
         "For Gaussian and sparse x_1 training keeps the diagonal shape: all blocks but V and K, and these "

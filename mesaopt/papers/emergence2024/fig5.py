@@ -1,6 +1,6 @@
 """Figure 5: Gaussian x_1 and drawn weights. The diagonal shape emerges by itself."""
 
-from mesaopt.papers.emergence2024.measure import Emergence, claim
+from mesaopt.papers.emergence2024.measure import Emergence
 from mesaopt.papers.emergence2024.random_starts import draw_random, train_from_random
 from mesaopt.papers.plan import Report, Results
 
@@ -36,8 +36,7 @@ def compute(measured: Emergence, report: Report) -> Results:
     return Results(
         figures=[figure],
         claims=[
-            claim(
-                measured,
+            measured.claim(
                 "random-weights-loss",
                 "Fig. 5",
                 "Gaussian data: from weights drawn at random, the loss comes down to that of the diagonal "
@@ -46,8 +45,7 @@ def compute(measured: Emergence, report: Report) -> Results:
                 high=0.02,
                 basis="2 % of the energy, a twentieth of the 40 % that no such layer explains",
             ),
-            claim(
-                measured,
+            measured.claim(
                 "random-weights-diagonal",
                 "Fig. 5",
                 "Gaussian data: from small weights (sigma 0.01) strong diagonals emerge (largest "

@@ -1,6 +1,6 @@
 """Figure 6: sparse x_1 and drawn weights. The data are recovered, though K need not become diagonal."""
 
-from mesaopt.papers.emergence2024.measure import Emergence, claim
+from mesaopt.papers.emergence2024.measure import Emergence
 from mesaopt.papers.emergence2024.random_starts import draw_random, train_from_random
 from mesaopt.papers.plan import Report, Results
 
@@ -34,8 +34,7 @@ def compute(measured: Emergence, report: Report) -> Results:
     return Results(
         figures=[figure],
         claims=[
-            claim(
-                measured,
+            measured.claim(
                 "random-weights-recovery",
                 "Fig. 6",
                 "Sparse data: from weights drawn at random the data are recovered too (largest loss as "
@@ -44,8 +43,7 @@ def compute(measured: Emergence, report: Report) -> Results:
                 high=1e-3,
                 basis="a thousandth of the energy; it goes on falling",
             ),
-            claim(
-                measured,
+            measured.claim(
                 "random-weights-sparse-diagonal",
                 "Fig. 6",
                 "Sparse data: from small weights (sigma 0.01) strong diagonals emerge (largest "
@@ -54,8 +52,7 @@ def compute(measured: Emergence, report: Report) -> Results:
                 high=0.1,
                 basis="a tenth of the diagonal",
             ),
-            claim(
-                measured,
+            measured.claim(
                 "random-weights-sparse-kept",
                 "beyond the paper",
                 "Sparse data: strong diagonals are not guaranteed. From sigma 0.3 an off-diagonal entry "

@@ -20,7 +20,6 @@ from mesaopt.papers.emergence2024.measure import (
     Emergence,
     Sample,
     around,
-    claim,
     exact,
     mean_and_range,
     settings,
@@ -166,8 +165,7 @@ def _exact(measured: Emergence) -> list[Claim]:
     found = np.stack([gradient.value_block, gradient.key_block])[:, away.astype(bool)]
     error = np.abs(found / np.array(formula)[:, None] - 1).max()
     return [
-        claim(
-            measured,
+        measured.claim(
             "full-one-gradients",
             "section 4.3",
             "For x_1 = (1, ..., 1) the gradients off the diagonals are a^2 b H and b (ab (2H + "
@@ -176,8 +174,7 @@ def _exact(measured: Emergence) -> list[Claim]:
             high=1e-12,
             basis="rounding of sums of some 1000 terms",
         ),
-        claim(
-            measured,
+        measured.claim(
             "full-one-off-diagonal",
             "Fig. 7",
             "Full-one data: plain training ends with negative entries off the diagonals of V and "
@@ -186,8 +183,7 @@ def _exact(measured: Emergence) -> list[Claim]:
             high=-0.01,
             basis="-0.029 to -0.053 is what exact training gave; more than 1 % of the diagonal counts",
         ),
-        claim(
-            measured,
+        measured.claim(
             "full-one-loss",
             "Fig. 7",
             "Full-one data: plain training ends with a lower loss than masked training: its step is "
@@ -196,8 +192,7 @@ def _exact(measured: Emergence) -> list[Claim]:
             high=0.95,
             basis="5 % lower counts as lower; there is no noise",
         ),
-        claim(
-            measured,
+        measured.claim(
             "full-one-masked",
             "section 4.3",
             "Full-one data: masked training ends in the vanilla step, ab = 1/(1 + (d-1) H/(T-2)), which "
@@ -225,8 +220,7 @@ def _sampled(measured: Emergence) -> list[Claim]:
         "full-one gap": "Full-one data: on the same sequences ab is larger by 0.028 without the mask",
     }
     return [
-        claim(
-            measured,
+        measured.claim(
             name.replace(" ", "-") + "-sampled",
             "Fig. 7",
             statement,

@@ -9,7 +9,7 @@ from scipy.stats import beta
 
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.drawing import Rows
-from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence, claim
+from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.tasks import (
@@ -167,8 +167,7 @@ def _claims(measured: Emergence, values: np.ndarray) -> list[Claim]:
             wrong += test.holds != (share < 1e-12)
     finite = _trained_share(start_law("gaussian"), 1000)
     return [
-        claim(
-            measured,
+        measured.claim(
             "recovery-condition",
             "Theorem 4.2",
             "The trained step recovers the data if and only if every x_1j^2 is 0 or one "
@@ -178,8 +177,7 @@ def _claims(measured: Emergence, values: np.ndarray) -> list[Claim]:
             high=0.0,
             basis="no noise: both are exact for these laws",
         ),
-        claim(
-            measured,
+        measured.claim(
             "unexplained-limit",
             "Theorem 4.2",
             "Gaussian data: the exact unexplained share tends to 2/5 as T grows (at T = 1000, d = 2)",

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from mesaopt.config import ARProcessConfig, StartName
-from mesaopt.papers.claims import STANDARD_ERRORS, Claim
+from mesaopt.papers.claims import STANDARD_ERRORS
 from mesaopt.papers.plan import Measured, Plan, Report
 from mesaopt.tasks import ARProcess, start_law
 from mesaopt.theory.ar_process import (
@@ -177,32 +177,15 @@ def silent(done: int, total: int) -> None:
     """
 
 
-def claim(measured: Emergence, name: str, figure: str, statement: str, **rest: object) -> Claim:
-    """Make a claim of this paper.
+class Limits(TypedDict):
+    """What a claim passes by."""
 
-    Args:
-        measured: knows the scale.
-        name: short, unique among the figures.
-        figure: where it stands.
-        statement: what is claimed.
-        **rest: value, low, high, basis.
-
-    Returns:
-        The claim.
-    """
-    return Claim(
-        id=f"emergence2024/{name}",
-        paper="emergence2024",
-        figure=figure,
-        statement=statement,
-        scale=measured.plan.scale,
-        **rest,  # type: ignore[arg-type]
-    )
+    low: float
+    high: float
+    basis: str
 
 
-def around(
-    expected: float, noise: float, count: int, why: str, tolerance: float = 0.0
-) -> dict[str, object]:
+def around(expected: float, noise: float, count: int, why: str, tolerance: float = 0.0) -> Limits:
     """Give the interval around an expected number that noise explains.
 
     Args:
@@ -221,7 +204,7 @@ def around(
     if tolerance:
         basis += f", tolerance {tolerance:.2g}"
     basis += f", plus {STANDARD_ERRORS:g} standard errors of {error:.2g}"
-    return {"low": expected - width, "high": expected + width, "basis": basis}
+    return Limits(low=expected - width, high=expected + width, basis=basis)
 
 
 def standard_deviation(name: str, num_sequences: int) -> float:

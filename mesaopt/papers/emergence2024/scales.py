@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from mesaopt.config import StartName
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.drawing import Rows, draw_level, draw_training, limit_view
-from mesaopt.papers.emergence2024.measure import Emergence, claim, exact, settings, theory
+from mesaopt.papers.emergence2024.measure import Emergence, exact, settings, theory
 from mesaopt.papers.emergence2024.training import Curves, converge, train_as_published
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
@@ -80,8 +80,7 @@ def _claims(measured: Emergence, law: StartName, figure: str) -> list[Claim]:
     ]
     expected = theory(law).product
     claims = [
-        claim(
-            measured,
+        measured.claim(
             f"{law}-scales",
             figure,
             f"{law.capitalize()} data: the product goes with the inverse square of the scale (largest "
@@ -103,8 +102,7 @@ def _recovered(measured: Emergence, figure: str) -> Claim:
             test = sample.test.rescaled(scale)
             run = converge(sample.train.rescaled(scale), measured, "sparse", scale)
             shares.append(2 * test.loss(run.last) / test.quadratic.energy)
-    return claim(
-        measured,
+    return measured.claim(
         "sparse-recovery-scales",
         figure,
         "Sparse data are recovered at scales 0.5 and 2 too (largest share of the energy left at the last "

@@ -143,29 +143,6 @@ def settings_of(laboratory: Laboratory, names: Sequence[str], **more: Any) -> di
     }
 
 
-def claim(laboratory: Laboratory, name: str, figure: str, statement: str, **rest: object) -> Claim:
-    """Make a claim of this paper.
-
-    Args:
-        laboratory: knows the scale.
-        name: short, unique among the figures.
-        figure: where it stands.
-        statement: what is claimed.
-        **rest: value, low, high, basis.
-
-    Returns:
-        The claim.
-    """
-    return Claim(
-        id=f"uncovering2023/{name}",
-        paper="uncovering2023",
-        figure=figure,
-        statement=statement,
-        scale=laboratory.plan.scale,
-        **rest,  # type: ignore[arg-type]
-    )
-
-
 def published_means(
     laboratory: Laboratory,
     comparison: Comparison,
@@ -200,8 +177,7 @@ def published_means(
             noise=comparison.losses[name].mean_error,
         )
         claims.append(
-            claim(
-                laboratory,
+            laboratory.claim(
                 f"{comparison.task}-{name.replace(', ', '-').replace(' ', '-')}-mean",
                 figure,
                 f"{comparison.task} task, {label_of(name)}: the mean loss is {published.mean:g}",
@@ -262,8 +238,7 @@ def ratio_claim(
     )
     width = STANDARD_ERRORS * error
     return [
-        claim(
-            laboratory,
+        laboratory.claim(
             name,
             figure,
             statement,

@@ -9,7 +9,6 @@ from mesaopt.analysis import InContextLoss, Predictor, in_context_loss, tune
 from mesaopt.config import LinearSystemConfig
 from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.papers.uncovering2023.curves import claim
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import (
     KERNEL_PER_DIMENSION,
@@ -62,8 +61,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
                 continue
             width = 0.03 * published[point.dim] + 3 * point.error * 2**0.5
             claims.append(
-                claim(
-                    laboratory,
+                laboratory.claim(
                     f"fig20-{name.split(',')[0].replace(' ', '-')}-{point.dim}",
                     "Fig. 5B",
                     f"Linear systems of dimension {point.dim}, noise 0.01: {name} has a loss of "
@@ -80,8 +78,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     for noise in _NOISE:
         ratio = at["kernel regression", noise, largest] / at["least squares", noise, largest]
         claims.append(
-            claim(
-                laboratory,
+            laboratory.claim(
                 f"fig20-curse-{noise:g}",
                 "Fig. 20",
                 f"Noise {noise:g}: at the largest dimension kernel regression is worse than least squares "
