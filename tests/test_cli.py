@@ -75,7 +75,7 @@ def test_the_whole_way_of_a_run(
     assert losses[recipe]["positions"] == list(range(first, last + 1))
     assert len(losses[recipe]["by_position"]) == last - first + 1
     assert run("evaluate", out, "--sequences", "1") == 0
-    assert "least squares, all pairs" in capsys.readouterr().out
+    assert "least squares, ridge" in capsys.readouterr().out
 
 
 def test_several_seeds_get_a_folder_each(
