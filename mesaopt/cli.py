@@ -120,7 +120,7 @@ class Reproduce:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     """Folder of the results, new or empty."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Training seeds of every recipe [the scale's own numbers]."""
+    """Training seeds of every recipe, or sets of sequences [the scale's own numbers]."""
     only: Annotated[str, tyro.conf.arg(metavar="PART,...")] = ""
     """Parts of the item to compute, such as fig1,fig3 [all of them]."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"

@@ -96,7 +96,7 @@ def train_recipe(
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: must be 1 or greater")
     configs = [override(recipes.get(name, seed=seed + i), changes) for i in range(seeds)]
-    from mesaopt.training import RunFolder, run_name, sittings, step_cost
+    from mesaopt.training import RunFolder, claim_folder, run_name, sittings, step_cost
 
     groups = sittings(configs, device)
     if seeds == 1:
@@ -104,6 +104,8 @@ def train_recipe(
     else:
         paths = {c.seed: (out or Path("runs")) / run_name(c) for c in configs}
     if not dry_run:
+        for path in paths.values():  # all of them may be written to, or none is
+            claim_folder(path, resume=resume)
         for config in configs:
             RunFolder.open(paths[config.seed], config, resume=resume)
     cost = step_cost(configs[0], device, seeds=[config.seed for config in groups[0]])
@@ -174,19 +176,18 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
         tolerance=0.02,
         num_sequences=512,
     ).value
-    losses = in_context_loss(
-        {
-            run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
-            f"one gradient step of {step_size:.4f}{unit}": lambda batch: gradient_descent(
-                batch.observed, step_size=step_size, objective=objective
-            ),
-            f"least squares, ridge {ridge:.2g}": lambda batch: ridge_least_squares(
-                batch.observed, ridge=ridge
-            ),
-        },
-        task,
-        num_sequences=sequences,
-    )
+    predictors = {
+        run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
+        "one gradient step": lambda batch: gradient_descent(
+            batch.observed, step_size=step_size, objective=objective
+        ),
+        "least squares": lambda batch: ridge_least_squares(batch.observed, ridge=ridge),
+    }
+    tuned = {
+        "one gradient step": ("step_size", step_size, f"of {step_size:.4f}{unit}"),
+        "least squares": ("ridge", ridge, f"with ridge {ridge:.2g}"),
+    }
+    losses = in_context_loss(predictors, task, num_sequences=sequences)
     if as_json:
         return _print_json(
             {
@@ -195,13 +196,14 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
                     "standard_error": loss.mean_error,
                     "positions": list(loss.positions),
                     "by_position": loss.curve.tolist(),
+                    **({tuned[name][0]: tuned[name][1]} if name in tuned else {}),
                 }
                 for name, loss in losses.items()
             }
         )
     rows = [
         {
-            "predictor": name,
+            "predictor": f"{name} {tuned[name][2]}" if name in tuned else name,
             "mean": f"{loss.mean:.4f} ± {loss.mean_error:.4f}",
             **{
                 str(position): f"{value:.3g}"

@@ -87,7 +87,7 @@ class Plan:
             ['lsa-1-seed0', 'lsa-1-seed1']
         """
         if not self.trainings:
-            raise ConfigError(f"seeds={seeds}: {self.what} has no seeds to choose")
+            raise ConfigError(f"seeds={seeds}: what was chosen of {self.what} has no seeds")
         return replace(self, trainings=tuple(replace(t, seeds=seeds) for t in self.trainings))
 
 

@@ -17,7 +17,7 @@ from mesaopt.config import ModelConfig, RunConfig, differences
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError, SolveError
 from mesaopt.models import Model, make_model
 from mesaopt.training.environment import resolve_device
-from mesaopt.training.run_folder import RunFolder
+from mesaopt.training.run_folder import RunFolder, claim_folder
 from mesaopt.training.trainer import Trainer, learning_rate
 
 Report = Callable[[int, float], None]
@@ -147,6 +147,8 @@ def train_seeds(
     paths = [Path(out) for out in outs]
     _check_seeds(configs, paths)
     where = resolve_device(device)
+    for path in paths:  # all of them may be written to, or none is
+        claim_folder(path, resume=resume)
     folders = [
         RunFolder.open(path, config, resume=resume)
         for path, config in zip(paths, configs, strict=True)

@@ -167,7 +167,7 @@ def test_all_parts_chosen_are_the_whole_item(toy: Toy) -> None:
 
 def test_a_plan_without_training_has_seeds_of_its_own_or_none(toy: Toy) -> None:
     assert make_plan("toy", seeds=7).draws == 7
-    with pytest.raises(ConfigError, match="seeds=7: toy has no seeds to choose"):
+    with pytest.raises(ConfigError, match="seeds=7: what was chosen of toy has no seeds"):
         Plan(what="toy", scale="smoke").with_seeds(7)
     assert costs(make_plan("toy")) == []
 

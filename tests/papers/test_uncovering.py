@@ -11,7 +11,12 @@ from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan
 from mesaopt.papers.reproduce import make_plan, reproduce
 from mesaopt.papers.uncovering2023 import fig4, fig6c, fig12, fig20, laboratory
-from mesaopt.papers.uncovering2023.curves import label_of, published_means, ratio_claim
+from mesaopt.papers.uncovering2023.curves import (
+    _error_of_difference,
+    label_of,
+    published_means,
+    ratio_claim,
+)
 from mesaopt.papers.uncovering2023.laboratory import (
     GRADIENT_STEP,
     LEAST_SQUARES,
@@ -136,6 +141,38 @@ def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_con
 
     assert all(judge(lambda batch: batch.observed @ transition.T).values())
     assert not any(judge(lambda batch: torch.zeros_like(batch.targets)).values())
+
+
+def test_claims_of_a_full_reproduction_have_names_of_their_own() -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def losses() -> InContextLoss:
+        return InContextLoss(torch.rand(64, 50, generator=random))
+
+    runs = {recipe: [run_of(recipe)] for names in RECIPES.values() for recipe in names}
+    lab = Laboratory(replace(PLAN, scale="paper"), runs)
+    for task, names in RECIPES.items():
+        found = {name: losses() for name in (*names, *CURVES[task], LEAST_SQUARES, GRADIENT_STEP)}
+        for name in ("7-layer steps", "6 steps and one", "steps on one observation, official"):
+            found.setdefault(name, losses())
+        lab._comparisons[task] = Comparison(
+            task, found, {name: [found[name]] for name in names}, {}
+        )
+    with style():
+        results = [part.compute(lab, ignore) for part in UNCOVERING.parts if part.name != "fig20"]
+    ids = [claim.id for part in results for claim in part.claims]
+    assert len(ids) == len(set(ids)) > 35
+
+
+def test_noise_counts_test_sequences_of_both_sides_and_training_seeds() -> None:
+    random = torch.Generator().manual_seed(1)
+    one = InContextLoss(1 + 0.1 * torch.randn(1280, 2, generator=random))
+    seeds = [InContextLoss(one.losses + shift) for shift in (-0.1, 0.0, 0.1)]
+    alone = Comparison("linear", {"lsa-1": one}, {"lsa-1": [one]}, {})
+    several = Comparison("linear", {"lsa-1": one}, {"lsa-1": seeds}, {})
+    error = _error_of_difference(alone, "lsa-1")
+    assert error == pytest.approx(one.mean_error * 2**0.5)
+    assert _error_of_difference(several, "lsa-1") == pytest.approx((error**2 + 0.1**2 / 3) ** 0.5)
 
 
 def test_losses_are_averaged_over_seeds_sequence_by_sequence(

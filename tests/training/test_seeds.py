@@ -251,3 +251,13 @@ def test_without_the_optimiser_a_run_cannot_go_on(short_config: RunConfig, tmp_p
     with pytest.raises(RunError, match="optimizer.safetensors: there is no such file"):
         train(short_config, tmp_path, resume=True, device="cpu")
     assert RunFolder(tmp_path).steps == [0, 4, 8, 12], "nothing is lost"
+
+
+def test_no_seed_is_begun_where_another_cannot(short_config: RunConfig, tmp_path: Path) -> None:
+    configs = seeds_of(short_config, 2)
+    free, taken = tmp_path / "free", tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("not a run")
+    with pytest.raises(RunError, match="taken.*holds other files"):
+        train_seeds(configs, [free, taken], device="cpu")
+    assert not free.exists()

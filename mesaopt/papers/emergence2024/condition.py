@@ -142,8 +142,9 @@ def _draw(
 def _claims(
     measured: Emergence, curves: dict[str, np.ndarray], tests: dict[str, SignFlipTest]
 ) -> list[Claim]:
-    stays = [curve.max() for name, curve in curves.items() if tests[name].invariant]
-    leaves = [curve[-1] for name, curve in curves.items() if not tests[name].invariant]
+    asymmetric = ("full_one", paired_signs().name)
+    stays = [curve.max() for name, curve in curves.items() if name not in asymmetric]
+    leaves = [curves[name][-1] for name in asymmetric]
     wrong = [name for name, test in tests.items() if test.invariant != (curves[name][-1] < 1e-6)]
     return [
         measured.claim(

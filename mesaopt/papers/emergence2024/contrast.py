@@ -121,7 +121,7 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
         return float(shares[name][0][-1])
 
     mesa = f"mesa layer, ridge {_RIDGES[-1]:g}"
-    eight = _limits()[_STEPS[-1]].unexplained
+    eight = last(_steps_name(_STEPS[-1]))
     return [
         measured.claim(
             "mesa-recovers",
@@ -145,7 +145,7 @@ def _claims(measured: Emergence, shares: dict[str, tuple[np.ndarray, np.ndarray]
             "steps-help-slowly",
             "beyond the paper",
             "Gaussian data: eight steps of gradient descent still leave a thousand times more than the "
-            "exact solve at the last token (ratio of what they leave for T to infinity to what it leaves)",
+            "exact solve at the last token (ratio of the shares left)",
             value=eight / last(mesa),
             low=1000.0,
             basis="three orders of magnitude",

@@ -52,7 +52,7 @@ def compute(measured: Emergence, report: Report) -> Results:
                 "off-diagonal entry of V and K, relative to the diagonal)",
                 value=float(small),
                 high=0.01,
-                basis="a weight of the size it started with, 0.01, beside diagonals of 0.44",
+                basis="a hundredth of the diagonal; what was drawn is twice that, and decays",
             ),
         ],
     )

@@ -5,17 +5,28 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from mesaopt.analysis import InContextLoss
 from mesaopt.config import RunConfig
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
-from mesaopt.papers.figures import INK, PALETTE
-from mesaopt.papers.uncovering2023.laboratory import Comparison, Laboratory
+from mesaopt.papers.figures import PALETTE
+from mesaopt.papers.uncovering2023.laboratory import (
+    GRADIENT_STEP,
+    LEAST_SQUARES,
+    OFFICIAL,
+    Comparison,
+    Laboratory,
+)
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
 
 Rows = list[dict[str, Any]]
+
+_PUBLISHED_SEQUENCES = 1280
+"""Test sequences behind a published curve: five batches of 256."""
 
 FAITHFUL = 0.05
 """How far a faithful re-implementation may be from a published mean loss, as a share of it: another seed
@@ -34,6 +45,47 @@ LABELS = {
 }
 
 
+_COLORS = {
+    "lsa-1": PALETTE[0],
+    "lsa-2": PALETTE[1],
+    "lsa-4": PALETTE[3],
+    "lsa-6": "#a97c50",
+    "mesa-1": PALETTE[2],
+    "tf-3": PALETTE[1],
+    "tf-7": PALETTE[0],
+    "tf-12": PALETTE[3],
+    "hybrid-mesa": PALETTE[2],
+    GRADIENT_STEP: PALETTE[5],
+    "3-layer steps": "#c77fb8",
+    "steps on one observation": "#c77fb8",
+    "steps on states": "#c77fb8",
+}
+_STEPS_COLOR = "#3aa6b9"
+_LEAST_SQUARES_COLOR = PALETTE[4]
+
+
+def color_of(name: str) -> str:
+    """Give what a model or baseline is drawn in, in every panel.
+
+    Example:
+        >>> color_of("fixed-lsa-1") == color_of("lsa-1")
+        True
+    """
+    name = _base_name(name)
+    if name.startswith(LEAST_SQUARES):
+        return _LEAST_SQUARES_COLOR
+    return _COLORS.get(name, _STEPS_COLOR)
+
+
+def _base_name(name: str) -> str:
+    """Leave out the task, and whether the newest pair is."""
+    for prefix in ("contracting-", "fixed-"):
+        name = name.removeprefix(prefix)
+    for suffix in ("-partial", "-nonlinear", OFFICIAL):
+        name = name.removesuffix(suffix)
+    return name
+
+
 def label_of(name: str) -> str:
     """Say what a recipe is, whatever task it is trained on; other names stay as they are.
 
@@ -41,11 +93,7 @@ def label_of(name: str) -> str:
         >>> label_of("contracting-lsa-2"), label_of("least squares")
         ('2 linear layers', 'least squares')
     """
-    for prefix in ("contracting-", "fixed-"):
-        name = name.removeprefix(prefix)
-    for suffix in ("-partial", "-nonlinear"):
-        name = name.removesuffix(suffix)
-    return LABELS.get(name, name)
+    return LABELS.get(_base_name(name), name)
 
 
 def draw_positions(axes: Axes, comparison: Comparison, names: Sequence[str]) -> Rows:
@@ -60,26 +108,19 @@ def draw_positions(axes: Axes, comparison: Comparison, names: Sequence[str]) -> 
         The numbers drawn.
     """
     rows: Rows = []
-    there = [name for name in names if name in comparison.losses]
-    for place, name in enumerate(there):
-        loss, color = comparison.losses[name], _color(place)
+    for name in (name for name in names if name in comparison.losses):
+        loss, color = comparison.losses[name], color_of(name)
         positions = np.array(loss.positions)
         mean, half = loss.curve.numpy(), 1.96 * loss.curve_error.numpy()
-        dashes = "solid" if name in comparison.seed_losses else (0, (4, 2))
         axes.fill_between(
             positions, np.maximum(mean - half, mean / 10), mean + half, color=color, alpha=0.2, lw=0
         )
-        axes.plot(positions, mean, color=color, ls=dashes, label=label_of(name))
+        axes.plot(positions, mean, color=color, ls=_dashes(name, comparison), label=label_of(name))
         for one in comparison.seed_losses.get(name, []):
             axes.plot(positions, one.curve.numpy(), color=color, lw=0.5, alpha=0.5)
+        panel = f"loss by position, {comparison.task} task"
         rows += [
-            {
-                "task": comparison.task,
-                "predictor": name,
-                "position": int(t),
-                "loss": float(m),
-                "half_width_95": float(h),
-            }
+            _row(panel, name, int(t), float(m), float(h))
             for t, m, h in zip(positions, mean, half, strict=True)
         ]
         published = CURVES[comparison.task].get(name)
@@ -102,20 +143,14 @@ def draw_learning(axes: Axes, laboratory: Laboratory, names: Sequence[str]) -> R
         The numbers drawn.
     """
     rows: Rows = []
-    for place, name in enumerate(name for name in names if name in laboratory.runs):
+    for name in (name for name in names if name in laboratory.runs):
         for seed, run in enumerate(laboratory.runs[name]):
             steps = [line["step"] for line in run.metrics]
             losses = [line["test_loss"] for line in run.metrics]
             label = label_of(name) if seed == 0 else None
-            axes.plot(steps, losses, color=_color(place), label=label, lw=1.3)
+            axes.plot(steps, losses, color=color_of(name), label=label, lw=1.3)
             rows += [
-                {
-                    "task": "learning curve",
-                    "predictor": f"{name}, seed {seed}",
-                    "position": step,
-                    "loss": loss,
-                    "half_width_95": 0.0,
-                }
+                _row("test loss by step", f"{name}, seed {seed}", step, loss, None)
                 for step, loss in zip(steps, losses, strict=True)
             ]
     axes.set(yscale="log", xlabel="optimiser step", ylabel="test loss")
@@ -174,7 +209,7 @@ def published_means(
         low, high, basis = interval(
             published.mean,
             tolerance=tolerance * published.mean,
-            noise=comparison.losses[name].mean_error,
+            noise=_error_of_difference(comparison, name),
         )
         claims.append(
             laboratory.claim(
@@ -228,14 +263,12 @@ def ratio_claim(
         positions: places along the sequence that count.
 
     Returns:
-        The claim; its limits are widened by three standard errors of the ratio.
+        The claim; its limits are widened by three standard errors of the ratio, over test sequences and
+        over training seeds where there are several.
     """
     if first not in comparison.losses or second not in comparison.losses:
         return []
-    ratio, error = _ratio(
-        InContextLoss(comparison.losses[first].losses[:, positions]),
-        InContextLoss(comparison.losses[second].losses[:, positions]),
-    )
+    ratio, error = _ratio(comparison, first, second, positions)
     width = STANDARD_ERRORS * error
     return [
         laboratory.claim(
@@ -250,13 +283,52 @@ def ratio_claim(
     ]
 
 
-def _ratio(first: InContextLoss, second: InContextLoss) -> tuple[float, float]:
-    """Ratio of mean losses on the same sequences, and its standard error."""
-    a, b = first.losses.mean(1), second.losses.mean(1)
-    ratio = (a.mean() / b.mean()).item()
-    spread = (a - ratio * b).std() / b.mean()
-    return ratio, (spread / len(a) ** 0.5).item()
+def _error_of_difference(comparison: Comparison, name: str) -> float:
+    """Standard error of our mean loss less theirs: test sequences of both, and our training seeds.
+
+    Theirs is one training, whose own luck is in `FAITHFUL`.
+    """
+    losses = comparison.losses[name].losses.mean(1)
+    sequences = losses.var() * (1 / len(losses) + 1 / _PUBLISHED_SEQUENCES)
+    means = torch.tensor([one.mean for one in comparison.seed_losses.get(name, [])])
+    return (sequences + _variance_of_mean(means)).sqrt().item()
 
 
-def _color(place: int) -> str:
-    return (*PALETTE, INK)[place % (len(PALETTE) + 1)]
+def _ratio(
+    comparison: Comparison, first: str, second: str, positions: slice
+) -> tuple[float, float]:
+    """Ratio of mean losses on the same sequences, and its standard error.
+
+    Its variance is that over test sequences, and over the training seeds of both where there are several.
+    """
+
+    def mean_losses(loss: InContextLoss) -> Tensor:
+        return loss.losses[:, positions].mean(1)
+
+    a, b = (mean_losses(comparison.losses[name]) for name in (first, second))
+    ratio = a.mean() / b.mean()
+    variance = ((a - ratio * b).var() / b.mean() ** 2) / len(a)
+    for name, slope in ((first, 1 / b.mean()), (second, ratio / b.mean())):
+        seeds = [mean_losses(one).mean() for one in comparison.seed_losses.get(name, [])]
+        variance = variance + slope**2 * _variance_of_mean(torch.tensor(seeds))
+    return ratio.item(), variance.sqrt().item()
+
+
+def _variance_of_mean(values: Tensor) -> Tensor:
+    """Give the variance of a mean over seeds; zero where a single one says nothing about it."""
+    return values.var() / len(values) if len(values) > 1 else torch.tensor(0.0)
+
+
+def _dashes(name: str, comparison: Comparison) -> Any:
+    """Models are solid, baselines dashed, those without the newest pair dotted."""
+    if name in comparison.seed_losses:
+        return "solid"
+    return (0, (1, 1.5)) if name.endswith(OFFICIAL) else (0, (4, 2))
+
+
+def _row(
+    panel: str, name: str, place: int, loss: float, half_width: float | None
+) -> dict[str, Any]:
+    """One number of a table; `place` is a position or a step, as the panel says."""
+    numbers = {"place": place, "loss": loss, "half_width_95": half_width}
+    return {"panel": panel, "predictor": name} | numbers

@@ -46,8 +46,8 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "Contracting: one linear layer is at one step of gradient descent (ratio of mean losses)",
             *("contracting-lsa-1", GRADIENT_STEP),
             low=0.93,
-            high=1.07,
-            basis="0.98 published; 5 % more for training that is shorter",
+            high=1.03,
+            basis="0.98 published, 5 % either way",
         ),
         *ratio_claim(
             laboratory,
@@ -78,7 +78,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "losses)",
             *("contracting-mesa-1", LEAST_SQUARES),
             high=1.1,
-            basis="0.83 from the published 0.1536 and our 0.185; 1.1 for training that is shorter",
+            basis="no worse, and 10 %; published is 0.1536 without a tuned ridge beside it",
         ),
     ]
     return Results(figures=[figure], claims=claims)

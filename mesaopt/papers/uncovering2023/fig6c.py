@@ -29,17 +29,17 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     comparison = laboratory.comparison("linear", report)
     figure = Figure(figsize=(7.6, 4.0))
     axes = figure.subplots()
-    names = ("tf-3", _THREE + OFFICIAL, "tf-7", _SEVEN + OFFICIAL, _SEVEN, LEAST_SQUARES)
+    names = ("tf-3", _THREE + OFFICIAL, _THREE, "tf-7", _SEVEN + OFFICIAL, _SEVEN, LEAST_SQUARES)
     rows = draw_positions(axes, comparison, names)
     figure.legend(loc="outside right center")
     result = FigureResult(
         id="uncovering2023-fig6c",
         title="Fig. 6C: softmax transformers beside preconditioned gradient steps",
         caption=(
-            "Loss by position on plain tokens, which the first layer has to bind. Dashed: two "
-            "and six preconditioning steps with the authors' step sizes and a gradient step "
-            "after them, once without the newest pair, as published, and once with all pairs. "
-            "Circles are the authors' own numbers."
+            "Loss by position on plain tokens, which the first layer has to bind. Dashed (with "
+            "all pairs) and dotted (without the newest): two and six preconditioning steps with "
+            "the authors' step sizes and a gradient step after them, once without the newest "
+            "pair, as published, and once with all pairs. Circles are the authors' own numbers."
         ),
         settings=settings_of(laboratory, MODELS),
         rows=rows,
