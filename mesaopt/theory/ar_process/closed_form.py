@@ -152,6 +152,11 @@ def one_step(law: StartLaw, *, dim: int, length: int) -> OneStep:
             the solution is not a multiple of the identity, and :class:`ClosedForm` has to be trained.
 
     Source: Zheng et al. define k3 by sums over one index; training needs it for both.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> round(one_step(start_law("full_one"), dim=5, length=100).product, 6)
+        0.825826
     """
     check_size(dim, length)
     moments = start_moments(law, dim)

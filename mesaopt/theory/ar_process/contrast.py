@@ -119,6 +119,12 @@ def unexplained(
 
     Returns:
         E |prediction - x_{t+1}|^2 / E |x_{t+1}|^2 for t = 2 ... T-1, and its standard error.
+
+    Example:
+        >>> states = np.exp(1j * np.random.default_rng(0).uniform(0, 6, (9, 1, 2)) * np.arange(30)[:, None])
+        >>> share, error = unexplained(lambda x: x[:, 2:] / 2, lambda: [states])
+        >>> round(float(share[-1]), 9)
+        0.25
     """
     errors, energies = [], []
     for states in stream():

@@ -62,6 +62,14 @@ def last_token(stream: Stream) -> LastToken:
 
     Returns:
         The statistics, for core weights.
+
+    Example:
+        >>> from mesaopt.config import ARProcessConfig
+        >>> from mesaopt.tasks import ARProcess
+        >>> from mesaopt.theory.ar_process import diagonal, sequences
+        >>> test = last_token(sequences(ARProcess(ARProcessConfig(start="sparse")), 100, seed=0))
+        >>> bool(abs(test.loss(diagonal(5, key_query=1.0, output_value=1.0))) < 1e-12)
+        True
     """
     quadratic = cast(QuadraticLoss, sampled_loss(stream, contexts="last", largest_gram=2**62))
     inverse = np.zeros((quadratic.dim, len(quadratic.gram)), dtype=np.complex128)

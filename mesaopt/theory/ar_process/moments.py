@@ -49,6 +49,11 @@ def start_moments(law: StartLaw, dim: int) -> StartMoments:
 
     Raises:
         ConfigError: a moment is not finite.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> start_moments(start_law("sparse"), dim=2).mixed.tolist()
+        [[0.0, 0.0], [0.0, 0.0]]
     """
     one = np.eye(dim, dtype=np.int64)
     mixed = np.zeros((dim, dim))

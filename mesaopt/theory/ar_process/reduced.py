@@ -77,6 +77,14 @@ def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> 
 
     Warns:
         InitialisationWarning: a = b = 0, or a = -b; the flow does not get there.
+
+    Example:
+        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.theory.ar_process import one_step
+        >>> theory = one_step(start_law("gaussian"), dim=5, length=100)
+        >>> a, b = limit_weights(theory, key_query=0.5, output_value=1.5)
+        >>> round(a, 6), round(b, 6)
+        (0.135083, 1.42065)
     """
     warn_of_start(diagonal(1, key_query=key_query, output_value=output_value))
     a, b = _split(np.array([theory.product]), key_query, output_value)

@@ -145,6 +145,10 @@ def diagonal(
         ConfigError: dim is out of range.
 
     Source: Zheng et al., their assumption on the initialisation.
+
+    Example:
+        >>> diagonal(2, key_query=0.5, output_value=2.0).key_query.tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
     """
     _check(dim, blocks)
     weights = Weights(output_value * np.eye(dim), key_query * np.eye(dim))
@@ -168,6 +172,11 @@ def normal(
 
     Raises:
         ConfigError: dim, std or count is out of range.
+
+    Example:
+        >>> start = normal(5, std=0.1, random=np.random.default_rng(0), count=3)
+        >>> start.key_query.shape, start.output_value.shape
+        ((3, 10, 10), (3, 5, 10))
     """
     _check(dim, blocks)
     if not (std > 0 and math.isfinite(std)):
