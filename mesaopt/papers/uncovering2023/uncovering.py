@@ -45,10 +45,10 @@ def _small() -> tuple[Training, ...]:
         _training("hybrid-mesa-partial", 1200, batch_size=32),
         _training("tf-7-nonlinear", 1000, batch_size=32),
         _training("hybrid-mesa-nonlinear", 1200, batch_size=32),
-        _training("contracting-lsa-1", 1500),
+        _training("contracting-lsa-1", 3500),
         _training("contracting-lsa-2", 1500),
-        _training("contracting-mesa-1", 1000),
-        _training("fixed-lsa-1", 800, batch_size=256),
+        _training("contracting-mesa-1", 2000),
+        _training("fixed-lsa-1", 4000, batch_size=256),
     )
 
 
