@@ -43,8 +43,10 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     deep = ("lsa-2", "lsa-4", "lsa-6", "mesa-1", _STEPS + ", official", LEAST_SQUARES)
     rows += draw_positions(d, comparison, deep)
     d.set_title("D: several layers and preconditioned steps")
-    for axes in (a, b, c, d):
+    for axes in (a, b, c):
         axes.legend(fontsize=7.5)
+    d.set_ylim(top=40)  # room for six names
+    d.legend(fontsize=7.5, ncols=2, loc="upper right")
     result = FigureResult(
         id="uncovering2023-fig4",
         title="Fig. 4: linear self-attention beside gradient descent and least squares",
