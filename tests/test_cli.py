@@ -65,17 +65,18 @@ def test_the_whole_way_of_a_run(
     assert "test loss" in capsys.readouterr().out
     assert RunFolder(Path(out)).config.seed == 5
     assert run(*arguments) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "--resume goes on with" in capsys.readouterr().err
     assert run(*arguments, "--resume") == 0
     capsys.readouterr()
     assert run("evaluate", out, "--sequences", "1", "--json") == 0
     losses = json.loads(capsys.readouterr().out)
-    assert list(losses)[0] == recipe
+    assert list(losses) == [recipe, "one gradient step", "least squares"]
+    assert losses["least squares"]["ridge"] > 0
     first, last = positions
     assert losses[recipe]["positions"] == list(range(first, last + 1))
     assert len(losses[recipe]["by_position"]) == last - first + 1
     assert run("evaluate", out, "--sequences", "1") == 0
-    assert "least squares, ridge" in capsys.readouterr().out
+    assert "least squares with ridge" in capsys.readouterr().out
 
 
 def test_several_seeds_get_a_folder_each(
