@@ -96,7 +96,7 @@ def train_recipe(
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: must be 1 or greater")
     configs = [override(recipes.get(name, seed=seed + i), changes) for i in range(seeds)]
-    from mesaopt.training import RunFolder, claim_folder, run_name, sittings, step_cost
+    from mesaopt.training import RunFolder, run_name, sittings, step_cost
 
     groups = sittings(configs, device)
     if seeds == 1:
@@ -104,10 +104,7 @@ def train_recipe(
     else:
         paths = {c.seed: (out or Path("runs")) / run_name(c) for c in configs}
     if not dry_run:
-        for path in paths.values():  # all of them may be written to, or none is
-            claim_folder(path, resume=resume)
-        for config in configs:
-            RunFolder.open(paths[config.seed], config, resume=resume)
+        RunFolder.open_all([paths[c.seed] for c in configs], configs, resume=resume)
     cost = step_cost(configs[0], device, seeds=[config.seed for config in groups[0]])
     if dry_run:
         return _print_training_cost(configs, cost)

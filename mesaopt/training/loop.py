@@ -17,7 +17,7 @@ from mesaopt.config import ModelConfig, RunConfig, differences
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError, SolveError
 from mesaopt.models import Model, make_model
 from mesaopt.training.environment import resolve_device
-from mesaopt.training.run_folder import RunFolder, claim_folder
+from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer, learning_rate
 
 Report = Callable[[int, float], None]
@@ -147,12 +147,7 @@ def train_seeds(
     paths = [Path(out) for out in outs]
     _check_seeds(configs, paths)
     where = resolve_device(device)
-    for path in paths:  # all of them may be written to, or none is
-        claim_folder(path, resume=resume)
-    folders = [
-        RunFolder.open(path, config, resume=resume)
-        for path, config in zip(paths, configs, strict=True)
-    ]
+    folders = RunFolder.open_all(paths, configs, resume=resume)
     with contextlib.ExitStack() as stack:
         unfinished = [folder for folder in folders if not folder.is_done]
         for folder in unfinished:
@@ -167,7 +162,7 @@ def sittings(configs: Sequence[RunConfig], device: str = "auto") -> list[list[Ru
     """Divide the seeds of one recipe into what is best trained side by side.
 
     A GPU has room for all of them at once. On a CPU that keeps its cores busy with one, side by side takes
-    7 to 20 % longer than one after the other (docs/performance.md).
+    6 to 20 % longer than one after the other (docs/performance.md).
 
     Args:
         configs: equal but for `seed`.

@@ -9,6 +9,7 @@ DONE                      steps and seconds, once the run has ended
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,28 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+
+    @classmethod
+    def open_all(
+        cls, paths: Sequence[Path], configs: Sequence[RunConfig], *, resume: bool
+    ) -> list["RunFolder"]:
+        """Open folders of several runs; nothing is written unless all of them may be written to.
+
+        Args:
+            paths: of the folders.
+            configs: what is to be run in each.
+            resume: whether existing runs of the same configurations may be continued.
+
+        Returns:
+            The folders.
+
+        Raises:
+            RunError: one holds something else, or a run of another configuration.
+        """
+        for path in paths:
+            claim_folder(path, resume=resume)
+        pairs = zip(paths, configs, strict=True)
+        return [cls.open(path, config, resume=resume) for path, config in pairs]
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, *, resume: bool) -> "RunFolder":

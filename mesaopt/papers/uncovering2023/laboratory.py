@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from mesaopt import recipes
@@ -20,6 +19,7 @@ from mesaopt.analysis import (
 from mesaopt.config import stacked
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Measured, Report
+from mesaopt.papers.uncovering2023.core_measure import average
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
     PUBLISHED_INVERSES,
@@ -120,16 +120,12 @@ class Laboratory(Measured):
             if runs
         }
         drawn = {baseline: losses[baseline] for baseline in baselines}
-        drawn |= {recipe: _average(by_seed) for recipe, by_seed in seed_losses.items()}
+        drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}
         return Comparison(name, drawn, seed_losses, settings)
 
 
 def _predictor(run: Run) -> Predictor:
     return model_predictor(cast(SequenceModel, run.model.cpu()), run.config.task.token_slots)
-
-
-def _average(losses: list[InContextLoss]) -> InContextLoss:
-    return InContextLoss(torch.stack([loss.losses for loss in losses]).mean(0))
 
 
 Baselines = tuple[dict[str, Predictor], dict[str, float]]

@@ -12,8 +12,9 @@ from scipy.optimize import minimize_scalar
 from mesaopt import ops
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import StartLaw
-from mesaopt.theory.ar_process.sampled import Stream, parts
+from mesaopt.theory.ar_process.sampled import Stream
 from mesaopt.theory.ar_process.weights import Array
+from mesaopt.theory.predictors import gradient_descent
 
 Predict = Callable[
     [Inexact[Array, "batch time dim"]],
@@ -47,14 +48,10 @@ def descent_predictions(
     if not step_size > 0 or num_steps < 1:
         given = f"step_size={step_size}, num_steps={num_steps}"
         raise ConfigError(f"{given}: must be greater than 0, and 1 or greater")
-    cross, query, _ = parts(states)
-    before = states[:, :-2]
-    gram = np.einsum("ztj,ztk->ztjk", before, before.conj()).cumsum(1)
-    gram /= np.arange(1, before.shape[1] + 1)[:, None, None]
-    learned = np.zeros_like(cross)
-    for _ in range(num_steps):
-        learned = learned + step_size * (cross - learned @ gram)
-    return (learned @ query[..., None])[..., 0]
+    predictions = gradient_descent(
+        torch.from_numpy(states), step_size=step_size, num_steps=num_steps, objective="mean"
+    )
+    return predictions[:, 1:-1].numpy()  # position 1 has no pair, and s_{T+1} no target
 
 
 def mesa_predictions(
