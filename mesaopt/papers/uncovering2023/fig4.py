@@ -46,7 +46,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     for axes in (a, b, c):
         axes.legend(fontsize=7.5)
     d.set_ylim(top=40)  # room for six names
-    d.legend(fontsize=7.5, ncols=2, loc="upper right")
+    d.legend(fontsize=7, ncols=2, loc="upper right", handlelength=1.4, columnspacing=1.0)
     result = FigureResult(
         id="uncovering2023-fig4",
         title="Fig. 4: linear self-attention beside gradient descent and least squares",
