@@ -20,6 +20,7 @@ from mesaopt.config import (
     RunConfig,
     StartName,
     TaskConfig,
+    TokenSlot,
     TrainConfig,
     stacked,
 )
@@ -115,6 +116,36 @@ MODELS: dict[str, ModelConfig] = {
 """The networks of von Oswald et al. by name; recipes say what they are trained on, and how."""
 
 
+def _by_dimension(dim: int) -> ModelConfig:
+    """Seven softmax layers whose widths grow with the dimension of a state."""
+    model = _plain(*[_SOFTMAX] * 7, dim=dim, embed_dim=4 * dim)
+    return replace(model, head_dim=2 * dim)
+
+
+def _of_width(name: str, width: int) -> ModelConfig:
+    """A model on partial observations with another width of the stream."""
+    return replace(MODELS[name], embed_dim=width, head_dim=min(20, width))
+
+
+MODELS |= {
+    "lsa-6-key-40": replace(MODELS["lsa-6"], head_dim=40),
+    "softmax-2": replace(
+        _constructed(*[_SOFTMAX] * 2, num_heads=1),
+        token_dim=80,
+        output_dim=20,
+        head_dim=40,
+        initial_std=0.05,
+        activation_clip=None,
+    ),
+    **{f"tf-7-dim-{dim}": _by_dimension(dim) for dim in (4, 6, 10, 20, 40, 60)},
+    **{
+        f"{name}-width-{width}": _of_width(name, width)
+        for name in ("tf-7-partial", "hybrid-mesa-partial")
+        for width in (10, 20, 30, 50)  # 5 and 15 hold no pairs of a sine and a cosine
+    },
+}
+
+
 def _constant(
     steps: int, learning_rate: float, *, weight_decay: float = 0.1, batch_size: int = 256
 ) -> TrainConfig:
@@ -184,6 +215,10 @@ def _linear_system() -> list[Recipe]:
             *("lsa-6", "lsa-6", _constant(15_000, 1e-4)),
             "six linear self-attention layers, which precondition the gradient step",
         ),
+        (
+            *("lsa-6-key-40", "lsa-6-key-40", _constant(4500, 1e-4, batch_size=512)),
+            "six linear self-attention layers with heads wide enough for any product of their weights",
+        ),
     )
     plain = _recipes(
         TASKS["linear"],
@@ -243,7 +278,48 @@ def _other_systems() -> list[Recipe]:
             "a softmax self-attention layer and a mesa layer on long sequences, to be used few-shot",
         ),
     )
-    return [*partial, *nonlinear, *few_shot, *_control("contracting"), *_control("fixed")]
+    return [
+        *partial,
+        *_partial_widths(),
+        *nonlinear,
+        *few_shot,
+        *_dimensions(),
+        *_control("contracting"),
+        *_control("fixed"),
+    ]
+
+
+def _partial_widths() -> list[Recipe]:
+    """The models on partial observations at smaller widths: how many past tokens fit into a stream."""
+    lengths = {"tf-7-partial": 20_000, "hybrid-mesa-partial": 12_000}
+    rows = [
+        (
+            *(name, name, _cosine(lengths[name.split("-width-")[0]], 4e-4)),
+            f"{name.split('-width-')[0]} with a stream of {name.split('-')[-1]}",
+        )
+        for name in MODELS
+        if "-width-" in name
+    ]
+    return _recipes(TASKS["partial"], *rows)
+
+
+def _dimensions() -> list[Recipe]:
+    """Softmax layers on systems of several dimensions, to be replaced by linear ones."""
+    training = {4: (5000, 4e-3), 6: (5000, 4e-3), 10: (5000, 4e-3), 20: (8000, 9e-3)}
+    training |= {40: (3500, 7e-3), 60: (2500, 4e-3)}
+    recipes = []
+    for dim, (steps, learning_rate) in training.items():
+        name, train = f"tf-7-dim-{dim}", _cosine(steps, learning_rate, batch_size=64)
+        summary = f"seven softmax self-attention layers on systems of dimension {dim}"
+        recipes += _recipes(_system_of(dim, ("current",)), (name, name, train, summary))
+    constructed = _system_of(20, ("zero", "current", "current", "previous"))
+    train = _cosine(10_000, 7e-4, batch_size=64)
+    summary = "two softmax self-attention layers of one head on constructed tokens"
+    return [*recipes, *_recipes(constructed, ("softmax-2", "softmax-2", train, summary))]
+
+
+def _system_of(dim: int, slots: tuple[TokenSlot, ...]) -> LinearSystemConfig:
+    return LinearSystemConfig(dim=dim, length=4 * dim, token_slots=slots, state_clip=1000.0)
 
 
 def _control(name: Literal["contracting", "fixed"]) -> list[Recipe]:

@@ -16,6 +16,7 @@ PUBLISHED = {
     "lsa-2": (1e-4, "constant", 0.1, 256, 5000),
     "lsa-4": (1e-4, "constant", 0.1, 256, 10_000),
     "lsa-6": (1e-4, "constant", 0.1, 256, 15_000),
+    "lsa-6-key-40": (1e-4, "constant", 0.1, 512, 4500),
     "mesa-1": (4e-4, "constant", 0.1, 256, 4500),
     "tf-3": (8e-4, "warmup_cosine", 0.05, 256, 10_000),
     "tf-7": (8e-4, "warmup_cosine", 0.05, 256, 10_000),
@@ -40,6 +41,19 @@ PUBLISHED = {
     "fixed-lsa-6": (1e-3, "constant", 0.1, 512, 5000),
     "fixed-mesa-1": (4e-4, "constant", 0.1, 512, 5000),
 }
+PUBLISHED |= {
+    f"{name}-width-{width}": PUBLISHED[name]
+    for name in ("tf-7-partial", "hybrid-mesa-partial")
+    for width in (10, 20, 30, 50)
+}
+PUBLISHED |= {
+    f"tf-7-dim-{dim}": (rate, "warmup_cosine", 0.05, 64, steps)
+    for dim, rate, steps in (
+        *((4, 4e-3, 5000), (6, 4e-3, 5000), (10, 4e-3, 5000)),
+        *((20, 9e-3, 8000), (40, 7e-3, 3500), (60, 4e-3, 2500)),
+    )
+}
+PUBLISHED["softmax-2"] = (7e-4, "warmup_cosine", 0.05, 64, 10_000)
 DECAY = {"lsa-2-notebook": 20_000, "tf-7-nonlinear": 50_000, "hybrid-mesa-nonlinear": 50_000}
 CLIPS = {
     "lsa-1": 4.0,

@@ -265,6 +265,49 @@ class SelfAttention(nn.Module, Generic[Memory]):
         raise NotImplementedError
 
     @torch.no_grad()
+    def head_inputs(self, x: Float[Tensor, "batch time width"]) -> HeadInputs:
+        """Compute what the operator reads: queries, keys and values behind projections, norms and gates.
+
+        Args:
+            x: [batch, time, width].
+
+        Returns:
+            The inputs, [batch, time, head, ...] each.
+
+        Raises:
+            ValueError: x has the wrong shape.
+        """
+        return self._read(x, None)[0]
+
+    def attention_map(
+        self, x: Float[Tensor, "batch time width"]
+    ) -> Float[Tensor, "batch head time time"]:
+        """Compute how much of every value each output holds: o_t = sum_s map[t, s] v_s.
+
+        Every operator here is linear in its values, so each has such a map: the weights of softmax
+        attention, the products q_t . k_s of linear attention, k_s . (H_t + ridge)^{-1} q_t of mesa.
+
+        Args:
+            x: [batch, time, width].
+
+        Returns:
+            Maps [batch, head, time, time], zero above the diagonal.
+
+        Raises:
+            ValueError: x has the wrong shape.
+
+        Example:
+            >>> from mesaopt.layers import SoftmaxSelfAttention
+            >>> layer = SoftmaxSelfAttention(width=6, num_heads=2, head_dim=3)
+            >>> maps = layer.attention_map(torch.randn(4, 7, 6))
+            >>> maps.shape, torch.allclose(maps.sum(-1), torch.ones(4, 2, 7))
+            (torch.Size([4, 2, 7, 7]), True)
+        """
+        inputs = self.head_inputs(x)
+        marks = torch.eye(x.shape[1], dtype=inputs.v.dtype, device=x.device)
+        marks = marks.unsqueeze(1).expand(*inputs.v.shape[:3], -1)  # [B,T,H,T], as values
+        return self.mix(inputs._replace(v=marks), None).output.transpose(1, 2)
+
     def head_products(
         self,
     ) -> tuple[Float[Tensor, "head read read"], Float[Tensor, "head width width"]]:

@@ -22,6 +22,39 @@ _MIXERS: dict[MixerName, type[SelfAttention]] = {
 }
 
 
+class Block(nn.Module):
+    """One layer of the residual stream: y = x + mixer(x), then clip(y + mlp(y)).
+
+    Args:
+        config: of the model.
+        layer: which one it is, from 0.
+
+    Example:
+        >>> Block(ModelConfig(), 0)(torch.randn(3, 50, 40)).shape
+        torch.Size([3, 50, 40])
+    """
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.mixer = _mixer(config, layer)
+        self.mlp = None if config.mlp_dim is None else _mlp(config.width, config.mlp_dim)
+        self.clip = config.activation_clip
+
+    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        """Add to the stream.
+
+        Args:
+            x: the stream [batch, time, width].
+
+        Returns:
+            The stream behind this layer, the same shape.
+        """
+        x = x + self.mixer(x)
+        if self.mlp is not None:
+            x = x + self.mlp(x)
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+
 class SequenceModel(nn.Module):
     """Tokens in, one prediction per position out.
 
@@ -55,9 +88,7 @@ class SequenceModel(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int = 0):
         super().__init__()
         self.config = config
-        layers = range(config.depth)
-        self.mixers = nn.ModuleList(_mixer(config, layer) for layer in layers)
-        self.mlps = nn.ModuleList(_mlp(config) for _ in layers)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         embeds, reads = config.embed_dim is not None, config.readout == "linear"
         self.embedding = _linear(config.token_dim, config.width) if embeds else nn.Identity()
         read = _linear if reads else _FirstSlot
@@ -71,12 +102,20 @@ class SequenceModel(nn.Module):
             seed: 0 or greater; the weights are a pure function of it.
         """
         for mixer in self.mixers:
-            cast(SelfAttention, mixer).reset_parameters()  # what is no matrix, such as a ridge
+            mixer.reset_parameters()  # what is no matrix, such as a ridge
         random = torch.Generator().manual_seed(seed)
-        for _, parameter in sorted(self.named_parameters()):
-            if parameter.dim() == 2:
-                initial = torch.randn(parameter.shape, generator=random) * self.config.initial_std
-                parameter.data.copy_(initial)
+        blocks = [cast(Block, block) for block in self.blocks]
+        mlps = [block.mlp for block in blocks if block.mlp is not None]
+        for module in (self.embedding, *self.mixers, *mlps, self.readout):
+            for _, parameter in sorted(module.named_parameters()):
+                if parameter.dim() == 2:
+                    initial = torch.randn(parameter.shape, generator=random)
+                    parameter.data.copy_(initial * self.config.initial_std)
+
+    @property
+    def mixers(self) -> list[SelfAttention]:
+        """The mixer of each layer, first to last."""
+        return [cast(SelfAttention, block.mixer) for block in self.blocks]
 
     def forward(
         self, tokens: Float[Tensor, "batch time token"]
@@ -90,12 +129,8 @@ class SequenceModel(nn.Module):
             Predictions [batch, time, output_dim].
         """
         x = self.embedding(tokens)
-        for mixer, mlp in zip(self.mixers, self.mlps, strict=True):
-            x = x + mixer(x)
-            if self.config.mlp_dim is not None:
-                x = x + mlp(x)
-            if self.config.activation_clip is not None:
-                x = x.clamp(-self.config.activation_clip, self.config.activation_clip)
+        for block in self.blocks:
+            x = block(x)
         return self.readout(x)
 
 
@@ -119,10 +154,7 @@ def _mixer(config: ModelConfig, layer: int) -> SelfAttention:
     return _MIXERS[config.mixers[layer]](config.width, config.num_heads, head_dim, frame=frame)
 
 
-def _mlp(config: ModelConfig) -> nn.Module:
-    if config.mlp_dim is None:
-        return nn.Identity()
-    width, hidden = config.width, config.mlp_dim
+def _mlp(width: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
         _linear(width, hidden), nn.GELU(approximate="tanh"), _linear(hidden, width)
     )

@@ -197,7 +197,7 @@ class _Slots:
         for slot, matrix in value.items():
             weights["value"][head, self._slot(slot)] = matrix.to(self.dtype)
         weights["output"][self._slot(output), head] = scale * identity
-        return {f"mixers.{index}.{name}.weight": weight for name, weight in weights.items()}
+        return {f"blocks.{index}.mixer.{name}.weight": weight for name, weight in weights.items()}
 
     def _slot(self, slot: int) -> slice:
         return slice(slot * self.dim, (slot + 1) * self.dim)

@@ -8,6 +8,7 @@ DONE                      steps and seconds, once the run has ended
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -292,10 +293,16 @@ def _whole_lines(path: Path) -> list[str]:
 def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError, RuntimeError) as error:
         advice = f"delete {path.parent} to go on from the checkpoint before it"
         raise RunError(f"{path}: is damaged ({error}); {advice}") from None
+
+
+def _name(saved: str) -> str:
+    """Call a parameter what it is called today: once, mixers and MLPs were lists of their own."""
+    return re.sub(r"^(mixer|mlp)s\.(\d+)\.", r"blocks.\2.\1.", saved)
 
 
 def optimizer_tensors(

@@ -19,7 +19,7 @@ def layer_of_blocks(dim: int, slots: int, heads: int) -> LinearSelfAttention:
 def test_gradient_descent_has_one_coefficient() -> None:
     layer = LinearSelfAttention(40, 2, 20)
     weights = proposition_1(10, step_size=0.03, num_heads=2, head_dim=20)
-    layer.load_state_dict({name.removeprefix("mixers.0."): w for name, w in weights.items()})
+    layer.load_state_dict({name.removeprefix("blocks.0.mixer."): w for name, w in weights.items()})
     coefficients = effective_coefficients(layer, 10)
     assert coefficients[2, 3, 2].item() == pytest.approx(0.03)
     coefficients[2, 3, 2] = 0

@@ -57,8 +57,8 @@ def test_states_of_every_published_model_fit_both_ways(name: str) -> None:
         assert all(torch.equal(found[n], wanted[n]) for n in wanted)
     together.load_state_dict(join(states[::-1]))
     assert torch.equal(
-        separate(together.state_dict(), 2)[0]["mixers.0.key.weight"],
-        states[1]["mixers.0.key.weight"],
+        separate(together.state_dict(), 2)[0]["blocks.0.mixer.key.weight"],
+        states[1]["blocks.0.mixer.key.weight"],
     )
 
 

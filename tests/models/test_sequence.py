@@ -87,18 +87,18 @@ def slow_model(config: ModelConfig, model: SequenceModel, tokens: np.ndarray) ->
         if layer == 0 and config.positions == "first_layer":
             placed = np.concatenate([x, slow_positions(*x.shape)], axis=1)
         inputs = {"query": placed, "key": placed, "value": x}
-        q, k, v = (inputs[n] @ w[f"mixers.{layer}.{n}.weight"].T for n in inputs)
+        q, k, v = (inputs[n] @ w[f"blocks.{layer}.mixer.{n}.weight"].T for n in inputs)
         heads = []
         for h, columns in enumerate(np.split(np.arange(q.shape[1]), config.num_heads)):
             a, b = q[:, columns], k[:, columns]
             if layer > 0 and config.unit_queries_keys == "after_first":
                 a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
-            ridge = w[f"mixers.{layer}.inverse_ridge"][h] if mixer == "mesa" else 1.0
+            ridge = w[f"blocks.{layer}.mixer.inverse_ridge"][h] if mixer == "mesa" else 1.0
             heads.append(slow_attention(mixer, a, b, v[:, columns], ridge))
-        x = x + np.concatenate(heads, axis=1) @ w[f"mixers.{layer}.output.weight"].T
+        x = x + np.concatenate(heads, axis=1) @ w[f"blocks.{layer}.mixer.output.weight"].T
         if config.mlp_dim is not None:
-            hidden = slow_gelu(x @ w[f"mlps.{layer}.0.weight"].T)
-            x = x + hidden @ w[f"mlps.{layer}.2.weight"].T
+            hidden = slow_gelu(x @ w[f"blocks.{layer}.mlp.0.weight"].T)
+            x = x + hidden @ w[f"blocks.{layer}.mlp.2.weight"].T
         if config.activation_clip is not None:
             x = np.clip(x, -config.activation_clip, config.activation_clip)
     if config.readout == "linear":
@@ -177,7 +177,7 @@ def test_weights_are_a_pure_function_of_the_seed() -> None:
             assert not torch.isin(first[name], other[name]).any()
             # 3200 draws: the standard error of their deviation is 1.3 %.
             assert abs(first[name].std().item() / config.initial_std - 1) < 0.05
-    assert (first["mixers.1.inverse_ridge"] == 1).all()
+    assert (first["blocks.1.mixer.inverse_ridge"] == 1).all()
 
 
 def test_the_residual_stream_is_clipped_after_every_layer() -> None:

@@ -31,7 +31,7 @@ def _smoke() -> tuple[Training, ...]:
 
 
 def _small() -> tuple[Training, ...]:
-    """What two CPU cores train in half an hour, so that signs and orders can be seen."""
+    """What two CPU cores train in an hour, so that signs and orders can be seen."""
     return (
         _training("lsa-1", 1500, seeds=3),
         _training("lsa-2", 2500),
@@ -39,12 +39,20 @@ def _small() -> tuple[Training, ...]:
         _training("lsa-6", 2000),
         _training("mesa-1", 1500, seeds=2),
         _training("tf-3", 1200),
-        _training("tf-7", 1200),
-        _training("hybrid-mesa", 1500),
-        _training("tf-7-partial", 1000, batch_size=32),
-        _training("hybrid-mesa-partial", 1200, batch_size=32),
-        _training("tf-7-nonlinear", 1000, batch_size=32),
-        _training("hybrid-mesa-nonlinear", 1200, batch_size=32),
+        _training("tf-7", 2500),
+        _training("hybrid-mesa", 2500),
+        _training("full-mesa-published", 2000),
+        _training("tf-7-partial", 4000, batch_size=32),
+        _training("hybrid-mesa-partial", 4000, batch_size=32),
+        *(_training(f"hybrid-mesa-partial-width-{w}", 4000, batch_size=32) for w in (10, 30)),
+        _training("tf-7-nonlinear", 3000, batch_size=32),
+        _training("hybrid-mesa-nonlinear", 3000, batch_size=32),
+        _training("tf-7-few-shot", 3000, batch_size=16),
+        _training("hybrid-mesa-few-shot", 3000, batch_size=16),
+        _training("tf-7-dim-4", 5000),
+        _training("tf-7-dim-6", 5000),
+        _training("tf-7-dim-10", 4000),
+        _training("softmax-2", 3000),
         _training("contracting-lsa-1", 3500),
         _training("contracting-lsa-2", 1500),
         _training("contracting-mesa-1", 2000),
@@ -54,10 +62,13 @@ def _small() -> tuple[Training, ...]:
 
 def _paper() -> tuple[Training, ...]:
     """As published, with more seeds."""
-    linear = {"lsa-1": 5, "lsa-2": 5, "lsa-4": 3, "lsa-6": 3, "mesa-1": 5}
-    deep = {"tf-3": 3, "tf-7": 3, "tf-12": 3, "hybrid-mesa": 3}
+    linear = {"lsa-1": 5, "lsa-2": 5, "lsa-4": 3, "lsa-6": 3, "lsa-6-key-40": 5, "mesa-1": 5}
+    deep = {"tf-3": 3, "tf-7": 3, "tf-12": 3, "hybrid-mesa": 3, "full-mesa-published": 3}
+    few_shot = {"tf-7-few-shot": 3, "hybrid-mesa-few-shot": 3}
+    widths = {name: 1 for name in PUBLISHED if "-width-" in name}
+    dimensions = {name: 5 for name in PUBLISHED if "-dim-" in name} | {"softmax-2": 1}
     others = [r for task in ("partial", "nonlinear", "contracting", "fixed") for r in RECIPES[task]]
-    seeds = linear | deep | dict.fromkeys(others, 3)
+    seeds = linear | deep | dict.fromkeys(others, 3) | few_shot | widths | dimensions
     return tuple(_training(r, PUBLISHED[r].config.train.steps, seeds=n) for r, n in seeds.items())
 
 
