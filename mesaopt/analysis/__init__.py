@@ -1,5 +1,6 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
+from mesaopt.analysis.capture import capture, captured_names, watching
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
@@ -22,6 +23,8 @@ __all__ = [
     "Predictor",
     "Tuned",
     "block_energy",
+    "capture",
+    "captured_names",
     "compressed_prediction",
     "effective_coefficients",
     "fit_polynomial",
@@ -30,4 +33,5 @@ __all__ = [
     "line_search_step_size",
     "model_predictor",
     "tune",
+    "watching",
 ]
