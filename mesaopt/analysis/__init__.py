@@ -1,12 +1,14 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
-from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.attention import AttentionMaps, attention_maps, attention_mass
+from mesaopt.analysis.capture import capture, captured_names, up_to, watching
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
     in_context_loss,
     model_predictor,
 )
+from mesaopt.analysis.sensitivity import Sensitivity, sensitivity
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -18,10 +20,14 @@ from mesaopt.analysis.tuning import (
 from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
 
 __all__ = [
+    "AttentionMaps",
     "InContextLoss",
     "InputMap",
     "Predictor",
+    "Sensitivity",
     "Tuned",
+    "attention_maps",
+    "attention_mass",
     "block_energy",
     "capture",
     "captured_names",
@@ -32,6 +38,8 @@ __all__ = [
     "learn_inverse",
     "line_search_step_size",
     "model_predictor",
+    "sensitivity",
     "tune",
+    "up_to",
     "watching",
 ]

@@ -264,7 +264,6 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
     def head_inputs(self, x: Float[Tensor, "batch time width"]) -> HeadInputs:
         """Compute what the operator reads: queries, keys and values behind projections, norms and gates.
 
