@@ -3,7 +3,20 @@
 from collections.abc import Callable
 
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig11, fig12, fig20
+from mesaopt.papers.uncovering2023 import (
+    fig3,
+    fig4,
+    fig6c,
+    fig7,
+    fig11,
+    fig12,
+    fig14,
+    fig15,
+    fig16,
+    fig20,
+    fig22,
+    fig23,
+)
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.recipes import RECIPES as PUBLISHED
 
@@ -23,7 +36,7 @@ def _smoke() -> tuple[Training, ...]:
     return tuple(
         _training(recipe, 2, batch_size=16)
         for recipe in (
-            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "hybrid-mesa"),
+            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
             *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
             *("contracting-lsa-1", "fixed-lsa-1"),
         )
@@ -119,6 +132,10 @@ UNCOVERING: Item[Laboratory] = Item(
     measure=Laboratory,
     parts=(
         _part(
+            *("fig3", "where the first softmax layer looks, the weights of one linear layer"),
+            *(fig3.compute, fig3.MODELS, fig3.seconds),
+        ),
+        _part(
             *("fig4", "linear self-attention on constructed tokens"),
             *(fig4.compute, fig4.MODELS, _scoring(20)),
         ),
@@ -139,8 +156,28 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
         ),
         _part(
+            *("fig14", "where the first layers of transformers look"),
+            *(fig14.compute, fig14.MODELS, fig14.seconds),
+        ),
+        _part(
+            *("fig15", "where the softmax layers in front of mesa layers look"),
+            *(fig15.compute, fig15.MODELS, fig15.seconds),
+        ),
+        _part(
+            *("fig16", "what the first layer depends on while training"),
+            *(fig16.compute, fig16.MODELS, fig16.seconds),
+        ),
+        _part(
             *("fig20", "least squares and kernel regression by dimension"),
             *(fig20.compute, (), fig20.seconds),
+        ),
+        _part(
+            *("fig22", "what the first layer depends on, partially observed"),
+            *(fig22.compute, fig22.MODELS, fig22.seconds),
+        ),
+        _part(
+            *("fig23", "what the first layer depends on, nonlinear"),
+            *(fig23.compute, fig23.MODELS, fig23.seconds),
         ),
     ),
 )
