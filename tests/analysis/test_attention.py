@@ -73,20 +73,15 @@ def test_mean_and_spread_of_many_are_those_of_all_at_once(mixer: str) -> None:
     assert found.offsets == (0, 2)
 
 
-def test_a_layer_that_looks_at_itself() -> None:
-    model = make()
-    for weight in (model.mixers[0].query.weight, model.mixers[0].key.weight):
-        weight.data = 100 * torch.eye(TOKEN, dtype=torch.float64)  # long keys: the own one wins
-    tokens = draw(20)
-    tokens = tokens / tokens.norm(dim=-1, keepdim=True)
-    model.mixers[0].query.weight.data[3:] = model.mixers[0].key.weight.data[3:] = 0
+def test_a_head_that_looks_at_itself_and_one_that_looks_everywhere() -> None:
+    model, tokens = make(), draw(20)
     tokens[..., 3:] = 0
     tokens = tokens / tokens.norm(dim=-1, keepdim=True)
+    for weight in (model.mixers[0].query.weight, model.mixers[0].key.weight):
+        weight.data = 100 * torch.eye(TOKEN, dtype=torch.float64)  # the second head reads zeros
     mass = attention_maps(model, tokens, name="blocks.0.mixer").mass
-    assert mass[0, 0] > 0.9, "the head that sees the tokens"
-    assert mass[1, 0] == pytest.approx(sum(1 / t for t in range(6, 13)) / 7), (
-        "the one that does not"
-    )
+    assert mass[0, 0] > 0.9
+    assert mass[1, 0] == pytest.approx(sum(1 / t for t in range(6, 13)) / 7)
 
 
 def test_arguments_out_of_range_are_refused() -> None:

@@ -220,7 +220,7 @@ def _draw_weights(part: SubFigure, run: Run) -> list[dict[str, Any]]:
 
 def _draw_matrix(axes: Axes, matrix: Tensor, title: str, size: int) -> None:
     limit = matrix.abs().max().item() or 1.0
-    axes.imshow(matrix, cmap=_SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.imshow(matrix.numpy(), cmap=_SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_title(title, fontsize=9, pad=3)
     axes.grid(visible=False)
     for edge in range(1, len(_SLOTS)):

@@ -110,7 +110,7 @@ def draw_heads(
     for head, (place, mean) in enumerate(zip(axes, maps.mean, strict=True)):
         length = len(mean)
         place.imshow(
-            mean, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest",
+            mean.numpy(), cmap=COLORS, vmin=0, vmax=1, interpolation="nearest",
             extent=(0.5, length + 0.5, length + 0.5, 0.5),
         )  # fmt: skip
         place.set_title(f"{together[head]:.2f}", fontsize=8, pad=2)
@@ -131,7 +131,7 @@ def draw_heads(
 def _enlarge_end(axes: Axes, mean: Tensor, size: int = 8) -> None:
     """Draw the last positions again, in the empty corner."""
     inset = axes.inset_axes((0.5, 0.5, 0.5, 0.5))
-    inset.imshow(mean[-size:, -size:], cmap=COLORS, vmin=0, vmax=1, interpolation="nearest")
+    inset.imshow(mean[-size:, -size:].numpy(), cmap=COLORS, vmin=0, vmax=1, interpolation="nearest")
     inset.set(xticks=[], yticks=[])
     inset.grid(visible=False)
     inset.spines[["top", "right"]].set_visible(True)
