@@ -204,7 +204,7 @@ def published_means(
         if published is None or name not in comparison.losses:
             continue
         runs = laboratory.runs.get(name, [])
-        if not all(_is_trained_as_published(run.config) for run in runs):
+        if not all(is_trained_as_published(run.config) for run in runs):
             continue
         low, high, basis = interval(
             published.mean,
@@ -225,7 +225,7 @@ def published_means(
     return claims
 
 
-def _is_trained_as_published(config: RunConfig) -> bool:
+def is_trained_as_published(config: RunConfig) -> bool:
     """Say whether a training differs from its recipe's in nothing but the test sequences."""
     published = RECIPES[config.recipe].config.train
     return config.train == replace(

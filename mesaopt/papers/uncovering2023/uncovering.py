@@ -3,7 +3,18 @@
 from collections.abc import Callable
 
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig11, fig12, fig20
+from mesaopt.papers.uncovering2023 import (
+    fig2,
+    fig4,
+    fig4ef,
+    fig6c,
+    fig7,
+    fig11,
+    fig12,
+    fig20,
+    fig21,
+    fig24,
+)
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.recipes import RECIPES as PUBLISHED
 
@@ -23,7 +34,7 @@ def _smoke() -> tuple[Training, ...]:
     return tuple(
         _training(recipe, 2, batch_size=16)
         for recipe in (
-            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "hybrid-mesa"),
+            *("lsa-1", "lsa-2", "lsa-6", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
             *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
             *("contracting-lsa-1", "fixed-lsa-1"),
         )
@@ -93,6 +104,12 @@ def _scoring(seconds: float) -> Callable[[Plan], float]:
     return lambda plan: 2 + seconds * plan.num_sequences / 5120
 
 
+def probe_seconds(models: int) -> Callable[[Plan], float]:
+    """Guess the time it takes to probe so many models that no figure before has probed."""
+    each = {"smoke": 0.5, "small": 12.0, "paper": 120.0}
+    return lambda plan: 1 + models * each[plan.scale]
+
+
 def _plan(scale: Scale, trainings: tuple[Training, ...], num_sequences: int) -> Plan:
     return Plan(
         what="uncovering2023", scale=scale, trainings=trainings, num_sequences=num_sequences
@@ -119,8 +136,24 @@ UNCOVERING: Item[Laboratory] = Item(
     measure=Laboratory,
     parts=(
         _part(
+            *("fig2", "past tokens and features, read off the layers"),
+            *(fig2.compute, fig2.MODELS, probe_seconds(6)),
+        ),
+        _part(
             *("fig4", "linear self-attention on constructed tokens"),
             *(fig4.compute, fig4.MODELS, _scoring(20)),
+        ),
+        _part(
+            *("fig4e", "the next token, read off linear layers"),
+            *(fig4ef.next_token, fig4ef.LINEAR, probe_seconds(1)),
+        ),
+        _part(
+            *("fig4f", "the preconditioned input, read off linear layers"),
+            *(fig4ef.preconditioning, fig4ef.LINEAR, probe_seconds(0)),
+        ),
+        _part(
+            *("fig6ab", "both, read off softmax layers"),
+            *(fig4ef.softmax, fig4ef.SOFTMAX, probe_seconds(1)),
         ),
         _part(
             *("fig6c", "softmax transformers on plain tokens"),
@@ -139,8 +172,24 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
         ),
         _part(
+            *("fig17", "past tokens in all layers of three models"),
+            *(fig2.compare_layers, fig2.THREE, probe_seconds(1)),
+        ),
+        _part(
             *("fig20", "least squares and kernel regression by dimension"),
             *(fig20.compute, (), fig20.seconds),
+        ),
+        _part(
+            *("fig21", "past tokens by width of the stream"),
+            *(fig21.compute, fig21.MODELS, probe_seconds(2)),
+        ),
+        _part(
+            *("fig24", "partial observation, read off the layers"),
+            *(fig24.partial, RECIPES["partial"], probe_seconds(2)),
+        ),
+        _part(
+            *("fig25", "the nonlinear system, read off the layers"),
+            *(fig24.nonlinear, RECIPES["nonlinear"], probe_seconds(3)),
         ),
     ),
 )
