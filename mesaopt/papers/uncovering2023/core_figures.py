@@ -177,7 +177,7 @@ def _weights(measured: Measurements) -> FigureResult:
     dim = config.task.dim
     trained = first_layer(run).head_products()
     built = proposition_1(dim, step_size=measured.step_size)
-    by_name = {name.split(".")[2]: weight for name, weight in built.items()}
+    by_name = {name.split(".")[-2]: weight for name, weight in built.items()}
     construction = (
         (by_name["key"].T @ by_name["query"])[None],
         (by_name["output"] @ by_name["value"])[None],
