@@ -1,6 +1,16 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
-from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.attention import (
+    AttentionMaps,
+    attention_maps,
+    attention_mass,
+)
+from mesaopt.analysis.capture import (
+    capture,
+    captured_names,
+    up_to,
+    watching,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
@@ -25,6 +35,10 @@ from mesaopt.analysis.probes import (
     read_layers,
     stream_names,
 )
+from mesaopt.analysis.sensitivity import (
+    Sensitivity,
+    sensitivity,
+)
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -33,9 +47,14 @@ from mesaopt.analysis.tuning import (
     line_search_step_size,
     tune,
 )
-from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
+from mesaopt.analysis.weights import (
+    block_energy,
+    compressed_prediction,
+    effective_coefficients,
+)
 
 __all__ = [
+    "AttentionMaps",
     "InContextLoss",
     "InputMap",
     "Predictor",
@@ -43,8 +62,11 @@ __all__ = [
     "ProbeScore",
     "ProbeTable",
     "Readings",
+    "Sensitivity",
     "Target",
     "Tuned",
+    "attention_maps",
+    "attention_mass",
     "block_energy",
     "capture",
     "captured_names",
@@ -65,7 +87,9 @@ __all__ = [
     "probe_layers",
     "probe_readings",
     "read_layers",
+    "sensitivity",
     "stream_names",
     "tune",
+    "up_to",
     "watching",
 ]
