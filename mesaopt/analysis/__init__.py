@@ -15,9 +15,17 @@ from mesaopt.analysis.tuning import (
     line_search_step_size,
     tune,
 )
-from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
+from mesaopt.analysis.weights import (
+    Compressed,
+    block_energy,
+    compress,
+    effective_coefficients,
+    interpolate,
+    product_form,
+)
 
 __all__ = [
+    "Compressed",
     "InContextLoss",
     "InputMap",
     "Predictor",
@@ -25,13 +33,15 @@ __all__ = [
     "block_energy",
     "capture",
     "captured_names",
-    "compressed_prediction",
+    "compress",
     "effective_coefficients",
     "fit_polynomial",
     "in_context_loss",
+    "interpolate",
     "learn_inverse",
     "line_search_step_size",
     "model_predictor",
+    "product_form",
     "tune",
     "watching",
 ]
