@@ -133,6 +133,7 @@ def first_layer(run: Run) -> SelfAttention:
     return cast(SelfAttention, cast(SequenceModel, run.model.cpu()).mixers[0])
 
 
+@torch.no_grad()
 def slot_coefficients(run: Run) -> Float[Tensor, "query key value"]:
     """Give the effective coefficients of a run of one layer, in the slots (current, previous)."""
     slots = run.config.task.token_slots
