@@ -48,13 +48,18 @@ from mesaopt.analysis.tuning import (
     tune,
 )
 from mesaopt.analysis.weights import (
+    Compressed,
     block_energy,
+    compress,
     compressed_prediction,
     effective_coefficients,
+    interpolate,
+    product_form,
 )
 
 __all__ = [
     "AttentionMaps",
+    "Compressed",
     "InContextLoss",
     "InputMap",
     "Predictor",
@@ -70,12 +75,14 @@ __all__ = [
     "block_energy",
     "capture",
     "captured_names",
+    "compress",
     "compressed_prediction",
     "current_token",
     "effective_coefficients",
     "fit_polynomial",
     "fit_probe",
     "in_context_loss",
+    "interpolate",
     "learn_inverse",
     "line_search_step_size",
     "model_predictor",
@@ -86,6 +93,7 @@ __all__ = [
     "probe",
     "probe_layers",
     "probe_readings",
+    "product_form",
     "read_layers",
     "sensitivity",
     "stream_names",

@@ -3,7 +3,17 @@
 from collections.abc import Callable
 
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig11, fig12, fig20
+from mesaopt.papers.uncovering2023 import (
+    fig4,
+    fig6c,
+    fig7,
+    fig9,
+    fig10,
+    fig11,
+    fig12,
+    fig13,
+    fig20,
+)
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.recipes import RECIPES as PUBLISHED
 
@@ -23,7 +33,7 @@ def _smoke() -> tuple[Training, ...]:
     return tuple(
         _training(recipe, 2, batch_size=16)
         for recipe in (
-            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "hybrid-mesa"),
+            *("lsa-1", "lsa-2", "lsa-6", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
             *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
             *("contracting-lsa-1", "fixed-lsa-1"),
         )
@@ -120,7 +130,7 @@ UNCOVERING: Item[Laboratory] = Item(
     parts=(
         _part(
             *("fig4", "linear self-attention on constructed tokens"),
-            *(fig4.compute, fig4.MODELS, _scoring(20)),
+            *(fig4.compute, fig4.MODELS, fig4.seconds),
         ),
         _part(
             *("fig6c", "softmax transformers on plain tokens"),
@@ -131,12 +141,24 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig7.compute, fig7.MODELS, _scoring(60)),
         ),
         _part(
+            *("fig9", "the weights of six linear layers"),
+            *(fig9.compute, fig9.MODELS, lambda _: 3.0),
+        ),
+        _part(
+            *("fig10", "the weights of seven softmax layers"),
+            *(fig10.compute, fig10.MODELS, lambda _: 3.0),
+        ),
+        _part(
             *("fig11", "contracting systems"),
             *(fig11.compute, RECIPES["contracting"], _scoring(10)),
         ),
         _part(
             *("fig12", "one fixed matrix, the negative control"),
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
+        ),
+        _part(
+            *("fig13", "the weights of one linear layer"),
+            *(fig13.compute, fig13.MODELS, lambda _: 2.0),
         ),
         _part(
             *("fig20", "least squares and kernel regression by dimension"),
