@@ -1,6 +1,16 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
-from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.attention import (
+    AttentionMaps,
+    attention_maps,
+    attention_mass,
+)
+from mesaopt.analysis.capture import (
+    capture,
+    captured_names,
+    up_to,
+    watching,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
@@ -25,6 +35,10 @@ from mesaopt.analysis.probes import (
     read_layers,
     stream_names,
 )
+from mesaopt.analysis.sensitivity import (
+    Sensitivity,
+    sensitivity,
+)
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -33,9 +47,18 @@ from mesaopt.analysis.tuning import (
     line_search_step_size,
     tune,
 )
-from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
+from mesaopt.analysis.weights import (
+    Compressed,
+    block_energy,
+    compress,
+    effective_coefficients,
+    interpolate,
+    product_form,
+)
 
 __all__ = [
+    "AttentionMaps",
+    "Compressed",
     "InContextLoss",
     "InputMap",
     "Predictor",
@@ -43,17 +66,21 @@ __all__ = [
     "ProbeScore",
     "ProbeTable",
     "Readings",
+    "Sensitivity",
     "Target",
     "Tuned",
+    "attention_maps",
+    "attention_mass",
     "block_energy",
     "capture",
     "captured_names",
-    "compressed_prediction",
+    "compress",
     "current_token",
     "effective_coefficients",
     "fit_polynomial",
     "fit_probe",
     "in_context_loss",
+    "interpolate",
     "learn_inverse",
     "line_search_step_size",
     "model_predictor",
@@ -64,8 +91,11 @@ __all__ = [
     "probe",
     "probe_layers",
     "probe_readings",
+    "product_form",
     "read_layers",
+    "sensitivity",
     "stream_names",
     "tune",
+    "up_to",
     "watching",
 ]

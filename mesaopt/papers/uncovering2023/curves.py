@@ -37,6 +37,7 @@ LABELS = {
     "lsa-2": "2 linear layers",
     "lsa-4": "4 linear layers",
     "lsa-6": "6 linear layers",
+    "lsa-6-key-40": "6 linear layers, heads of 40",
     "mesa-1": "1 mesa layer",
     "tf-3": "3 softmax layers",
     "tf-7": "7 softmax layers",
@@ -50,6 +51,7 @@ _COLORS = {
     "lsa-2": PALETTE[1],
     "lsa-4": PALETTE[3],
     "lsa-6": "#a97c50",
+    "lsa-6-key-40": "#a97c50",
     "mesa-1": PALETTE[2],
     "tf-3": PALETTE[1],
     "tf-7": PALETTE[0],
@@ -204,7 +206,7 @@ def published_means(
         if published is None or name not in comparison.losses:
             continue
         runs = laboratory.runs.get(name, [])
-        if not all(is_trained_as_published(run.config) for run in runs):
+        if not all(_is_trained_as_published(run.config) for run in runs):
             continue
         low, high, basis = interval(
             published.mean,
@@ -225,7 +227,7 @@ def published_means(
     return claims
 
 
-def is_trained_as_published(config: RunConfig) -> bool:
+def _is_trained_as_published(config: RunConfig) -> bool:
     """Say whether a training differs from its recipe's in nothing but the test sequences."""
     published = RECIPES[config.recipe].config.train
     return config.train == replace(

@@ -63,7 +63,7 @@ def softmax(laboratory: Laboratory, report: Report) -> Results:
     published = {NEXT: NEXT_TOKEN_PROBES["tf-7"], STEPS: PRECONDITIONING_PROBES["tf-7"]}
     for axes, target in zip(figure.subplots(2, 2), (NEXT, STEPS), strict=True):
         rows += draw_pair(axes, probed, target, published[target])
-    position_legend(figure, {21, LAST})
+    position_legend(figure, published[NEXT])
     claims = [
         *published_claims(
             laboratory, probed, "Fig. 6A", NEXT, published[NEXT], prefix="fig6a-tf-7-next"
@@ -72,7 +72,7 @@ def softmax(laboratory: Laboratory, report: Report) -> Results:
             laboratory, probed, "Fig. 6B", STEPS, published[STEPS], prefix="fig6b-tf-7-steps"
         ),
         *depth_claims(laboratory, probed, "fig6"),
-        *_exact_claims(laboratory, probed, "fig6b"),
+        *_exact_claims(laboratory, probed, "fig6b", max(published[STEPS])),
     ]
     result = FigureResult(
         id="uncovering2023-fig6ab",
@@ -113,16 +113,15 @@ def draw_pair(
         The numbers drawn.
     """
     left, right = axes
-    colors = {t: COLORS[t] for t in sorted({21, LAST, *published})}
-    rows = draw_depth(left, probed, target, colors, published)
+    rows = draw_depth(left, probed, target, {t: COLORS[t] for t in published}, published)
     left.set(title=f"{target}, by depth", ylabel="error of a linear probe")
     if target == NEXT:
         rows += draw_along(right, probed, target)
         right.set(title=f"{target}, held out, by position")
         right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5)
     else:
-        rows += draw_shares(right, probed, {STEPS: PALETTE[0], EXACT: PALETTE[4]}, LAST)
-        right.set(title=f"share read at position {LAST}, held out")
+        rows += draw_shares(right, probed, {STEPS: PALETTE[0], EXACT: PALETTE[4]}, max(published))
+        right.set(title=f"share read at position {max(published)}, held out")
         right.legend(loc="best")
     return rows
 
@@ -145,7 +144,7 @@ def _single(
         return Results(figures=[], claims=[])
     figure = Figure(figsize=(7.6, 3.9))
     rows = draw_pair(figure.subplots(1, 2), probed, target, published)
-    position_legend(figure, {21, LAST, *published})
+    position_legend(figure, published)
     name = f"fig{figure_name.lower()}"
     claims = published_claims(
         laboratory, probed, f"Fig. {figure_name}", target, published, prefix=f"{name}-{recipe}"
@@ -155,7 +154,7 @@ def _single(
         claims += [_honest_claim(laboratory, probed, name)]
     else:
         claims += [steps_claim(laboratory, probed, name)]
-        claims += _exact_claims(laboratory, probed, name)
+        claims += _exact_claims(laboratory, probed, name, max(published))
     result = FigureResult(
         id=f"uncovering2023-{name}",
         title=f"Fig. {figure_name}: {_STATEMENTS[target]}, layer by layer, of six linear layers",
@@ -167,15 +166,15 @@ def _single(
     return Results(figures=[result], claims=claims)
 
 
-def next_claim(laboratory: Laboratory, probed: Probed, name: str, *, position: int = 21) -> Claim:
+def next_claim(laboratory: Laboratory, probed: Probed, name: str) -> Claim:
     """Judge whether the next token is read better behind the last layer than before the first.
 
-    At position 21 by default: later, linear layers come to large activations for a few sequences, whose
+    At position 21: later, linear layers come to large activations for a few sequences, whose
     held-out errors outweigh the others'.
     """
     return depth_claim(
         *(laboratory, probed, f"{name}-{probed.recipe}-next-falls"),
-        *("Figs. 4E, 6A, 25", NEXT, position),
+        *("Figs. 4E, 6A, 25", NEXT, 21),
         high=0.5,
         basis="0.007 to 0.012 published for full training; half counts",
     )
@@ -209,11 +208,9 @@ def _honest_claim(laboratory: Laboratory, probed: Probed, name: str) -> Claim:
     The input shows one or two tokens, which say nothing of the next one without the others.
     """
     key = (NEXT, probed.names[0], LAST)
-    official, noise = probed.in_sample(*key)
-    uninformative = probed.score(*key).uninformative
     rank = 20 if probed.recipe.startswith("lsa") else 10
     expected = 1 - rank / 256
-    noise = (noise**2 + probed.score(*key).error ** 2) ** 0.5 / uninformative
+    shares = probed.in_sample_shares(*key)
     return limited_claim(
         laboratory,
         probed,
@@ -222,17 +219,17 @@ def _honest_claim(laboratory: Laboratory, probed: Probed, name: str) -> Claim:
         f"{probed.recipe}: before the first layer, where the next token cannot be known, a probe "
         "fitted and scored on the same 256 sequences seems to know something (its error, as a share "
         "of that of the mean)",
-        (official / uninformative, noise),
+        (shares.mean().item(), shares.std().item() / len(shares) ** 0.5),
         low=expected - 0.01,
         high=expected + 0.01,
         basis=f"1 - {rank}/256 for the {rank} directions of the input, and 0.01",
     )
 
 
-def _exact_claims(laboratory: Laboratory, probed: Probed, name: str) -> list[Claim]:
+def _exact_claims(laboratory: Laboratory, probed: Probed, name: str, position: int) -> list[Claim]:
     """Judge whether what is read is rather the authors' six steps than the inverse itself."""
     best = {
-        target: min(unread(probed, (target, part, LAST)) for part in probed.names)
+        target: min(unread(probed, (target, part, position)) for part in probed.names)
         for target in (STEPS, EXACT)
     }
     value = best[EXACT][0] / best[STEPS][0]
@@ -242,7 +239,7 @@ def _exact_claims(laboratory: Laboratory, probed: Probed, name: str) -> list[Cla
             probed,
             f"{name}-{probed.recipe}-exact-inverse",
             "beyond the paper",
-            f"{probed.recipe}: at position {LAST} less is read of the exactly preconditioned input "
+            f"{probed.recipe}: at position {position} less is read of the exactly preconditioned input "
             "than of six steps towards it (ratio of unread shares, in the layer where each is least, "
             "held out)",
             (value, value * math.hypot(*(error / share for share, error in best.values()))),

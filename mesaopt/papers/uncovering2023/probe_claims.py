@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
-from mesaopt.papers.uncovering2023.curves import is_trained_as_published
+from mesaopt.papers.uncovering2023.curves import _is_trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.probing import Probed, layer_name, layer_of, ratio
 from mesaopt.recipes import RECIPES
@@ -29,7 +29,7 @@ def length_of(laboratory: Laboratory, recipe: str) -> str:
 def is_published(laboratory: Laboratory, recipe: str) -> bool:
     """Say whether the runs of a recipe were trained as published."""
     runs = laboratory.runs.get(recipe, [])
-    return bool(runs) and all(is_trained_as_published(run.config) for run in runs)
+    return bool(runs) and all(_is_trained_as_published(run.config) for run in runs)
 
 
 def limited_claim(

@@ -90,6 +90,12 @@ class Probed:
             variance = variance + batches.mean(1).var() / len(batches)
         return batches.mean().item(), variance.sqrt().item()
 
+    def in_sample_shares(self, target: str, name: str, position: int) -> Tensor:
+        """Divide the error measured as published by that of what reads nothing, batch by batch."""
+        key = (target, name, position)
+        errors = torch.stack([found[key] for found in self.official]).mean(0)
+        return errors / self.score(*key).baseline.view(len(errors), -1).mean(1)
+
 
 def depth_probes(laboratory: Laboratory, recipe: str, report: Report) -> Probed | None:
     """Probe the runs of a recipe for the next token and the preconditioned input, at many positions.

@@ -69,6 +69,25 @@ CURVES: dict[str, dict[str, PublishedCurve]] = {
 recipe; its positions are those of the authors' other one-layer model, with a mean of 0.8942 (Fig. 4C).
 Figure 12 has no numbers, only a picture."""
 
+COMPRESSED = {"lsa-1": 0.8944}
+INTERPOLATED_BY_STEP = {
+    "lsa-1": {0: 1.330, 200: 1.047, 300: 0.9144, 400: 0.8985, 1000: 0.8946, 3400: 0.8921}
+}
+"""Figure 4A: loss of a layer compressed after 2500 steps, and of the layers halfway to it, by step."""
+
+RELEASED_COMPRESSED = {
+    "lsa-1": (0.8975, 0.8962),
+    "lsa-2": (0.4306, 0.4229),
+    "lsa-4": (0.2336, 0.3362),
+    "lsa-6": (0.2125, 0.4018),
+}
+"""Loss of the authors' released weights, trained longer than those of figures 4A and 4B, and of the scalars
+that they compress to: computed from the weights, not printed in the paper."""
+
+KEY_QUERY_ENERGY = {(1, 4): (0.92, 0.98), (5,): (0.73, 0.91), (6,): (0.37, 0.53)}
+"""Six linear layers, released weights: the share of the squared entries of W_k^T W_q that multiples of the
+identity explain, lowest and highest of the heads, by first and last layer. Not printed in the paper."""
+
 LEAST_SQUARES_PER_DIMENSION = {4: 0.0329, 6: 0.0285, 10: 0.0264, 20: 0.0247, 40: 0.0231, 60: 0.0224}
 KERNEL_PER_DIMENSION = {4: 0.0798, 6: 0.0780, 10: 0.0844, 20: 0.0947, 40: 0.1076, 60: 0.1150}
 """Figure 5B, noise 0.01: loss per dimension, 2 (batch) (time) (dim) in the denominator; least squares as

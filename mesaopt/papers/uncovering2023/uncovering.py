@@ -9,8 +9,11 @@ from mesaopt.papers.uncovering2023 import (
     fig4ef,
     fig6c,
     fig7,
+    fig9,
+    fig10,
     fig11,
     fig12,
+    fig13,
     fig20,
     fig21,
     fig24,
@@ -141,7 +144,7 @@ UNCOVERING: Item[Laboratory] = Item(
         ),
         _part(
             *("fig4", "linear self-attention on constructed tokens"),
-            *(fig4.compute, fig4.MODELS, _scoring(20)),
+            *(fig4.compute, fig4.MODELS, fig4.seconds),
         ),
         _part(
             *("fig4e", "the next token, read off linear layers"),
@@ -164,12 +167,24 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig7.compute, fig7.MODELS, _scoring(60)),
         ),
         _part(
+            *("fig9", "the weights of six linear layers"),
+            *(fig9.compute, fig9.MODELS, lambda _: 3.0),
+        ),
+        _part(
+            *("fig10", "the weights of seven softmax layers"),
+            *(fig10.compute, fig10.MODELS, lambda _: 3.0),
+        ),
+        _part(
             *("fig11", "contracting systems"),
             *(fig11.compute, RECIPES["contracting"], _scoring(10)),
         ),
         _part(
             *("fig12", "one fixed matrix, the negative control"),
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
+        ),
+        _part(
+            *("fig13", "the weights of one linear layer"),
+            *(fig13.compute, fig13.MODELS, lambda _: 2.0),
         ),
         _part(
             *("fig17", "past tokens in all layers of three models"),
