@@ -4,18 +4,25 @@ from collections.abc import Callable
 
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
 from mesaopt.papers.uncovering2023 import (
+    fig2,
     fig3,
     fig4,
+    fig4ef,
     fig6c,
     fig7,
+    fig9,
+    fig10,
     fig11,
     fig12,
+    fig13,
     fig14,
     fig15,
     fig16,
     fig20,
+    fig21,
     fig22,
     fig23,
+    fig24,
 )
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.recipes import RECIPES as PUBLISHED
@@ -36,7 +43,7 @@ def _smoke() -> tuple[Training, ...]:
     return tuple(
         _training(recipe, 2, batch_size=16)
         for recipe in (
-            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
+            *("lsa-1", "lsa-2", "lsa-6", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
             *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
             *("contracting-lsa-1", "fixed-lsa-1"),
         )
@@ -106,6 +113,12 @@ def _scoring(seconds: float) -> Callable[[Plan], float]:
     return lambda plan: 2 + seconds * plan.num_sequences / 5120
 
 
+def probe_seconds(models: int) -> Callable[[Plan], float]:
+    """Guess the time it takes to probe so many models that no figure before has probed."""
+    each = {"smoke": 0.5, "small": 12.0, "paper": 120.0}
+    return lambda plan: 1 + models * each[plan.scale]
+
+
 def _plan(scale: Scale, trainings: tuple[Training, ...], num_sequences: int) -> Plan:
     return Plan(
         what="uncovering2023", scale=scale, trainings=trainings, num_sequences=num_sequences
@@ -132,12 +145,28 @@ UNCOVERING: Item[Laboratory] = Item(
     measure=Laboratory,
     parts=(
         _part(
+            *("fig2", "past tokens and features, read off the layers"),
+            *(fig2.compute, fig2.MODELS, probe_seconds(6)),
+        ),
+        _part(
             *("fig3", "where the first softmax layer looks, the weights of one linear layer"),
             *(fig3.compute, fig3.MODELS, fig3.seconds),
         ),
         _part(
             *("fig4", "linear self-attention on constructed tokens"),
-            *(fig4.compute, fig4.MODELS, _scoring(20)),
+            *(fig4.compute, fig4.MODELS, fig4.seconds),
+        ),
+        _part(
+            *("fig4e", "the next token, read off linear layers"),
+            *(fig4ef.next_token, fig4ef.LINEAR, probe_seconds(1)),
+        ),
+        _part(
+            *("fig4f", "the preconditioned input, read off linear layers"),
+            *(fig4ef.preconditioning, fig4ef.LINEAR, probe_seconds(0)),
+        ),
+        _part(
+            *("fig6ab", "both, read off softmax layers"),
+            *(fig4ef.softmax, fig4ef.SOFTMAX, probe_seconds(1)),
         ),
         _part(
             *("fig6c", "softmax transformers on plain tokens"),
@@ -148,12 +177,24 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig7.compute, fig7.MODELS, _scoring(60)),
         ),
         _part(
+            *("fig9", "the weights of six linear layers"),
+            *(fig9.compute, fig9.MODELS, lambda _: 3.0),
+        ),
+        _part(
+            *("fig10", "the weights of seven softmax layers"),
+            *(fig10.compute, fig10.MODELS, lambda _: 3.0),
+        ),
+        _part(
             *("fig11", "contracting systems"),
             *(fig11.compute, RECIPES["contracting"], _scoring(10)),
         ),
         _part(
             *("fig12", "one fixed matrix, the negative control"),
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
+        ),
+        _part(
+            *("fig13", "the weights of one linear layer"),
+            *(fig13.compute, fig13.MODELS, lambda _: 2.0),
         ),
         _part(
             *("fig14", "where the first layers of transformers look"),
@@ -168,8 +209,16 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig16.compute, fig16.MODELS, fig16.seconds),
         ),
         _part(
+            *("fig17", "past tokens in all layers of three models"),
+            *(fig2.compare_layers, fig2.THREE, probe_seconds(1)),
+        ),
+        _part(
             *("fig20", "least squares and kernel regression by dimension"),
             *(fig20.compute, (), fig20.seconds),
+        ),
+        _part(
+            *("fig21", "past tokens by width of the stream"),
+            *(fig21.compute, fig21.MODELS, probe_seconds(2)),
         ),
         _part(
             *("fig22", "what the first layer depends on, partially observed"),
@@ -178,6 +227,14 @@ UNCOVERING: Item[Laboratory] = Item(
         _part(
             *("fig23", "what the first layer depends on, nonlinear"),
             *(fig23.compute, fig23.MODELS, fig23.seconds),
+        ),
+        _part(
+            *("fig24", "partial observation, read off the layers"),
+            *(fig24.partial, RECIPES["partial"], probe_seconds(2)),
+        ),
+        _part(
+            *("fig25", "the nonlinear system, read off the layers"),
+            *(fig24.nonlinear, RECIPES["nonlinear"], probe_seconds(3)),
         ),
     ),
 )
