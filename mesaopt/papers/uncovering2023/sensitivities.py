@@ -18,6 +18,7 @@ from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report
 from mesaopt.papers.uncovering2023.curves import label_of
+from mesaopt.papers.uncovering2023.first_layer import task_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import make_task
@@ -235,7 +236,7 @@ def judge(
                 laboratory,
                 f"fig{number}-{name}-onset",
                 f"Fig. {number}",
-                f"{label(name)}: the first layer learns to depend on the previous token "
+                f"{_what(name)}: the first layer learns to depend on the previous token "
                 "(sensitivity to it after and before training, ratio)",
                 (previous(end), previous(before)),
                 low=100.0,
@@ -245,11 +246,11 @@ def judge(
                 laboratory,
                 f"fig{number}-{name}-binds",
                 f"Fig. {number}",
-                f"{label(name)}: after training the previous token counts for more than those older than "
-                "six (ratio of sensitivities)",
+                f"{_what(name)}: after training the previous token counts for more than those older than the "
+                "nearest six (ratio of sensitivities)",
                 (previous(end), older(end)),
                 low=10.0,
-                basis=f"{PUBLISHED[name][1] / PUBLISHED[name][-1]:.3g} published, at least 37 for all "
+                basis=f"{PUBLISHED[name][1] / PUBLISHED[name][-1]:.0f} published, at least 37 for all "
                 "models; 10 counts",
             ),
             *_published(laboratory, courses[name], name, number),
@@ -315,6 +316,10 @@ def label(name: str) -> str:
     return {"full-mesa-published": 'linear, then mesa ("full-mesa")'}.get(name, label_of(name))
 
 
+def _what(name: str) -> str:
+    return f"{label(name)}, {task_of(name)} task"
+
+
 def _published(
     laboratory: Laboratory, courses: list[Course], name: str, number: int
 ) -> list[Claim]:
@@ -336,7 +341,7 @@ def _published(
             laboratory.claim(
                 f"fig{number}-{name}-{'previous' if back else 'self'}",
                 f"Fig. {number}",
-                f"{label(name)}: after {PUBLISHED_STEP} steps the sensitivity of the last position to "
+                f"{_what(name)}: after {PUBLISHED_STEP} steps the sensitivity of the last position to "
                 f"token {50 - back} is {wanted:g}",
                 value=value.item(),
                 low=wanted - width,
@@ -422,7 +427,7 @@ def _draw_tokens(axes: Axes, name: str, courses: list[Course]) -> list[dict[str,
             )
             for t, m, h in zip(places, mean.tolist(), half.tolist(), strict=True)
         ]
-    axes.set(yscale="log", title=label(name), xlabel="input token", ylim=(2e-5, 20))
+    axes.set(yscale="log", xlabel="input token", ylim=(2e-5, 20))
     return rows
 
 
