@@ -246,8 +246,8 @@ def judge(
                 laboratory,
                 f"fig{number}-{name}-binds",
                 f"Fig. {number}",
-                f"{_what(name)}: after training the previous token counts for more than those older than the "
-                "nearest six (ratio of sensitivities)",
+                f"{_what(name)}: after training the previous token counts for more than those older than "
+                "the nearest six (ratio of sensitivities)",
                 (previous(end), older(end)),
                 low=10.0,
                 basis=f"{PUBLISHED[name][1] / PUBLISHED[name][-1]:.0f} published, at least 37 for all "
