@@ -230,3 +230,11 @@ def test_colours_are_centred_at_zero_and_shared_within_a_row() -> None:
         assert limits == [(-x, x) for x in wanted]
         assert len(lines) == 16
         assert lines[4]["weights"] == "-2 -0 -0 -0"
+
+
+def test_colours_may_leave_out_the_largest_entries() -> None:
+    matrix = torch.arange(100.0).reshape(10, 10)
+    with style():
+        figure, _ = draw_matrices([Row("x", [Picture(-matrix, "y")], ("a",), share=0.9)])
+    (limits,) = {image.get_clim() for image in figure.axes[0].images}
+    assert limits == pytest.approx((-89.1, 89.1))  # 0.9 of the way from 0 to 99

@@ -144,8 +144,8 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
 def draw(axes: Axes, measured: Sequence[CompressedRun], names: Sequence[str]) -> Rows:
     """Draw losses of compressed and interpolated models into a panel of learning curves.
 
-    A dashed line is the loss of the scalars, its band the range over seeds; crosses are the scalars of the
-    last networks, where these are not the line; circles are the authors' own numbers.
+    A dashed line is the loss of the scalars of `extracted`, its band the range over seeds; a cross is that
+    of the last networks' scalars; circles are the authors' own numbers.
 
     Args:
         axes: with the learning curves.
@@ -178,9 +178,10 @@ def _draw_end(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
 
 
 def _draw_compressed(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
-    recipe, dashes = runs[0].recipe, _dashes(runs[0].recipe)
+    recipe = runs[0].recipe
     means = [one.compressed[one.extracted].mean for one in runs]
     label = f"{label_of(recipe)}, compressed"
+    dashes = _line(recipe, (0, (4, 2)))
     axes.axhline(statistics.mean(means), color=INK, ls=dashes, lw=1.1, label=label)
     axes.axhspan(min(means), max(means), color=INK, alpha=0.15, lw=0)
     if recipe in COMPRESSED:
@@ -196,8 +197,8 @@ def _draw_interpolated(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
     for one in runs:
         steps, losses = zip(*sorted(one.interpolated.items()), strict=True)
         label = f"{label_of(recipe)}, interpolated" if one is runs[0] else None
-        style = {"color": _INTERPOLATED_COLOR, "ls": _solid(recipe), "lw": 1.3, "label": label}
-        axes.plot(steps, [loss.mean for loss in losses], **style)
+        style = {"color": _INTERPOLATED_COLOR, "ls": _line(recipe, "solid"), "lw": 1.3}
+        axes.plot(steps, [loss.mean for loss in losses], **style, label=label)
     published = INTERPOLATED_BY_STEP.get(recipe, {})
     reached = {step: loss for step, loss in published.items() if step <= runs[0].end}
     axes.plot(
@@ -210,12 +211,9 @@ def _draw_interpolated(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
     ]
 
 
-def _dashes(recipe: str) -> Any:
-    return (0, (1, 1.5)) if recipe.endswith("key-40") else (0, (4, 2))
-
-
-def _solid(recipe: str) -> Any:
-    return (0, (1, 1.5)) if recipe.endswith("key-40") else "solid"
+def _line(recipe: str, usual: Any) -> Any:
+    """Dot what is drawn beside another model of six layers."""
+    return (0, (1, 1.5)) if recipe.endswith("key-40") else usual
 
 
 def _row(predictor: str, one: CompressedRun, step: int, loss: InContextLoss) -> dict[str, Any]:
