@@ -5,6 +5,7 @@ from collections.abc import Callable
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
 from mesaopt.papers.uncovering2023 import (
     fig2,
+    fig3,
     fig4,
     fig4ef,
     fig6c,
@@ -14,8 +15,13 @@ from mesaopt.papers.uncovering2023 import (
     fig11,
     fig12,
     fig13,
+    fig14,
+    fig15,
+    fig16,
     fig20,
     fig21,
+    fig22,
+    fig23,
     fig24,
 )
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
@@ -37,9 +43,17 @@ def _smoke() -> tuple[Training, ...]:
     return tuple(
         _training(recipe, 2, batch_size=16)
         for recipe in (
-            *("lsa-1", "lsa-2", "lsa-6", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
-            *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
-            *("contracting-lsa-1", "fixed-lsa-1"),
+            "lsa-1",
+            "lsa-2",
+            "lsa-6",
+            "mesa-1",
+            "tf-3",
+            "tf-7",
+            "hybrid-mesa",
+            "hybrid-mesa-partial",
+            "hybrid-mesa-nonlinear",
+            "contracting-lsa-1",
+            "fixed-lsa-1",
         )
     )
 
@@ -143,6 +157,10 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig2.compute, fig2.MODELS, probe_seconds(6)),
         ),
         _part(
+            *("fig3", "where the first softmax layer looks, the weights of one linear layer"),
+            *(fig3.compute, fig3.MODELS, fig3.seconds),
+        ),
+        _part(
             *("fig4", "linear self-attention on constructed tokens"),
             *(fig4.compute, fig4.MODELS, fig4.seconds),
         ),
@@ -187,6 +205,18 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig13.compute, fig13.MODELS, lambda _: 2.0),
         ),
         _part(
+            *("fig14", "where the first layers of transformers look"),
+            *(fig14.compute, fig14.MODELS, fig14.seconds),
+        ),
+        _part(
+            *("fig15", "where the softmax layers in front of mesa layers look"),
+            *(fig15.compute, fig15.MODELS, fig15.seconds),
+        ),
+        _part(
+            *("fig16", "what the first layer depends on while training"),
+            *(fig16.compute, fig16.MODELS, fig16.seconds),
+        ),
+        _part(
             *("fig17", "past tokens in all layers of three models"),
             *(fig2.compare_layers, fig2.THREE, probe_seconds(1)),
         ),
@@ -197,6 +227,14 @@ UNCOVERING: Item[Laboratory] = Item(
         _part(
             *("fig21", "past tokens by width of the stream"),
             *(fig21.compute, fig21.MODELS, probe_seconds(2)),
+        ),
+        _part(
+            *("fig22", "what the first layer depends on, partially observed"),
+            *(fig22.compute, fig22.MODELS, fig22.seconds),
+        ),
+        _part(
+            *("fig23", "what the first layer depends on, nonlinear"),
+            *(fig23.compute, fig23.MODELS, fig23.seconds),
         ),
         _part(
             *("fig24", "partial observation, read off the layers"),
