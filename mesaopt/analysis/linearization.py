@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mesaopt.analysis.capture import capture
 from mesaopt.analysis.in_context import Predictor, evaluation_batches, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
-from mesaopt.models import SequenceModel
+from mesaopt.models import Model, SequenceModel
 from mesaopt.tasks import Task
 
 LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
@@ -44,13 +44,13 @@ class Linearization:
 
 
 def linearize(
-    model: SequenceModel,
+    model: Model,
     task: Task,
     *,
     layers: Sequence[int] | None = None,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 3e-2,
     num_sequences: int = 2560,
     seed: int = 0,
     report: Callable[[int], None] | None = None,
@@ -62,7 +62,7 @@ def linearize(
     sequences, as :func:`distil` does. All layers learn from the same passes of the model.
 
     Args:
-        model: on the CPU; it is left as it is.
+        model: a stack of attention layers, on the CPU; it is left as it is.
         task: what it was trained on.
         layers: which, counted from 0; all of them if not given.
         steps: of the optimiser, 1 or more.
@@ -85,15 +85,15 @@ def linearize(
     Example:
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
         >>> from mesaopt.tasks import LinearSystem
-        >>> task = LinearSystem(LinearSystemConfig(dim=2, length=6))
+        >>> task = LinearSystem(LinearSystemConfig(dim=2, length=6, token_slots=("current",)))
         >>> config = ModelConfig(token_dim=2, output_dim=2, embed_dim=4, readout="linear", head_dim=4)
         >>> found = linearize(SequenceModel(config), task, steps=5, num_sequences=256)
         >>> found.layers, round(found.ratios.item(), 3)  # an untrained layer does nothing yet
         ((0,), 1.0)
     """
     if not isinstance(model, SequenceModel):
-        wanted = "must be a stack of attention layers; use distil for parts of others"
-        raise ValueError(f"model={type(model).__name__}: {wanted}")
+        wanted = "must be a SequenceModel; use distil for parts of others"
+        raise ValueError(f"model: is a {type(model).__name__}: {wanted}")
     chosen = tuple(range(len(model.blocks))) if layers is None else tuple(layers)
     for index in chosen:
         _check_index(model, index)
@@ -143,7 +143,7 @@ def distil(
     frame: Frame = _PLAIN,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 3e-2,
     seed: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> LinearSelfAttention:
@@ -215,14 +215,17 @@ def unexplained(
     Returns:
         0 for a perfect fit, 1 for one as good as the mean; it may be greater.
 
+    Raises:
+        ZeroDivisionError: the outputs do not vary, and the layer's are others.
+
     Example:
         >>> x = torch.randn(8, 5, 4)
         >>> unexplained(nn.Identity(), x, x)
         0.0
     """
-    missed = (layer(inputs).double() - outputs.double()).square().sum()
-    spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum()
-    return (missed / _positive(spread)).item()
+    missed = (layer(inputs).double() - outputs.double()).square().sum().item()
+    spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum().item()
+    return missed / spread if missed > 0 else 0.0
 
 
 def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> SequenceModel:
@@ -300,7 +303,7 @@ class _Student(nn.Module):
         self.whitening = _whitening(inputs)
         self.gain = 1.0
         with torch.no_grad():
-            self.gain = (_size(outputs) / _positive(_size(self(inputs)))).item()
+            self.gain = _size(outputs) / (_size(self(inputs)) or 1.0)
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         return self.gain * self.layer(x @ self.whitening)
@@ -327,7 +330,7 @@ def _learn(
     for done, pairs in enumerate(batches, start=1):
         if optimizer is None or schedule is None:
             students = [_Student(layer, *pair) for layer, pair in zip(layers, pairs, strict=True)]
-            scales = [_positive(_size(y)) for _, y in pairs]
+            scales = [_size(y) or 1.0 for _, y in pairs]
             weights = [weight for layer in layers for weight in layer.parameters()]
             optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -349,20 +352,15 @@ def _whitening(x: Float[Tensor, "batch time width"]) -> Float[Tensor, "width wid
     """Give W with which x W has unit second moments, but for directions of little variance or none."""
     rows = x.flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    largest = _positive(values.max())
+    largest = values.max()
     scales = values.clamp(min=_SMALLEST_VARIANCE * largest).rsqrt()
     scales = scales.where(values > _NO_VARIANCE * largest, 0.0)
     return (vectors * scales @ vectors.T).to(x.dtype)
 
 
-def _size(x: Tensor) -> Float[Tensor, ""]:
+def _size(x: Tensor) -> float:
     """Root mean square."""
-    return x.double().square().mean().sqrt()
-
-
-def _positive(x: Tensor) -> Tensor:
-    """Divide by this, where zero may be: zero over it is zero."""
-    return x.clamp(min=torch.finfo(x.dtype).tiny)
+    return x.double().square().mean().sqrt().item()
 
 
 def _check_index(model: SequenceModel, index: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
 from mesaopt.papers.uncovering2023 import (
     fig4,
+    fig5,
     fig6c,
     fig7,
     fig9,
@@ -12,6 +13,7 @@ from mesaopt.papers.uncovering2023 import (
     fig11,
     fig12,
     fig13,
+    fig19,
     fig20,
 )
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
@@ -36,6 +38,7 @@ def _smoke() -> tuple[Training, ...]:
             *("lsa-1", "lsa-2", "lsa-6", "mesa-1", "tf-3", "tf-7", "hybrid-mesa"),
             *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
             *("contracting-lsa-1", "fixed-lsa-1"),
+            *("tf-7-dim-4", "softmax-2"),
         )
     )
 
@@ -133,6 +136,10 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig4.compute, fig4.MODELS, fig4.seconds),
         ),
         _part(
+            *("fig5", "softmax layers made linear, and the price of softmax by dimension"),
+            *(fig5.compute, fig5.MODELS, fig5.seconds),
+        ),
+        _part(
             *("fig6c", "softmax transformers on plain tokens"),
             *(fig6c.compute, fig6c.MODELS, _scoring(20)),
         ),
@@ -159,6 +166,10 @@ UNCOVERING: Item[Laboratory] = Item(
         _part(
             *("fig13", "the weights of one linear layer"),
             *(fig13.compute, fig13.MODELS, lambda _: 2.0),
+        ),
+        _part(
+            *("fig19", "the weights of softmax layers and of linear ones distilled from them"),
+            *(fig19.compute, fig19.MODELS, fig19.seconds),
         ),
         _part(
             *("fig20", "least squares and kernel regression by dimension"),
