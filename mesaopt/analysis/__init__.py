@@ -17,6 +17,13 @@ from mesaopt.analysis.in_context import (
     in_context_loss,
     model_predictor,
 )
+from mesaopt.analysis.linearization import (
+    Linearization,
+    distil,
+    linearize,
+    unexplained,
+    with_layer,
+)
 from mesaopt.analysis.probes import (
     Probe,
     ProbeScore,
@@ -61,6 +68,7 @@ __all__ = [
     "Compressed",
     "InContextLoss",
     "InputMap",
+    "Linearization",
     "Predictor",
     "Probe",
     "ProbeScore",
@@ -76,6 +84,7 @@ __all__ = [
     "captured_names",
     "compress",
     "current_token",
+    "distil",
     "effective_coefficients",
     "fit_polynomial",
     "fit_probe",
@@ -83,6 +92,7 @@ __all__ = [
     "interpolate",
     "learn_inverse",
     "line_search_step_size",
+    "linearize",
     "model_predictor",
     "next_token",
     "official_probe_error",
@@ -96,6 +106,8 @@ __all__ = [
     "sensitivity",
     "stream_names",
     "tune",
+    "unexplained",
     "up_to",
     "watching",
+    "with_layer",
 ]

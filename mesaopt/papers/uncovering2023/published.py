@@ -159,3 +159,11 @@ TEACHER_PROBES: dict[str, ByDepth] = {
 """Figure 2B: the teacher's output for the last two tokens, read at position 50, mean squares per
 coordinate; before the first layer and behind layers 1 to 6 of seven, of the mesa model behind both of its
 layers. Keys are tokens, not positions."""
+LINEARISED = {
+    4: (2.07, 1.58, 1.21, 1.12, 1.15, 1.13, 1.19),
+    6: (2.19, 1.45, 1.29, 1.14, 1.16, 1.14, 1.17),
+    10: (2.27, 1.44, 1.18, 1.09, 1.08, 1.05, 1.04),
+    20: (3.15, 1.35, 1.06, 1.06, 1.02, 1.01, 1.05),
+}
+"""Figure 5A, by dimension: loss with one layer linear over that of the softmax model, layer 1 to 7, mean
+over five seeds; they spread by 0.09 to 0.45 in the first layer and 0.004 to 0.2 in the others."""

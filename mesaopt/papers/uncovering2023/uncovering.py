@@ -8,6 +8,7 @@ from mesaopt.papers.uncovering2023 import (
     fig3,
     fig4,
     fig4ef,
+    fig5,
     fig6c,
     fig7,
     fig9,
@@ -18,6 +19,7 @@ from mesaopt.papers.uncovering2023 import (
     fig14,
     fig15,
     fig16,
+    fig19,
     fig20,
     fig21,
     fig22,
@@ -54,6 +56,8 @@ def _smoke() -> tuple[Training, ...]:
             "hybrid-mesa-nonlinear",
             "contracting-lsa-1",
             "fixed-lsa-1",
+            "tf-7-dim-4",
+            "softmax-2",
         )
     )
 
@@ -173,6 +177,10 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig4ef.preconditioning, fig4ef.LINEAR, probe_seconds(0)),
         ),
         _part(
+            *("fig5", "softmax layers made linear, and the price of softmax by dimension"),
+            *(fig5.compute, fig5.MODELS, fig5.seconds),
+        ),
+        _part(
             *("fig6ab", "both, read off softmax layers"),
             *(fig4ef.softmax, fig4ef.SOFTMAX, probe_seconds(1)),
         ),
@@ -219,6 +227,10 @@ UNCOVERING: Item[Laboratory] = Item(
         _part(
             *("fig17", "past tokens in all layers of three models"),
             *(fig2.compare_layers, fig2.THREE, probe_seconds(1)),
+        ),
+        _part(
+            *("fig19", "the weights of softmax layers and of linear ones distilled from them"),
+            *(fig19.compute, fig19.MODELS, fig19.seconds),
         ),
         _part(
             *("fig20", "least squares and kernel regression by dimension"),
