@@ -1,6 +1,14 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
 from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.few_shot import (
+    EarlyAscent,
+    TunedPrompt,
+    early_ascent,
+    few_shot_losses,
+    prompted,
+    tune_prompt,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
@@ -18,20 +26,26 @@ from mesaopt.analysis.tuning import (
 from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
 
 __all__ = [
+    "EarlyAscent",
     "InContextLoss",
     "InputMap",
     "Predictor",
     "Tuned",
+    "TunedPrompt",
     "block_energy",
     "capture",
     "captured_names",
     "compressed_prediction",
+    "early_ascent",
     "effective_coefficients",
+    "few_shot_losses",
     "fit_polynomial",
     "in_context_loss",
     "learn_inverse",
     "line_search_step_size",
     "model_predictor",
+    "prompted",
     "tune",
+    "tune_prompt",
     "watching",
 ]
