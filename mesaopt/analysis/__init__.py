@@ -6,7 +6,6 @@ from mesaopt.analysis.few_shot import (
     TunedPrompt,
     early_ascent,
     few_shot_losses,
-    prompted,
     tune_prompt,
 )
 from mesaopt.analysis.in_context import (
@@ -44,7 +43,6 @@ __all__ = [
     "learn_inverse",
     "line_search_step_size",
     "model_predictor",
-    "prompted",
     "tune",
     "tune_prompt",
     "watching",

@@ -128,30 +128,6 @@ def tune_prompt(
     return TunedPrompt(losses=torch.tensor(losses), norms=torch.stack(norms), **on_cpu)
 
 
-def prompted(task: FewShot, prompt: TunedPrompt | None) -> FewShot:
-    """Lay the same pairs out with room for a prompt.
-
-    Args:
-        task: any few-shot task.
-        prompt: whose vectors are to stand in the sequence; None for bare pairs.
-
-    Returns:
-        The task with the layout and prefix length of the prompt.
-
-    Example:
-        >>> from mesaopt.config import FewShotConfig
-        >>> prompt = TunedPrompt(
-        ...     separator=torch.zeros(10), losses=torch.ones(1), norms=torch.ones(1, 1)
-        ... )
-        >>> prompted(FewShot(FewShotConfig()), prompt).config.num_pairs
-        75
-    """
-    bare = prompt is None or prompt.separator is None
-    prefix_length = 0 if prompt is None or prompt.prefix is None else len(prompt.prefix)
-    layout = "pairs" if bare else "triples"
-    return FewShot(replace(task.config, layout=layout, prefix_length=prefix_length))
-
-
 def few_shot_losses(
     model: Callable[[Tensor], Tensor],
     task: FewShot,
@@ -188,7 +164,7 @@ def few_shot_losses(
         >>> list(loss.positions), round(loss.mean, 1)
         ([1, 2, 3], 1.7)
     """
-    laid_out = prompted(task, prompt)
+    laid_out = _laid_out(task, prompt)
 
     def predict(batch: Batch) -> Tensor:
         if prompt is None:
@@ -238,6 +214,14 @@ def early_ascent(loss: InContextLoss) -> EarlyAscent:
         height=rise.mean().item(),
         error=(rise.std() / len(rise) ** 0.5).item(),
     )
+
+
+def _laid_out(task: FewShot, prompt: TunedPrompt | None) -> FewShot:
+    """Lay the same pairs out with room for a prompt."""
+    bare = prompt is None or prompt.separator is None
+    prefix_length = 0 if prompt is None or prompt.prefix is None else len(prompt.prefix)
+    layout = "pairs" if bare else "triples"
+    return FewShot(replace(task.config, layout=layout, prefix_length=prefix_length))
 
 
 def _first_vectors(
