@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig11, fig12, fig20
+from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig8, fig11, fig12, fig18, fig20
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.recipes import RECIPES as PUBLISHED
 
@@ -25,7 +25,7 @@ def _smoke() -> tuple[Training, ...]:
         for recipe in (
             *("lsa-1", "lsa-2", "mesa-1", "tf-3", "hybrid-mesa"),
             *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
-            *("contracting-lsa-1", "fixed-lsa-1"),
+            *("contracting-lsa-1", "fixed-lsa-1", "hybrid-mesa-few-shot"),
         )
     )
 
@@ -131,12 +131,20 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig7.compute, fig7.MODELS, _scoring(60)),
         ),
         _part(
+            *("fig8", "few-shot use of seven softmax layers"),
+            *(fig8.compute, fig8.MODELS, fig8.seconds),
+        ),
+        _part(
             *("fig11", "contracting systems"),
             *(fig11.compute, RECIPES["contracting"], _scoring(10)),
         ),
         _part(
             *("fig12", "one fixed matrix, the negative control"),
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
+        ),
+        _part(
+            *("fig18", "few-shot use of a softmax and a mesa layer"),
+            *(fig18.compute, fig18.MODELS, fig18.seconds),
         ),
         _part(
             *("fig20", "least squares and kernel regression by dimension"),
