@@ -182,8 +182,8 @@ def few_shot_losses(
 def early_ascent(loss: InContextLoss) -> EarlyAscent:
     """Measure how far a loss rises above its first value before it falls.
 
-    Every other sequence says where the loss is highest, the rest how high: the best of many places on the
-    same sequences would look like a rise where there is none.
+    Each half of the sequences says where the loss of the other half is taken: the best of many places on
+    the same sequences would look like a rise where there is none.
 
     Args:
         loss: of 4 sequences and 2 positions or more.
@@ -205,15 +205,20 @@ def early_ascent(loss: InContextLoss) -> EarlyAscent:
     if len(loss.losses) < 4 or loss.losses.shape[1] < 2:
         given = tuple(loss.losses.shape)
         raise ValueError(f"loss has shape {given}: must be 4 sequences and 2 positions or more")
-    choosing, measuring = loss.losses[0::2], loss.losses[1::2]
-    place = 1 + int(choosing[:, 1:].mean(0).argmax())
-    rise = measuring[:, place] - measuring[:, 0]
+    even, odd = loss.losses[0::2], loss.losses[1::2]
+    halves = [one[:, [0, _highest(other)]] for one, other in ((even, odd), (odd, even))]
+    rises = [half[:, 1] - half[:, 0] for half in halves]
     return EarlyAscent(
-        position=loss.positions[place],
-        peak=measuring[:, place].mean().item(),
-        height=rise.mean().item(),
-        error=(rise.std() / len(rise) ** 0.5).item(),
+        position=loss.positions[_highest(loss.losses)],
+        peak=sum(half[:, 1].mean().item() for half in halves) / 2,
+        height=sum(rise.mean().item() for rise in rises) / 2,
+        error=sum(rise.var().item() / len(rise) for rise in rises) ** 0.5 / 2,
     )
+
+
+def _highest(losses: Float[Tensor, "sequence position"]) -> int:
+    """Give the place behind the first where the mean loss is highest."""
+    return 1 + int(losses[:, 1:].mean(0).argmax())
 
 
 def _laid_out(task: FewShot, prompt: TunedPrompt | None) -> FewShot:

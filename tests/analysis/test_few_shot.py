@@ -241,6 +241,8 @@ def test_the_height_is_measured_on_other_sequences_than_the_place() -> None:
     found = [early_ascent(InContextLoss(1 + one)) for one in noise]
     scores = torch.tensor([ascent.height / ascent.error for ascent in found])
     assert abs(scores.mean()) < 0.2  # 0.05 is its standard error
+    full = [(1 + one)[:, 1:].mean(0).max() - (1 + one)[:, 0].mean() for one in noise]
+    assert torch.stack(full).mean() > 1.2 * torch.tensor([a.error for a in found]).mean()
     assert scores.std() == pytest.approx(1, abs=0.15)
 
 

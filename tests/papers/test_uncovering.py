@@ -10,7 +10,16 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan
 from mesaopt.papers.reproduce import make_plan, reproduce
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig12, fig20, laboratory
+from mesaopt.papers.uncovering2023 import (
+    few_shot,
+    fig4,
+    fig6c,
+    fig8,
+    fig12,
+    fig18,
+    fig20,
+    laboratory,
+)
 from mesaopt.papers.uncovering2023.curves import (
     _error_of_difference,
     label_of,
@@ -56,13 +65,14 @@ def hand_built() -> SequenceModel:
 
 def test_the_parts_are_the_figures_and_each_trains_what_it_reads() -> None:
     names = [part.name for part in UNCOVERING.parts]
-    assert names == ["fig4", "fig6c", "fig7", "fig11", "fig12", "fig20"]
+    assert names == ["fig4", "fig6c", "fig7", "fig8", "fig11", "fig12", "fig18", "fig20"]
     only = make_plan("uncovering2023", scale="small", only=("fig6c",))
     assert {training.recipe for training in only.trainings} == {"tf-3", "tf-7"}
     assert make_plan("uncovering2023/fig20", scale="small").trainings == ()
     everything = make_plan("uncovering2023", scale="paper")
     assert {t.recipe for t in everything.trainings} == {
-        r for task in RECIPES.values() for r in task
+        *(r for task in RECIPES.values() for r in task),
+        *(*fig8.MODELS, *fig18.MODELS),
     }
 
 
@@ -143,7 +153,10 @@ def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_con
     assert not any(judge(lambda batch: torch.zeros_like(batch.targets)).values())
 
 
-def test_claims_of_a_full_reproduction_have_names_of_their_own() -> None:
+def test_claims_of_a_full_reproduction_have_names_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(few_shot.SEQUENCES, "paper", 256)
     random = torch.Generator().manual_seed(0)
 
     def losses() -> InContextLoss:
