@@ -253,3 +253,14 @@ def test_positions_of_an_ascent_are_those_of_the_loss() -> None:
     for shape in ((3, 5), (5, 1)):
         with pytest.raises(ValueError, match=r"must be 4 sequences and 2 positions or more"):
             early_ascent(InContextLoss(torch.zeros(shape)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_prompts_are_learned_where_the_model_is_and_come_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    on_cpu = tune_prompt(model, PREFIXED, steps=3, batch_size=4)
+    on_gpu = tune_prompt(model.cuda(), PREFIXED, steps=3, batch_size=4)
+    for one, other in ((on_cpu.separator, on_gpu.separator), (on_cpu.prefix, on_gpu.prefix)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)

@@ -249,6 +249,14 @@ def test_everything_runs_at_scale_smoke_and_only_trained_models_fail(tmp_path: P
         "fig11-one-layer",
         "fig12-memorised",
         "fig12-before-the-context",
+        "fig18-ascent",
+        "fig18-separator-helps",
+        "fig18-prefix-helps",
+        "fig18-separator-is-small",
+        "fig18-switch-jump",
+        "fig18-switch-relearning",
     }
     figures = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
-    assert figures == {f"uncovering2023-fig{n}" for n in ("4", "6c", "7", "11", "12", "20")}
+    assert figures == {
+        f"uncovering2023-fig{n}" for n in ("4", "6c", "7", "8", "11", "12", "18", "20")
+    }

@@ -19,7 +19,7 @@ from mesaopt.analysis import (
 )
 from mesaopt.config import FewShotConfig
 from mesaopt.models import SequenceModel
-from mesaopt.papers.plan import Report, Scale
+from mesaopt.papers.plan import Scale
 from mesaopt.papers.uncovering2023.core_measure import average
 from mesaopt.tasks import Batch, FewShot
 from mesaopt.theory import Pairs, context_statistics, ridge_least_squares
@@ -29,6 +29,7 @@ AS_PUBLISHED = "least squares, six Newton steps, official"
 ON_TOKENS = "least squares, best ridge"
 ZERO_SEPARATOR = "least squares with a zero between pairs, best ridge"
 TRUE_PAIRS = "least squares on the true pairs"
+ALGORITHMS = (AS_PUBLISHED, ON_TOKENS, ZERO_SEPARATOR, TRUE_PAIRS)
 
 PAIRS, SEPARATOR, PREFIX = "pairs", "separator", "prefix"
 LABELS = {PAIRS: "pairs alone", SEPARATOR: "with EOS", PREFIX: "with EOS and prefix"}
@@ -43,6 +44,8 @@ SWITCH_AFTER = 20
 TOKEN_NORM = (10 / 3) ** 0.5
 """Of an input uniform on [-1, 1]^10, root mean square."""
 Switch = Literal["one task", "two tasks"]
+_BARE = FewShotConfig(length=2 * _NUM_PAIRS)
+_SEPARATED = FewShotConfig(length=3 * _NUM_PAIRS, layout="triples")
 _SWITCHES: dict[Switch, int | None] = {"one task": None, "two tasks": SWITCH_AFTER}
 
 
@@ -58,11 +61,11 @@ class Tuning:
 
 
 TUNING: dict[Scale, Tuning] = {
-    "smoke": Tuning(steps=2, batch_sizes=(2, 2), learning_rate=0.03, schedule="cosine"),
-    "small": Tuning(steps=200, batch_sizes=(16, 16), learning_rate=0.03, schedule="cosine"),
+    "smoke": Tuning(steps=2, batch_sizes=(2, 2), learning_rate=0.1, schedule="cosine"),
+    "small": Tuning(steps=150, batch_sizes=(16, 16), learning_rate=0.1, schedule="cosine"),
     "paper": Tuning(steps=5000, batch_sizes=(64, 128), learning_rate=1e-3, schedule="constant"),
 }
-SEQUENCES: dict[Scale, int] = {"smoke": 256, "small": 2560, "paper": 5120}
+SEQUENCES: dict[Scale, int] = {"smoke": 512, "small": 2560, "paper": 5120}
 
 Curves = dict[tuple[Switch, str], InContextLoss]
 """By switch, and by what a model is shown or by algorithm."""
@@ -84,34 +87,30 @@ class Measurement:
         return {key: average([one[key] for one in self.seed_curves]) for key in self.seed_curves[0]}
 
 
-def measure(runs: list[Run], scale: Scale, report: Report) -> Measurement:
+def work(num_runs: int, scale: Scale) -> int:
+    """Count the steps and batches that :func:`measure` reports."""
+    return num_runs * (2 * TUNING[scale].steps + 6 * -(-SEQUENCES[scale] // 256))
+
+
+def measure(runs: list[Run], scale: Scale, report: Callable[[int], None]) -> Measurement:
     """Learn prompts for every run and score it with them.
 
     Args:
         runs: one per training seed; left on the CPU.
         scale: says how long to learn, and on how many sequences to score.
-        report: told the steps and batches done.
+        report: called once a step and once a batch.
 
     Returns:
         Prompts and losses.
     """
-    tuning, batches = TUNING[scale], -(-SEQUENCES[scale] // 256)
-    total = len(runs) * (2 * tuning.steps + 6 * batches)
-    done = 0
-
-    def tick(_: int) -> None:
-        nonlocal done
-        done += 1
-        report(done, total)
-
     separators, prompts, curves = [], [], []
     for run in runs:
-        model = cast(SequenceModel, run.model)  # tuned on the device where it is
-        separator, prompt = learn_prompts(model, tuning, tick)
+        model = cast(SequenceModel, run.model)  # prompts are learned on the device where it is
+        separator, prompt = learn_prompts(model, TUNING[scale], report)
         separators.append(separator)
         prompts.append(prompt)
         shown = {PAIRS: None, SEPARATOR: separator, PREFIX: prompt}
-        curves.append(model_curves(model.cpu(), shown, SEQUENCES[scale], tick))
+        curves.append(model_curves(model.cpu(), shown, SEQUENCES[scale], report))
     return Measurement(prompts, separators, curves)
 
 
@@ -173,38 +172,44 @@ def model_curves(
     }
 
 
-@functools.cache
-def least_squares_curves(num_sequences: int) -> Curves:
-    """Score least squares, as published and with the best ridges, on the sequences of the models.
+def least_squares_curves(num_sequences: int, report: Callable[[int], None] | None = None) -> Curves:
+    """Score least squares, as published and as it can be, on the sequences of the models.
 
     Args:
         num_sequences: test sequences.
+        report: called once an algorithm, of :data:`ALGORITHMS`.
 
     Returns:
         The losses on the first 68 pairs.
     """
-    one_task = FewShot(FewShotConfig(length=2 * _NUM_PAIRS))
-    separated = FewShot(FewShotConfig(length=3 * _NUM_PAIRS, layout="triples"))
-    families: dict[str, tuple[FewShot, Callable[[float], Predictor]]] = {
-        ON_TOKENS: (one_task, _on_tokens),
-        ZERO_SEPARATOR: (separated, _on_tokens),
-    }
     curves: Curves = {}
-    predictors: dict[str, tuple[FewShot, Predictor]] = {
-        AS_PUBLISHED: (one_task, newton_steps),
-        TRUE_PAIRS: (one_task, _on_true_pairs),
-    }
-    for name, (task, family) in families.items():
-        ridge = tune(
-            family, task, bounds=(1e-4, 1e2), spacing="log", tolerance=0.03, num_sequences=256
-        ).value
-        predictors[name] = (task, family(ridge))
-    for name, (task, predict) in predictors.items():
-        for switch, after in _SWITCHES.items():
-            laid_out = FewShot(replace(task.config, switch_after=after))
-            losses = in_context_loss({"": predict}, laid_out, num_sequences=num_sequences)[""]
-            curves[switch, name] = InContextLoss(losses.losses)
+    for done, name in enumerate(ALGORITHMS, start=1):
+        curves |= _algorithm_curves(name, num_sequences)
+        if report is not None:
+            report(done)
     return curves
+
+
+@functools.cache
+def _algorithm_curves(name: str, num_sequences: int) -> Curves:
+    predict = {
+        AS_PUBLISHED: lambda: newton_steps,
+        ON_TOKENS: lambda: _on_tokens(_best_ridge(_BARE)),
+        ZERO_SEPARATOR: lambda: _on_tokens(_best_ridge(_SEPARATED)),
+        TRUE_PAIRS: lambda: _on_true_pairs,
+    }[name]()
+    config = _SEPARATED if name == ZERO_SEPARATOR else _BARE
+    curves: Curves = {}
+    for switch, after in _SWITCHES.items():
+        task = FewShot(replace(config, switch_after=after))
+        losses = in_context_loss({"": predict}, task, num_sequences=num_sequences)[""]
+        curves[switch, name] = InContextLoss(losses.losses)
+    return curves
+
+
+def _best_ridge(config: FewShotConfig) -> float:
+    search = {"bounds": (1e-4, 1e2), "spacing": "log", "tolerance": 0.03, "num_sequences": 256}
+    return tune(_on_tokens, FewShot(config), **search).value  # type: ignore[arg-type]
 
 
 def newton_steps(batch: Batch, *, num_steps: int = 6, pairs: Pairs = "official") -> Tensor:

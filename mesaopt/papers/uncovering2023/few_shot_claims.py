@@ -13,14 +13,12 @@ from mesaopt.papers.uncovering2023.few_shot import (
     PAIRS,
     PREFIX,
     SEPARATOR,
-    SEQUENCES,
     SWITCH_AFTER,
     TOKEN_NORM,
     TRUE_PAIRS,
     ZERO_SEPARATOR,
     Curves,
     Measurement,
-    least_squares_curves,
 )
 from mesaopt.papers.uncovering2023.laboratory import Comparison, Laboratory
 from mesaopt.papers.uncovering2023.published import FEW_SHOT
@@ -31,16 +29,16 @@ _LOOSELY = 0.1
 trained on, where seeds differ by more than on their own task."""
 
 
-def algorithm_claims(laboratory: Laboratory) -> list[Claim]:
+def algorithm_claims(laboratory: Laboratory, curves: Curves) -> list[Claim]:
     """Judge least squares.
 
     Args:
         laboratory: knows the scale.
+        curves: of the algorithms.
 
     Returns:
         The claims.
     """
-    curves = least_squares_curves(SEQUENCES[laboratory.plan.scale])
     by_name = {name: loss for (switch, name), loss in curves.items() if switch == "one task"}
     comparison = Comparison("few-shot", by_name, {}, {})
     return [
@@ -107,7 +105,7 @@ def algorithm_claims(laboratory: Laboratory) -> list[Claim]:
 
 
 def model_claims(
-    laboratory: Laboratory, number: str, recipe: str, measured: Measurement
+    laboratory: Laboratory, number: str, recipe: str, measured: Measurement, algorithms: Curves
 ) -> list[Claim]:
     """Judge what a trained model does.
 
@@ -116,13 +114,13 @@ def model_claims(
         number: of the figure.
         recipe: of the runs.
         measured: their prompts and losses.
+        algorithms: losses of least squares.
 
     Returns:
         The claims.
     """
     curves, by_seed = measured.curves, measured.seed_curves
     figure, start = f"Fig. {number}", f"fig{number}"
-    algorithms = least_squares_curves(SEQUENCES[laboratory.plan.scale])
     comparison = Comparison(
         "few-shot",
         {name: curves["one task", name] for name in LABELS}

@@ -1,5 +1,6 @@
 """Figures 8 and 18, drawn."""
 
+import itertools
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results, Scale
 from mesaopt.papers.uncovering2023.curves import settings_of
 from mesaopt.papers.uncovering2023.few_shot import (
+    ALGORITHMS,
     AS_PUBLISHED,
     LABELS,
     ON_TOKENS,
@@ -27,6 +29,7 @@ from mesaopt.papers.uncovering2023.few_shot import (
     Switch,
     least_squares_curves,
     measure,
+    work,
 )
 from mesaopt.papers.uncovering2023.few_shot_claims import algorithm_claims, model_claims
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
@@ -65,10 +68,15 @@ def compute(
         The figure and its claims.
     """
     scale: Scale = laboratory.plan.scale
-    algorithms = least_squares_curves(SEQUENCES[scale])
     runs = laboratory.runs.get(recipe, [])
-    measured = measure(runs, scale, report) if runs else None
-    curves = algorithms | (measured.curves if measured is not None else {})
+    total, done = len(ALGORITHMS) + work(len(runs), scale), itertools.count(1)
+
+    def tick(_: int) -> None:
+        report(next(done), total)
+
+    algorithms = least_squares_curves(SEQUENCES[scale], tick)
+    measured = measure(runs, scale, tick) if runs else None
+    curves = ({} if measured is None else measured.curves) | algorithms
     figure, rows = draw(recipe, curves, measured)
     result = FigureResult(
         id=f"uncovering2023-fig{number}",
@@ -80,9 +88,11 @@ def compute(
         rows=rows,
         figure=figure,
     )
-    claims = [] if measured is None else model_claims(laboratory, number, recipe, measured)
+    claims = (
+        [] if measured is None else model_claims(laboratory, number, recipe, measured, algorithms)
+    )
     if number == "8":
-        claims = [*algorithm_claims(laboratory), *claims]
+        claims = [*algorithm_claims(laboratory, algorithms), *claims]
     return Results(figures=[result], claims=claims)
 
 
