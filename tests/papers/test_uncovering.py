@@ -10,7 +10,16 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan
 from mesaopt.papers.reproduce import make_plan, reproduce
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig12, fig20, laboratory
+from mesaopt.papers.uncovering2023 import (
+    few_shot,
+    fig4,
+    fig6c,
+    fig8,
+    fig12,
+    fig18,
+    fig20,
+    laboratory,
+)
 from mesaopt.papers.uncovering2023.curves import (
     _error_of_difference,
     label_of,
@@ -147,7 +156,10 @@ def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_con
     assert not any(judge(lambda batch: torch.zeros_like(batch.targets)).values())
 
 
-def test_claims_of_a_full_reproduction_have_names_of_their_own() -> None:
+def test_claims_of_a_full_reproduction_have_names_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(few_shot.SEQUENCES, "paper", 256)
     random = torch.Generator().manual_seed(0)
 
     def losses() -> InContextLoss:
@@ -248,7 +260,12 @@ def test_everything_runs_at_scale_smoke_and_only_trained_models_fail(tmp_path: P
         "fig11-one-layer",
         "fig12-memorised",
         "fig12-before-the-context",
+        "fig18-ascent",
+        "fig18-separator-helps",
+        "fig18-prefix-helps",
+        "fig18-separator-is-small",
+        "fig18-switch-jump",
+        "fig18-switch-relearning",
     }
     figures = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
-    drawn = ("4", "6c", "7", "9", "10", "11", "12", "13", "20")
-    assert figures == {f"uncovering2023-fig{n}" for n in drawn}
+    assert figures == {f"uncovering2023-{part.name}" for part in UNCOVERING.parts}

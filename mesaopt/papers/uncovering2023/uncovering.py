@@ -11,6 +11,7 @@ from mesaopt.papers.uncovering2023 import (
     fig5,
     fig6c,
     fig7,
+    fig8,
     fig9,
     fig10,
     fig11,
@@ -19,6 +20,7 @@ from mesaopt.papers.uncovering2023 import (
     fig14,
     fig15,
     fig16,
+    fig18,
     fig19,
     fig20,
     fig21,
@@ -58,6 +60,7 @@ def _smoke() -> tuple[Training, ...]:
             "fixed-lsa-1",
             "tf-7-dim-4",
             "softmax-2",
+            "hybrid-mesa-few-shot",
         )
     )
 
@@ -97,8 +100,8 @@ def _paper() -> tuple[Training, ...]:
     linear = {"lsa-1": 5, "lsa-2": 5, "lsa-4": 3, "lsa-6": 3, "lsa-6-key-40": 5, "mesa-1": 5}
     deep = {"tf-3": 3, "tf-7": 3, "tf-12": 3, "hybrid-mesa": 3, "full-mesa-published": 3}
     few_shot = {"tf-7-few-shot": 3, "hybrid-mesa-few-shot": 3}
-    widths = {name: 1 for name in PUBLISHED if "-width-" in name}
-    dimensions = {name: 5 for name in PUBLISHED if "-dim-" in name} | {"softmax-2": 1}
+    widths = {name: 3 for name in PUBLISHED if "-width-" in name}
+    dimensions = {name: 5 for name in PUBLISHED if "-dim-" in name} | {"softmax-2": 3}
     others = [r for task in ("partial", "nonlinear", "contracting", "fixed") for r in RECIPES[task]]
     seeds = linear | deep | dict.fromkeys(others, 3) | few_shot | widths | dimensions
     return tuple(_training(r, PUBLISHED[r].config.train.steps, seeds=n) for r, n in seeds.items())
@@ -193,6 +196,10 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig7.compute, fig7.MODELS, _scoring(60)),
         ),
         _part(
+            *("fig8", "few-shot use of seven softmax layers"),
+            *(fig8.compute, fig8.MODELS, fig8.seconds),
+        ),
+        _part(
             *("fig9", "the weights of six linear layers"),
             *(fig9.compute, fig9.MODELS, lambda _: 3.0),
         ),
@@ -227,6 +234,10 @@ UNCOVERING: Item[Laboratory] = Item(
         _part(
             *("fig17", "past tokens in all layers of three models"),
             *(fig2.compare_layers, fig2.THREE, probe_seconds(1)),
+        ),
+        _part(
+            *("fig18", "few-shot use of a softmax and a mesa layer"),
+            *(fig18.compute, fig18.MODELS, fig18.seconds),
         ),
         _part(
             *("fig19", "the weights of softmax layers and of linear ones distilled from them"),
