@@ -14,9 +14,7 @@ from mesaopt.papers.uncovering2023 import (
     few_shot,
     fig4,
     fig6c,
-    fig8,
     fig12,
-    fig18,
     fig20,
     laboratory,
 )
