@@ -1,11 +1,57 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
-from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.attention import (
+    AttentionMaps,
+    attention_maps,
+    attention_mass,
+)
+from mesaopt.analysis.capture import (
+    capture,
+    captured_names,
+    up_to,
+    watching,
+)
+from mesaopt.analysis.few_shot import (
+    EarlyAscent,
+    TunedPrompt,
+    early_ascent,
+    few_shot_losses,
+    tune_prompt,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
     in_context_loss,
     model_predictor,
+)
+from mesaopt.analysis.linearization import (
+    Linearization,
+    distil,
+    linearize,
+    unexplained,
+    with_layer,
+)
+from mesaopt.analysis.probes import (
+    Probe,
+    ProbeScore,
+    ProbeTable,
+    Readings,
+    Target,
+    current_token,
+    fit_probe,
+    next_token,
+    official_probe_error,
+    past_token,
+    preconditioned_token,
+    probe,
+    probe_layers,
+    probe_readings,
+    read_layers,
+    stream_names,
+)
+from mesaopt.analysis.sensitivity import (
+    Sensitivity,
+    sensitivity,
 )
 from mesaopt.analysis.tuning import (
     InputMap,
@@ -25,23 +71,55 @@ from mesaopt.analysis.weights import (
 )
 
 __all__ = [
+    "AttentionMaps",
     "Compressed",
+    "EarlyAscent",
     "InContextLoss",
     "InputMap",
+    "Linearization",
     "Predictor",
+    "Probe",
+    "ProbeScore",
+    "ProbeTable",
+    "Readings",
+    "Sensitivity",
+    "Target",
     "Tuned",
+    "TunedPrompt",
+    "attention_maps",
+    "attention_mass",
     "block_energy",
     "capture",
     "captured_names",
     "compress",
+    "current_token",
+    "distil",
+    "early_ascent",
     "effective_coefficients",
+    "few_shot_losses",
     "fit_polynomial",
+    "fit_probe",
     "in_context_loss",
     "interpolate",
     "learn_inverse",
     "line_search_step_size",
+    "linearize",
     "model_predictor",
+    "next_token",
+    "official_probe_error",
+    "past_token",
+    "preconditioned_token",
+    "probe",
+    "probe_layers",
+    "probe_readings",
     "product_form",
+    "read_layers",
+    "sensitivity",
+    "stream_names",
     "tune",
+    "tune_prompt",
+    "unexplained",
+    "up_to",
     "watching",
+    "with_layer",
 ]

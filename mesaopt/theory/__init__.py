@@ -15,6 +15,7 @@ from mesaopt.theory.predictors import (
     kernel_regression,
     polynomial_prediction,
     preconditioned_descent,
+    preconditioned_queries,
     ridge_least_squares,
     system_scale,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "neumann_inverse",
     "polynomial_prediction",
     "preconditioned_descent",
+    "preconditioned_queries",
     "proposition_1",
     "proposition_2",
     "proposition_2_slots",

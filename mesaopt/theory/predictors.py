@@ -157,12 +157,35 @@ def preconditioned_descent(
         torch.Size([2, 5, 3])
     """
     context = context_of(states, inputs=inputs, pairs=pairs)
+    return context.cross_product(preconditioned_queries(context, inverse))
+
+
+def preconditioned_queries(
+    context: Context, inverse: ApproximateInverse
+) -> Inexact[Tensor, "batch time input"]:
+    """Multiply the newest input of every position by an approximate inverse of its Gram matrix.
+
+    z_t, approximately (H_t + ridge I)^{-1} x_t.
+
+    Args:
+        context: the pairs.
+        inverse: the steps that approximate the inverse, with their ridge and scale.
+
+    Returns:
+        [batch, time, input].
+
+    Example:
+        >>> from mesaopt.theory import context_of, neumann_inverse
+        >>> context = context_of(torch.tensor([[[0.5], [1.0]]]))
+        >>> preconditioned_queries(context, neumann_inverse(1)).flatten().tolist()  # (2 - H) x
+        [1.0, 1.75]
+    """
     scale = system_scale(context, inverse)
 
     def product(vector: Tensor) -> Tensor:
         return scale * (context.gram_product(vector) + inverse.ridge * vector)
 
-    return context.cross_product(scale * inverse.apply(product, context.queries))
+    return scale * inverse.apply(product, context.queries)
 
 
 def system_scale(

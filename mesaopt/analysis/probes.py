@@ -1,0 +1,613 @@
+"""Linear probes: what can be read off the residual stream, fitted on some sequences, scored on others."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesaopt.analysis.capture import capture
+from mesaopt.analysis.in_context import evaluation_batches
+from mesaopt.analysis.tuning import InputMap
+from mesaopt.config import TokenSlot
+from mesaopt.models import SequenceModel
+from mesaopt.tasks import Batch, Split, Task, squared_error, tokens_from_states
+from mesaopt.theory import ApproximateInverse, Context, Pairs, context_of, preconditioned_queries
+
+Target = Callable[[Batch, Sequence[int]], Tensor]
+"""What a probe is to read: from sequences and positions, counted from 1, to [batch, position, dim]."""
+
+RIDGE = 1e-9
+"""Penalty of a probe by default, relative to the mean variance of its features. It is there for features
+that are copies of others; float64 needs no more, and less is lost than sampling costs."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An affine map: features @ weight + intercept. Made by :func:`fit_probe`.
+
+    Example:
+        >>> Probe(torch.tensor([[2.0]]), torch.tensor([1.0])).predict(torch.tensor([[3.0]])).item()
+        7.0
+    """
+
+    weight: Float[Tensor, "*place feature dim"]
+    """One column per coordinate of the target."""
+    intercept: Float[Tensor, "*place dim"]
+    """What it predicts where all features are zero."""
+
+    def predict(
+        self, features: Float[Tensor, "*place sequence feature"]
+    ) -> Float[Tensor, "*place sequence dim"]:
+        """Read the target off features.
+
+        Args:
+            features: [..., sequence, feature].
+
+        Returns:
+            [..., sequence, dim], in float64.
+        """
+        return features.to(self.weight.dtype) @ self.weight + self.intercept[..., None, :]
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """How well a probe reads sequences it was not fitted on, between its controls.
+
+    All errors are half the squared error, summed over coordinates: :func:`mesaopt.tasks.squared_error`.
+    Times :attr:`per_coordinate` they are mean squares per coordinate.
+
+    Example:
+        >>> losses, baseline = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 5.0])
+        >>> score = ProbeScore(losses, baseline, dim=10, in_sample=1.5, shuffled=4.1)
+        >>> score.mean, score.mean * score.per_coordinate, score.uninformative, score.r2
+        (2.0, 0.4, 4.0, 0.5)
+    """
+
+    losses: Float[Tensor, " sequence"]
+    """Held-out error of every scored sequence."""
+    baseline: Float[Tensor, " sequence"]
+    """Held-out error of the mean of the fitting targets, which reads nothing."""
+    dim: int
+    """Coordinates of the target."""
+    in_sample: float
+    """Mean error on the very sequences it was fitted on: too good, by about the share that features are
+    of sequences."""
+    shuffled: float
+    """Held-out error of a probe fitted to targets that belong to other sequences: uninformative, and what
+    fitting as many features costs."""
+
+    @property
+    def mean(self) -> float:
+        """Mean held-out error."""
+        return self.losses.mean().item()
+
+    @property
+    def error(self) -> float:
+        """Standard error of :attr:`mean` over the scored sequences."""
+        return (self.losses.std() / len(self.losses) ** 0.5).item()
+
+    @property
+    def uninformative(self) -> float:
+        """Mean held-out error of what reads nothing."""
+        return self.baseline.mean().item()
+
+    @property
+    def per_coordinate(self) -> float:
+        """Factor that turns half a squared error into a mean square per coordinate: 2 / dim."""
+        return 2 / self.dim
+
+    @property
+    def unread(self) -> float:
+        """Share of the held-out variance that is not read: mean / uninformative; above 1 if worse."""
+        return self.mean / self.uninformative if self.uninformative else float("nan")
+
+    @property
+    def unread_error(self) -> float:
+        """Standard error of :attr:`unread` over the scored sequences, of which both parts are means."""
+        rest = self.losses - self.unread * self.baseline
+        return (rest.std() / len(rest) ** 0.5).item() / self.uninformative
+
+    @property
+    def r2(self) -> float:
+        """Share of the held-out variance that is read: 1 - unread."""
+        return 1 - self.unread
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What passed through the parts of a model at some positions, and what a probe is to read there.
+
+    Made by :func:`read_layers`.
+    """
+
+    features: Mapping[str, Float[Tensor, "sequence position feature"]]
+    """By name of the part."""
+    targets: Mapping[str, Float[Tensor, "sequence position dim"]]
+    """By name of the target."""
+    positions: tuple[int, ...]
+    """Counted from 1."""
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """Scores of all probes: every target, read off every part at every position."""
+
+    scores: Mapping[tuple[str, str, int], ProbeScore]
+    """By target, name of the part, and position counted from 1."""
+
+    def at(self, target: str, name: str, position: int) -> ProbeScore:
+        """Return one score."""
+        return self.scores[target, name, position]
+
+    def by_depth(self, target: str, position: int) -> dict[str, ProbeScore]:
+        """Return the scores of a target at one position, by name of the part, in the order asked for."""
+        return {
+            n: s for (which, n, t), s in self.scores.items() if (which, t) == (target, position)
+        }
+
+    def by_position(self, target: str, name: str) -> dict[int, ProbeScore]:
+        """Return the scores of a target read off one part, by position."""
+        return {t: s for (which, n, t), s in self.scores.items() if (which, n) == (target, name)}
+
+
+def fit_probe(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    ridge: float = RIDGE,
+) -> Probe:
+    """Fit an affine map by ridge regression, in float64, at many places at once.
+
+        minimise over A, b:  mean_n |y_n - A x_n - b|^2 + ridge * v * |A|_F^2,
+
+    v being the mean variance of the features, so that the ridge has no unit; b is not penalised.
+
+    Args:
+        features: x [..., sequence, feature], real.
+        targets: y [..., sequence, dim], real.
+        ridge: 0 or greater. With 0, features that depend on each other linearly are refused by the solver.
+
+    Returns:
+        The probe, one per place.
+
+    Raises:
+        ValueError: the numbers of sequences differ, or ridge is negative.
+
+    Example:
+        >>> x = torch.randn(100, 3)
+        >>> probe = fit_probe(x, 2 * x + 1)
+        >>> bool((probe.predict(x) - (2 * x + 1)).abs().max() < 1e-6)
+        True
+    """
+    _check_pair("features", features, "targets", targets)
+    if not ridge >= 0:
+        raise ValueError(f"ridge={ridge}: must be 0 or greater")
+    x, y = features.double(), targets.double()
+    x_mean, y_mean = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
+    x, y = x - x_mean, y - y_mean
+    gram = x.mT @ x / x.shape[-2]  # [..., F, F]
+    variance = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    penalty = ridge * torch.where(variance > 0, variance, 1.0)  # [...]
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    weight = torch.linalg.solve(gram + penalty[..., None, None] * identity, x.mT @ y / x.shape[-2])
+    return Probe(weight, (y_mean - x_mean @ weight).squeeze(-2))
+
+
+def probe(
+    fit_features: Tensor,
+    fit_targets: Tensor,
+    score_features: Tensor,
+    score_targets: Tensor,
+    *,
+    ridge: float = RIDGE,
+    seed: int = 0,
+) -> ProbeScore:
+    """Fit a probe on some sequences and score it on others.
+
+    Args:
+        fit_features: [fitted, feature].
+        fit_targets: [fitted, dim].
+        score_features: [scored, feature].
+        score_targets: [scored, dim].
+        ridge: see :func:`fit_probe`.
+        seed: of the order in which targets are shuffled for the control.
+
+    Returns:
+        The score with its controls.
+
+    Raises:
+        ValueError: sizes do not fit, or there are too few fitting sequences: a probe of F features and an
+            intercept needs F + 1 to be determined at all.
+
+    Source: von Oswald et al. fit and score on the same 256 sequences, without an intercept:
+    :func:`official_probe_error`.
+
+    Example:
+        >>> x, y = torch.randn(2, 400, 5, generator=torch.Generator().manual_seed(0)).unbind()
+        >>> score = probe(x[:200], x[:200] + y[:200], x[200:], x[200:] + y[200:])
+        >>> round(score.r2, 1)  # half of the variance is noise
+        0.5
+    """
+    stacked = (x[None] for x in (fit_features, fit_targets, score_features, score_targets))
+    (score,) = _probe_places(*stacked, ridge=ridge, seed=seed)
+    return score
+
+
+def official_probe_error(
+    features: Tensor,
+    targets: Tensor,
+    *,
+    outlier_score: float | None = None,
+) -> float:
+    """Fit and score on the same sequences, as published numbers were: for comparison with them only.
+
+    Least squares without an intercept, singular values cut off as in float32. Its error is too small by
+    about the share that features are of sequences: 40 features that say nothing about 256 sequences come
+    to 84 % of the variance.
+
+    Args:
+        features: [sequence, feature]; published with 256 sequences.
+        targets: [sequence, dim].
+        outlier_score: sequences whose targets have a norm this many standard deviations above the mean
+            norm are left out, on this side only; published with 2 for preconditioned inputs. None: all
+            count.
+
+    Returns:
+        Mean of half the squared error.
+
+    Raises:
+        ValueError: the numbers of sequences differ.
+
+    Source: von Oswald et al., the authors' code for Figures 2, 4, 6, 24 and 25.
+
+    Example:
+        >>> x = torch.randn(256, 40)
+        >>> official_probe_error(x, x @ torch.randn(40, 10)) < 1e-8
+        True
+    """
+    _check_pair("features", features, "targets", targets)
+    x, y = features.double(), targets.double()
+    if outlier_score is not None:
+        norms = y.norm(dim=-1)
+        kept = norms < norms.mean() + outlier_score * norms.std(correction=0)
+        x, y = x[kept], y[kept]
+    cutoff = torch.finfo(torch.float32).eps * max(x.shape)
+    # By way of the Gram matrix, whose eigenvalues are squares: float64 has the digits for it.
+    weight = torch.linalg.pinv(x.mT @ x, rtol=cutoff**2, hermitian=True) @ (x.mT @ y)
+    return squared_error((x @ weight)[None], y[None]).mean().item()
+
+
+def past_token(steps: int, *, through: InputMap | None = None) -> Target:
+    """Make a target of the state some steps back: s_{t - steps}, or f(s_{t - steps}).
+
+    Args:
+        steps: 0, the current one, or more.
+        through: f, from states to what is to be read, such as the features of
+            :class:`mesaopt.tasks.NonlinearSystem`.
+
+    Returns:
+        The target; it raises ValueError at positions with nothing that far back.
+
+    Raises:
+        ValueError: steps is negative.
+
+    Example:
+        >>> x = torch.arange(4.0).view(1, 4, 1)
+        >>> batch = Batch(x[:, :3], x[:, 1:], x, torch.eye(1)[None])
+        >>> past_token(1)(batch, [2, 3]).flatten().tolist()
+        [0.0, 1.0]
+    """
+    if steps < 0:
+        raise ValueError(f"steps={steps}: must be 0 or greater")
+
+    def read(batch: Batch, positions: Sequence[int]) -> Tensor:
+        if min(positions) <= steps:
+            raise ValueError(f"position={min(positions)}: has no token {steps} steps back")
+        states = batch.observed[:, [t - 1 - steps for t in positions]]
+        return states if through is None else through(states)
+
+    return read
+
+
+def current_token(batch: Batch, positions: Sequence[int]) -> Tensor:
+    """Target s_t: what the token of the position itself shows."""
+    return batch.observed[:, _places(positions)]
+
+
+def next_token(batch: Batch, positions: Sequence[int]) -> Tensor:
+    """Target s_{t+1}: what the model is to predict."""
+    return batch.targets[:, _places(positions)]
+
+
+def preconditioned_token(
+    method: float | ApproximateInverse,
+    *,
+    inputs: InputMap | None = None,
+    pairs: Pairs = "all",
+) -> Target:
+    """Make a target of what least squares needs: the newest input, multiplied by an inverse Gram matrix.
+
+    (H_t + ridge I)^{-1} x_t with H_t = sum_{s < t} x_s x_s^T; times the cross matrix it is the prediction
+    of least squares. Exactly, in float64, or by a few steps towards it.
+
+    Args:
+        method: the ridge, greater than 0, for the exact inverse; or an approximate one, which has its own,
+            such as those of `mesaopt.theory.PUBLISHED_INVERSES`.
+        inputs: from states to x; several observations side by side for systems observed in part, features
+            for nonlinear ones. The states if not given.
+        pairs: "all", or "official" without the newest.
+
+    Returns:
+        The target, in float64.
+
+    Raises:
+        ValueError: the ridge is not greater than 0: early Gram matrices have no inverse.
+
+    Source: von Oswald et al., section on probing, with six approximate steps for the inverse.
+
+    Example:
+        >>> x = torch.tensor([[[3.0], [1.0], [0.0]]])
+        >>> batch = Batch(x[:, :2], x[:, 1:], x, torch.eye(1)[None])
+        >>> preconditioned_token(1.0)(batch, [1, 2]).flatten().tolist()  # 3 / 1, 1 / (9 + 1)
+        [3.0, 0.1]
+    """
+    if not isinstance(method, ApproximateInverse) and not method > 0:
+        raise ValueError(f"method={method}: must be a ridge greater than 0, or an approximation")
+
+    def read(batch: Batch, positions: Sequence[int]) -> Tensor:
+        states = batch.observed.double()
+        context = context_of(states, inputs=None if inputs is None else inputs(states), pairs=pairs)
+        if isinstance(method, ApproximateInverse):
+            return preconditioned_queries(context, method)[:, _places(positions)]
+        return torch.stack([_exactly(context, method, t) for t in positions], dim=1)
+
+    return read
+
+
+def read_layers(
+    model: nn.Module,
+    task: Task,
+    targets: Mapping[str, Target],
+    *,
+    positions: Sequence[int],
+    names: Sequence[str] | None = None,
+    num_sequences: int = 2048,
+    slots: tuple[TokenSlot, ...] | None = None,
+    seed: int = 0,
+    split: Split = "test",
+    report: Callable[[int], None] | None = None,
+) -> Readings:
+    """Run a model on fresh sequences and keep what probes are about, at some positions.
+
+    Args:
+        model: on the CPU; any module from tokens to [batch, time, width].
+        task: where the sequences come from.
+        targets: what is to be read, by name.
+        positions: counted from 1.
+        names: parts of the model, as in :func:`mesaopt.analysis.capture`; of a
+            :class:`mesaopt.models.SequenceModel` the residual stream before and behind every layer if not
+            given.
+        num_sequences: rounded up to whole batches of 256, 1 or more.
+        slots: of the tokens the model was trained on; those of the task if not given.
+        seed: of the sequences.
+        split: "train", "validation" or "test".
+        report: told how many batches of 256 are done.
+
+    Returns:
+        Features and targets, in the type they come in.
+
+    Raises:
+        ValueError: there are no names, no such part, or no such position.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig, ModelConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> task = LinearSystem(LinearSystemConfig(length=6))
+        >>> readings = read_layers(
+        ...     SequenceModel(ModelConfig()), task, {"next": next_token}, positions=[5, 6]
+        ... )
+        >>> {name: tuple(features.shape) for name, features in readings.features.items()}
+        {'blocks.0.input': (2048, 2, 40), 'blocks.0': (2048, 2, 40)}
+    """
+    names = stream_names(model) if names is None else list(names)
+    if not positions or not names:
+        raise ValueError("positions, names: must not be empty")
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    read: dict[str, list[Tensor]] = {target: [] for target in targets}
+    batches = evaluation_batches(task, num_sequences=num_sequences, seed=seed, split=split)
+    for done, batch in enumerate(batches, start=1):
+        _check_positions(positions, batch.targets.shape[1])
+        tokens = batch.tokens if slots is None else tokens_from_states(batch.observed, slots)
+        captured = capture(model, tokens, names)
+        for name in names:
+            kept[name].append(captured[name][:, _places(positions)])
+        for target, of in targets.items():
+            read[target].append(of(batch, positions))
+        if report is not None:
+            report(done)
+    return Readings(_joined(kept), _joined(read), tuple(positions))
+
+
+def probe_readings(
+    fit: Readings, score: Readings, *, ridge: float = RIDGE, seed: int = 0
+) -> ProbeTable:
+    """Probe every target in every part at every position, each by itself.
+
+    Args:
+        fit: what the probes are fitted on.
+        score: the same parts, targets and positions for other sequences.
+        ridge: see :func:`fit_probe`.
+        seed: of the order in which targets are shuffled for the control.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: the readings are of different positions, or there are too few fitting sequences.
+    """
+    if fit.positions != score.positions:
+        raise ValueError(f"positions={score.positions}: must be those fitted, {fit.positions}")
+    scores = {}
+    for target, name in itertools.product(fit.targets, fit.features):
+        # Positions in front, for a batched solve. [P,N,F], [P,N,D]
+        parts = (
+            fit.features[name],
+            fit.targets[target],
+            score.features[name],
+            score.targets[target],
+        )
+        found = _probe_places(*(x.transpose(0, 1) for x in parts), ridge=ridge, seed=seed)
+        scores |= {(target, name, t): s for t, s in zip(fit.positions, found, strict=True)}
+    return ProbeTable(scores)
+
+
+def probe_layers(
+    model: nn.Module,
+    task: Task,
+    targets: Mapping[str, Target],
+    *,
+    positions: Sequence[int],
+    names: Sequence[str] | None = None,
+    num_fit: int = 2048,
+    num_score: int = 2048,
+    slots: tuple[TokenSlot, ...] | None = None,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> ProbeTable:
+    """Probe the residual stream before and behind every layer, for several targets at several positions.
+
+    Probes are fitted on validation sequences and scored on test sequences.
+
+    Args:
+        model: as in :func:`read_layers`.
+        task: where the sequences come from.
+        targets: what is to be read, by name.
+        positions: counted from 1.
+        names: as in :func:`read_layers`.
+        num_fit: fitting sequences, more than there are features; rounded up to batches of 256.
+        num_score: scored sequences, likewise.
+        slots: as in :func:`read_layers`.
+        ridge: see :func:`fit_probe`.
+        seed: of the sequences, and of the order in which targets are shuffled for the control.
+        report: told how many batches of 256 are done, fitting ones first.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: see :func:`read_layers` and :func:`probe`.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig, ModelConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> table = probe_layers(
+        ...     SequenceModel(ModelConfig()),
+        ...     LinearSystem(LinearSystemConfig(length=6)),
+        ...     {"current": current_token, "next": next_token},
+        ...     positions=[6],
+        ...     num_fit=256,
+        ... )
+        >>> [round(table.at(target, "blocks.0", 6).r2, 1) for target in ("current", "next")]
+        [1.0, -0.1]
+    """
+    common: dict[str, Any] = {"positions": positions, "names": names, "slots": slots, "seed": seed}
+    first = -(-num_fit // 256)
+    later = None if report is None else (lambda done: report(first + done))
+    fit = read_layers(
+        model, task, targets, num_sequences=num_fit, split="validation", report=report, **common
+    )
+    score = read_layers(
+        model, task, targets, num_sequences=num_score, split="test", report=later, **common
+    )
+    return probe_readings(fit, score, ridge=ridge, seed=seed)
+
+
+def stream_names(model: nn.Module) -> list[str]:
+    """List the residual stream of a model, before the first layer and behind each.
+
+    Args:
+        model: a :class:`mesaopt.models.SequenceModel`.
+
+    Returns:
+        Names for :func:`mesaopt.analysis.capture`.
+
+    Raises:
+        ValueError: it is another model; nobody knows which of its parts are layers.
+
+    Example:
+        >>> from mesaopt.config import ModelConfig
+        >>> stream_names(SequenceModel(ModelConfig()))
+        ['blocks.0.input', 'blocks.0']
+    """
+    if not isinstance(model, SequenceModel):
+        raise ValueError(f"names=None: must be given for a {type(model).__name__}")
+    return ["blocks.0.input", *(f"blocks.{layer}" for layer in range(len(model.blocks)))]
+
+
+def _probe_places(
+    fit_features: Float[Tensor, "place fitted feature"],
+    fit_targets: Float[Tensor, "place fitted dim"],
+    score_features: Float[Tensor, "place scored feature"],
+    score_targets: Float[Tensor, "place scored dim"],
+    *,
+    ridge: float,
+    seed: int,
+) -> Iterator[ProbeScore]:
+    _check_pair("fit_features", fit_features, "fit_targets", fit_targets)
+    _check_pair("score_features", score_features, "score_targets", score_targets)
+    fitted, num_features = fit_features.shape[-2:]
+    if fitted <= num_features:
+        wanted = f"must be {num_features + 1} or more"
+        raise ValueError(f"fit_features: {fitted} sequences for {num_features} features: {wanted}")
+    y, scored = fit_targets.double(), score_targets.double()
+    order = torch.randperm(fitted, generator=torch.Generator().manual_seed(seed))
+    both = fit_probe(fit_features, torch.cat([y, y[:, order]], dim=-1), ridge=ridge)
+    read, _ = both.predict(fit_features).chunk(2, dim=-1)
+    held_out, shuffled = both.predict(score_features).chunk(2, dim=-1)
+    nothing = y.mean(1, keepdim=True).expand_as(scored)
+    losses, baselines = (squared_error(x, scored) for x in (held_out, nothing))  # [P, N]
+    in_sample, control = squared_error(read, y).mean(1), squared_error(shuffled, scored).mean(1)
+    for place in range(len(losses)):
+        yield ProbeScore(
+            losses[place],
+            baselines[place],
+            dim=y.shape[-1],
+            in_sample=in_sample[place].item(),
+            shuffled=control[place].item(),
+        )
+
+
+def _exactly(context: Context, ridge: float, position: int) -> Tensor:
+    known = context.inputs[:, :position]  # the newest input that may be learned from is at t
+    identity = torch.eye(known.shape[-1], dtype=known.dtype, device=known.device)
+    gram = known.mT @ known + ridge * identity
+    return torch.linalg.solve(gram, context.queries[:, position - 1])
+
+
+def _places(positions: Sequence[int]) -> list[int]:
+    return [t - 1 for t in positions]
+
+
+def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat(parts.pop(name)) for name in list(parts)}
+
+
+def _check_positions(positions: Sequence[int], length: int) -> None:
+    for t in positions:
+        if not 1 <= t <= length:
+            raise ValueError(f"position={t}: must be between 1 and {length}")
+
+
+def _check_pair(name: str, features: Tensor, other: str, targets: Tensor) -> None:
+    for which, x in ((name, features), (other, targets)):
+        if x.dim() < 2 or not x.is_floating_point():
+            given = f"{tuple(x.shape)}, {x.dtype}"
+            raise ValueError(f"{which}: {given}: must be real, [..., sequence, channel]")
+    if features.shape[:-1] != targets.shape[:-1]:
+        shapes = f"{name} is {tuple(features.shape)}, {other} {tuple(targets.shape)}"
+        raise ValueError(f"{shapes}: must be of as many sequences")

@@ -1,0 +1,268 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mesaopt import recipes
+from mesaopt.analysis import (
+    current_token,
+    fit_probe,
+    next_token,
+    official_probe_error,
+    past_token,
+    preconditioned_token,
+    probe,
+    probe_layers,
+    probe_readings,
+    read_layers,
+    stream_names,
+)
+from mesaopt.config import LinearSystemConfig, ModelConfig, NonlinearSystemConfig, stacked
+from mesaopt.models import SequenceModel
+from mesaopt.tasks import LinearSystem, NonlinearSystem, PartiallyObserved, tokens_from_states
+from mesaopt.theory import (
+    PUBLISHED_INVERSES,
+    chebyshev_inverse,
+    context_statistics,
+    preconditioned_descent,
+    proposition_1,
+    ridge_least_squares,
+)
+
+TASK = LinearSystem(LinearSystemConfig(length=12))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000), st.floats(1e-3, 1e3))
+def test_an_affine_relation_is_read_exactly_whatever_the_unit(
+    width: int, dim: int, seed: int, unit: float
+) -> None:
+    x = unit * (normal(60, width, seed=seed) + 3)
+    y = x @ normal(width, dim, seed=seed + 1) + normal(dim, seed=seed + 2)
+    score = probe(x[:30], y[:30], x[30:], y[30:])
+    # The relative ridge of 1e-9 takes 1e-9 of a weight, times the condition of 30 sequences.
+    assert score.mean <= 1e-12 * score.uninformative
+
+
+def test_the_ridge_is_that_of_the_definition() -> None:
+    x, y, ridge = normal(20, 3), normal(20, 2, seed=1), 0.3
+    found = fit_probe(x, y, ridge=ridge)
+    weight, intercept = found.weight.requires_grad_(), found.intercept.requires_grad_()
+    variance = x.var(0, correction=0).mean()
+    objective = (y - x @ weight - intercept).square().sum(1).mean()
+    objective = objective + ridge * variance * weight.square().sum()
+    # At the minimum the gradient is rounding.
+    for gradient in torch.autograd.grad(objective, (weight, intercept)):
+        assert gradient.abs().max() < 1e-12
+
+
+def test_places_are_probed_each_by_itself() -> None:
+    x, y = normal(3, 20, 4), normal(3, 20, 2, seed=1)
+    together = fit_probe(x, y)
+    for place in range(3):
+        alone = fit_probe(x[place], y[place])
+        torch.testing.assert_close(together.weight[place], alone.weight, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(together.predict(x)[place], alone.predict(x[place]))
+
+
+def test_copies_and_zeros_among_features_do_no_harm() -> None:
+    x = normal(80, 3)
+    copied = torch.cat([x, x, torch.zeros(80, 2)], dim=1)
+    for features in (x, copied):
+        assert probe(features[:40], x[:40], features[40:], x[40:]).mean < 1e-12
+    nothing = probe(torch.zeros(40, 2), x[:40], torch.zeros(40, 2), x[40:])
+    assert nothing.mean == pytest.approx(nothing.uninformative)
+
+
+def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
+    fitted, width = 400, 100
+    score = probe(
+        *(normal(fitted, width), normal(fitted, 10, seed=1)),
+        *(normal(4000, width, seed=2), normal(4000, 10, seed=3)),
+    )
+    # In expectation 5 (1 - p/n) with p = width + 1, and 5 (1 + p / (n - p - 1)); 10 n squares, 3 % noise.
+    assert score.in_sample == pytest.approx(5 * (1 - 101 / 400), rel=0.05)
+    assert score.mean == pytest.approx(5 * (1 + 101 / 298), rel=0.05)
+    assert score.shuffled == pytest.approx(score.mean, rel=0.05)
+    assert score.uninformative == pytest.approx(5, rel=0.05)
+    assert score.r2 < -0.2
+    assert score.unread_error < score.error / score.uninformative, "one sequence is hard for both"
+    assert abs(score.mean - score.losses.mean().item()) < 1e-12
+    assert score.per_coordinate == 0.2
+
+
+def test_the_shuffled_control_is_blind_to_what_the_probe_sees() -> None:
+    x = normal(600, 5)
+    score = probe(x[:300], x[:300], x[300:], x[300:], seed=1)
+    assert score.mean < 1e-12
+    assert score.shuffled > score.uninformative > 1
+
+
+def test_published_errors_are_those_of_the_same_sequences() -> None:
+    x, y = normal(256, 40), normal(256, 10, seed=1)
+    direct = y - x @ torch.linalg.lstsq(x, y).solution
+    assert official_probe_error(x, y) == pytest.approx(direct.square().sum(1).mean().item() / 2)
+    # 5 (1 - 40/256), as 2560 normal numbers give it: 3 % noise.
+    assert official_probe_error(x, y) == pytest.approx(5 * (1 - 40 / 256), rel=0.1)
+    copied = torch.cat([x, x], dim=1)
+    assert official_probe_error(copied, y) == pytest.approx(official_probe_error(x, y))
+    shifted = official_probe_error(x[:, :1], torch.ones(256, 1))
+    assert shifted > 0.4, "there is no intercept"
+
+
+def test_outliers_are_dropped_on_one_side_only() -> None:
+    x, y = torch.zeros(100, 1), torch.ones(100, 1)
+    y[0], y[1] = 100.0, 0.0
+    assert official_probe_error(x, y, outlier_score=2.0) == pytest.approx(98 / 99 / 2)
+    assert official_probe_error(x, y) == pytest.approx((98 + 100**2) / 100 / 2)
+
+
+def test_too_few_sequences_are_refused_with_both_numbers() -> None:
+    x, y = normal(40, 40), normal(40, 2)
+    with pytest.raises(ValueError, match="40 sequences for 40 features: must be 41 or more"):
+        probe(x, y, x, y)
+    with pytest.raises(ValueError, match=r"targets \(39, 2\): must be of as many sequences"):
+        fit_probe(x, y[:39])
+    with pytest.raises(ValueError, match="complex128: must be real"):
+        fit_probe(x + 0j, y)
+    with pytest.raises(ValueError, match=r"ridge=-1.0: must be 0 or greater"):
+        fit_probe(x, y, ridge=-1.0)
+
+
+def test_tokens_are_those_of_the_sequence() -> None:
+    batch = TASK.sample(3, seed=0)
+    positions = [5, 12]
+    torch.testing.assert_close(current_token(batch, positions), batch.states[:, [4, 11]])
+    torch.testing.assert_close(past_token(0)(batch, positions), current_token(batch, positions))
+    torch.testing.assert_close(past_token(4)(batch, positions), batch.states[:, [0, 7]])
+    torch.testing.assert_close(next_token(batch, positions), batch.states[:, [5, 12]])
+    with pytest.raises(ValueError, match="position=5: has no token 5 steps back"):
+        past_token(5)(batch, positions)
+    with pytest.raises(ValueError, match="steps=-1: must be 0 or greater"):
+        past_token(-1)
+
+
+def test_features_of_a_token() -> None:
+    task = NonlinearSystem(NonlinearSystemConfig(length=5))
+    batch = task.sample(3, seed=0)
+    raw = past_token(1, through=task.teacher)(batch, [4])
+    torch.testing.assert_close(raw[:, 0], task.teacher(batch.states[:, 2]))
+    unit = past_token(1, through=task.features)(batch, [4])
+    torch.testing.assert_close(unit[:, 0], raw[:, 0] / raw[:, 0].norm(dim=-1, keepdim=True))
+
+
+def side_by_side(states: Tensor) -> Tensor:
+    return tokens_from_states(states, stacked(3))
+
+
+INVERSE = PUBLISHED_INVERSES["partially-observed"]
+
+
+@pytest.mark.parametrize("method", [0.1, INVERSE], ids=["exact", "steps"])
+@pytest.mark.parametrize("pairs", ["all", "official"])
+@pytest.mark.parametrize("inputs", [None, side_by_side])
+def test_the_cross_matrix_times_the_preconditioned_input_is_the_prediction(
+    method, pairs, inputs
+) -> None:
+    batch = PartiallyObserved(recipes.TASKS["partial"]).sample(4, seed=0)
+    states = batch.observed.double()
+    settings = {"inputs": None if inputs is None else inputs(states), "pairs": pairs}
+    if method is INVERSE:
+        prediction = preconditioned_descent(states, method, **settings)
+    else:
+        prediction = ridge_least_squares(states, ridge=method, **settings)
+    cross = context_statistics(states, **settings)[1]
+    positions = [1, 2, 20]
+    read = preconditioned_token(method, inputs=inputs, pairs=pairs)(batch, positions)
+    expected = (cross[:, [0, 1, 19]] @ read[..., None]).squeeze(-1)
+    torch.testing.assert_close(prediction[:, [0, 1, 19]], expected, rtol=1e-9, atol=1e-10)
+    assert (expected[:, 2] != 0).all()
+
+
+def test_an_approximate_inverse_comes_near_the_exact_one() -> None:
+    batch, positions = TASK.sample(20, seed=0), [3, 12]
+    exact = preconditioned_token(1.0)(batch, positions)
+    # Eigenvalues of the Gram matrices are within ridge and trace, about 1 and 12 * 3.3 + 1.
+    inverse = chebyshev_inverse(40, smallest=1.0, largest=60.0, ridge=1.0)
+    near = preconditioned_token(inverse)(batch, positions)
+    # The residual is at most 1 / T_40((60 + 1) / (60 - 1)) = 6e-5 of the input's norm, about 2.
+    torch.testing.assert_close(near, exact, rtol=0, atol=2e-4)
+    with pytest.raises(ValueError, match=r"method=0.0: must be a ridge greater than 0"):
+        preconditioned_token(0.0)
+
+
+def test_a_layer_of_the_gradient_step_keeps_the_tokens_and_adds_the_prediction() -> None:
+    config = replace(recipes.get("lsa-1").model, activation_clip=None)
+    model = SequenceModel(config)
+    model.load_state_dict(proposition_1(10, step_size=0.05, num_heads=2, head_dim=20))
+    task = LinearSystem(replace(recipes.get("lsa-1").task, length=30))
+    targets = {"current": current_token, "previous": past_token(1), "next": next_token}
+    targets["older"] = past_token(2)
+    table = probe_layers(model, task, targets, positions=[10, 30], num_fit=1024, num_score=512)
+    for name in ("blocks.0.input", "blocks.0"):
+        for kept in ("current", "previous"):
+            assert table.at(kept, name, 30).r2 > 1 - 1e-9
+    before, behind = table.by_depth("next", 30).values()
+    # Fresh rotations: the token alone says nothing of the next, a gradient step says more and more.
+    assert before.r2 < 0.05
+    assert behind.r2 > table.at("next", "blocks.0", 10).r2 > 0.1
+    assert list(table.by_position("next", "blocks.0")) == [10, 30]
+    # s_{t-2} is W^-1 s_{t-1}, another W in every sequence: nothing of it is in the token, and of 40
+    # features 20 carry something, fitted to 1024 sequences.
+    assert table.at("older", "blocks.0.input", 30).r2 < 0.02
+
+
+def test_any_module_is_probed_where_it_is_told() -> None:
+    model = nn.Sequential(nn.Linear(10, 4, bias=False), nn.Linear(4, 10))
+    with pytest.raises(ValueError, match="names=None: must be given for a Sequential"):
+        stream_names(model)
+    slots = ("current",)
+    table = probe_layers(
+        *(model, TASK, {"current": current_token}),
+        positions=[7],
+        names=["0.input", "0"],
+        num_fit=256,
+        num_score=256,
+        slots=slots,
+    )
+    # Four of ten directions get through.
+    assert table.at("current", "0.input", 7).r2 == pytest.approx(1)
+    assert table.at("current", "0", 7).r2 == pytest.approx(0.4, abs=0.1)
+
+
+def test_fitting_and_scoring_see_other_sequences_and_report() -> None:
+    model, done = SequenceModel(ModelConfig(), seed=1), []
+    table = probe_layers(
+        *(model, TASK, {"next": next_token}),
+        positions=[3],
+        num_fit=512,
+        num_score=256,
+        seed=5,
+        report=done.append,
+    )
+    assert done == [1, 2, 3]
+    assert len(table.at("next", "blocks.0", 3).losses) == 256
+    common = {"positions": [3], "num_sequences": 256, "seed": 5}
+    fit, score = (
+        read_layers(model, TASK, {"next": next_token}, split=split, **common)
+        for split in ("validation", "test")
+    )
+    assert not (fit.targets["next"] == score.targets["next"]).any()
+    torch.testing.assert_close(
+        score.targets["next"], TASK.sample(256, seed=5, split="test").targets[:, [2]]
+    )
+    with pytest.raises(ValueError, match=r"positions=\(4,\): must be those fitted, \(3,\)"):
+        probe_readings(fit, replace(score, positions=(4,)))
+
+
+@pytest.mark.parametrize("position", [0, 13])
+def test_positions_outside_of_the_sequence_are_refused(position: int) -> None:
+    with pytest.raises(ValueError, match=f"position={position}: must be between 1 and 12"):
+        read_layers(SequenceModel(ModelConfig()), TASK, {"next": next_token}, positions=[position])
