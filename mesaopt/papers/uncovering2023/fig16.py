@@ -52,8 +52,8 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
                 "fig16-full-mesa-binds-less",
                 "Fig. 16",
                 "The previous token stands out far more for a softmax first layer than for the linear one "
-                'of "full-mesa" (its sensitivity over that of tokens older than the nearest six, ratio of the '
-                "models)",
+                'of "full-mesa" (its sensitivity over that of tokens older than the nearest six, ratio of '
+                "the models)",
                 (shares[0], shares[1]),
                 low=10.0,
                 basis='published is "no clear binding", without numbers, and 6000 for the softmax layer; '
