@@ -49,7 +49,7 @@ Rows = list[dict[str, Any]]
 
 def seconds(plan: Plan) -> float:
     """Guess the time of one figure at a scale."""
-    return {"smoke": 6.0, "small": 120.0, "paper": 3600.0}[plan.scale]
+    return {"smoke": 6.0, "small": 80.0, "paper": 3600.0}[plan.scale]
 
 
 def compute(
@@ -103,7 +103,7 @@ def _caption(name: str) -> str:
         "every pair; or 20 more in front. Circles are published, bands 95 % intervals. Least squares "
         "of every token on the one before takes (y_i, x_i+1) for an example too. Published are six steps "
         "of Newton's iteration towards its inverse, as we infer: exactly solved, with the ridge of 0.001 "
-        "that is given, it would rise to 17. Best ridges are those on validation sequences. B: another "
+        "that is given, it would rise to 18. Best ridges are those on validation sequences. B: another "
         "matrix after 20 pairs; in the paper after 40, or 27 with EOS. C: norm of EOS and of the prefix "
         "vectors (root mean square) while they are learned; the grey line is a token's."
     )
