@@ -11,6 +11,13 @@ from mesaopt.analysis.capture import (
     up_to,
     watching,
 )
+from mesaopt.analysis.few_shot import (
+    EarlyAscent,
+    TunedPrompt,
+    early_ascent,
+    few_shot_losses,
+    tune_prompt,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
@@ -66,6 +73,7 @@ from mesaopt.analysis.weights import (
 __all__ = [
     "AttentionMaps",
     "Compressed",
+    "EarlyAscent",
     "InContextLoss",
     "InputMap",
     "Linearization",
@@ -77,6 +85,7 @@ __all__ = [
     "Sensitivity",
     "Target",
     "Tuned",
+    "TunedPrompt",
     "attention_maps",
     "attention_mass",
     "block_energy",
@@ -85,7 +94,9 @@ __all__ = [
     "compress",
     "current_token",
     "distil",
+    "early_ascent",
     "effective_coefficients",
+    "few_shot_losses",
     "fit_polynomial",
     "fit_probe",
     "in_context_loss",
@@ -106,6 +117,7 @@ __all__ = [
     "sensitivity",
     "stream_names",
     "tune",
+    "tune_prompt",
     "unexplained",
     "up_to",
     "watching",
