@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from mesaopt.analysis.capture import capture
 from mesaopt.analysis.in_context import Predictor, evaluation_batches, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import Model, SequenceModel
-from mesaopt.tasks import Task
+from mesaopt.tasks import Task, generator
 
 LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
 """What a layer was given, and what it made of it."""
@@ -23,6 +24,7 @@ others: what is learned along them from a batch is noise."""
 _NO_VARIANCE = 1e-9
 """And those in which they vary less than this are rounding errors of single precision: weights are zero."""
 _PLAIN = Frame()
+_STREAM = "distillation"  # of random numbers: no first weights of a model, whatever its seed
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def linearize(
             tokens = task.sample(batch_size, seed=seed, step=step).tokens
             yield _pairs(model, chosen, tokens)
 
-    random = torch.Generator().manual_seed(seed)
+    random = generator(seed, _STREAM)
     distilled = [_linear_twin(model.mixers[index], random) for index in chosen]
     _learn(distilled, batches(), steps, learning_rate, report)
 
@@ -187,10 +189,10 @@ def distil(
         shapes = f"inputs {tuple(inputs.shape)}, outputs {tuple(outputs.shape)}"
         raise ValueError(f"{shapes}: must be the same, [sequence, time, width]")
     _check_learning(steps, batch_size, learning_rate)
-    random = torch.Generator().manual_seed(seed)
+    random = generator(seed, _STREAM)
     layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame)
     _draw_weights(layer, random)
-    drawn = (torch.randint(len(inputs), (batch_size,), generator=random) for _ in range(steps))
+    drawn = (torch.from_numpy(random.integers(len(inputs), size=batch_size)) for _ in range(steps))
     _learn(
         [layer], ([(inputs[rows], outputs[rows])] for rows in drawn), steps, learning_rate, report
     )
@@ -273,7 +275,7 @@ def _head_dim(layer: SelfAttention) -> int:
     return layer.query.out_features // layer.num_heads
 
 
-def _linear_twin(layer: SelfAttention, random: torch.Generator) -> LinearSelfAttention:
+def _linear_twin(layer: SelfAttention, random: np.random.Generator) -> LinearSelfAttention:
     """A linear layer of the same shape, with weights of its own."""
     width, heads, head_dim, frame = _shape(layer)
     twin = LinearSelfAttention(width, heads, head_dim, frame=frame)
@@ -281,10 +283,11 @@ def _linear_twin(layer: SelfAttention, random: torch.Generator) -> LinearSelfAtt
     return twin
 
 
-def _draw_weights(layer: LinearSelfAttention, random: torch.Generator) -> None:
+def _draw_weights(layer: LinearSelfAttention, random: np.random.Generator) -> None:
     """Draw weights that keep the size of what they are given."""
     for _, weight in sorted(layer.named_parameters()):
-        weight.data = torch.randn(weight.shape, generator=random) / weight.shape[-1] ** 0.5
+        drawn = random.standard_normal(weight.shape) / weight.shape[-1] ** 0.5
+        weight.data = torch.from_numpy(drawn).to(weight.dtype)
 
 
 @torch.no_grad()

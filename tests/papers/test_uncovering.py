@@ -252,6 +252,9 @@ def test_everything_runs_at_scale_smoke_and_only_trained_models_fail(tmp_path: P
         "fig4-mesa-is-least-squares",
         "fig4-interpolated-one-start",
         "fig4-interpolated-six-start",
+        "fig5-dim-4-first-layer",
+        "fig5-dim-4-later-layers",
+        "fig5-dim-4-second-layer",
         "fig9-early-layers-are-scalars",
         "fig13-one-coefficient",
         "fig13-scalars",
@@ -264,6 +267,8 @@ def test_everything_runs_at_scale_smoke_and_only_trained_models_fail(tmp_path: P
         "fig18-separator-is-small",
         "fig18-switch-jump",
         "fig18-switch-relearning",
+        "fig19-weights-are-alike",
+        "fig19-own-layer",
     }
     figures = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
     assert figures == {f"uncovering2023-{part.name}" for part in UNCOVERING.parts}

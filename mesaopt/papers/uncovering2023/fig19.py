@@ -27,8 +27,7 @@ from mesaopt.training import Run
 
 MODELS = ("softmax-2",)
 _SLOTS = ("0", "1", "2", "3")
-_PROBED = 256  # sequences that say in which directions inputs vary
-_NO_VARIANCE = 1e-6  # share of the largest variance
+_PROBED = 256  # sequences that say how much inputs vary in which direction
 _SEED = 0
 _DRAWS = 300
 
@@ -57,8 +56,8 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
         return Results(figures=[], claims=[])
     scale = laboratory.plan.scale
     found = linearise_run(runs[0], scale, report, 0, STEPS[scale])
-    reached = reached_directions(runs[0], found)
-    softmax, linear = products(runs[0], found, reached)
+    roots = input_roots(runs[0], found)
+    softmax, linear = products(runs[0], found, roots)
     own = cosines(softmax, linear)
     rows = [_row(layer, softmax[layer], linear[layer], own[layer]) for layer in range(len(own))]
     figure, lines = draw_matrices(rows, scale="picture", height=2.3)
@@ -70,8 +69,9 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "random weights to imitate each: what scores a key token (rows) against a query token "
             "(columns), and what turns a value token (columns) into what is written (rows). Blocks "
             "are the slots of a token: 0 empty, where the prediction grows, 1 and 2 the current state, "
-            "3 the previous one. Directions in which a layer's inputs never vary are left out of the "
-            "weights that read them. Each picture has its own colours, since a linear layer can pass "
+            "3 the previous one. Weights are multiplied by the root of the second moments of the inputs "
+            "that they read: where inputs do not vary, weights do nothing. Each picture has its own "
+            "colours, since a linear layer can pass "
             "a factor, or a sign, from one product to the other; below are the cosines of the "
             "entries. First seed."
         ),
@@ -86,47 +86,50 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
         rows=lines,
         figure=figure,
     )
-    return Results(figures=[result], claims=judge(laboratory, softmax, linear, reached))
+    return Results(figures=[result], claims=judge(laboratory, softmax, linear, roots))
 
 
-def reached_directions(run: Run, found: Linearization) -> Float[Tensor, "layer width width"]:
-    """Find where a layer's inputs vary: what its weights do in other directions is never seen.
+def input_roots(run: Run, found: Linearization) -> Float[Tensor, "layer width width"]:
+    """Find the roots of the second moments of each layer's inputs, with 1 as their largest eigenvalue.
+
+    Weights that read directions in which inputs hardly vary matter little and are learned badly, and those
+    of directions in which they never vary not at all: the roots give each its due.
 
     Args:
         run: of the softmax layers.
         found: says which layers.
 
     Returns:
-        A projection per layer.
+        A symmetric matrix per layer.
     """
     tokens = make_task(run.config.task).sample(_PROBED, seed=_SEED, split="validation").tokens
     names = [f"blocks.{index}.mixer.input" for index in found.layers]
-    projections = []
+    roots = []
     for inputs in capture(run.model, tokens, names).values():
         rows = inputs.flatten(0, 1).double()
         values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-        kept = vectors[:, values > _NO_VARIANCE * values.max()]
-        projections.append(kept @ kept.T)
-    return torch.stack(projections)
+        scales = (values / values.max()).clamp(min=0).sqrt()  # rounding makes negative zeros
+        roots.append(vectors * scales @ vectors.T)
+    return torch.stack(roots)
 
 
 def products(
-    run: Run, found: Linearization, reached: Float[Tensor, "layer width width"]
+    run: Run, found: Linearization, roots: Float[Tensor, "layer width width"]
 ) -> tuple[Products, Products]:
-    """Multiply out the weights of each softmax layer and of its linear twin, on what their inputs reach.
+    """Multiply out the weights of each softmax layer and of its linear twin, as they act on inputs.
 
     Args:
         run: of softmax layers of one head.
         found: the linear layers.
-        reached: a projection per layer.
+        roots: of the second moments of the inputs of each layer.
 
     Returns:
         Of the softmax layers and of the linear ones; the latter with the sign, which a linear layer is free
         to choose, that makes their W_k^T W_q more alike.
     """
     mixers = cast(SequenceModel, run.model).mixers
-    softmax = _on(torch.stack([_products(mixers[index]) for index in found.layers]), reached)
-    linear = _on(torch.stack([_products(twin) for twin in found.distilled]), reached)
+    softmax = _on(torch.stack([_products(mixers[index]) for index in found.layers]), roots)
+    linear = _on(torch.stack([_products(twin) for twin in found.distilled]), roots)
     signs = torch.where(cosines(softmax, linear)[:, 0] < 0, -1.0, 1.0)
     return softmax, signs[:, None, None, None] * linear
 
@@ -148,7 +151,7 @@ def judge(
     laboratory: Laboratory,
     softmax: Products,
     linear: Products,
-    reached: Float[Tensor, "layer width width"],
+    roots: Float[Tensor, "layer width width"],
 ) -> list[Claim]:
     """Judge the likeness of weights against that of matrices of unrelated multiples of the identity.
 
@@ -156,14 +159,14 @@ def judge(
         laboratory: knows the scale.
         softmax: of the softmax layers.
         linear: of the linear layers.
-        reached: a projection per layer.
+        roots: of the second moments of the inputs of each layer.
 
     Returns:
         The claims.
     """
     likeness = cosines(softmax, linear).abs().mean().item()
     others = cosines(softmax, linear.roll(1, dims=0)).abs().mean().item()
-    chance = unrelated_likeness(softmax, reached)
+    chance = unrelated_likeness(softmax, roots)
     limit = chance.mean().item() + STANDARD_ERRORS * chance.std().item()
     return [
         laboratory.claim(
@@ -189,13 +192,13 @@ def judge(
 
 
 def unrelated_likeness(
-    softmax: Products, reached: Float[Tensor, "layer width width"]
+    softmax: Products, roots: Float[Tensor, "layer width width"]
 ) -> Float[Tensor, " draw"]:
     """Compare weights with unrelated matrices of the same make: multiples of the identity, slot by slot.
 
     Args:
         softmax: of the softmax layers.
-        reached: a projection per layer.
+        roots: of the second moments of the inputs of each layer.
 
     Returns:
         Mean absolute cosines of random such matrices.
@@ -208,7 +211,7 @@ def unrelated_likeness(
             *softmax.shape[:2], len(_SLOTS), len(_SLOTS), generator=random, dtype=torch.float64
         )
         blocks = torch.einsum("lpab,ij->lpaibj", slots, identity).reshape(softmax.shape)
-        found.append(cosines(softmax, _on(blocks, reached)).abs().mean())
+        found.append(cosines(softmax, _on(blocks, roots)).abs().mean())
     return torch.stack(found)
 
 
@@ -228,7 +231,7 @@ def _products(layer: SelfAttention) -> Float[Tensor, "product width width"]:
     return torch.stack([product[0].detach().double() for product in layer.head_products()])
 
 
-def _on(products: Products, reached: Float[Tensor, "layer width width"]) -> Products:
-    """Leave out of each matrix what reads directions without variance; P W_v may write anywhere."""
+def _on(products: Products, roots: Float[Tensor, "layer width width"]) -> Products:
+    """Give what reads inputs the size of what it reads; P W_v may write anywhere."""
     key_query, output_value = products.unbind(1)
-    return torch.stack([reached @ key_query @ reached, output_value @ reached], dim=1)
+    return torch.stack([roots @ key_query @ roots, output_value @ roots], dim=1)

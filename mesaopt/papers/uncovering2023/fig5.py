@@ -171,6 +171,7 @@ def _draw_ratios(axes: Axes, ratios: list[Ratios]) -> list[dict[str, Any]]:
     axes.set_yscale("log")
     axes.set_yticks([1, 1.5, 2, 3, 4, 6], labels=["1", "1.5", "2", "3", "4", "6"])
     axes.minorticks_off()
+    axes.set_ylim(min(0.95, axes.get_ylim()[0]), None)
     if ratios:
         axes.legend()
     return rows
