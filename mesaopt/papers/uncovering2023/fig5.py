@@ -80,7 +80,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "it, and the loss divided by that of the model as it was; lines are means, with 95 % "
             "intervals over test sequences and, where there are several, training seeds; dots are "
             "single seeds, circles the authors' means. The authors take 15,000 steps of AdamW at a "
-            "constant rate; here inputs are whitened and the rate falls, which fits better in fewer "
+            "constant rate; here inputs are whitened and the rate falls, to do with fewer "
             "steps. B: loss per dimension of ridge regression and of softmax kernel regression, as in "
             "Fig. 20 for noise 0.01; circles are the authors'."
         ),
