@@ -27,7 +27,7 @@ from mesaopt.papers.uncovering2023.published import (
     TEACHER_PROBES,
     TOKEN_PROBES,
 )
-from mesaopt.training import Run
+from mesaopt.training import Run, train
 
 PLAN = Plan(what="uncovering2023", scale="smoke", num_sequences=256)
 
@@ -160,14 +160,33 @@ def test_a_run_is_probed_once_for_all_figures(
 
 
 def test_seeds_are_averaged_sequence_by_sequence() -> None:
-    one, two = (SequenceModel(recipes.get("lsa-6").model, seed=seed) for seed in (1, 2))
-    plan_runs = {"lsa-6": [run_of("lsa-6", one), run_of("lsa-6", two)]}
-    probed = depth_probes(Laboratory(PLAN, plan_runs), "lsa-6", ignore)
-    key = (NEXT, layer_name(3), LAST)
-    both = [table.at(*key) for table in probed.tables]
-    torch.testing.assert_close(probed.score(*key).losses, (both[0].losses + both[1].losses) / 2)
+    models = (SequenceModel(recipes.get("lsa-6").model, seed=seed) for seed in (1, 2))
+    runs = {"lsa-6": [run_of("lsa-6", model) for model in models]}
+    probed = token_probes(Laboratory(PLAN, runs), "lsa-6", ignore)
+    key = ("token 45", layer_name(3), LAST)
+    one, two = (table.at(*key) for table in probed.tables)
+    torch.testing.assert_close(probed.score(*key).losses, (one.losses + two.losses) / 2)
     assert probed.score(*key).mean == pytest.approx(sum(probed.seed_means(*key)) / 2)
     assert probed.in_sample(*key)[0] < probed.score(*key).mean
+
+
+def test_checkpoints_are_probed_and_two_steps_teach_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fig24, "_SEQUENCES", 256)
+    config = recipes.get("tf-7-nonlinear")
+    config = replace(config, model=replace(config.model, mixers=config.model.mixers[:2]))
+    short = {"steps": 2, "batch_size": 4, "evaluate_every": 1, "evaluation_sequences": 256}
+    config = replace(config, train=replace(config.train, **short))
+    laboratory = Laboratory(PLAN, {"tf-7-nonlinear": [train(config, tmp_path / "run")]})
+    with style():
+        results = fig24._growth(laboratory, ignore)
+    (growth,) = results.figures
+    assert growth.id == "uncovering2023-fig25-training"
+    assert {row["step"] for row in growth.rows} == {0, 1, 2}
+    (claim,) = results.claims
+    assert not claim.passed
+    assert claim.value == pytest.approx(1, abs=0.1)
 
 
 def test_published_probes_are_of_recipes_and_as_deep_as_these() -> None:

@@ -56,7 +56,10 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     probed = probed_recipes(laboratory, MODELS, token_probes, report)
     binding = [name for name in (*LINEAR, *RECIPES["partial"]) if name in probed]
     teacher = [name for name in RECIPES["nonlinear"] if name in probed]
-    controls = {name: token_probes(untrained(laboratory, name), name, report) for name in teacher}
+    controls = {
+        name: probed_recipes(untrained(laboratory, name), (name,), token_probes, report)[name]
+        for name in teacher
+    }
     figures = []
     if binding:
         figures.append(_draw_binding(laboratory, {name: probed[name] for name in binding}))
