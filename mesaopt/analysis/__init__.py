@@ -11,11 +11,25 @@ from mesaopt.analysis.capture import (
     up_to,
     watching,
 )
+from mesaopt.analysis.few_shot import (
+    EarlyAscent,
+    TunedPrompt,
+    early_ascent,
+    few_shot_losses,
+    tune_prompt,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
     in_context_loss,
     model_predictor,
+)
+from mesaopt.analysis.linearization import (
+    Linearization,
+    distil,
+    linearize,
+    unexplained,
+    with_layer,
 )
 from mesaopt.analysis.probes import (
     Probe,
@@ -59,8 +73,10 @@ from mesaopt.analysis.weights import (
 __all__ = [
     "AttentionMaps",
     "Compressed",
+    "EarlyAscent",
     "InContextLoss",
     "InputMap",
+    "Linearization",
     "Predictor",
     "Probe",
     "ProbeScore",
@@ -69,6 +85,7 @@ __all__ = [
     "Sensitivity",
     "Target",
     "Tuned",
+    "TunedPrompt",
     "attention_maps",
     "attention_mass",
     "block_energy",
@@ -76,13 +93,17 @@ __all__ = [
     "captured_names",
     "compress",
     "current_token",
+    "distil",
+    "early_ascent",
     "effective_coefficients",
+    "few_shot_losses",
     "fit_polynomial",
     "fit_probe",
     "in_context_loss",
     "interpolate",
     "learn_inverse",
     "line_search_step_size",
+    "linearize",
     "model_predictor",
     "next_token",
     "official_probe_error",
@@ -96,6 +117,9 @@ __all__ = [
     "sensitivity",
     "stream_names",
     "tune",
+    "tune_prompt",
+    "unexplained",
     "up_to",
     "watching",
+    "with_layer",
 ]

@@ -50,7 +50,7 @@ def attention_mass(
 ) -> Float[Tensor, "batch head offset"]:
     """Say what share of an attention map lies a given number of tokens back.
 
-    mass_d = mean over t >= start of |map[t, t - d]| / sum_s |map[t, s]|. The rows of softmax attention sum to
+    mass_d = mean over t >= start of |map[t, t - d]| / sum_s |map[t, s]|. Rows of softmax attention sum to
     one, and their shares are the weights themselves; maps of linear attention have signs, and their
     shares are those of the absolute values.
 

@@ -191,11 +191,12 @@ class _Part(NamedTuple):
                 lambda _, __, result: tell(lambda: _first(result))
             )
 
-        # Before the module runs: it may change its input in place.
-        def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            tell(lambda: read(module, next(iter((*given, *named.values())), None)))
-
-        return self.module.register_forward_pre_hook(before, with_kwargs=True)
+        return self.module.register_forward_pre_hook(  # it may change its input in place
+            lambda module, given, named, read=read: tell(
+                lambda: read(module, next(iter((*given, *named.values())), None))
+            ),
+            with_kwargs=True,
+        )
 
 
 class _Reached(Exception):

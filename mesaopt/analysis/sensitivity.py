@@ -58,9 +58,9 @@ def sensitivity(
 ) -> Sensitivity:
     """Differentiate what a part of a model gives at one position by every input token.
 
-    c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k, exactly, by automatic
-    differentiation: one backward pass per coordinate l, for many sequences at once and through nothing
-    behind the part.
+    c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k, exactly, by
+    automatic differentiation: one backward pass per coordinate l, for many sequences at once and through
+    nothing behind the part.
 
     Args:
         model: any module from tokens [batch, time, token], which must not mix sequences.
@@ -114,7 +114,7 @@ def _gradient_norms(
     A loop over coordinates, as not every backward pass has a batching rule, and with many sequences side by
     side vmap is not faster.
     """
-    value, pull_back = torch.func.vjp(output, tokens)
+    value, pull_back = torch.func.vjp(output, tokens)[:2]
     return torch.stack(
         [
             torch.linalg.vector_norm(pull_back(unit.expand_as(value))[0], dim=-1)

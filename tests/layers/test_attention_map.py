@@ -14,11 +14,12 @@ from mesaopt.layers import (
     SoftmaxSelfAttention,
 )
 
+PLAIN = Frame()
 WIDTH, HEADS, DIM = 6, 2, 3
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}  # a few hundred operations in float64
 
 
-def make(kind: type[SelfAttention], frame: Frame = Frame(), seed: int = 0) -> SelfAttention:
+def make(kind: type[SelfAttention], frame: Frame = PLAIN, seed: int = 0) -> SelfAttention:
     torch.manual_seed(seed)
     return kind(WIDTH, HEADS, DIM, frame=frame).double()
 

@@ -1,9 +1,9 @@
 """Figure 4, A and B: linear layers reduced to scalars, and these mixed with the layers in training."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from mesaopt.analysis import (
     interpolate,
     model_predictor,
 )
-from mesaopt.models import Model
+from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import INK
 from mesaopt.papers.plan import Report
@@ -63,6 +63,11 @@ class CompressedRun:
     """The model halfway between the network at each step and the scalars of `extracted`."""
 
     @property
+    def start(self) -> int:
+        """The first step, before any training."""
+        return min(self.network)
+
+    @property
     def end(self) -> int:
         """The last step."""
         return max(self.network)
@@ -95,23 +100,13 @@ def measure(laboratory: Laboratory, report: Report) -> list[CompressedRun]:
     return measured
 
 
-def _measure(run: Run, report: Any) -> CompressedRun:
-    recipe = run.config.recipe
-    steps = RunFolder(run.path).steps
-    extracted = _nearest(steps, _EXTRACTED_AT.get(recipe, 1.0) * steps[-1])
-    at_step = {step: load_run(run.path, step=step, device="cpu").model for step in steps}
-    algorithm = compress(at_step[extracted]).model
-    models: dict[tuple[str, int], Model] = {}
-    for step in {steps[0], extracted, steps[-1]}:
-        models["network", step] = at_step[step]
-    for step in {extracted, steps[-1]}:
-        models["compressed", step] = compress(at_step[step]).model
-    if recipe in INTERPOLATED:
-        for step in _some(steps):
-            models["interpolated", step] = interpolate(at_step[step], algorithm)
+def _measure(run: Run, report: Callable[[int], None]) -> CompressedRun:
+    extracted, models = _models(run)
     slots = run.config.task.token_slots
     predictors: dict[str, Predictor] = {
-        f"{what}/{step}": model_predictor(model, slots) for (what, step), model in models.items()
+        f"{kind}/{step}": model_predictor(model, slots)
+        for kind, by_step in models.items()
+        for step, model in by_step.items()
     }
     losses = in_context_loss(
         predictors,
@@ -119,30 +114,38 @@ def _measure(run: Run, report: Any) -> CompressedRun:
         num_sequences=run.config.train.evaluation_sequences,
         report=report,
     )
-    by_kind: dict[str, dict[int, InContextLoss]] = {
-        "network": {},
-        "compressed": {},
-        "interpolated": {},
+    found = {
+        kind: {step: losses[f"{kind}/{step}"] for step in by_step}
+        for kind, by_step in models.items()
     }
-    for what, step in models:
-        by_kind[what][step] = losses[f"{what}/{step}"]
-    return CompressedRun(recipe, run.config.seed, extracted, **by_kind)
+    return CompressedRun(run.config.recipe, run.config.seed, extracted, **found)
 
 
-def _nearest(steps: Sequence[int], wanted: float) -> int:
-    return min(steps, key=lambda step: abs(step - wanted))
-
-
-def _some(steps: Sequence[int]) -> list[int]:
-    """Thin out steps where little happens from one to the next."""
-    return [step for step in steps if step <= 1000 or step % 500 == 0 or step == steps[-1]]
+def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
+    """Give the step that the scalars are from, and all models by kind and step."""
+    recipe, steps = run.config.recipe, RunFolder(run.path).steps
+    start, end = steps[0], steps[-1]
+    wanted = _EXTRACTED_AT.get(recipe, 1.0) * end
+    extracted = min(steps, key=lambda step: abs(step - wanted))
+    mixed = [step for step in steps if step <= 1000 or step % 500 == 0 or step == end]
+    mixed = mixed if recipe in INTERPOLATED else []
+    at_step = {
+        step: cast(SequenceModel, load_run(run.path, step=step, device="cpu").model)
+        for step in {start, extracted, end, *mixed}
+    }
+    scalars = {step: compress(at_step[step]).model for step in (extracted, end)}
+    return extracted, {
+        "network": {step: at_step[step] for step in (start, extracted, end)},
+        "compressed": scalars,
+        "interpolated": {s: interpolate(at_step[s], scalars[extracted]) for s in mixed},
+    }
 
 
 def draw(axes: Axes, measured: Sequence[CompressedRun], names: Sequence[str]) -> Rows:
     """Draw losses of compressed and interpolated models into a panel of learning curves.
 
-    A dashed line is the loss of the scalars, its band the range over seeds; crosses are the scalars of the
-    last networks, where these are not the line; circles are the authors' own numbers.
+    A dashed line is the loss of the scalars of `extracted`, its band the range over seeds; a cross is that
+    of the last networks' scalars; circles are the authors' own numbers.
 
     Args:
         axes: with the learning curves.
@@ -175,9 +178,10 @@ def _draw_end(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
 
 
 def _draw_compressed(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
-    recipe, dashes = runs[0].recipe, _dashes(runs[0].recipe)
+    recipe = runs[0].recipe
     means = [one.compressed[one.extracted].mean for one in runs]
     label = f"{label_of(recipe)}, compressed"
+    dashes = _line(recipe, (0, (4, 2)))
     axes.axhline(statistics.mean(means), color=INK, ls=dashes, lw=1.1, label=label)
     axes.axhspan(min(means), max(means), color=INK, alpha=0.15, lw=0)
     if recipe in COMPRESSED:
@@ -193,8 +197,8 @@ def _draw_interpolated(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
     for one in runs:
         steps, losses = zip(*sorted(one.interpolated.items()), strict=True)
         label = f"{label_of(recipe)}, interpolated" if one is runs[0] else None
-        style = {"color": _INTERPOLATED_COLOR, "ls": _solid(recipe), "lw": 1.3, "label": label}
-        axes.plot(steps, [loss.mean for loss in losses], **style)
+        style = {"color": _INTERPOLATED_COLOR, "ls": _line(recipe, "solid"), "lw": 1.3}
+        axes.plot(steps, [loss.mean for loss in losses], **style, label=label)
     published = INTERPOLATED_BY_STEP.get(recipe, {})
     reached = {step: loss for step, loss in published.items() if step <= runs[0].end}
     axes.plot(
@@ -207,12 +211,9 @@ def _draw_interpolated(axes: Axes, runs: Sequence[CompressedRun]) -> Rows:
     ]
 
 
-def _dashes(recipe: str) -> Any:
-    return (0, (1, 1.5)) if recipe.endswith("key-40") else (0, (4, 2))
-
-
-def _solid(recipe: str) -> Any:
-    return (0, (1, 1.5)) if recipe.endswith("key-40") else "solid"
+def _line(recipe: str, usual: Any) -> Any:
+    """Dot what is drawn beside another model of six layers."""
+    return (0, (1, 1.5)) if recipe.endswith("key-40") else usual
 
 
 def _row(predictor: str, one: CompressedRun, step: int, loss: InContextLoss) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def _one_layer(
     laboratory: Laboratory, runs: Sequence[CompressedRun], published: bool
 ) -> list[Claim]:
     compressed = _Ratio.of([(m.compressed[m.extracted], m.network[m.extracted]) for m in runs])
-    start = _Ratio.of([(m.interpolated[0], m.network[0]) for m in runs])
+    start = _Ratio.of([(m.interpolated[m.start], m.network[m.start]) for m in runs])
     end = _Ratio.of([(m.interpolated[m.end], m.network[m.end]) for m in runs])
     return [
         compressed.claim(
@@ -282,16 +283,14 @@ def _six_layers(
     laboratory: Laboratory, runs: Sequence[CompressedRun], published: bool
 ) -> list[Claim]:
     compressed = _Ratio.of([(m.compressed[m.extracted], m.network[m.extracted]) for m in runs])
-    start = _Ratio.of([(m.interpolated[0], m.network[0]) for m in runs])
+    start = _Ratio.of([(m.interpolated[m.start], m.network[m.start]) for m in runs])
     end = _Ratio.of([(m.interpolated[m.end], m.network[m.end]) for m in runs])
-    near = (1 - _READING, 1 + _READING, "1 as far as the published picture can be read, 5.5 %")
-    if not published:
-        near = (0.9, 1.1, "1 in the published picture; trained otherwise, so 10 % either way")
+    allowed, why = (_READING, "5.5 % to read it") if published else (0.1, "10 %: trained otherwise")
     return [
         compressed.claim(
             *(laboratory, "fig4-compressed-six", "Fig. 4B"),
             "Six linear layers after a short training lose nothing when compressed to scalars (ratio)",
-            *(None, near[1], "0.96 in the published picture: 0.25 to 0.26; " + near[2]),
+            *(None, 1 + allowed, f"no more than 1 in the published picture (0.25 to 0.26), {why}"),
         ),
         start.claim(
             *(laboratory, "fig4-interpolated-six-start", "Fig. 4B"),
@@ -302,7 +301,7 @@ def _six_layers(
         end.claim(
             *(laboratory, "fig4-interpolated-six-end", "Fig. 4B"),
             "Halfway between six trained layers and their scalars the loss is that of the layers (ratio)",
-            *near,
+            *(1 - allowed, 1 + allowed, f"1 in the published picture, {why}"),
         ),
     ]
 

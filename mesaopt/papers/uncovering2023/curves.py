@@ -51,7 +51,7 @@ _COLORS = {
     "lsa-2": PALETTE[1],
     "lsa-4": PALETTE[3],
     "lsa-6": "#a97c50",
-    "lsa-6-key-40": "#a97c50",
+    "lsa-6-key-40": "#7d5530",
     "mesa-1": PALETTE[2],
     "tf-3": PALETTE[1],
     "tf-7": PALETTE[0],

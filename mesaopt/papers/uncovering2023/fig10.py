@@ -35,7 +35,8 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
         title="Fig. 10: the weights of seven softmax layers",
         caption=(
             "What scores a key token (rows) against a query token (columns) in layers 1, 2, 4 and 7, "
-            "a column per head, first seed; colours are shared within a row. In the first layer "
+            "a column per head, first seed; colours are shared within a row, and the largest half "
+            "percent of its entries has the last colour. In the first layer "
             "queries and keys also read where they stand, the second block: its corner at the lower "
             "right finds a token by its distance alone, and the number below each picture is its "
             "share of all squared entries. The stream behind the embedding has no slots, so there "
@@ -60,4 +61,4 @@ def _row(run: Run, layer: int) -> Row:
         for head, (matrix, note) in enumerate(zip(scores, notes, strict=True))
     ]
     blocks = ("stream", "position") if placed else ("stream",)
-    return Row(f"layer {layer}\n{KEY_QUERY}", pictures, blocks)
+    return Row(f"layer {layer}\n{KEY_QUERY}", pictures, blocks, share=0.995)

@@ -62,7 +62,8 @@ def _judge(
     published = all(_is_trained_as_published(run.config) for run in runs)
     others = coefficients.clone()
     others[:, 0, 1, 0] = 0.0
-    ratio = others.abs().flatten(1).amax(1) / coefficients[:, 0, 1, 0]
+    main = coefficients[:, 0, 1, 0]
+    ratio = others.abs().flatten(1).amax(1) / main
     share = torch.stack(
         [torch.min(m.key_query_energy.mean(), m.output_value_energy.mean()) for m in compressed]
     )
@@ -73,7 +74,7 @@ def _judge(
             "Fig. 13",
             "One effective coefficient stands out, E[current, previous, current]: the largest of the "
             "other seven is a small share of it (mean over seeds)",
-            value=ratio.mean().item() if (ratio > 0).all() else float("inf"),
+            value=ratio.mean().item() if (main > 0).all() else float("inf"),
             high=bound + standard_errors(ratio),
             basis="below 0.01 against 0.0334 published"
             + ("" if published else "; half counts, trained for fewer steps"),

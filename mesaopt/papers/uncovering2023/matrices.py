@@ -34,6 +34,8 @@ class Row:
     pictures: Sequence[Picture]
     blocks: Sequence[str]
     """What the equal blocks along each side are called; one for a matrix without blocks."""
+    share: float = 1.0
+    """Of the entries, that the colours of the row reach to; larger entries have the last colour."""
 
 
 def draw_matrices(
@@ -56,13 +58,15 @@ def draw_matrices(
     for row, axes in zip(rows, grid, strict=True):
         limits = [picture.matrix.abs().max().item() for picture in row.pictures]
         if scale == "row":
-            limits = [max(limits)] * len(limits)
+            entries = torch.cat([picture.matrix.detach().flatten() for picture in row.pictures])
+            limits = [entries.abs().quantile(row.share).item()] * len(limits)
         images = [
             _draw(place, picture.matrix, limit)
             for place, picture, limit in zip(axes, row.pictures, limits, strict=True)
         ]
         if scale == "row":
-            bar = figure.colorbar(images[0], ax=list(axes), aspect=14, pad=0.01)
+            ends = "both" if row.share < 1 else "neither"
+            bar = figure.colorbar(images[0], ax=list(axes), aspect=14, pad=0.01, extend=ends)
             bar.ax.tick_params(labelsize=7)
         axes[0].set_ylabel(row.name, fontsize=9)
         for place, picture in zip(axes, row.pictures, strict=True):
