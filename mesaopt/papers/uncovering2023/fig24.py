@@ -89,16 +89,14 @@ def nonlinear(laboratory: Laboratory, report: Report) -> Results:
     figure, rows = _draw(probed)
     claims = []
     for recipe, one in probed.items():
-        # Seven softmax layers are on a plateau for longer than the steps of scale small.
-        if recipe.startswith("hybrid") or is_published(laboratory, recipe):
-            claims.append(
-                depth_claim(
-                    *(laboratory, one, f"fig25-{recipe}-next-falls", "Fig. 25", NEXT, 21),
-                    high=0.25,
-                    basis="0.007 published at position 50; 0.52 for random features of an untrained "
-                    "model, of which half counts",
-                )
+        claims.append(
+            depth_claim(
+                *(laboratory, one, f"fig25-{recipe}-next-falls", "Fig. 25", NEXT, 21),
+                high=0.25,
+                basis="0.007 published at position 50; 0.52 for random features of an untrained "
+                "model, of which half counts",
             )
+        )
         for target, published in ((NEXT, NEXT_TOKEN_PROBES), (STEPS, PRECONDITIONING_PROBES)):
             claims += published_claims(
                 *(laboratory, one, "Fig. 25", target, published.get(recipe, {})),
