@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,7 @@ from mesaopt.analysis import (
     read_layers,
 )
 from mesaopt.config import stacked
+from mesaopt.models import make_model
 from mesaopt.papers.plan import Report
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.tasks import NonlinearSystem, PartiallyObserved, Task, make_task, tokens_from_states
@@ -38,7 +39,11 @@ _POSITIONS = (2, 4, 6, 8, 11, 16, 21, 26, 31, 36, 41, 46, LAST)
 _OFFICIAL_POSITIONS = (6, 21, 41, LAST)  # those with published numbers
 _OFFICIAL_BATCH = 256
 _OUTLIER_SCORE = 2.0
-_SEQUENCES = {"smoke": 256, "small": 2048, "paper": 5120}  # fitted, and as many scored
+_SEQUENCES = {
+    "smoke": 512,
+    "small": 2048,
+    "paper": 5120,
+}  # fitted, and as many scored; two batches or more
 _STACKED = 5  # observations side by side, as the text has it for probes; the code is not known
 
 Key = tuple[str, str, int]
@@ -267,17 +272,38 @@ def unread(probed: Probed, key: Key) -> tuple[float, float]:
     return score.unread, math.hypot(score.unread_error, seeds)
 
 
-def ratio(probed: Probed, key: Key, other: Key) -> tuple[float, float]:
+def ratio(
+    probed: Probed, key: Key, other: Key, reference: Probed | None = None
+) -> tuple[float, float]:
     """Divide the held-out error of one probe by that of another on the same sequences.
+
+    Args:
+        probed: whose.
+        key: in the numerator.
+        other: in the denominator.
+        reference: whose that is; the same if not given.
 
     Returns:
         The ratio and its standard error, over sequences and training seeds.
     """
-    a, b = probed.score(*key).losses, probed.score(*other).losses
+    reference = reference or probed
+    a, b = probed.score(*key).losses, reference.score(*other).losses
     value = (a.mean() / b.mean()).item()
     spread = ((a - value * b).std() / b.mean() / len(a) ** 0.5).item()
-    pairs = zip(probed.seed_means(*key), probed.seed_means(*other), strict=True)
+    pairs = zip(probed.seed_means(*key), reference.seed_means(*other), strict=True)
     return value, math.hypot(spread, _error_over([x / y for x, y in pairs]))
+
+
+def untrained(laboratory: Laboratory, recipe: str) -> Laboratory:
+    """Give the runs of a recipe with the weights they started from, as a control.
+
+    A network that has learned nothing still makes features of its input, of which a probe can read much.
+    """
+    runs = [
+        replace(run, model=make_model(run.config.model, seed=run.config.seed))
+        for run in laboratory.runs[recipe]
+    ]
+    return Laboratory(laboratory.plan, {recipe: runs})
 
 
 def _error_over(values: Sequence[float]) -> float:
