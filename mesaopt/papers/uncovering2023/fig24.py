@@ -19,7 +19,6 @@ from mesaopt.papers.uncovering2023.fig4ef import (
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.papers.uncovering2023.probe_claims import (
     depth_claim,
-    is_published,
     limited_claim,
     published_claims,
 )
@@ -50,12 +49,7 @@ def partial(laboratory: Laboratory, report: Report) -> Results:
     if not probed:
         return Results(figures=[], claims=[])
     figure, rows = _draw(probed)
-    claims = [
-        # Only the mesa model is certain to have learned something at scale small.
-        next_claim(laboratory, one, "fig24")
-        for recipe, one in probed.items()
-        if recipe.startswith("hybrid") or is_published(laboratory, recipe)
-    ]
+    claims = [next_claim(laboratory, one, "fig24") for one in probed.values()]
     claims += [
         depth_claim(
             *(laboratory, one, f"fig24-{recipe}-preconditioned-falls", "Fig. 24", STEPS, 21),
@@ -64,7 +58,6 @@ def partial(laboratory: Laboratory, report: Report) -> Results:
             layer=len(one.names) // 2,
         )
         for recipe, one in probed.items()
-        if is_published(laboratory, recipe)
     ]
     result = FigureResult(
         id="uncovering2023-fig24",
@@ -176,8 +169,7 @@ def _growth(laboratory: Laboratory, report: Report) -> Results:
         basis="0.99 read behind the trained first layer in Fig. 2B; half of what random features "
         "leave unread counts",
     )
-    trained = is_published(laboratory, "tf-7-nonlinear")  # before, it forgets random features
-    return Results(figures=[result], claims=[claim] if trained else [])
+    return Results(figures=[result], claims=[claim])
 
 
 def _kept_steps(run: Run) -> list[int]:
