@@ -154,7 +154,12 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
     """Print the in-context losses of a run and of the baselines."""
     if sequences < 1:
         raise ConfigError(f"sequences={sequences}: must be 1 or greater")
-    from mesaopt.analysis import in_context_loss, line_search_step_size, model_predictor, tune
+    from mesaopt.analysis import (
+        in_context_loss,
+        line_search_step_size,
+        model_predictor,
+        tune_ridge,
+    )
     from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
     from mesaopt.training import load_run
@@ -165,14 +170,7 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
     merged = isinstance(run.config.model, MergedAttentionConfig)
     objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
     step_size = line_search_step_size(task, objective=objective)
-    ridge = tune(
-        lambda ridge: lambda batch: ridge_least_squares(batch.observed, ridge=ridge),
-        task,
-        bounds=(1e-5, 1e3),
-        spacing="log",
-        tolerance=0.02,
-        num_sequences=512,
-    ).value
+    ridge = tune_ridge(task).value
     predictors = {
         run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
         "one gradient step": lambda batch: gradient_descent(

@@ -1,6 +1,7 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
 from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.diagnosis import Diagnosis, diagnose
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
@@ -32,10 +33,12 @@ from mesaopt.analysis.tuning import (
     learn_inverse,
     line_search_step_size,
     tune,
+    tune_ridge,
 )
 from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
 
 __all__ = [
+    "Diagnosis",
     "InContextLoss",
     "InputMap",
     "Predictor",
@@ -50,6 +53,7 @@ __all__ = [
     "captured_names",
     "compressed_prediction",
     "current_token",
+    "diagnose",
     "effective_coefficients",
     "fit_polynomial",
     "fit_probe",
@@ -67,5 +71,6 @@ __all__ = [
     "read_layers",
     "stream_names",
     "tune",
+    "tune_ridge",
     "watching",
 ]

@@ -1,0 +1,244 @@
+"""Algorithms that a model may be, their free parameters fitted to the model's own predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mesaopt.analysis.diagnosis.laws import Imitation, batches_of
+from mesaopt.analysis.in_context import Predictor
+from mesaopt.analysis.tuning import (
+    InputMap,
+    fit_polynomial,
+    learn_inverse,
+    tune,
+    tune_ridge,
+)
+from mesaopt.tasks import Batch
+from mesaopt.theory import (
+    Objective,
+    gradient_descent,
+    kernel_regression,
+    neumann_inverse,
+    polynomial_prediction,
+    preconditioned_descent,
+    ridge_least_squares,
+)
+
+Kind = Literal["optimizer", "other"]
+
+_TUNING_SEQUENCES = 512
+_FITTING_SEQUENCES = 2560
+_MOST_STEPS = 6
+_DEGREES = (1, 2, 3)  # higher polynomials need more sequences than a diagnosis has time for
+_SCALE_FREE_DEGREES = (2, 4, 6)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm, with the parameters that bring it nearest to the model."""
+
+    name: str
+    kind: Kind
+    """An "optimizer" brings down a least-squares loss on the pairs of the context."""
+    parameters: dict[str, float]
+    """What was fitted, where a number or two tell it."""
+    num_parameters: int
+    """How many numbers were fitted."""
+    predict: Predictor
+    """From sequences to predictions."""
+
+
+def fit_candidates(
+    imitation: Imitation,
+    inputs: InputMap | None,
+    *,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> list[Candidate]:
+    """Fit every candidate to a model, on validation sequences.
+
+    What is minimised is the mean squared difference between candidate and model. The targets play no part:
+    the question is which algorithm the model is, not which would do best. An algorithm tuned to the task
+    would be blamed for a step size that differs from the model's.
+
+    Args:
+        imitation: asks the model.
+        inputs: from observations to regression inputs; None: the observations.
+        seed: of the sequences.
+        report: told how many are fitted.
+
+    Returns:
+        The candidates, with fewest parameters first, then fewest steps.
+    """
+    fitter = _Fitter(imitation, inputs, seed)
+    fits: list[Callable[[], Candidate]] = [
+        *(fitter.zero, fitter.last_observation, fitter.kernel_smoother),
+        *(
+            lambda steps=steps, objective=objective: fitter.gradient_steps(steps, objective)
+            for objective in ("sum", "mean")
+            for steps in range(1, _MOST_STEPS + 1)
+        ),
+        fitter.least_squares,
+        *(lambda degree=degree: fitter.polynomial(degree) for degree in _DEGREES),
+        *(lambda degree=degree: fitter.scale_free(degree) for degree in _SCALE_FREE_DEGREES),
+        fitter.fixed_map,
+    ]
+    candidates = []
+    for done, fit in enumerate(fits, start=1):
+        candidates.append(fit())
+        if report is not None:
+            report(done)
+    return candidates
+
+
+NUM_CANDIDATES = 4 + 2 * _MOST_STEPS + 1 + len(_DEGREES) + len(_SCALE_FREE_DEGREES)
+"""How many :func:`fit_candidates` fits."""
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    imitation: Imitation
+    inputs: InputMap | None
+    seed: int
+
+    def zero(self) -> Candidate:
+        return Candidate("zero", "other", {}, 0, lambda batch: torch.zeros_like(batch.observed))
+
+    def last_observation(self) -> Candidate:
+        scale = self._best_map(lambda batch: batch.observed.flatten()[:, None], flat=True).item()
+        return Candidate(
+            "last observation, scaled",
+            "other",
+            {"scale": scale},
+            1,
+            lambda batch: scale * batch.observed,
+        )
+
+    def fixed_map(self) -> Candidate:
+        matrix = self._best_map(lambda batch: self._known(batch).flatten(0, 1), flat=False)
+        return Candidate(
+            "one fixed map",
+            "other",
+            {},
+            matrix.numel(),
+            lambda batch: self._known(batch) @ matrix,
+        )
+
+    def kernel_smoother(self) -> Candidate:
+        def family(inverse_temperature: float) -> Predictor:
+            return lambda batch: kernel_regression(
+                batch.observed,
+                inverse_temperature=inverse_temperature,
+                inputs=self._mapped(batch.observed),
+            )
+
+        best = self._tune(family, 0.01, 100.0)
+        parameters = {"inverse_temperature": best}
+        return Candidate("kernel smoother", "other", parameters, 1, family(best))
+
+    def gradient_steps(self, steps: int, objective: Objective) -> Candidate:
+        def family(step_size: float) -> Predictor:
+            return lambda batch: gradient_descent(
+                batch.observed,
+                step_size=step_size,
+                num_steps=steps,
+                objective=objective,
+                inputs=self._mapped(batch.observed),
+            )
+
+        best = self._tune(family, 1e-4, 10.0)
+        name = f"{steps} gradient step{'s' if steps > 1 else ''}"
+        name += " on the mean" if objective == "mean" else ""
+        return Candidate(name, "optimizer", {"step_size": best}, 1, family(best))
+
+    def least_squares(self) -> Candidate:
+        ridge = self._ridge
+
+        def predict(batch: Batch) -> Tensor:
+            known = self._mapped(batch.observed)
+            return ridge_least_squares(batch.observed, ridge=ridge, inputs=known)
+
+        return Candidate("ridge least squares", "optimizer", {"ridge": ridge}, 1, predict)
+
+    def polynomial(self, degree: int) -> Candidate:
+        coefficients = fit_polynomial(
+            self.imitation,
+            degree,
+            inputs=self.inputs,
+            num_sequences=_FITTING_SEQUENCES,
+            seed=self.seed,
+        )
+
+        def predict(batch: Batch) -> Tensor:
+            known = self._mapped(batch.observed)
+            return polynomial_prediction(batch.observed, coefficients, inputs=known)
+
+        name = f"preconditioned step, degree {degree}"
+        parameters = {f"c{power}": value for power, value in enumerate(coefficients)}
+        return Candidate(name, "optimizer", parameters, len(coefficients), predict)
+
+    def scale_free(self, degree: int) -> Candidate:
+        inverse = learn_inverse(
+            self.imitation,
+            neumann_inverse(degree, ridge=self._ridge, scale="frobenius"),
+            inputs=self.inputs,
+            num_sequences=_TUNING_SEQUENCES,
+            seed=self.seed,
+            iterations=500,
+        )
+
+        def predict(batch: Batch) -> Tensor:
+            known = self._mapped(batch.observed)
+            return preconditioned_descent(batch.observed, inverse, inputs=known)
+
+        name = f"scale-free preconditioned step, degree {degree}"
+        return Candidate(name, "optimizer", {"ridge": inverse.ridge}, 2 * degree, predict)
+
+    @cached_property
+    def _ridge(self) -> float:
+        return tune_ridge(
+            self.imitation,
+            inputs=self.inputs,
+            bounds=(1e-5 * self._variance, 1e4 * self._variance),
+            tolerance=1e-3,
+            num_sequences=_TUNING_SEQUENCES,
+            seed=self.seed,
+        ).value
+
+    @cached_property
+    def _variance(self) -> float:
+        """Mean square of a coordinate of the regression inputs: the unit of step sizes and ridges."""
+        batches = batches_of(self.imitation, 256, self.seed, "validation")
+        return max(float(self._known(b).square().mean()) for b in batches) or 1.0
+
+    def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
+        """Tune what has the unit of 1 / variance."""
+        return tune(
+            family,
+            self.imitation,
+            bounds=(low / self._variance, high / self._variance),
+            spacing="log",
+            num_sequences=_TUNING_SEQUENCES,
+            seed=self.seed,
+        ).value
+
+    def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:
+        """Fit the linear map [feature, dim] from features to what the model says."""
+        gram, cross = torch.zeros(()), torch.zeros(())
+        for batch in batches_of(self.imitation, _FITTING_SEQUENCES, self.seed, "validation"):
+            x = features(batch).double()
+            said = batch.targets.double()
+            y = said.flatten()[:, None] if flat else said.flatten(0, 1)
+            gram, cross = gram + x.mT @ x, cross + x.mT @ y
+        return torch.linalg.lstsq(gram, cross, driver="gelsd").solution.to(torch.float32)
+
+    def _mapped(self, observed: Tensor) -> Tensor | None:
+        return None if self.inputs is None else self.inputs(observed)
+
+    def _known(self, batch: Batch) -> Tensor:
+        known = self._mapped(batch.observed)
+        return batch.observed if known is None else known
