@@ -20,10 +20,13 @@ from mesaopt.analysis.probes import (
     stream_names,
 )
 from mesaopt.models import SequenceModel
+from mesaopt.theory import PUBLISHED_INVERSES
 
 _LATE = 4  # the last quarter of the positions
 _NEIGHBOURS = (1, 2, 3)
-_PROBE_RIDGE = 1e-3  # of the preconditioned input: that of least squares by default
+# What is looked for as the preconditioned input, as in the paper. The exact inverse has rare huge entries,
+# which a score of squares would be about.
+_INVERSE = PUBLISHED_INVERSES["7-layer"]
 _PROBE_SEQUENCES = 2048
 
 
@@ -186,7 +189,7 @@ def look_inside(
     targets: dict[str, Target] = {steps_back(0): current_token}
     targets |= {steps_back(k): past_token(k) for k in _NEIGHBOURS if k < length // 2}
     targets[NEXT] = next_token
-    targets[PRECONDITIONED] = preconditioned_token(_PROBE_RIDGE, inputs=problem.inputs)
+    targets[PRECONDITIONED] = preconditioned_token(_INVERSE, inputs=problem.inputs)
     table = probe_layers(
         model,
         problem.task,

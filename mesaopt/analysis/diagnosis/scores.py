@@ -151,25 +151,26 @@ def nearest(scores: Scores, candidates: Sequence[Candidate]) -> Candidate:
     """Choose the simplest of the candidates that are as near to the model as any, within noise.
 
     A polynomial of degree 2 can be three gradient steps: where the extra freedom brings nothing, the
-    algorithm with fewer parameters, or fewer steps, is named.
+    algorithm with fewer parameters, or fewer steps, is named. It has to be as near by the number too, not
+    only for want of evidence: where an algorithm diverges on few sequences, its distance is large and so
+    is the noise.
 
     Args:
         scores: on the sequences to choose by.
         candidates: the simplest first among equals, as :func:`fit_candidates` gives them.
 
     Returns:
-        The first in order of parameters whose distance is not greater than the smallest by more than three
-        standard errors of the difference, or by no more than rounding.
+        The first in order of parameters that is behind the best by no more than three standard errors of
+        the difference, and by no more than a hundredth of |f|^2.
     """
     best = min(candidates, key=lambda c: scores.distance[c.name].mean().item())
     by_simplicity = sorted(candidates, key=lambda c: c.num_parameters)  # stable
     return next(c for c in by_simplicity if _as_near(scores.nearer(best.name, c.name)))
 
 
-_ROUNDING = (
-    1e-6  # of |f|^2: predictions that differ by a thousandth, more than float32 and searches leave
-)
+_ROUNDING = 1e-6  # of |f|^2: predictions that differ by a thousandth, more than float32 and searches leave
+_LITTLE = 0.01  # of |f|^2
 
 
 def _as_near(behind: Estimate) -> bool:
-    return behind.value <= _ROUNDING or behind.low <= 0
+    return behind.value <= _ROUNDING or (behind.low <= 0 and behind.value <= _LITTLE)

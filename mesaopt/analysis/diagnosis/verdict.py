@@ -61,7 +61,7 @@ class Shift:
     @property
     def holds(self) -> bool:
         """Whether the optimizer explains most here too, and more than the rival."""
-        return min(self.predictions.low, self.errors.low) > MOST and self.margin.low > 0
+        return _lesser(self.predictions, self.errors).low > MOST and self.margin.low > 0
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,15 @@ def judge(
             "learns in context",
             "on new systems, late in a sequence, it beats every map that knows no context, and its own "
             "start (> 0)",
-            min(learning.gain, learning.fall, key=lambda x: x.low),
+            _lesser(learning.gain, learning.fall),
             learns,
         ),
         Condition(
-            "predicts what an optimizer predicts",
-            f"{optimizer.candidate} explains most of its predictions (> {MOST})",
-            optimizer.predictions,
-            optimizer.predictions.low > MOST,
-        ),
-        Condition(
-            "errs as the optimizer errs",
-            f"{optimizer.candidate} explains most of its errors (> {MOST})",
-            optimizer.errors,
-            optimizer.errors.low > MOST,
+            "does what an optimizer does",
+            f"{optimizer.candidate} explains most of its predictions and most of its errors; the lesser "
+            f"of the two (> {MOST})",
+            _lesser(optimizer.predictions, optimizer.errors),
+            optimizer.explains,
         ),
         Condition(
             "nothing else is as near",
@@ -143,7 +138,7 @@ def judge(
             "the algorithm carries over",
             "the same under other laws, parameters kept; the weakest of them, "
             f"{worst.law} (> {MOST})",
-            min(worst.predictions, worst.errors, key=lambda x: x.low),
+            _lesser(worst.predictions, worst.errors),
             all(shift.holds for shift in counted),
         ),
     )
@@ -152,7 +147,11 @@ def judge(
 
 
 def _weakest(shift: Shift) -> float:
-    return min(shift.predictions.low, shift.errors.low)
+    return _lesser(shift.predictions, shift.errors).low
+
+
+def _lesser(first: Estimate, second: Estimate) -> Estimate:
+    return min(first, second, key=lambda estimate: estimate.low)
 
 
 def _answer(
@@ -161,7 +160,7 @@ def _answer(
     optimizer: Agreement,
     counted: Sequence[Shift],
 ) -> tuple[Answer, str]:
-    learns, predicts, errs, alone, carries = (condition.met for condition in conditions)
+    learns, explains, alone, carries = (condition.met for condition in conditions)
     name = optimizer.candidate
     if not learns:
         return (
@@ -173,9 +172,9 @@ def _answer(
             "no",
             f"It learns in context, but what it does is no optimization: {nearest.candidate}.",
         )
-    if all((predicts, errs, alone, carries)):
+    if explains and alone and carries:
         return "yes", f"It learns in context as this optimizer does, wherever it was tried: {name}."
-    if not (predicts and errs):
+    if not explains:
         return "unclear", (
             f"It learns in context, and matches nothing listed: the nearest optimizer, {name}, explains "
             f"{_percent(optimizer.predictions)} of its predictions and {_percent(optimizer.errors)} of "
