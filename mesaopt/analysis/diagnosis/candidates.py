@@ -34,7 +34,7 @@ _TUNING_SEQUENCES = 512
 _FITTING_SEQUENCES = 2560
 _MOST_STEPS = 6
 _DEGREES = (1, 2, 3)  # higher polynomials need more sequences than a diagnosis has time for
-_SCALE_FREE_DEGREES = (2, 4, 6)
+_ITERATIONS = (2, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def fit_candidates(
         ),
         fitter.least_squares,
         *(lambda degree=degree: fitter.polynomial(degree) for degree in _DEGREES),
-        *(lambda degree=degree: fitter.scale_free(degree) for degree in _SCALE_FREE_DEGREES),
+        *(lambda degree=degree: fitter.iterations(degree) for degree in _ITERATIONS),
         fitter.fixed_map,
     ]
     candidates = []
@@ -95,7 +95,7 @@ def fit_candidates(
     return candidates
 
 
-NUM_CANDIDATES = 4 + 2 * _MOST_STEPS + 1 + len(_DEGREES) + len(_SCALE_FREE_DEGREES)
+NUM_CANDIDATES = 4 + 2 * _MOST_STEPS + 1 + len(_DEGREES) + len(_ITERATIONS)
 """How many :func:`fit_candidates` fits."""
 
 
@@ -177,11 +177,11 @@ class _Fitter:
             known = self._mapped(batch.observed)
             return polynomial_prediction(batch.observed, coefficients, inputs=known)
 
-        name = f"preconditioned step, degree {degree}"
+        name = f"preconditioned step, polynomial of degree {degree}"
         parameters = {f"c{power}": value for power, value in enumerate(coefficients)}
         return Candidate(name, "optimizer", parameters, len(coefficients), predict)
 
-    def scale_free(self, degree: int) -> Candidate:
+    def iterations(self, degree: int) -> Candidate:
         inverse = learn_inverse(
             self.imitation,
             neumann_inverse(degree, ridge=self._ridge, scale="frobenius"),
@@ -195,7 +195,7 @@ class _Fitter:
             known = self._mapped(batch.observed)
             return preconditioned_descent(batch.observed, inverse, inputs=known)
 
-        name = f"scale-free preconditioned step, degree {degree}"
+        name = f"preconditioned step, {degree} iterations"
         return Candidate(name, "optimizer", {"ridge": inverse.ridge}, 2 * degree, predict)
 
     @cached_property

@@ -14,7 +14,6 @@ from mesaopt.analysis.diagnosis.evidence import (
     Inside,
     Learning,
     Memory,
-    context_free_map,
     learning_in_context,
     look_inside,
     memory_of,
@@ -159,7 +158,7 @@ def diagnose(
             _shift(predict, law, optimizer, candidates, num_sequences // 2, seed, progress)
             for law in laws
         )
-        learning, memory = _learning(predict, problem, num_sequences, seed)
+        learning, memory = _learning(predict, optimizer.predict, problem, num_sequences, seed)
     agreements = _agreements(scores, candidates)
     first = nearest(scores, candidates)
     second = next(a.candidate for a in agreements if a.candidate != first.name)
@@ -223,11 +222,10 @@ def _rival(scores: Scores, candidates: Sequence[Candidate]) -> str:
 
 
 def _learning(
-    predict: Predictor, problem: Problem, num_sequences: int, seed: int
+    predict: Predictor, optimizer: Predictor, problem: Problem, num_sequences: int, seed: int
 ) -> tuple[Learning, Memory | None]:
-    context_free = context_free_map(problem, seed=seed)
     learning = learning_in_context(
-        predict, context_free, problem, num_sequences=num_sequences, seed=seed
+        predict, optimizer, problem, num_sequences=num_sequences, seed=seed
     )
     if problem.taught is None:
         return learning, None

@@ -42,6 +42,8 @@ class Learning:
     """Of predicting zero."""
     context_free: tuple[float, ...]
     """Of the best map of the newest input, the same for all sequences, fitted to the targets."""
+    optimizer: tuple[float, ...]
+    """Of the nearest optimizer."""
     gain: Estimate
     """1 - loss of the model / loss of the better of the two, over the last quarter of the positions."""
     fall: Estimate
@@ -49,13 +51,14 @@ class Learning:
 
 
 def learning_in_context(
-    predict: Predictor, context_free: Predictor, problem: Problem, *, num_sequences: int, seed: int
+    predict: Predictor, optimizer: Predictor, problem: Problem, *, num_sequences: int, seed: int
 ) -> Learning:
     """Measure how the loss falls along sequences, beside what can be known without a context."""
     predictors = {
         "model": predict,
         "zero": lambda batch: torch.zeros_like(batch.targets),
-        "context-free": context_free,
+        "context-free": _context_free_map(problem, seed=seed),
+        "optimizer": optimizer,
     }
     losses = in_context_loss(predictors, problem.task, num_sequences=num_sequences, seed=seed)
     model = losses["model"]
@@ -66,7 +69,7 @@ def learning_in_context(
     return Learning(
         tuple(model.positions),
         *map(_numbers, (model.curve, model.curve_error)),
-        *(_numbers(losses[name].curve) for name in ("zero", "context-free")),
+        *(_numbers(losses[name].curve) for name in ("zero", "context-free", "optimizer")),
         gain=ratio(rival - late["model"], rival),
         fall=ratio(first - late["model"], first),
     )
@@ -221,7 +224,7 @@ def _held(slots: Sequence[str | int]) -> tuple[int, ...]:
     return tuple(sorted({back.get(s, s) for s in slots if s != "zero"}))  # type: ignore[arg-type,type-var]
 
 
-def context_free_map(problem: Problem, *, seed: int) -> Predictor:
+def _context_free_map(problem: Problem, *, seed: int) -> Predictor:
     """Fit the best linear map from the newest regression input to the next state, one for all sequences."""
     known: Predictor = lambda batch: (  # noqa: E731
         batch.observed if problem.inputs is None else problem.inputs(batch.observed)

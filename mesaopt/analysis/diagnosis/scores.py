@@ -161,16 +161,19 @@ def nearest(scores: Scores, candidates: Sequence[Candidate]) -> Candidate:
 
     Returns:
         The first in order of parameters that is behind the best by no more than three standard errors of
-        the difference, and by no more than a hundredth of |f|^2.
+        the difference, and by no more than a quarter of the best's own distance; or by rounding only.
     """
     best = min(candidates, key=lambda c: scores.distance[c.name].mean().item())
     by_simplicity = sorted(candidates, key=lambda c: c.num_parameters)  # stable
-    return next(c for c in by_simplicity if _as_near(scores.nearer(best.name, c.name)))
+    limit = _LITTLE * ratio(scores.distance[best.name], scores.size).value
+    return next(c for c in by_simplicity if _as_near(scores.nearer(best.name, c.name), limit))
 
 
-_ROUNDING = 1e-6  # of |f|^2: predictions that differ by a thousandth, more than float32 and searches leave
-_LITTLE = 0.01  # of |f|^2
+_ROUNDING = (
+    1e-6  # of |f|^2: predictions that differ by a thousandth, more than float32 and searches leave
+)
+_LITTLE = 0.25
 
 
-def _as_near(behind: Estimate) -> bool:
-    return behind.value <= _ROUNDING or (behind.low <= 0 and behind.value <= _LITTLE)
+def _as_near(behind: Estimate, limit: float) -> bool:
+    return behind.value <= _ROUNDING or (behind.low <= 0 and behind.value <= limit)

@@ -173,12 +173,14 @@ def _answer(
             f"It learns in context, but what it does is no optimization: {nearest.candidate}.",
         )
     if explains and alone and carries:
-        return "yes", f"It learns in context as this optimizer does, wherever it was tried: {name}."
+        return "yes", (
+            f"It learns in context, and does what an optimizer does: {name}. That explains "
+            f"{_shares(optimizer)}."
+        )
     if not explains:
         return "unclear", (
             f"It learns in context, and matches nothing listed: the nearest optimizer, {name}, explains "
-            f"{_percent(optimizer.predictions)} of its predictions and {_percent(optimizer.errors)} of "
-            "its errors."
+            f"{_shares(optimizer)}."
         )
     if not alone:
         return (
@@ -192,5 +194,8 @@ def _answer(
     )
 
 
-def _percent(share: Estimate) -> str:
-    return f"{100 * share.value:.0f} %"
+def _shares(agreement: Agreement) -> str:
+    predictions, errors = (
+        f"{100 * share.value:.0f} %" for share in (agreement.predictions, agreement.errors)
+    )
+    return f"{predictions} of its predictions and {errors} of its errors"
