@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mesaopt import files
-from mesaopt.analysis.diagnosis import Diagnosis
+from mesaopt.analysis.diagnosis import Diagnosis, Estimate
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
-from mesaopt.papers.figures import PALETTE, style
+from mesaopt.papers.figures import INK, PALETTE, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import inline
 
@@ -72,7 +72,7 @@ def draw(diagnosis: Diagnosis) -> Figure:
         The figure, 10 inches wide.
     """
     with style():
-        figure = Figure(figsize=(10, 3.4))
+        figure = Figure(figsize=(10, 4.1))
         losses, laws, depth = figure.subplots(1, 3, width_ratios=(1, 1.15, 1))
         _draw_losses(losses, diagnosis)
         _draw_laws(laws, diagnosis)
@@ -96,26 +96,26 @@ def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
     )
     axes.plot(positions, model, color=PALETTE[0], label="the model")
     axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss", title="On new systems")
-    axes.legend(loc="lower left")
+    _legend_below(axes)
 
 
 def _draw_laws(axes: Axes, diagnosis: Diagnosis) -> None:
-    own = diagnosis.agreement(diagnosis.optimizer)
-    rows = [("as trained", True, own.predictions, own.errors)]
-    rows += [(s.law, s.counts, s.predictions, s.errors) for s in diagnosis.shifts]
-    places = np.arange(len(rows))
-    for offset, which, color, name in ((-0.19, 2, 0, "predictions"), (0.19, 3, 1, "errors")):
-        values = [max(row[which].value, 0.0) for row in rows]
-        bars = [1.96 * row[which].error if row[which].value > 0 else 0.0 for row in rows]
+    own, shifts = diagnosis.agreement(diagnosis.optimizer), diagnosis.shifts
+    laws = [("as trained", True), *((shift.law, shift.counts) for shift in shifts)]
+    places = np.arange(len(laws))
+    for offset, color, name in ((-0.19, 0, "predictions"), (0.19, 1, "errors")):
+        shares: list[Estimate] = [getattr(found, name) for found in (own, *shifts)]
+        values = [max(share.value, 0.0) for share in shares]
+        bars = [1.96 * share.error if share.value > 0 else 0.0 for share in shares]
         axes.barh(
             places + offset, values, 0.36, xerr=bars, color=PALETTE[color], label=f"of {name}"
         )
     axes.axvline(0.5, color=PALETTE[4], lw=1)
     axes.set(xlim=(0, 1.02), yticks=places, xlabel="share explained", title="Does it carry over?")
-    for text, row in zip(axes.set_yticklabels([row[0] for row in rows]), rows, strict=True):
-        text.set_color(text.get_color() if row[1] else PALETTE[5])
+    for text, (_, counts) in zip(axes.set_yticklabels([law for law, _ in laws]), laws, strict=True):
+        text.set_color(INK if counts else PALETTE[5])
     axes.invert_yaxis()
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _legend_below(axes)
 
 
 def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
@@ -134,7 +134,11 @@ def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
     short = [label(name).removeprefix("layer ") for name in inside.layers]
     axes.set_xticks(places, short, rotation=0 if max(map(len, short)) < 6 else 60)
     axes.set(xlabel="behind layer")
-    axes.legend(loc="center right")
+    _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -32,7 +32,7 @@ Kind = Literal["optimizer", "other"]
 
 _TUNING_SEQUENCES = 512
 _FITTING_SEQUENCES = 2560
-_MOST_STEPS = 6
+_STEPS = range(1, 7)
 _DEGREES = (1, 2, 3)  # higher polynomials need more sequences than a diagnosis has time for
 _ITERATIONS = (2, 4, 6)
 
@@ -77,14 +77,11 @@ def fit_candidates(
     fitter = _Fitter(imitation, inputs, seed)
     fits: list[Callable[[], Candidate]] = [
         *(fitter.zero, fitter.last_observation, fitter.kernel_smoother),
-        *(
-            lambda steps=steps, objective=objective: fitter.gradient_steps(steps, objective)
-            for objective in ("sum", "mean")
-            for steps in range(1, _MOST_STEPS + 1)
-        ),
+        *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
+        *(partial(fitter.gradient_steps, steps, "mean") for steps in _STEPS),
         fitter.least_squares,
-        *(lambda degree=degree: fitter.polynomial(degree) for degree in _DEGREES),
-        *(lambda degree=degree: fitter.iterations(degree) for degree in _ITERATIONS),
+        *(partial(fitter.polynomial, degree) for degree in _DEGREES),
+        *(partial(fitter.iterations, number) for number in _ITERATIONS),
         fitter.fixed_map,
     ]
     candidates = []
@@ -95,7 +92,7 @@ def fit_candidates(
     return candidates
 
 
-NUM_CANDIDATES = 4 + 2 * _MOST_STEPS + 1 + len(_DEGREES) + len(_ITERATIONS)
+NUM_CANDIDATES = 4 + 2 * len(_STEPS) + 1 + len(_DEGREES) + len(_ITERATIONS)
 """How many :func:`fit_candidates` fits."""
 
 
@@ -181,10 +178,10 @@ class _Fitter:
         parameters = {f"c{power}": value for power, value in enumerate(coefficients)}
         return Candidate(name, "optimizer", parameters, len(coefficients), predict)
 
-    def iterations(self, degree: int) -> Candidate:
+    def iterations(self, number: int) -> Candidate:
         inverse = learn_inverse(
             self.imitation,
-            neumann_inverse(degree, ridge=self._ridge, scale="frobenius"),
+            neumann_inverse(number, ridge=self._ridge, scale="frobenius"),
             inputs=self.inputs,
             num_sequences=_TUNING_SEQUENCES,
             seed=self.seed,
@@ -195,8 +192,8 @@ class _Fitter:
             known = self._mapped(batch.observed)
             return preconditioned_descent(batch.observed, inverse, inputs=known)
 
-        name = f"preconditioned step, {degree} iterations"
-        return Candidate(name, "optimizer", {"ridge": inverse.ridge}, 2 * degree, predict)
+        name = f"preconditioned step, {number} iterations"
+        return Candidate(name, "optimizer", {"ridge": inverse.ridge}, 2 * number, predict)
 
     @cached_property
     def _ridge(self) -> float:

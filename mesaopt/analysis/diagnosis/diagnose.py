@@ -55,7 +55,7 @@ class Diagnosis:
     memory: Memory | None
     """The negative control, of models trained on one fixed system."""
     num_sequences: int
-    """Test sequences under the law it was trained on, and half as many under each of the others."""
+    """Test sequences, under each law."""
 
     def agreement(self, candidate: str) -> Agreement:
         """Return what was found for one candidate.
@@ -155,7 +155,7 @@ def diagnose(
         optimizers = [c for c in candidates if c.kind == "optimizer"]
         optimizer = nearest(scores, optimizers)
         shifts = tuple(
-            _shift(predict, law, optimizer, candidates, num_sequences // 2, seed, progress)
+            _shift(predict, law, optimizer, candidates, num_sequences, seed, progress)
             for law in laws
         )
         learning, memory = _learning(predict, optimizer.predict, problem, num_sequences, seed)
@@ -198,7 +198,7 @@ def _shift(
         predict,
         [optimizer, *others],
         law.task,
-        num_sequences=max(1, num_sequences),
+        num_sequences=num_sequences,
         seed=seed,
         report=progress.advance,
     )
@@ -254,8 +254,7 @@ def _of(agreements: Sequence[Agreement], candidate: Candidate) -> Agreement:
 
 def _amount(num_sequences: int, num_laws: int) -> int:
     """Pieces of work, of about the same length each."""
-    own, other = (-(-n // 256) for n in (num_sequences, max(1, num_sequences // 2)))
-    return NUM_CANDIDATES + PROBE_BATCHES + own + num_laws * other
+    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_laws) * -(-num_sequences // 256)
 
 
 class _Progress:

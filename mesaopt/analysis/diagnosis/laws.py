@@ -15,6 +15,7 @@ from mesaopt.tasks import (
     PartiallyObserved,
     Split,
     Task,
+    make_task,
     tokens_from_states,
 )
 
@@ -80,14 +81,13 @@ def other_laws(task: LinearTask) -> list[Law]:
     encodings of positions never seen. Such laws are shown, and do not count.
     """
     config = task.config
+    longer = replace(config, length=3 * config.length // 2)
     laws = [
         Law("half as large", Rescaled(task, 0.5), counts=True),
         Law("a quarter larger", Rescaled(task, 1.25), counts=True),
         Law("damped, 0.95 W", Rescaled(task, 1.0, decay=0.95), counts=True),
         Law("half as large again", Rescaled(task, 1.5), counts=False),
-        Law(
-            "half as long again", type(task)(replace(config, length=3 * config.length // 2)), False
-        ),  # type: ignore[arg-type]
+        Law("half as long again", make_task(longer), counts=False),
     ]
     if isinstance(config, LinearSystemConfig):
         laws.append(_other_spectrum(config))
