@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 
 from mesaopt.analysis.diagnosis.laws import Imitation, batches_of
+from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.analysis.tuning import (
-    InputMap,
-    fit_polynomial,
-    learn_inverse,
-    tune,
-    tune_ridge,
-)
+from mesaopt.analysis.tuning import InputMap, tune, tune_ridge
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
     Objective,
+    context_of,
     gradient_descent,
     kernel_regression,
-    neumann_inverse,
-    polynomial_prediction,
-    preconditioned_descent,
     ridge_least_squares,
 )
 
@@ -33,8 +26,9 @@ Kind = Literal["optimizer", "other"]
 _TUNING_SEQUENCES = 512
 _FITTING_SEQUENCES = 2560
 _STEPS = range(1, 7)
-_DEGREES = (1, 2, 3)  # higher polynomials need more sequences than a diagnosis has time for
+_DEGREES = (1, 2, 3)  # higher ones rest on rare sequences with large eigenvalues
 _ITERATIONS = (2, 4, 6)
+_DEGREE = 6
 
 
 @dataclass(frozen=True)
@@ -138,19 +132,21 @@ class _Fitter:
         return Candidate("kernel smoother", "other", parameters, 1, family(best))
 
     def gradient_steps(self, steps: int, objective: Objective) -> Candidate:
-        def family(step_size: float) -> Predictor:
-            return lambda batch: gradient_descent(
+        step_size = self._fits[objective].step_size(steps)
+
+        def predict(batch: Batch) -> Tensor:
+            known = self._mapped(batch.observed)
+            return gradient_descent(
                 batch.observed,
                 step_size=step_size,
                 num_steps=steps,
                 objective=objective,
-                inputs=self._mapped(batch.observed),
+                inputs=known,
             )
 
-        best = self._tune(family, 1e-4, 10.0)
         name = f"{steps} gradient step{'s' if steps > 1 else ''}"
         name += " on the mean" if objective == "mean" else ""
-        return Candidate(name, "optimizer", {"step_size": best}, 1, family(best))
+        return Candidate(name, "optimizer", {"step_size": step_size}, 1, predict)
 
     def least_squares(self) -> Candidate:
         ridge = self._ridge
@@ -162,38 +158,46 @@ class _Fitter:
         return Candidate("ridge least squares", "optimizer", {"ridge": ridge}, 1, predict)
 
     def polynomial(self, degree: int) -> Candidate:
-        coefficients = fit_polynomial(
-            self.imitation,
-            degree,
-            inputs=self.inputs,
-            num_sequences=_FITTING_SEQUENCES,
-            seed=self.seed,
-        )
-
-        def predict(batch: Batch) -> Tensor:
-            known = self._mapped(batch.observed)
-            return polynomial_prediction(batch.observed, coefficients, inputs=known)
-
-        name = f"preconditioned step, polynomial of degree {degree}"
-        parameters = {f"c{power}": value for power, value in enumerate(coefficients)}
-        return Candidate(name, "optimizer", parameters, len(coefficients), predict)
+        return self._preconditioned(f"polynomial of degree {degree}", degree, "sum", {})
 
     def iterations(self, number: int) -> Candidate:
-        inverse = learn_inverse(
-            self.imitation,
-            neumann_inverse(number, ridge=self._ridge, scale="frobenius"),
-            inputs=self.inputs,
-            num_sequences=_TUNING_SEQUENCES,
-            seed=self.seed,
-            iterations=500,
-        )
+        """Best of all iterations towards the inverse of H + ridge I with so many products."""
+        parameters = {"ridge": self._ridge}
+        return self._preconditioned(f"{number} iterations", number, "norm", parameters)
+
+    def _preconditioned(
+        self, how: str, degree: int, scaling: Scaling, given: dict[str, float]
+    ) -> Candidate:
+        coefficients = self._fits[scaling].coefficients(degree)
 
         def predict(batch: Batch) -> Tensor:
-            known = self._mapped(batch.observed)
-            return preconditioned_descent(batch.observed, inverse, inputs=known)
+            states = batch.observed.double()
+            context = context_of(states, inputs=self._mapped(states))
+            parts = terms(context, degree, scaling, **given)
+            found = torch.einsum("k,kbtd->btd", coefficients, parts)
+            return found.to(batch.observed.dtype)
 
-        name = f"preconditioned step, {number} iterations"
-        return Candidate(name, "optimizer", {"ridge": inverse.ridge}, 2 * number, predict)
+        powers = {f"c{power}": value for power, value in enumerate(coefficients.tolist())}
+        number = len(given) + len(powers)
+        name = f"preconditioned step, {how}"
+        return Candidate(name, "optimizer", given | powers, number, predict)
+
+    @cached_property
+    def _fits(self) -> dict[Scaling, PolynomialFit]:
+        """Sum up the distance of all polynomials from the model, in every scaling."""
+        units: dict[Scaling, float] = {
+            "sum": 1 / (self._variance * self._length),
+            "mean": 1 / self._variance,
+            "norm": 1.0,
+        }
+        fits = {scaling: PolynomialFit(unit) for scaling, unit in units.items()}
+        for batch in batches_of(self.imitation, _FITTING_SEQUENCES, self.seed, "validation"):
+            states = batch.observed.double()
+            context = context_of(states, inputs=self._mapped(states))
+            for scaling, fit in fits.items():
+                ridge = self._ridge if scaling == "norm" else 0.0
+                fit.add(terms(context, _DEGREE, scaling, ridge), batch.targets.double())
+        return fits
 
     @cached_property
     def _ridge(self) -> float:
@@ -208,9 +212,16 @@ class _Fitter:
 
     @cached_property
     def _variance(self) -> float:
-        """Mean square of a coordinate of the regression inputs: the unit of step sizes and ridges."""
-        batches = batches_of(self.imitation, 256, self.seed, "validation")
-        return max(float(self._known(b).square().mean()) for b in batches) or 1.0
+        """Mean square of a coordinate of the regression inputs: the unit of ridges, and of 1 / steps."""
+        return self._known(self._first).square().mean().item()
+
+    @property
+    def _length(self) -> int:
+        return self._first.observed.shape[1]
+
+    @cached_property
+    def _first(self) -> Batch:
+        return next(batches_of(self.imitation, 1, self.seed, "validation"))
 
     def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
         """Tune what has the unit of 1 / variance."""
