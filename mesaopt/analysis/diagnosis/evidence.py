@@ -188,16 +188,16 @@ def look_inside(
     if not layers:
         return None
     config = problem.task.config
-    length = config.length
+    positions = sorted({max(1, 2 * config.length // 5), config.length})
     targets: dict[str, Target] = {steps_back(0): current_token}
-    targets |= {steps_back(k): past_token(k) for k in _NEIGHBOURS if k < length // 2}
+    targets |= {steps_back(k): past_token(k) for k in _NEIGHBOURS if k < positions[0]}
     targets[NEXT] = next_token
     targets[PRECONDITIONED] = preconditioned_token(_INVERSE, inputs=problem.inputs)
     table = probe_layers(
         model,
         problem.task,
         targets,
-        positions=sorted({max(1, 2 * length // 5), length}),
+        positions=positions,
         names=layers,
         num_fit=_PROBE_SEQUENCES,
         num_score=_PROBE_SEQUENCES // 2,
