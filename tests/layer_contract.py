@@ -100,6 +100,16 @@ class LayerContract:
         assert_close(after[:, :40], before[:, :40])
         assert (before[:, 40] - after[:, 40]).abs().max() > 1e-6, "position 40 belongs to its past"
 
+    def test_its_map_says_how_much_of_every_value_an_output_holds(self, case: Case) -> None:
+        layer, x = case.make(), draw()
+        inputs, maps = layer.head_inputs(x), layer.attention_map(x)
+        assert maps.shape == (BATCH, HEADS, TIME, TIME)
+        assert (maps.triu(1) == 0).all()
+        mixed = torch.einsum("bhts,bshv->bthv", maps, inputs.v)
+        assert_close(mixed, layer.mix(inputs, None).output)
+        normed = mixed if layer.head_norm is None else layer.head_norm(mixed)
+        assert_close(layer.output(normed.flatten(-2)), layer(x))
+
     def test_sequences_do_not_see_one_another(self, case: Case) -> None:
         layer, x = case.make(), draw()
         assert_close(layer(x[1:]), layer(x)[1:])

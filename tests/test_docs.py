@@ -6,7 +6,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["emergence.md"])
+@pytest.mark.parametrize("page", ["analyses.md", "emergence.md"])
 def test_the_numbers_of_a_page_are_those_of_its_code(page: str) -> None:
     result = doctest.testfile(str(DOCS / page), module_relative=False)
     assert result.attempted > 10

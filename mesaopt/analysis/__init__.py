@@ -1,12 +1,36 @@
 """Analyses: what a trained model does, and how its weights do it."""
 
-from mesaopt.analysis.capture import capture, captured_names, watching
+from mesaopt.analysis.attention import (
+    AttentionMaps,
+    attention_maps,
+    attention_mass,
+)
+from mesaopt.analysis.capture import (
+    capture,
+    captured_names,
+    up_to,
+    watching,
+)
 from mesaopt.analysis.diagnosis import Diagnosis, diagnose
+from mesaopt.analysis.few_shot import (
+    EarlyAscent,
+    TunedPrompt,
+    early_ascent,
+    few_shot_losses,
+    tune_prompt,
+)
 from mesaopt.analysis.in_context import (
     InContextLoss,
     Predictor,
     in_context_loss,
     model_predictor,
+)
+from mesaopt.analysis.linearization import (
+    Linearization,
+    distil,
+    linearize,
+    unexplained,
+    with_layer,
 )
 from mesaopt.analysis.probes import (
     Probe,
@@ -26,6 +50,10 @@ from mesaopt.analysis.probes import (
     read_layers,
     stream_names,
 )
+from mesaopt.analysis.sensitivity import (
+    Sensitivity,
+    sensitivity,
+)
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -35,31 +63,51 @@ from mesaopt.analysis.tuning import (
     tune,
     tune_ridge,
 )
-from mesaopt.analysis.weights import block_energy, compressed_prediction, effective_coefficients
+from mesaopt.analysis.weights import (
+    Compressed,
+    block_energy,
+    compress,
+    effective_coefficients,
+    interpolate,
+    product_form,
+)
 
 __all__ = [
+    "AttentionMaps",
+    "Compressed",
     "Diagnosis",
+    "EarlyAscent",
     "InContextLoss",
     "InputMap",
+    "Linearization",
     "Predictor",
     "Probe",
     "ProbeScore",
     "ProbeTable",
     "Readings",
+    "Sensitivity",
     "Target",
     "Tuned",
+    "TunedPrompt",
+    "attention_maps",
+    "attention_mass",
     "block_energy",
     "capture",
     "captured_names",
-    "compressed_prediction",
+    "compress",
     "current_token",
     "diagnose",
+    "distil",
+    "early_ascent",
     "effective_coefficients",
+    "few_shot_losses",
     "fit_polynomial",
     "fit_probe",
     "in_context_loss",
+    "interpolate",
     "learn_inverse",
     "line_search_step_size",
+    "linearize",
     "model_predictor",
     "next_token",
     "official_probe_error",
@@ -68,9 +116,15 @@ __all__ = [
     "probe",
     "probe_layers",
     "probe_readings",
+    "product_form",
     "read_layers",
+    "sensitivity",
     "stream_names",
     "tune",
+    "tune_prompt",
     "tune_ridge",
+    "unexplained",
+    "up_to",
     "watching",
+    "with_layer",
 ]

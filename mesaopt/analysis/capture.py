@@ -3,29 +3,27 @@
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mesaopt.layers import SelfAttention
 
-Reading = Callable[[nn.Module, Any, Any], Tensor]
-"""Takes a module, what it was called with first and what it returned, and gives a tensor."""
+Reading = Callable[[Any, Any], Any]
+"""Takes a module and what it is called with first, and gives a tensor."""
 
-ENDS: dict[str, Reading] = {
-    "input": lambda _, given, __: _tensor(given),
-    "output": lambda _, __, result: _tensor(result),
-}
-"""What can be asked of any module: the end of a name behind the module's own."""
+INPUTS: dict[str, Reading] = {"input": lambda _, given: given}
+"""What can be read off the input of any module: the end of a name behind the module's own."""
 
-HEAD_ENDS: dict[str, Reading] = {
-    "queries": lambda layer, given, _: _layer(layer).head_inputs(given).q,
-    "keys": lambda layer, given, _: _layer(layer).head_inputs(given).k,
-    "values": lambda layer, given, _: _layer(layer).head_inputs(given).v,
-    "attention": lambda layer, given, _: _layer(layer).attention_map(given),
+HEAD_INPUTS: dict[str, Reading] = {
+    "queries": lambda layer, given: layer.head_inputs(given).q,
+    "keys": lambda layer, given: layer.head_inputs(given).k,
+    "values": lambda layer, given: layer.head_inputs(given).v,
+    "attention": lambda layer, given: layer.attention_map(given),
 }
-"""What can be asked of a :class:`mesaopt.layers.SelfAttention` besides."""
+"""What can be read off the input of a :class:`mesaopt.layers.SelfAttention` besides."""
 
 
 def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -43,7 +41,8 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         names: what to keep; nothing else is held in memory.
 
     Returns:
-        The tensors by name, detached. Of a tuple, which attention modules of PyTorch return, the first.
+        The tensors by name: copies, without gradients, as they were at that moment, whatever the model
+        does to them in place later. Of a tuple, which attention modules of PyTorch return, the first.
 
     Raises:
         ValueError: there is no module of that name (the nearest are listed), it did not run, ran more than
@@ -65,7 +64,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         model(x)
     for name in names:
         if name not in found:
-            raise ValueError(f"names: {name!r} did not run when the model did")
+            raise ValueError(_did_not_run(name))
     return {name: found[name] for name in names}
 
 
@@ -78,7 +77,7 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         names: as in :func:`capture`.
 
     Yields:
-        A dictionary that fills as the model runs, once; tensors are detached.
+        A dictionary that fills as the model runs, once; tensors are copies without gradients.
 
     Raises:
         ValueError: see :func:`capture`.
@@ -90,30 +89,69 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         >>> found["0"].shape
         torch.Size([2, 4])
     """
-    targets = {name: _find(model, name) for name in names}
+    parts = {name: _find(model, name) for name in names}
     found: dict[str, Tensor] = {}
     busy = False  # computing what is to be kept runs submodules again
 
-    def hook(name: str, read: Reading) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(module: nn.Module, given: Any, result: Any) -> None:
-            nonlocal busy
-            if busy:
-                return
-            if name in found:
-                problem = "runs more than once; ask for a part that runs once"
-                raise ValueError(f"names: {name!r} {problem}")
-            busy = True
-            try:
-                found[name] = _checked(name, read(module, given[0] if given else None, result))
-            finally:
-                busy = False
-
-        return keep
+    def keep(name: str, compute: Callable[[], Any]) -> None:
+        nonlocal busy
+        if busy:
+            return
+        if name in found:
+            problem = "runs more than once; ask for a part that runs once"
+            raise ValueError(f"names: {name!r} {problem}")
+        busy = True
+        try:
+            with torch.no_grad():
+                found[name] = _checked(name, compute()).detach().clone()
+        finally:
+            busy = False
 
     with contextlib.ExitStack() as stack:
-        for name, (module, read) in targets.items():
-            stack.callback(module.register_forward_hook(hook(name, read)).remove)
+        for name, part in parts.items():
+            handle = part.on_run(lambda compute, name=name: keep(name, compute))
+            stack.callback(handle.remove)
         yield found
+
+
+def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+    """Cut a model off behind one of its parts.
+
+    What comes behind the part is not computed, and gradients flow through what comes before it.
+
+    Args:
+        model: any module.
+        name: of a part, as in :func:`capture`. If it runs several times, the first one counts.
+
+    Returns:
+        The function from the model's input to what the part gives; it raises ValueError where the part
+        does not run or gives no tensor.
+
+    Raises:
+        ValueError: there is no part of that name.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> first_half, x = up_to(model, "1"), torch.randn(5, 3)
+        >>> torch.equal(first_half(x), model[1](model[0](x)))
+        True
+    """
+    part = _find(model, name)
+
+    def stop(compute: Callable[[], Any]) -> None:
+        raise _Reached(compute())
+
+    def run(x: Tensor) -> Tensor:
+        handle = part.on_run(stop)
+        try:
+            model(x)
+        except _Reached as reached:
+            return _checked(name, reached.value)
+        finally:
+            handle.remove()
+        raise ValueError(_did_not_run(name))
+
+    return run
 
 
 def captured_names(model: nn.Module) -> list[str]:
@@ -131,35 +169,63 @@ def captured_names(model: nn.Module) -> list[str]:
     """
     names = []
     for name, module in model.named_modules():
+        if type(module).forward is nn.Module.forward:
+            continue  # a list of modules never runs
         start = f"{name}." if name else ""
         names += [name] if name else []
         names += [start + end for end in _ends(module)]
-    return names
+    return list(dict.fromkeys(names))  # a submodule may be called like an end
 
 
-def _ends(module: nn.Module) -> dict[str, Reading]:
-    return ENDS | HEAD_ENDS if isinstance(module, SelfAttention) else ENDS
+class _Part(NamedTuple):
+    """Where a name points: to what is read off a module's input, or to its output if that is None."""
+
+    module: nn.Module
+    read: Reading | None
+
+    def on_run(self, tell: Callable[[Callable[[], Any]], None]) -> RemovableHandle:
+        """Call `tell` whenever the module runs, with a function that computes what is asked for."""
+        read = self.read
+        if read is None:
+            return self.module.register_forward_hook(
+                lambda _, __, result: tell(lambda: _first(result))
+            )
+
+        return self.module.register_forward_pre_hook(  # it may change its input in place
+            lambda module, given, named, read=read: tell(
+                lambda: read(module, next(iter((*given, *named.values())), None))
+            ),
+            with_kwargs=True,
+        )
 
 
-def _find(model: nn.Module, name: str) -> tuple[nn.Module, Reading]:
-    modules = dict(model.named_modules())
+class _Reached(Exception):
+    """Raised to stop a model behind the part that was asked for."""
+
+    def __init__(self, value: Any):
+        super().__init__()
+        self.value = value
+
+
+def _ends(module: nn.Module) -> dict[str, Reading | None]:
+    heads = HEAD_INPUTS if isinstance(module, SelfAttention) else {}
+    return {**INPUTS, "output": None, **heads}
+
+
+def _find(model: nn.Module, name: str) -> _Part:
+    modules = dict(model.named_modules(remove_duplicate=False))
     if name and name in modules:
-        return modules[name], ENDS["output"]
+        return _Part(modules[name], None)
     owner, _, end = name.rpartition(".")
     if owner in modules and end in _ends(modules[owner]):
-        return modules[owner], _ends(modules[owner])[end]
+        return _Part(modules[owner], _ends(modules[owner])[end])
     nearest = difflib.get_close_matches(name, captured_names(model), n=3, cutoff=0.3)
     raise ValueError(
         f"names: {name!r} is no part of the model; nearest: {', '.join(nearest) or 'none'}"
     )
 
 
-def _layer(module: nn.Module) -> SelfAttention:
-    assert isinstance(module, SelfAttention)
-    return module
-
-
-def _tensor(value: Any) -> Any:
+def _first(value: Any) -> Any:
     """Take the first of what a module returns several of."""
     return value[0] if isinstance(value, tuple | list) and value else value
 
@@ -167,4 +233,8 @@ def _tensor(value: Any) -> Any:
 def _checked(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"names: {name!r} gave {type(value).__name__}: must be a tensor")
-    return value.detach()
+    return value
+
+
+def _did_not_run(name: str) -> str:
+    return f"names: {name!r} did not run when the model did"

@@ -61,22 +61,21 @@ class ProbeScore:
     Times :attr:`per_coordinate` they are mean squares per coordinate.
 
     Example:
-        >>> score = ProbeScore(
-        ...     torch.tensor([1.0, 3.0]), dim=10, in_sample=1.5, uninformative=4.0, shuffled=4.1
-        ... )
-        >>> score.mean, score.mean * score.per_coordinate, score.r2
-        (2.0, 0.4, 0.5)
+        >>> losses, baseline = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 5.0])
+        >>> score = ProbeScore(losses, baseline, dim=10, in_sample=1.5, shuffled=4.1)
+        >>> score.mean, score.mean * score.per_coordinate, score.uninformative, score.r2
+        (2.0, 0.4, 4.0, 0.5)
     """
 
     losses: Float[Tensor, " sequence"]
     """Held-out error of every scored sequence."""
+    baseline: Float[Tensor, " sequence"]
+    """Held-out error of the mean of the fitting targets, which reads nothing."""
     dim: int
     """Coordinates of the target."""
     in_sample: float
     """Mean error on the very sequences it was fitted on: too good, by about the share that features are
-    of sequences on both sides of the truth."""
-    uninformative: float
-    """Held-out error of the mean of the fitting targets: what a probe that reads nothing is to come to."""
+    of sequences."""
     shuffled: float
     """Held-out error of a probe fitted to targets that belong to other sequences: uninformative, and what
     fitting as many features costs."""
@@ -92,14 +91,30 @@ class ProbeScore:
         return (self.losses.std() / len(self.losses) ** 0.5).item()
 
     @property
+    def uninformative(self) -> float:
+        """Mean held-out error of what reads nothing."""
+        return self.baseline.mean().item()
+
+    @property
     def per_coordinate(self) -> float:
         """Factor that turns half a squared error into a mean square per coordinate: 2 / dim."""
         return 2 / self.dim
 
     @property
+    def unread(self) -> float:
+        """Share of the held-out variance that is not read: mean / uninformative; above 1 if worse."""
+        return self.mean / self.uninformative if self.uninformative else float("nan")
+
+    @property
+    def unread_error(self) -> float:
+        """Standard error of :attr:`unread` over the scored sequences, of which both parts are means."""
+        rest = self.losses - self.unread * self.baseline
+        return (rest.std() / len(rest) ** 0.5).item() / self.uninformative
+
+    @property
     def r2(self) -> float:
-        """Share of the held-out variance that is read: 1 - mean / uninformative; below 0 if worse."""
-        return 1 - self.mean / self.uninformative if self.uninformative else float("nan")
+        """Share of the held-out variance that is read: 1 - unread."""
+        return 1 - self.unread
 
 
 @dataclass(frozen=True)
@@ -261,7 +276,8 @@ def official_probe_error(
         kept = norms < norms.mean() + outlier_score * norms.std(correction=0)
         x, y = x[kept], y[kept]
     cutoff = torch.finfo(torch.float32).eps * max(x.shape)
-    weight = torch.linalg.lstsq(x, y, rcond=cutoff, driver="gelsd").solution
+    # By way of the Gram matrix, whose eigenvalues are squares: float64 has the digits for it.
+    weight = torch.linalg.pinv(x.mT @ x, rtol=cutoff**2, hermitian=True) @ (x.mT @ y)
     return squared_error((x @ weight)[None], y[None]).mean().item()
 
 
@@ -553,15 +569,17 @@ def _probe_places(
     both = fit_probe(fit_features, torch.cat([y, y[:, order]], dim=-1), ridge=ridge)
     read, _ = both.predict(fit_features).chunk(2, dim=-1)
     held_out, shuffled = both.predict(score_features).chunk(2, dim=-1)
-    controls = zip(
-        squared_error(read, y).mean(1).tolist(),
-        squared_error(y.mean(1, keepdim=True).expand_as(scored), scored).mean(1).tolist(),
-        squared_error(shuffled, scored).mean(1).tolist(),
-        strict=True,
-    )
-    losses = squared_error(held_out, scored)  # [P, N]
-    for loss, control in zip(losses, controls, strict=True):
-        yield ProbeScore(loss, y.shape[-1], *control)
+    nothing = y.mean(1, keepdim=True).expand_as(scored)
+    losses, baselines = (squared_error(x, scored) for x in (held_out, nothing))  # [P, N]
+    in_sample, control = squared_error(read, y).mean(1), squared_error(shuffled, scored).mean(1)
+    for place in range(len(losses)):
+        yield ProbeScore(
+            losses[place],
+            baselines[place],
+            dim=y.shape[-1],
+            in_sample=in_sample[place].item(),
+            shuffled=control[place].item(),
+        )
 
 
 def _exactly(context: Context, ridge: float, position: int) -> Tensor:

@@ -1,11 +1,150 @@
-"""What the weights of a linear self-attention layer compute, in a handful of numbers."""
+"""What the weights of linear self-attention compute: products, a few scalars of them, and mixtures."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesaopt.config import ModelConfig, differences
 from mesaopt.layers import SelfAttention
-from mesaopt.ops import linear_attention
+from mesaopt.models import Model, SequenceModel
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Linear self-attention layers in a few scalars per head, and the model that they make.
+
+    Example:
+        >>> compressed = compress(SequenceModel(ModelConfig(mixers=("linear_attention",) * 2)))
+        >>> compressed.num_scalars, tuple(compressed.key_query.shape)
+        (256, (2, 4, 4, 4))
+    """
+
+    model: SequenceModel
+    """Predicts with the scalars alone."""
+    key_query: Float[Tensor, "layer head slot slot"]
+    """Scalars of W_k^T W_q: [layer, head, slot of the key, slot of the query]."""
+    output_value: Float[Tensor, "layer head slot slot"]
+    """Scalars of P W_v: [layer, head, slot written to, slot of the value]."""
+    key_query_energy: Float[Tensor, "layer head"]
+    """Share of the squared entries of W_k^T W_q that its scalars explain, see :func:`block_energy`."""
+    output_value_energy: Float[Tensor, "layer head"]
+    """The same share of P W_v."""
+
+    @property
+    def num_scalars(self) -> int:
+        """How many numbers are left: 2 slots^2 per head."""
+        return self.key_query.numel() + self.output_value.numel()
+
+
+@torch.no_grad()
+def compress(model: Model) -> Compressed:
+    """Replace every [dim, dim] block of the products of a model's weights by c times the identity.
+
+    With c the mean of the block's diagonal, the nearest such block, in W_k^T W_q and P W_v of every head
+    of every layer:
+
+        x_t <- clip(x_t + sum_heads (P W_v) sum_{s <= t} x_s (x_s^T (W_k^T W_q) x_t)),
+
+    Slots of `output_dim` coordinates are then added and multiplied as wholes: an algorithm for states of
+    any dimension.
+
+    Args:
+        model: linear self-attention layers alone, on tokens made of slots as wide as a prediction.
+
+    Returns:
+        The scalars, how much of the weights they explain, and the model they make, which is clipped as the
+        given one.
+
+    Raises:
+        ValueError: the model does not fit the construction.
+
+    Source: von Oswald et al., CompressedAlg-d of Fig. 4. Their text counts 16 numbers per head, a 4 x 4
+    grid of blocks; their code keeps one grid for each of the two products, and so does this. Their code
+    fits one size of tokens and heads; here products stand for the heads, and any size and depth fits.
+
+    Example:
+        >>> from mesaopt.theory import proposition_1
+        >>> model = SequenceModel(ModelConfig(num_heads=1, head_dim=10))
+        >>> _ = model.load_state_dict(proposition_1(10, step_size=0.03))
+        >>> compressed, tokens = compress(model), torch.randn(2, 5, 40)
+        >>> torch.allclose(compressed.model(tokens), model(tokens), atol=1e-5)
+        True
+        >>> compress(SequenceModel(ModelConfig(mixers=("mesa",))))
+        Traceback (most recent call last):
+        ...
+        ValueError: mixers=('mesa',): must be linear_attention alone; others are no products of weights
+    """
+    config, products = _checked(model).config, _products(model)
+    _check_divides(config.width, config.output_dim, "output_dim")
+    scalars = _Products(*(_diagonal_means(x, config.output_dim) for x in products))
+    blocks = _Products(*(_identity_blocks(x, config.output_dim) for x in scalars))
+    energies = (block_energy(x, config.output_dim) for x in products)
+    return Compressed(_model_of(config, blocks), *scalars, *energies)
+
+
+@torch.no_grad()
+def interpolate(model: Model, other: Model, weight: float = 0.5) -> SequenceModel:
+    """Make the model whose products of weights are means of those of two models.
+
+    W_k^T W_q = (1 - weight) (W_k^T W_q)_model + weight (W_k^T W_q)_other, and so for P W_v, in every head
+    of every layer. Means of the weights themselves would say nothing: queries and keys may change their
+    signs, or turn together, and the function stays the same. Heads are paired by number, so the two
+    models should come from one training, or one from the other by :func:`compress`.
+
+    Args:
+        model: as in :func:`compress`.
+        other: alike in everything but the width of its heads.
+        weight: of `other`, 0 to 1.
+
+    Returns:
+        The model, with heads as wide as the stream.
+
+    Raises:
+        ValueError: a model does not fit the construction, the two differ, or the weight is out of range.
+
+    Source: von Oswald et al., Fig. 4A and 4B: the authors average the scores of both sets of weights, then
+    what both write, which is this with a weight of one half.
+
+    Example:
+        >>> model = SequenceModel(ModelConfig())
+        >>> halfway, tokens = interpolate(model, compress(model).model), torch.randn(2, 5, 40)
+        >>> halfway(tokens).shape
+        torch.Size([2, 5, 10])
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight={weight}: must be between 0 and 1")
+    ours, theirs = _checked(model).config, _checked(other).config
+    alike = replace(theirs, head_dim=ours.head_dim, initial_std=ours.initial_std)
+    if changes := differences(ours, alike):
+        raise ValueError(f"other: must be as model but for its heads' width ({'; '.join(changes)})")
+    pairs = zip(_products(model), _products(other), strict=True)
+    return _model_of(ours, _Products(*(torch.lerp(a, b, weight) for a, b in pairs)))
+
+
+@torch.no_grad()
+def product_form(model: Model) -> SequenceModel:
+    """Write a model of linear self-attention with heads as wide as its stream: the same function.
+
+    W_q becomes W_k^T W_q, W_v becomes P W_v, and W_k and P become the identity, in every head.
+
+    Args:
+        model: linear self-attention layers alone.
+
+    Returns:
+        The model; its predictions differ by rounding.
+
+    Raises:
+        ValueError: the model has something besides.
+
+    Example:
+        >>> model = SequenceModel(ModelConfig(num_heads=3, head_dim=2))
+        >>> product_form(model).mixers[0].query.weight.shape
+        torch.Size([120, 40])
+    """
+    return _model_of(_checked(model).config, _products(model))
 
 
 def effective_coefficients(
@@ -43,49 +182,15 @@ def effective_coefficients(
     return torch.einsum("hba,hc->abc", key_query, value_output[:, 0])
 
 
-def compressed_prediction(
-    coefficients: Float[Tensor, "query_slot key_slot value_slot"],
-    tokens: Float[Tensor, "batch time token"],
-) -> Float[Tensor, "batch time dim"]:
-    """Predict with a layer compressed by :func:`effective_coefficients`.
-
-    Args:
-        coefficients: E [slots, slots, slots].
-        tokens: [batch, time, slots * dim].
-
-    Returns:
-        Predictions [batch, time, dim].
-
-    Raises:
-        ValueError: the tokens cannot be cut into as many slots.
-
-    Example:
-        >>> tokens = torch.randn(2, 5, 4 * 10)
-        >>> compressed_prediction(torch.zeros(4, 4, 4), tokens).shape
-        torch.Size([2, 5, 10])
-    """
-    slots = coefficients.shape[0]
-    _check_divides(tokens.shape[-1], slots, "slots")
-    parts = tokens.unflatten(-1, (slots, -1))  # [B,T,S,D]
-    values = torch.einsum(
-        "abc,ntcd->ntabd", coefficients, parts
-    )  # what is written for a pair (a, b)
-    # One head per pair of a query slot and a key slot.
-    queries, keys = (
-        parts.unsqueeze(axis).expand(-1, -1, slots, slots, -1).flatten(2, 3) for axis in (3, 2)
-    )
-    return linear_attention(queries, keys, values.flatten(2, 3)).output.sum(2)
-
-
-def block_energy(products: Float[Tensor, "head width width"], dim: int) -> Float[Tensor, " head"]:
+def block_energy(products: Float[Tensor, "*head width width"], dim: int) -> Float[Tensor, "*head"]:
     """Share of the squared entries of each matrix that scaled identity blocks explain.
 
     Args:
-        products: matrices from :meth:`mesaopt.layers.SelfAttention.head_products`.
+        products: matrices, such as those from :meth:`mesaopt.layers.SelfAttention.head_products`.
         dim: width of a block.
 
     Returns:
-        [head], each between 0 and 1; 1 where every block is a multiple of the identity.
+        One share per matrix, between 0 and 1; 1 where every block is a multiple of the identity.
 
     Raises:
         ValueError: the width is not a multiple of dim.
@@ -97,16 +202,83 @@ def block_energy(products: Float[Tensor, "head width width"], dim: int) -> Float
         tensor([1.])
     """
     explained = _diagonal_means(products, dim).square().sum((-2, -1)) * dim
-    return explained / products.square().sum((-2, -1))
+    total = products.square().sum((-2, -1))
+    return torch.where(total > 0, explained / total.where(total > 0, 1.0), 1.0)
+
+
+class _Products(NamedTuple):
+    """What the weights of linear self-attention do, or scalars or blocks of it."""
+
+    key_query: Float[Tensor, "layer head row column"]
+    output_value: Float[Tensor, "layer head row column"]
+
+
+def _products(model: Model) -> _Products:
+    layers = [mixer.head_products() for mixer in _checked(model).mixers]
+    key_query, output_value = (torch.stack(matrices) for matrices in zip(*layers, strict=True))
+    return _Products(key_query, output_value)
+
+
+def _model_of(config: ModelConfig, products: _Products) -> SequenceModel:
+    """Make the model with these products: queries and values hold them, the rest is the identity."""
+    like = products.key_query
+    identities = torch.eye(config.width, dtype=like.dtype, device=like.device).repeat(
+        config.num_heads, 1
+    )  # [H*W,W]
+    weights = {}
+    for layer, (key_query, output_value) in enumerate(zip(*products, strict=True)):
+        of_layer = {
+            "query": key_query.flatten(0, 1),  # [H*W,W]
+            "key": identities,
+            "value": output_value.flatten(0, 1),  # [H*W,W]
+            "output": identities.mT,
+        }
+        weights |= {f"blocks.{layer}.mixer.{name}.weight": w for name, w in of_layer.items()}
+    model = SequenceModel(replace(config, head_dim=config.width)).to(like.device, like.dtype)
+    model.load_state_dict(weights)
+    return model
+
+
+_WANTED: dict[str, tuple[object, str]] = {
+    "embed_dim": (None, "an embedding mixes the slots of a token"),
+    "readout": ("first_slot", "a linear output layer mixes slots"),
+    "positions": ("none", "positions are no part of the slots"),
+    "unit_queries_keys": ("none", "norms are not in the products of weights"),
+    "mlp_dim": (None, "an MLP is not in the products of weights"),
+}
+"""Settings of a model whose function is in the products of its weights alone, and why."""
+
+
+def _checked(model: Model) -> SequenceModel:
+    if not isinstance(model, SequenceModel):
+        kind = type(model).__name__
+        raise ValueError(
+            f"model: is a {kind}: must be a SequenceModel, a stack of attention layers"
+        )
+    if set(model.config.mixers) != {"linear_attention"}:
+        wanted = "linear_attention alone; others are no products of weights"
+        raise ValueError(f"mixers={model.config.mixers}: must be {wanted}")
+    for name, (wanted, why) in _WANTED.items():
+        if (value := getattr(model.config, name)) != wanted:
+            raise ValueError(f"{name}={value!r}: must be {wanted!r}; {why}")
+    return model
 
 
 def _diagonal_means(
-    products: Float[Tensor, "head width width"], dim: int
-) -> Float[Tensor, "head slot slot"]:
+    products: Float[Tensor, "*head width width"], dim: int
+) -> Float[Tensor, "*head slot slot"]:
     _check_divides(products.shape[-1], dim, "dim")
     slots = products.shape[-1] // dim
-    blocks = products.unflatten(-1, (slots, dim)).unflatten(-3, (slots, dim))  # [H,S,D,S,D]
+    blocks = products.unflatten(-1, (slots, dim)).unflatten(-3, (slots, dim))  # [...,S,D,S,D]
     return blocks.diagonal(dim1=-3, dim2=-1).mean(-1)
+
+
+def _identity_blocks(
+    scalars: Float[Tensor, "layer head slot slot"], dim: int
+) -> Float[Tensor, "layer head width width"]:
+    identity = torch.eye(dim, dtype=scalars.dtype, device=scalars.device)
+    blocks = torch.einsum("lhab,ij->lhaibj", scalars, identity)  # [L,H,S,D,S,D]
+    return blocks.flatten(4, 5).flatten(2, 3)
 
 
 def _check_divides(width: int, part: int, name: str) -> None:

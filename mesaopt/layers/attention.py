@@ -264,7 +264,6 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
     def head_inputs(self, x: Float[Tensor, "batch time width"]) -> HeadInputs:
         """Compute what the operator reads: queries, keys and values behind projections, norms and gates.
 
@@ -308,6 +307,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         marks = marks.unsqueeze(1).expand(*inputs.v.shape[:3], -1)  # [B,T,H,T], as values
         return self.mix(inputs._replace(v=marks), None).output.transpose(1, 2)
 
+    @torch.no_grad()
     def head_products(
         self,
     ) -> tuple[Float[Tensor, "head read read"], Float[Tensor, "head width width"]]:

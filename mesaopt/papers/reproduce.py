@@ -174,9 +174,9 @@ def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[C
     started = time.perf_counter()
     parts = item.chosen(plan)
     groups = [group for t in plan.trainings for group in sittings(t.configs, device)]
-    share = {cost.run: cost.step.seconds for cost in costs(plan, device=device)}
+    share = {cost.run: cost.step.seconds for cost in costs(_unfinished(plan, out), device=device)}
     stages = [
-        Stage(_title(group), group[0].train.steps, sum(share[run_name(c)] for c in group))
+        Stage(_title(group), group[0].train.steps, sum(share.get(run_name(c), 0) for c in group))
         for group in groups
     ]
     stages += [Stage(part.name, 1, part.seconds(plan)) for part in parts]
@@ -202,6 +202,16 @@ def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[C
     }
     files.write_json(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
     return claims
+
+
+def _unfinished(plan: Plan, out: Path) -> Plan:
+    """Give the plan without the recipes that an earlier sitting has trained."""
+    waiting = tuple(
+        training
+        for training in plan.trainings
+        if not all(RunFolder(out / "runs" / run_name(c)).is_done for c in training.configs)
+    )
+    return replace(plan, trainings=waiting)
 
 
 def _claim(out: Path, plan: Plan, *, resume: bool) -> None:

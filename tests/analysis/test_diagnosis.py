@@ -65,9 +65,7 @@ ALGORITHMS: dict[str, Callable[[Tensor], Tensor]] = {
     "6 gradient steps on the mean": lambda x: gradient_descent(
         x, step_size=0.4, num_steps=6, objective="mean"
     ),
-    "preconditioned step, polynomial of degree 1": lambda x: polynomial_prediction(
-        x, (0.1, 0.002)
-    ),
+    "preconditioned step, polynomial of degree 1": lambda x: polynomial_prediction(x, (0.1, 0.002)),
     "ridge least squares": lambda x: ridge_least_squares(x, ridge=0.1),
     "kernel smoother": lambda x: kernel_regression(x, inverse_temperature=2.0),
     "last observation, scaled": lambda x: 0.7 * x,

@@ -93,6 +93,7 @@ def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
     assert score.shuffled == pytest.approx(score.mean, rel=0.05)
     assert score.uninformative == pytest.approx(5, rel=0.05)
     assert score.r2 < -0.2
+    assert score.unread_error < score.error / score.uninformative, "one sequence is hard for both"
     assert abs(score.mean - score.losses.mean().item()) < 1e-12
     assert score.per_coordinate == 0.2
 
@@ -106,10 +107,12 @@ def test_the_shuffled_control_is_blind_to_what_the_probe_sees() -> None:
 
 def test_published_errors_are_those_of_the_same_sequences() -> None:
     x, y = normal(256, 40), normal(256, 10, seed=1)
-    direct = y - x @ torch.linalg.pinv(x) @ y
+    direct = y - x @ torch.linalg.lstsq(x, y).solution
     assert official_probe_error(x, y) == pytest.approx(direct.square().sum(1).mean().item() / 2)
     # 5 (1 - 40/256), as 2560 normal numbers give it: 3 % noise.
     assert official_probe_error(x, y) == pytest.approx(5 * (1 - 40 / 256), rel=0.1)
+    copied = torch.cat([x, x], dim=1)
+    assert official_probe_error(copied, y) == pytest.approx(official_probe_error(x, y))
     shifted = official_probe_error(x[:, :1], torch.ones(256, 1))
     assert shifted > 0.4, "there is no intercept"
 

@@ -1,16 +1,18 @@
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy_item import Toy
 
+from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Item, Plan
 from mesaopt.papers.reproduce import ITEMS, costs, get_item, make_plan, reproduce
-from mesaopt.training import RunFolder, train
+from mesaopt.training import RunFolder, StepCost, run_name, step_cost, train
 
 FIGURES = ["core-in-context-loss", "core-learning-curves", "core-weights", "core-coefficients"]
 
@@ -80,6 +82,25 @@ def test_a_finished_reproduction_is_not_repeated(results: Path, tiny_core: Item)
     claims = reproduce("core", scale="smoke", out=results, device="cpu", resume=True)
     assert claims == read_claims(results)
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob("*")}
+
+
+def test_runs_that_are_finished_are_not_timed_again(
+    results: Path, tiny_core: Item, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    shutil.copytree(results, out)
+    (out / "DONE").unlink()
+    unfinished = next(iter(tiny_core.plan("smoke").configs))
+    (out / "runs" / unfinished / "DONE").unlink()
+    timed: list[str] = []
+
+    def spy(config: RunConfig, *args: object, **more: object) -> StepCost:
+        timed.append(run_name(config))
+        return step_cost(config, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mesaopt.papers.reproduce.step_cost", spy)
+    assert reproduce("core", scale="smoke", out=out, device="cpu", resume=True)
+    assert timed == [unfinished]
 
 
 def test_other_settings_do_not_touch_a_folder(results: Path, tiny_core: Item) -> None:

@@ -10,7 +10,14 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan
 from mesaopt.papers.reproduce import make_plan, reproduce
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig12, fig20, laboratory
+from mesaopt.papers.uncovering2023 import (
+    few_shot,
+    fig4,
+    fig6c,
+    fig12,
+    fig20,
+    laboratory,
+)
 from mesaopt.papers.uncovering2023.curves import (
     _error_of_difference,
     label_of,
@@ -56,13 +63,17 @@ def hand_built() -> SequenceModel:
 
 def test_the_parts_are_the_figures_and_each_trains_what_it_reads() -> None:
     names = [part.name for part in UNCOVERING.parts]
-    assert names == ["fig4", "fig6c", "fig7", "fig11", "fig12", "fig20"]
+    assert names == [
+        *("fig2", "fig3", "fig4", "fig4e", "fig4f", "fig5", "fig6ab", "fig6c", "fig7", "fig8"),
+        *("fig9", "fig10", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16", "fig17", "fig18"),
+        *("fig19", "fig20", "fig21", "fig22", "fig23", "fig24", "fig25"),
+    ]
     only = make_plan("uncovering2023", scale="small", only=("fig6c",))
     assert {training.recipe for training in only.trainings} == {"tf-3", "tf-7"}
     assert make_plan("uncovering2023/fig20", scale="small").trainings == ()
     everything = make_plan("uncovering2023", scale="paper")
     assert {t.recipe for t in everything.trainings} == {
-        r for task in RECIPES.values() for r in task
+        recipe for part in UNCOVERING.parts for recipe in part.recipes or ()
     }
 
 
@@ -143,7 +154,10 @@ def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_con
     assert not any(judge(lambda batch: torch.zeros_like(batch.targets)).values())
 
 
-def test_claims_of_a_full_reproduction_have_names_of_their_own() -> None:
+def test_claims_of_a_full_reproduction_have_names_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(few_shot.SEQUENCES, "paper", 256)
     random = torch.Generator().manual_seed(0)
 
     def losses() -> InContextLoss:
@@ -159,7 +173,10 @@ def test_claims_of_a_full_reproduction_have_names_of_their_own() -> None:
             task, found, {name: [found[name]] for name in names}, {}
         )
     with style():
-        results = [part.compute(lab, ignore) for part in UNCOVERING.parts if part.name != "fig20"]
+        comparisons = ("fig4", "fig6c", "fig7", "fig11", "fig12")
+        results = [
+            part.compute(lab, ignore) for part in UNCOVERING.parts if part.name in comparisons
+        ]
     ids = [claim.id for part in results for claim in part.claims]
     assert len(ids) == len(set(ids)) > 35
 
@@ -233,9 +250,20 @@ def test_everything_runs_at_scale_smoke_and_only_trained_models_fail(tmp_path: P
         "fig4-lsa-1-is-one-step",
         "fig4-two-layers-beat-one",
         "fig4-mesa-is-least-squares",
+        "fig4-interpolated-one-start",
+        "fig4-interpolated-six-start",
+        "fig9-early-layers-are-scalars",
+        "fig13-one-coefficient",
+        "fig13-scalars",
         "fig11-one-layer",
         "fig12-memorised",
         "fig12-before-the-context",
+        "fig18-ascent",
+        "fig18-separator-helps",
+        "fig18-prefix-helps",
+        "fig18-separator-is-small",
+        "fig18-switch-jump",
+        "fig18-switch-relearning",
     }
     figures = {path.stem for path in (tmp_path / "results" / "figures").glob("*.png")}
-    assert figures == {f"uncovering2023-fig{n}" for n in ("4", "6c", "7", "11", "12", "20")}
+    assert figures == {f"uncovering2023-{part.name}" for part in UNCOVERING.parts}

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, MesaoptError, RunError
@@ -116,3 +117,20 @@ def test_meta_says_where_it_ran(short_config: RunConfig, tmp_path: Path) -> None
     assert meta["num_threads"] >= 1
     assert meta["command"]
     assert json.loads((tmp_path / "DONE").read_text())["steps"] == 12
+
+
+def test_folders_from_before_blocks_had_names_load_and_resume(
+    short_config: RunConfig, tmp_path: Path
+) -> None:
+    finished = train(short_config, tmp_path, device="cpu")
+    folder = tmp_path / "checkpoints" / "step_000012"
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        old = {k.replace("blocks.0.mixer.", "mixers.0."): v for k, v in tensors.items()}
+        assert old.keys() != tensors.keys()
+        save_file(old, path, metadata={"step": "12", "seconds": "1.0"})
+    for name, weight in load_run(tmp_path).model.state_dict().items():
+        assert weight.equal(finished.model.state_dict()[name])
+    (tmp_path / "DONE").unlink()
+    train(short_config, tmp_path, resume=True, device="cpu")
+    assert (tmp_path / "DONE").exists()

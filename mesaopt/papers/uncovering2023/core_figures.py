@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,6 +20,13 @@ from mesaopt.papers.uncovering2023.core_measure import (
     MESA,
     Measurements,
     first_layer,
+)
+from mesaopt.papers.uncovering2023.matrices import (
+    KEY_QUERY,
+    OUTPUT_VALUE,
+    Picture,
+    Row,
+    draw_matrices,
 )
 from mesaopt.theory import proposition_1
 
@@ -177,34 +183,21 @@ def _weights(measured: Measurements) -> FigureResult:
     dim = config.task.dim
     trained = first_layer(run).head_products()
     built = proposition_1(dim, step_size=measured.step_size)
-    by_name = {name.split(".")[2]: weight for name, weight in built.items()}
+    by_name = {name.split(".")[-2]: weight for name, weight in built.items()}
     construction = (
         (by_name["key"].T @ by_name["query"])[None],
         (by_name["output"] @ by_name["value"])[None],
     )
-    figure = Figure(figsize=(7.6, 5.1))
-    rows: list[dict[str, Any]] = []
     panels = [
         *((f"trained, head {h + 1}", *(x[h] for x in trained)) for h in range(len(trained[0]))),
         ("Proposition 1", *(x[0] for x in construction)),
     ]
-    grid = figure.subplots(2, len(panels))
-    for column, (title, *products) in enumerate(panels):
-        for row, (name, matrix) in enumerate(
-            zip(("$W_k^T W_q$", "$P W_v$"), products, strict=True)
-        ):
-            axes: Axes = grid[row, column]
-            limit = matrix.abs().max().item()
-            axes.imshow(
-                matrix.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest"
-            )
-            axes.set_title(f"{name}, {title}", fontsize=9)
-            _mark_blocks(axes, dim, matrix.shape[-1] // dim)
-            rows += [
-                {"panel": title, "matrix": name.strip("$"), "row": i, "column": j, "weight": w}
-                for i, line in enumerate(matrix.tolist())
-                for j, w in enumerate(line)
-            ]
+    slots = [str(slot) for slot in range(trained[0].shape[-1] // dim)]
+    drawn = [
+        Row(name, [Picture(products[which], title) for title, *products in panels], slots)
+        for which, name in enumerate((KEY_QUERY, OUTPUT_VALUE))
+    ]
+    figure, rows = draw_matrices(drawn, scale="picture", height=2.4)
     return FigureResult(
         id="core-weights",
         title="The weights, beside those built by hand",
@@ -269,15 +262,3 @@ def _plain_ticks(axes: Axes, ticks: tuple[float, ...]) -> None:
     """Label a logarithmic axis with ordinary numbers."""
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.yaxis.set_minor_formatter(lambda *_: "")
-
-
-def _mark_blocks(axes: Axes, dim: int, slots: int) -> None:
-    axes.grid(visible=False)
-    for edge in range(1, slots):
-        for line in (axes.axhline, axes.axvline):
-            line(edge * dim - 0.5, color="#8b8f98", lw=0.7)
-    centers = (torch.arange(slots) * dim + (dim - 1) / 2).tolist()
-    axes.set_xticks(centers, list(map(str, range(slots))))
-    axes.set_yticks(centers, list(map(str, range(slots))))
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[["top", "right"]].set_visible(True)

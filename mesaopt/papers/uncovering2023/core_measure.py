@@ -1,6 +1,5 @@
 """What the page `core` measures: every model and baseline on the same fresh test sequences."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from mesaopt import recipes
 from mesaopt.analysis import (
     InContextLoss,
     Predictor,
-    compressed_prediction,
+    compress,
     effective_coefficients,
     in_context_loss,
     line_search_step_size,
@@ -24,7 +23,7 @@ from mesaopt.config import LinearSystemConfig, ModelConfig, RunConfig
 from mesaopt.layers import SelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Plan, Runs
-from mesaopt.tasks import Batch, LinearSystem, generator, tokens_from_states
+from mesaopt.tasks import LinearSystem, generator, tokens_from_states
 from mesaopt.theory import gradient_descent, proposition_1, ridge_least_squares
 from mesaopt.training import Run, load_run
 
@@ -90,7 +89,7 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
             for s in range(_STEP_SIZE_FOLDS)
         ]
     )
-    coefficients = torch.stack([_coefficients(run) for run in runs[LSA_1]])
+    coefficients = torch.stack([slot_coefficients(run) for run in runs[LSA_1]])
     predictors = _baselines(step_sizes.mean().item())
     finals = {_key(recipe, seed): run for recipe in runs for seed, run in enumerate(runs[recipe])}
     predictors |= {name: _predictor(run) for name, run in finals.items()}
@@ -104,7 +103,9 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
         for seed, run in enumerate(at_step):
             predictors[_key(recipe, seed, step)] = _predictor(run)
     for seed, run in enumerate(runs[LSA_1]):
-        predictors[_key("compressed", seed)] = _compressed_predictor(run)
+        predictors[_key("compressed", seed)] = model_predictor(
+            compress(run.model.cpu()).model, run.config.task.token_slots
+        )
 
     losses = in_context_loss(predictors, task, num_sequences=plan.num_sequences, report=report)
     seed_losses = {r: [losses[_key(r, s)] for s in range(len(runs[r]))] for r in runs}
@@ -130,6 +131,15 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
 def first_layer(run: Run) -> SelfAttention:
     """Return the first layer of a run's model, on the CPU."""
     return cast(SelfAttention, cast(SequenceModel, run.model.cpu()).mixers[0])
+
+
+@torch.no_grad()
+def slot_coefficients(run: Run) -> Float[Tensor, "query key value"]:
+    """Give the effective coefficients of a run of one layer, in the slots (current, previous)."""
+    slots = run.config.task.token_slots
+    kept = [slots.index("current"), slots.index("previous")]
+    full = effective_coefficients(first_layer(run), run.config.task.dim)
+    return full[kept][:, kept][:, :, kept]
 
 
 def average(losses: list[InContextLoss]) -> InContextLoss:
@@ -207,24 +217,3 @@ def _baselines(step_size: float) -> dict[str, Predictor]:
 
 def _predictor(run: Run) -> Predictor:
     return model_predictor(run.model.cpu(), run.config.task.token_slots)
-
-
-def _compressed_predictor(run: Run) -> Callable[[Batch], Tensor]:
-    task, model = _settings(run.config)
-    clip, slots = model.activation_clip, task.token_slots
-    bound = math.inf if clip is None else clip
-    coefficients = effective_coefficients(first_layer(run), task.dim)
-
-    def predict(batch: Batch) -> Tensor:
-        tokens = tokens_from_states(batch.observed, slots)
-        return compressed_prediction(coefficients, tokens).clamp(-bound, bound)
-
-    return predict
-
-
-def _coefficients(run: Run) -> Float[Tensor, "query key value"]:
-    """Keep the slots that hold states: current and previous."""
-    slots = run.config.task.token_slots
-    kept = [slots.index("current"), slots.index("previous")]
-    full = effective_coefficients(first_layer(run), run.config.task.dim)
-    return full[kept][:, kept][:, :, kept]

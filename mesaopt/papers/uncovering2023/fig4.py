@@ -3,7 +3,8 @@
 from matplotlib.figure import Figure
 
 from mesaopt.papers.figures import FigureResult
-from mesaopt.papers.plan import Report, Results
+from mesaopt.papers.plan import Plan, Report, Results
+from mesaopt.papers.uncovering2023 import compression
 from mesaopt.papers.uncovering2023.curves import (
     color_of,
     draw_learning,
@@ -14,8 +15,13 @@ from mesaopt.papers.uncovering2023.curves import (
 )
 from mesaopt.papers.uncovering2023.laboratory import GRADIENT_STEP, LEAST_SQUARES, Laboratory
 
-MODELS = ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")
+MODELS = ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "lsa-6-key-40", "mesa-1")
 _STEPS = "6 steps and one"
+
+
+def seconds(plan: Plan) -> float:
+    """Guess the time it takes at a scale."""
+    return {"smoke": 4.0, "small": 60.0, "paper": 900.0}[plan.scale]
 
 
 def compute(laboratory: Laboratory, report: Report) -> Results:
@@ -29,14 +35,18 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
         The figure and its claims.
     """
     comparison = laboratory.comparison("linear", report)
-    figure = Figure(figsize=(7.6, 6.4))
+    compressed = compression.measure(laboratory, report)
+    figure = Figure(figsize=(7.6, 7.4))
     (a, b), (c, d) = figure.subplots(2, 2)
     rows = draw_learning(a, laboratory, ("lsa-1", "mesa-1"))
+    rows += compression.draw(a, compressed, ("lsa-1",))
     for name in (GRADIENT_STEP, LEAST_SQUARES):
         level, color = comparison.losses[name].mean, color_of(name)
         a.axhline(level, color=color, ls=(0, (4, 2)), lw=1.1, label=name)
     a.set_title("A: learning, one layer")
-    rows += draw_learning(b, laboratory, ("lsa-2", "lsa-4", "lsa-6", "mesa-1"))
+    several = ("lsa-2", "lsa-4", "lsa-6", "lsa-6-key-40")
+    rows += draw_learning(b, laboratory, (*several, "mesa-1"))
+    rows += compression.draw(b, compressed, several)
     b.set_title("B: learning, several layers")
     rows += draw_positions(c, comparison, ("lsa-1", GRADIENT_STEP))
     c.set_title("C: one layer and one gradient step")
@@ -44,7 +54,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     rows += draw_positions(d, comparison, deep)
     d.set_title("D: several layers and preconditioned steps")
     for axes in (a, b, c):
-        axes.legend(fontsize=7.5)
+        axes.legend(fontsize=7.5 if axes is not b else 6.5)
     d.set_ylim(top=40)  # room for six names
     d.legend(fontsize=7, ncols=2, loc="upper right", handlelength=1.4, columnspacing=1.0)
     result = FigureResult(
@@ -56,8 +66,12 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "the authors' own numbers. Dashed and dotted: algorithms that learn nothing "
             "beforehand. '6 steps and one, official' has the step sizes that the authors learned "
             "and leaves out the newest pair, as their code does; least squares uses all pairs. "
-            "The authors' interpolated and compressed models, and panels E and F, are probes of "
-            "trained weights and not drawn here."
+            "Compressed: every block of the products of a head's weights is a multiple of the "
+            "identity, taken from the network five sevenths (one layer) or seven ninths (six) into "
+            "its training; its band is the range over seeds, and a cross the same of the last "
+            "network. Interpolated: products halfway between the compressed ones and those of the "
+            "network at each step, from the checkpoints of one training where the authors train a "
+            "second time from the same seed. Panels E and F are probes, with figures of their own."
         ),
         settings=settings_of(laboratory, MODELS, **comparison.settings),
         rows=rows,
@@ -118,4 +132,5 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             basis="0.1903 published after 4400 steps, 0.1995 after 2000; ours is 0.184: 1.03, 1.08",
         ),
     ]
+    claims += compression.judge(laboratory, compressed)
     return Results(figures=[result], claims=claims)

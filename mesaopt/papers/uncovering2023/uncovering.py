@@ -3,7 +3,31 @@
 from collections.abc import Callable
 
 from mesaopt.papers.plan import Item, Part, Plan, Report, Results, Scale, Training
-from mesaopt.papers.uncovering2023 import fig4, fig6c, fig7, fig11, fig12, fig20
+from mesaopt.papers.uncovering2023 import (
+    fig2,
+    fig3,
+    fig4,
+    fig4ef,
+    fig5,
+    fig6c,
+    fig7,
+    fig8,
+    fig9,
+    fig10,
+    fig11,
+    fig12,
+    fig13,
+    fig14,
+    fig15,
+    fig16,
+    fig18,
+    fig19,
+    fig20,
+    fig21,
+    fig22,
+    fig23,
+    fig24,
+)
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.recipes import RECIPES as PUBLISHED
 
@@ -23,9 +47,20 @@ def _smoke() -> tuple[Training, ...]:
     return tuple(
         _training(recipe, 2, batch_size=16)
         for recipe in (
-            *("lsa-1", "lsa-2", "mesa-1", "tf-3", "hybrid-mesa"),
-            *("hybrid-mesa-partial", "hybrid-mesa-nonlinear"),
-            *("contracting-lsa-1", "fixed-lsa-1"),
+            "lsa-1",
+            "lsa-2",
+            "lsa-6",
+            "mesa-1",
+            "tf-3",
+            "tf-7",
+            "hybrid-mesa",
+            "hybrid-mesa-partial",
+            "hybrid-mesa-nonlinear",
+            "contracting-lsa-1",
+            "fixed-lsa-1",
+            "tf-7-dim-4",
+            "softmax-2",
+            "hybrid-mesa-few-shot",
         )
     )
 
@@ -65,8 +100,8 @@ def _paper() -> tuple[Training, ...]:
     linear = {"lsa-1": 5, "lsa-2": 5, "lsa-4": 3, "lsa-6": 3, "lsa-6-key-40": 5, "mesa-1": 5}
     deep = {"tf-3": 3, "tf-7": 3, "tf-12": 3, "hybrid-mesa": 3, "full-mesa-published": 3}
     few_shot = {"tf-7-few-shot": 3, "hybrid-mesa-few-shot": 3}
-    widths = {name: 1 for name in PUBLISHED if "-width-" in name}
-    dimensions = {name: 5 for name in PUBLISHED if "-dim-" in name} | {"softmax-2": 1}
+    widths = {name: 3 for name in PUBLISHED if "-width-" in name}
+    dimensions = {name: 5 for name in PUBLISHED if "-dim-" in name} | {"softmax-2": 3}
     others = [r for task in ("partial", "nonlinear", "contracting", "fixed") for r in RECIPES[task]]
     seeds = linear | deep | dict.fromkeys(others, 3) | few_shot | widths | dimensions
     return tuple(_training(r, PUBLISHED[r].config.train.steps, seeds=n) for r, n in seeds.items())
@@ -91,6 +126,12 @@ def _part(
 def _scoring(seconds: float) -> Callable[[Plan], float]:
     """Guess the time from that of 5120 test sequences."""
     return lambda plan: 2 + seconds * plan.num_sequences / 5120
+
+
+def probe_seconds(models: int) -> Callable[[Plan], float]:
+    """Guess the time it takes to probe so many models that no figure before has probed."""
+    each = {"smoke": 0.5, "small": 12.0, "paper": 120.0}
+    return lambda plan: 1 + models * each[plan.scale]
 
 
 def _plan(scale: Scale, trainings: tuple[Training, ...], num_sequences: int) -> Plan:
@@ -119,8 +160,32 @@ UNCOVERING: Item[Laboratory] = Item(
     measure=Laboratory,
     parts=(
         _part(
+            *("fig2", "past tokens and features, read off the layers"),
+            *(fig2.compute, fig2.MODELS, probe_seconds(6)),
+        ),
+        _part(
+            *("fig3", "where the first softmax layer looks, the weights of one linear layer"),
+            *(fig3.compute, fig3.MODELS, fig3.seconds),
+        ),
+        _part(
             *("fig4", "linear self-attention on constructed tokens"),
-            *(fig4.compute, fig4.MODELS, _scoring(20)),
+            *(fig4.compute, fig4.MODELS, fig4.seconds),
+        ),
+        _part(
+            *("fig4e", "the next token, read off linear layers"),
+            *(fig4ef.next_token, fig4ef.LINEAR, probe_seconds(1)),
+        ),
+        _part(
+            *("fig4f", "the preconditioned input, read off linear layers"),
+            *(fig4ef.preconditioning, fig4ef.LINEAR, probe_seconds(0)),
+        ),
+        _part(
+            *("fig5", "softmax layers made linear, and the price of softmax by dimension"),
+            *(fig5.compute, fig5.MODELS, fig5.seconds),
+        ),
+        _part(
+            *("fig6ab", "both, read off softmax layers"),
+            *(fig4ef.softmax, fig4ef.SOFTMAX, probe_seconds(1)),
         ),
         _part(
             *("fig6c", "softmax transformers on plain tokens"),
@@ -131,6 +196,18 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig7.compute, fig7.MODELS, _scoring(60)),
         ),
         _part(
+            *("fig8", "few-shot use of seven softmax layers"),
+            *(fig8.compute, fig8.MODELS, fig8.seconds),
+        ),
+        _part(
+            *("fig9", "the weights of six linear layers"),
+            *(fig9.compute, fig9.MODELS, lambda _: 3.0),
+        ),
+        _part(
+            *("fig10", "the weights of seven softmax layers"),
+            *(fig10.compute, fig10.MODELS, lambda _: 3.0),
+        ),
+        _part(
             *("fig11", "contracting systems"),
             *(fig11.compute, RECIPES["contracting"], _scoring(10)),
         ),
@@ -139,8 +216,56 @@ UNCOVERING: Item[Laboratory] = Item(
             *(fig12.compute, RECIPES["fixed"], _scoring(10)),
         ),
         _part(
+            *("fig13", "the weights of one linear layer"),
+            *(fig13.compute, fig13.MODELS, lambda _: 2.0),
+        ),
+        _part(
+            *("fig14", "where the first layers of transformers look"),
+            *(fig14.compute, fig14.MODELS, fig14.seconds),
+        ),
+        _part(
+            *("fig15", "where the softmax layers in front of mesa layers look"),
+            *(fig15.compute, fig15.MODELS, fig15.seconds),
+        ),
+        _part(
+            *("fig16", "what the first layer depends on while training"),
+            *(fig16.compute, fig16.MODELS, fig16.seconds),
+        ),
+        _part(
+            *("fig17", "past tokens in all layers of three models"),
+            *(fig2.compare_layers, fig2.THREE, probe_seconds(1)),
+        ),
+        _part(
+            *("fig18", "few-shot use of a softmax and a mesa layer"),
+            *(fig18.compute, fig18.MODELS, fig18.seconds),
+        ),
+        _part(
+            *("fig19", "the weights of softmax layers and of linear ones distilled from them"),
+            *(fig19.compute, fig19.MODELS, fig19.seconds),
+        ),
+        _part(
             *("fig20", "least squares and kernel regression by dimension"),
             *(fig20.compute, (), fig20.seconds),
+        ),
+        _part(
+            *("fig21", "past tokens by width of the stream"),
+            *(fig21.compute, fig21.MODELS, probe_seconds(2)),
+        ),
+        _part(
+            *("fig22", "what the first layer depends on, partially observed"),
+            *(fig22.compute, fig22.MODELS, fig22.seconds),
+        ),
+        _part(
+            *("fig23", "what the first layer depends on, nonlinear"),
+            *(fig23.compute, fig23.MODELS, fig23.seconds),
+        ),
+        _part(
+            *("fig24", "partial observation, read off the layers"),
+            *(fig24.partial, RECIPES["partial"], probe_seconds(2)),
+        ),
+        _part(
+            *("fig25", "the nonlinear system, read off the layers"),
+            *(fig24.nonlinear, RECIPES["nonlinear"], probe_seconds(3)),
         ),
     ),
 )

@@ -1,0 +1,139 @@
+"""Attention maps of many sequences: their mean, and how much lies where."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesaopt.analysis.capture import up_to
+
+_BATCH = 128  # sequences whose maps are held at once
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The maps of one layer over many sequences.
+
+    Example:
+        >>> maps = AttentionMaps(torch.eye(2)[None], torch.zeros(1, 2, 2), (0,), torch.ones(5, 1, 1))
+        >>> maps.mass.tolist(), maps.mass_error.tolist()
+        ([[1.0]], [[0.0]])
+    """
+
+    mean: Float[Tensor, "head time time"]
+    """Mean over sequences, [head, t, s]: what output t takes of value s."""
+    spread: Float[Tensor, "head time time"]
+    """Standard deviation over sequences."""
+    offsets: tuple[int, ...]
+    """Tokens back that were asked for: 0 is the token itself, 1 the previous one."""
+    masses: Float[Tensor, "sequence head offset"]
+    """What :func:`attention_mass` gives for each sequence."""
+
+    @property
+    def mass(self) -> Float[Tensor, "head offset"]:
+        """Mean of :attr:`masses` over sequences."""
+        return self.masses.mean(0)
+
+    @property
+    def mass_error(self) -> Float[Tensor, "head offset"]:
+        """Standard error of :attr:`mass` over sequences."""
+        return self.masses.std(0) / len(self.masses) ** 0.5
+
+
+def attention_mass(
+    maps: Float[Tensor, "batch head time time"],
+    *,
+    offsets: Sequence[int] = (0, 1),
+    start: int = 6,
+) -> Float[Tensor, "batch head offset"]:
+    """Say what share of an attention map lies a given number of tokens back.
+
+    mass_d = mean over t >= start of |map[t, t - d]| / sum_s |map[t, s]|. Rows of softmax attention sum to
+    one, and their shares are the weights themselves; maps of linear attention have signs, and their
+    shares are those of the absolute values.
+
+    Args:
+        maps: from :meth:`mesaopt.layers.SelfAttention.attention_map`, or of any other model.
+        offsets: tokens back, 0 or more each: 0 is the token itself, 1 the previous one.
+        start: first position that counts, from 1; greater than every offset. Early positions have few
+            tokens to choose from.
+
+    Returns:
+        Shares between 0 and 1, [batch, head, offset].
+
+    Raises:
+        ValueError: an offset or the start is out of range.
+
+    Source: von Oswald et al., figure 3A; numbers for positions from the sixth on.
+
+    Example:
+        >>> maps = torch.ones(1, 1, 8, 8).tril()
+        >>> attention_mass(maps, offsets=(0, 1, 3), start=8).flatten()
+        tensor([0.1250, 0.1250, 0.1250])
+    """
+    time = maps.shape[-1]
+    if not 1 <= start <= time:
+        raise ValueError(f"start={start}: must be between 1 and {time}")
+    for offset in offsets:
+        if not 0 <= offset < start:
+            raise ValueError(f"offsets: {offset}: must be 0 or greater and less than start={start}")
+    weights = maps[:, :, start - 1 :].abs()  # [B,H,t,T]
+    shares = weights / weights.sum(-1, keepdim=True)
+    rows = torch.arange(time - start + 1, device=maps.device)
+    columns = rows + start - 1
+    return torch.stack([shares[:, :, rows, columns - d].mean(-1) for d in offsets], dim=-1)
+
+
+@torch.no_grad()
+def attention_maps(
+    model: nn.Module,
+    tokens: Float[Tensor, "batch time token"],
+    *,
+    name: str,
+    offsets: Sequence[int] = (0, 1),
+    start: int = 6,
+    report: Callable[[int], None] | None = None,
+) -> AttentionMaps:
+    """Average the attention maps of a layer over sequences, a few at a time.
+
+    Args:
+        model: with attention layers of the package in it.
+        tokens: two sequences or more, [batch, time, token].
+        name: of the attention layer, such as "blocks.0.mixer".
+        offsets: see :func:`attention_mass`.
+        start: see :func:`attention_mass`.
+        report: told how many sequences are done.
+
+    Returns:
+        Mean, spread and masses.
+
+    Raises:
+        ValueError: there is no such layer, or an offset or the start is out of range.
+
+    Source: von Oswald et al., figures 3A, 14 and 15: 2048 sequences.
+
+    Example:
+        >>> from mesaopt.config import ModelConfig
+        >>> from mesaopt.models import SequenceModel
+        >>> model = SequenceModel(ModelConfig(mixers=("softmax_attention",), num_heads=2))
+        >>> maps = attention_maps(model, torch.randn(9, 12, 40), name="blocks.0.mixer")
+        >>> maps.mean.shape, maps.mass.shape
+        (torch.Size([2, 12, 12]), torch.Size([2, 2]))
+    """
+    maps_of = up_to(model, f"{name}.attention")
+    masses, mean, squares, done = [], torch.zeros(()), torch.zeros(()), 0
+    for batch in tokens.split(_BATCH):
+        maps = maps_of(batch).double()
+        masses.append(attention_mass(maps, offsets=offsets, start=start))
+        # Welford's sums, a batch at a time: nothing is lost where the spread is small beside the mean.
+        shift = maps.mean(0) - mean
+        squares = squares + (maps - maps.mean(0)).square().sum(0)
+        squares = squares + shift.square() * done * len(batch) / (done + len(batch))
+        mean = mean + shift * len(batch) / (done + len(batch))
+        done += len(batch)
+        if report is not None:
+            report(done)
+    spread = (squares / (done - 1)).sqrt()
+    return AttentionMaps(mean, spread, tuple(offsets), torch.cat(masses))

@@ -1,0 +1,256 @@
+"""Few-shot use: what a model trained on next tokens makes of pairs, and how a prompt helps it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mesaopt.analysis.in_context import InContextLoss, in_context_loss
+from mesaopt.tasks import Batch, FewShot, FewShotBatch, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedPrompt:
+    """Vectors to put between the pairs and in front of them, and how they were learned.
+
+    Example:
+        >>> TunedPrompt(separator=torch.zeros(10), losses=torch.ones(5), norms=torch.ones(5, 1)).prefix
+    """
+
+    separator: Float[Tensor, " dim"] | None = None
+    """What stands behind every pair, called EOS in the paper; None: pair follows pair."""
+    prefix: Float[Tensor, "prefix dim"] | None = None
+    """What stands in front of the first pair; None: nothing."""
+    losses: Float[Tensor, " step"]
+    """Loss of the training batch, before every step."""
+    norms: Float[Tensor, "step vector"]
+    """Norms of the vectors that were learned, before every step; a separator comes first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyAscent:
+    """How far a loss rises above its first value before it falls.
+
+    Example:
+        >>> EarlyAscent(position=5, peak=1.92, height=0.23, error=0.03).height > 3 * 0.03
+        True
+    """
+
+    position: int
+    """Where the loss is highest behind the first position, counted as the positions of the loss are."""
+    peak: float
+    """The mean loss there."""
+    height: float
+    """That mean less the one at the first position; negative where the loss only falls."""
+    error: float
+    """Standard error of :attr:`height` over sequences, each compared with itself."""
+
+
+def tune_prompt(
+    model: nn.Module,
+    task: FewShot,
+    *,
+    separator: Float[Tensor, " dim"] | None = None,
+    steps: int = 5000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    schedule: Literal["constant", "cosine"] = "constant",
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> TunedPrompt:
+    """Learn the vectors of a few-shot sequence by the loss of a model whose weights stay as they are.
+
+    Adam, from standard normal vectors, on the mean loss of fresh training sequences,
+
+        min over EOS, P of E 1/2 |y_i - f([P, x_1, y_1, EOS, x_2, y_2, EOS, ..., x_i])|^2.
+
+    What the layout of the task has room for is learned; a separator that is given is held.
+
+    Args:
+        model: maps tokens [batch, time, dim] to predictions of the same shape; no gradient reaches its
+            weights, and it stays in the mode it is in.
+        task: with layout "triples" for a separator, or a prefix_length, or both.
+        separator: [dim], to hold while the prefix is learned.
+        steps: of Adam, 1 or more.
+        batch_size: sequences in a step, 1 or more.
+        learning_rate: greater than 0.
+        schedule: "constant", or "cosine" down to zero, which gets by with fewer steps.
+        seed: of the first vectors and of the sequences.
+        report: told how many steps are done.
+
+    Returns:
+        The vectors, with the losses and norms on the way.
+
+    Raises:
+        ValueError: a number is out of range, or there is nothing to learn.
+
+    Source: von Oswald et al., section on few-shot learning: EOS in batches of 64, then 20 prefix vectors in
+    batches of 128 with EOS held, 5000 steps at 1e-3 each (the authors' code; batches of 256 in the text).
+
+    Example:
+        >>> from mesaopt.config import FewShotConfig
+        >>> task = FewShot(FewShotConfig(dim=2, length=12, layout="triples"))
+        >>> prompt = tune_prompt(nn.Linear(2, 2), task, steps=3, batch_size=4)
+        >>> prompt.separator.shape, prompt.norms.shape
+        (torch.Size([2]), torch.Size([3, 1]))
+    """
+    if steps < 1 or not 0 < learning_rate < math.inf:
+        given = f"steps={steps}, learning_rate={learning_rate}"
+        raise ValueError(f"{given}: must be 1 or greater, and greater than 0")
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule={schedule!r}: must be 'constant' or 'cosine'")
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    device = next(iter(weights.values())).device if weights else torch.device("cpu")
+    held = {} if separator is None else {"separator": separator.detach().to(device)}
+    learned = _first_vectors(task, held=separator is not None, seed=seed, device=device)
+    optimizer = torch.optim.Adam(learned.values(), lr=learning_rate)
+    losses, norms = [], []
+    for step in range(steps):
+        if schedule == "cosine":
+            optimizer.param_groups[0]["lr"] = _cosine(learning_rate, step / steps)
+        batch = task.sample(batch_size, seed=seed, step=step, device=device)
+        tokens = task.fill(batch, **held, **learned).tokens
+        loss = batch.losses(functional_call(model, weights, (tokens,))).mean()
+        losses.append(loss.item())
+        norms.append(_norms(learned))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if report is not None:
+            report(step + 1)
+    found = held | {name: vectors.detach() for name, vectors in learned.items()}
+    on_cpu = {name: vectors.cpu() for name, vectors in found.items()}
+    return TunedPrompt(losses=torch.tensor(losses), norms=torch.stack(norms), **on_cpu)
+
+
+def few_shot_losses(
+    model: Callable[[Tensor], Tensor],
+    task: FewShot,
+    prompt: TunedPrompt | None = None,
+    *,
+    num_sequences: int = 2560,
+    seed: int = 0,
+    split: Split = "test",
+    report: Callable[[int], None] | None = None,
+) -> InContextLoss:
+    """Score a model by the number of the pair it has to answer.
+
+    Args:
+        model: maps tokens [batch, time, dim] to predictions of the same shape; a module on the CPU or any
+            function of tokens.
+        task: the pairs, and the tokens in a sequence; its layout is that of the prompt.
+        prompt: vectors to put into the sequence; bare pairs if not given.
+        num_sequences: rounded up to whole batches of 256, 1 or more.
+        seed: of the sequences; one seed makes the same pairs whatever the prompt.
+        split: "test", or "validation" to choose by.
+        report: told how many batches of 256 are done.
+
+    Returns:
+        The losses; position i is the i-th pair.
+
+    Raises:
+        ValueError: num_sequences is less than 1.
+
+    Source: von Oswald et al., Figures 8 and 18.
+
+    Example:
+        >>> from mesaopt.config import FewShotConfig
+        >>> loss = few_shot_losses(torch.zeros_like, FewShot(FewShotConfig(length=6)))
+        >>> list(loss.positions), round(loss.mean, 1)
+        ([1, 2, 3], 1.7)
+    """
+    laid_out = _laid_out(task, prompt)
+
+    def predict(batch: Batch) -> Tensor:
+        if prompt is None:
+            return model(batch.tokens)
+        pairs = cast(FewShotBatch, batch)
+        filled = laid_out.fill(pairs, separator=prompt.separator, prefix=prompt.prefix)
+        return model(filled.tokens)
+
+    losses = in_context_loss(
+        {"": predict}, laid_out, num_sequences=num_sequences, seed=seed, split=split, report=report
+    )
+    return InContextLoss(losses[""].losses)
+
+
+def early_ascent(loss: InContextLoss) -> EarlyAscent:
+    """Measure how far a loss rises above its first value before it falls.
+
+    Each half of the sequences says where the loss of the other half is taken: the best of many places on
+    the same sequences would look like a rise where there is none.
+
+    Args:
+        loss: of 4 sequences and 2 positions or more.
+
+    Returns:
+        The highest place behind the first, and its height above the first with a standard error.
+
+    Raises:
+        ValueError: there are too few sequences or positions.
+
+    Source: von Oswald et al., Figure 8, who show it without a number.
+
+    Example:
+        >>> losses = torch.tensor([[1.0, 2.0, 0.5]]).repeat(8, 1)
+        >>> ascent = early_ascent(InContextLoss(losses))
+        >>> ascent.position, ascent.height
+        (2, 1.0)
+    """
+    if len(loss.losses) < 4 or loss.losses.shape[1] < 2:
+        given = tuple(loss.losses.shape)
+        raise ValueError(f"loss has shape {given}: must be 4 sequences and 2 positions or more")
+    even, odd = loss.losses[0::2], loss.losses[1::2]
+    halves = [one[:, [0, _highest(other)]] for one, other in ((even, odd), (odd, even))]
+    rises = [half[:, 1] - half[:, 0] for half in halves]
+    return EarlyAscent(
+        position=loss.positions[_highest(loss.losses)],
+        peak=sum(half[:, 1].mean().item() for half in halves) / 2,
+        height=sum(rise.mean().item() for rise in rises) / 2,
+        error=sum(rise.var().item() / len(rise) for rise in rises) ** 0.5 / 2,
+    )
+
+
+def _highest(losses: Float[Tensor, "sequence position"]) -> int:
+    """Give the place behind the first where the mean loss is highest."""
+    return 1 + int(losses[:, 1:].mean(0).argmax())
+
+
+def _laid_out(task: FewShot, prompt: TunedPrompt | None) -> FewShot:
+    """Lay the same pairs out with room for a prompt."""
+    bare = prompt is None or prompt.separator is None
+    prefix_length = 0 if prompt is None or prompt.prefix is None else len(prompt.prefix)
+    layout = "pairs" if bare else "triples"
+    return FewShot(replace(task.config, layout=layout, prefix_length=prefix_length))
+
+
+def _first_vectors(
+    task: FewShot, *, held: bool, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Draw standard normal vectors for the places of a layout, apart from a separator that is held."""
+    config = task.config
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.layout == "triples" and not held:
+        shapes["separator"] = (config.dim,)
+    if config.prefix_length > 0:
+        shapes["prefix"] = (config.prefix_length, config.dim)
+    if not shapes:
+        problem = "has no room for anything to learn: must be 'triples' or have a prefix_length"
+        raise ValueError(f"task: layout={config.layout!r} {problem}")
+    random = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    return {name: vectors.to(device).requires_grad_() for name, vectors in drawn.items()}
+
+
+def _norms(vectors: dict[str, Tensor]) -> Float[Tensor, " vector"]:
+    found = [x.detach().norm(dim=-1).flatten() for x in vectors.values()]
+    return torch.cat(found).cpu()
+
+
+def _cosine(peak: float, done: float) -> float:
+    return peak * (1 + math.cos(math.pi * done)) / 2

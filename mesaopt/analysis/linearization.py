@@ -1,0 +1,376 @@
+"""Linearisation: how much of a model's loss depends on its attention layers not being linear."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesaopt.analysis.capture import capture
+from mesaopt.analysis.in_context import Predictor, evaluation_batches, in_context_loss
+from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
+from mesaopt.models import Model, SequenceModel
+from mesaopt.tasks import Task
+
+LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
+"""What a layer was given, and what it made of it."""
+
+_SMALLEST_VARIANCE = 1e-3
+"""Directions in which inputs vary less than this share of the largest are not blown up to the size of the
+others: what is learned along them from a batch is noise."""
+_NO_VARIANCE = 1e-9
+"""And those in which they vary less than this are rounding errors of single precision: weights are zero."""
+_PLAIN = Frame()
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """What became of a model whose layers were replaced by linear ones, one at a time."""
+
+    layers: tuple[int, ...]
+    """Which layers, counted from 0; everything below is in this order."""
+    distilled: tuple[LinearSelfAttention, ...]
+    """The linear layers."""
+    ratios: Float[Tensor, " layer"]
+    """Mean test loss with the linear layer, divided by that of the model as it was."""
+    ratio_errors: Float[Tensor, " layer"]
+    """Standard error of each ratio, over test sequences, on which both losses are measured."""
+    unexplained: Float[Tensor, " layer"]
+    """Share of the variance of the layer's output that the linear layer misses, on test sequences."""
+    loss: float
+    """Mean test loss of the model as it was."""
+
+
+def linearize(
+    model: Model,
+    task: Task,
+    *,
+    layers: Sequence[int] | None = None,
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 3e-2,
+    num_sequences: int = 2560,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> Linearization:
+    """Distil every attention layer into a linear one, swap each in alone, and compare losses.
+
+    A linear layer learns y_t = P sum_{s <= t} W_v x_s (W_k x_s . W_q x_t), with heads, key size, positions
+    and norms of the layer it replaces, from the layer's own inputs and outputs on fresh training
+    sequences, as :func:`distil` does. All layers learn from the same passes of the model.
+
+    Args:
+        model: a stack of attention layers, on the CPU; it is left as it is.
+        task: what it was trained on.
+        layers: which, counted from 0; all of them if not given.
+        steps: of the optimiser, 1 or more.
+        batch_size: fresh sequences in a step, 1 or more.
+        learning_rate: at the start, greater than 0.
+        num_sequences: test sequences, rounded up to whole batches of 256.
+        seed: of the first weights and of the sequences.
+        report: told how many steps are done.
+
+    Returns:
+        Ratios of losses, by layer.
+
+    Raises:
+        ValueError: the model is no stack of attention layers (see :func:`distil` for others), there is no
+            such layer, or a number is out of range.
+
+    Source: von Oswald et al., the comparison of softmax layers with linear ones (Fig. 5A). The authors
+    take 15,000 steps of AdamW at a rate of 1e-3; see :func:`distil` for what is done here instead.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig, ModelConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> task = LinearSystem(LinearSystemConfig(dim=2, length=6, token_slots=("current",)))
+        >>> config = ModelConfig(token_dim=2, output_dim=2, embed_dim=4, readout="linear", head_dim=4)
+        >>> found = linearize(SequenceModel(config), task, steps=5, num_sequences=256)
+        >>> found.layers, round(found.ratios.item(), 3)  # an untrained layer does nothing yet
+        ((0,), 1.0)
+    """
+    if not isinstance(model, SequenceModel):
+        wanted = "must be a SequenceModel; use distil for parts of others"
+        raise ValueError(f"model: is a {type(model).__name__}: {wanted}")
+    chosen = tuple(range(len(model.blocks))) if layers is None else tuple(layers)
+    for index in chosen:
+        _check_index(model, index)
+    _check_learning(steps, batch_size, learning_rate)
+
+    def batches() -> Iterator[list[LayerPairs]]:
+        for step in range(steps):
+            tokens = task.sample(batch_size, seed=seed, step=step).tokens
+            yield _pairs(model, chosen, tokens)
+
+    random = torch.Generator().manual_seed(seed)
+    distilled = [_linear_twin(model.mixers[index], random) for index in chosen]
+    _learn(distilled, batches(), steps, learning_rate, report)
+
+    swapped = {i: with_layer(model, i, new) for i, new in zip(chosen, distilled, strict=True)}
+    predictors: dict[str, Predictor] = {"as it was": lambda batch: model(batch.tokens)}
+    for index, changed in swapped.items():
+        predictors[str(index)] = lambda batch, changed=changed: changed(batch.tokens)
+    losses = in_context_loss(predictors, task, num_sequences=num_sequences, seed=seed)
+    before = losses["as it was"].losses.double().mean(1)
+    after = torch.stack(
+        [losses[str(i)].losses.double().mean(1) for i in chosen]
+    )  # [layer,sequence]
+    ratios = after.mean(1) / before.mean()
+    errors = (after - ratios[:, None] * before).std(1) / before.mean() / len(before) ** 0.5
+    (batch,) = evaluation_batches(task, num_sequences=1, seed=seed, split="test")
+    missed = [
+        unexplained(layer, *pair)
+        for layer, pair in zip(distilled, _pairs(model, chosen, batch.tokens), strict=True)
+    ]
+    return Linearization(
+        layers=chosen,
+        distilled=tuple(distilled),
+        ratios=ratios,
+        ratio_errors=errors,
+        unexplained=torch.tensor(missed),
+        loss=before.mean().item(),
+    )
+
+
+def distil(
+    inputs: Float[Tensor, "sequence time width"],
+    outputs: Float[Tensor, "sequence time width"],
+    *,
+    num_heads: int,
+    head_dim: int,
+    frame: Frame = _PLAIN,
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 3e-2,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> LinearSelfAttention:
+    """Find the linear self-attention layer that comes nearest to what some other layer did.
+
+    Minimises the mean squared error of its outputs with Adam, at a rate that falls to zero along a cosine.
+    Inputs are whitened while it learns, and the layer begins with outputs of the right size; both are then
+    folded into its weights. Without that Adam takes many times the steps, since inputs vary far less in
+    some directions than in others.
+
+    Args:
+        inputs: what the other layer was given, [sequence, time, width], such as those that
+            :func:`mesaopt.analysis.capture` finds under `blocks.1.mixer.input`. Give thousands of
+            sequences: products of three inputs have heavy tails, and what is learned from a hundred
+            sequences does not carry over.
+        outputs: what it returned, the same shape.
+        num_heads: of the linear layer.
+        head_dim: width of its queries, keys and values.
+        frame: positions and norms of the linear layer.
+        steps: of the optimiser, 1 or more.
+        batch_size: sequences in a step, drawn anew each time.
+        learning_rate: at the start, greater than 0.
+        seed: of the first weights and of the batches.
+        report: told how many steps are done.
+
+    Returns:
+        The layer.
+
+    Raises:
+        ValueError: shapes differ, or a number is out of range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> teacher, x = LinearSelfAttention(width=4, num_heads=1, head_dim=4), torch.randn(512, 5, 4)
+        >>> y = teacher(x).detach()
+        >>> layer = distil(x, y, num_heads=1, head_dim=4, steps=300)
+        >>> unexplained(layer, x, y) < 0.01
+        True
+    """
+    if inputs.dim() != 3 or inputs.shape != outputs.shape:
+        shapes = f"inputs {tuple(inputs.shape)}, outputs {tuple(outputs.shape)}"
+        raise ValueError(f"{shapes}: must be the same, [sequence, time, width]")
+    _check_learning(steps, batch_size, learning_rate)
+    random = torch.Generator().manual_seed(seed)
+    layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame)
+    _draw_weights(layer, random)
+    drawn = (torch.randint(len(inputs), (batch_size,), generator=random) for _ in range(steps))
+    _learn(
+        [layer], ([(inputs[rows], outputs[rows])] for rows in drawn), steps, learning_rate, report
+    )
+    return layer
+
+
+@torch.no_grad()
+def unexplained(
+    layer: nn.Module,
+    inputs: Float[Tensor, "sequence time width"],
+    outputs: Float[Tensor, "sequence time width"],
+) -> float:
+    """Say which share of the variance of some outputs a layer misses.
+
+    sum |layer(x) - y|^2 / sum |y - mean(y)|^2, over sequences, positions and coordinates.
+
+    Args:
+        layer: maps [sequence, time, width] to the same shape.
+        inputs: x, best sequences that the layer did not learn from.
+        outputs: y, the same shape.
+
+    Returns:
+        0 for a perfect fit, 1 for one as good as the mean; it may be greater.
+
+    Raises:
+        ZeroDivisionError: the outputs do not vary, and the layer's are others.
+
+    Example:
+        >>> x = torch.randn(8, 5, 4)
+        >>> unexplained(nn.Identity(), x, x)
+        0.0
+    """
+    missed = (layer(inputs).double() - outputs.double()).square().sum().item()
+    spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum().item()
+    return missed / spread if missed > 0 else 0.0
+
+
+def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> SequenceModel:
+    """Copy a model and put a linear layer in the place of one of its attention layers.
+
+    Args:
+        model: it is left as it is.
+        index: of the layer to be replaced, counted from 0.
+        layer: of the same width, heads and head size; it is copied too.
+
+    Returns:
+        The new model, of which the configuration tells too.
+
+    Raises:
+        ValueError: there is no such layer, or the new one has another shape.
+
+    Example:
+        >>> from mesaopt.config import ModelConfig
+        >>> model = SequenceModel(ModelConfig(mixers=("softmax_attention",) * 2))
+        >>> with_layer(model, 1, LinearSelfAttention(40, 4, 20)).config.mixers
+        ('softmax_attention', 'linear_attention')
+        >>> with_layer(model, 2, LinearSelfAttention(40, 4, 20))
+        Traceback (most recent call last):
+        ...
+        ValueError: layer=2: must be between 0 and 1
+    """
+    _check_index(model, index)
+    old = model.mixers[index]
+    if _shape(layer) != _shape(old):
+        found, wanted = _shape(layer), _shape(old)
+        raise ValueError(f"layer: (width, heads, head size, frame) {found}: must be {wanted}")
+    changed = copy.deepcopy(model)
+    changed.blocks[index].mixer = copy.deepcopy(layer)
+    names = model.config.mixers
+    mixers = (*names[:index], "linear_attention", *names[index + 1 :])
+    changed.config = replace(model.config, mixers=mixers)
+    return changed
+
+
+def _shape(layer: SelfAttention) -> tuple[int, int, int, Frame]:
+    return layer.width, layer.num_heads, _head_dim(layer), layer.frame
+
+
+def _head_dim(layer: SelfAttention) -> int:
+    return layer.query.out_features // layer.num_heads
+
+
+def _linear_twin(layer: SelfAttention, random: torch.Generator) -> LinearSelfAttention:
+    """A linear layer of the same shape, with weights of its own."""
+    width, heads, head_dim, frame = _shape(layer)
+    twin = LinearSelfAttention(width, heads, head_dim, frame=frame)
+    _draw_weights(twin, random)
+    return twin
+
+
+def _draw_weights(layer: LinearSelfAttention, random: torch.Generator) -> None:
+    """Draw weights that keep the size of what they are given."""
+    for _, weight in sorted(layer.named_parameters()):
+        weight.data = torch.randn(weight.shape, generator=random) / weight.shape[-1] ** 0.5
+
+
+@torch.no_grad()
+def _pairs(model: SequenceModel, layers: Sequence[int], tokens: Tensor) -> list[LayerPairs]:
+    names = [(f"blocks.{i}.mixer.input", f"blocks.{i}.mixer.output") for i in layers]
+    found = capture(model, tokens, [name for pair in names for name in pair])
+    return [(found[given], found[made]) for given, made in names]
+
+
+class _Student(nn.Module):
+    """A layer while it learns: behind whitened inputs, and scaled to outputs of the right size."""
+
+    def __init__(self, layer: LinearSelfAttention, inputs: Tensor, outputs: Tensor):
+        super().__init__()
+        self.layer = layer
+        self.whitening = _whitening(inputs)
+        self.gain = 1.0
+        with torch.no_grad():
+            self.gain = _size(outputs) / (_size(self(inputs)) or 1.0)
+
+    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        return self.gain * self.layer(x @ self.whitening)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Let the weights do what stands around them."""
+        width = self.layer.width
+        for projection in (self.layer.query, self.layer.key, self.layer.value):
+            weight = projection.weight  # of the input, and perhaps of its position behind it
+            weight[:, :width] = weight[:, :width] @ self.whitening.T
+        self.layer.output.weight.mul_(self.gain)
+
+
+def _learn(
+    layers: Sequence[LinearSelfAttention],
+    batches: Iterable[Sequence[LayerPairs]],
+    steps: int,
+    learning_rate: float,
+    report: Callable[[int], None] | None,
+) -> None:
+    """Fit each layer to its pairs, all in one optimiser; no layer's loss depends on another."""
+    students, scales, optimizer, schedule = [], [], None, None
+    for done, pairs in enumerate(batches, start=1):
+        if optimizer is None or schedule is None:
+            students = [_Student(layer, *pair) for layer, pair in zip(layers, pairs, strict=True)]
+            scales = [_size(y) or 1.0 for _, y in pairs]
+            weights = [weight for layer in layers for weight in layer.parameters()]
+            optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        losses = [
+            ((student(x) - y) / scale).square().mean()
+            for student, scale, (x, y) in zip(students, scales, pairs, strict=True)
+        ]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        schedule.step()
+        if report is not None:
+            report(done)
+    for student in students:
+        student.fold()
+
+
+def _whitening(x: Float[Tensor, "batch time width"]) -> Float[Tensor, "width width"]:
+    """Give W with which x W has unit second moments, but for directions of little variance or none."""
+    rows = x.flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    largest = values.max()
+    scales = values.clamp(min=_SMALLEST_VARIANCE * largest).rsqrt()
+    scales = scales.where(values > _NO_VARIANCE * largest, 0.0)
+    return (vectors * scales @ vectors.T).to(x.dtype)
+
+
+def _size(x: Tensor) -> float:
+    """Root mean square."""
+    return x.double().square().mean().sqrt().item()
+
+
+def _check_index(model: SequenceModel, index: int) -> None:
+    if not 0 <= index < len(model.blocks):
+        raise ValueError(f"layer={index}: must be between 0 and {len(model.blocks) - 1}")
+
+
+def _check_learning(steps: int, batch_size: int, learning_rate: float) -> None:
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be 1 or greater")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate}: must be greater than 0")

@@ -1,0 +1,123 @@
+"""Sensitivity: how strongly a part of a model depends on every token that it has seen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesaopt.analysis.capture import up_to
+
+_BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Derivatives of a part's output at one position by every input token, in norms.
+
+    Example:
+        >>> found = Sensitivity(2, torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.ones(2, 2))
+        >>> found.curve.tolist(), found.curve_error.tolist()
+        ([0.5, 3.0], [0.5, 0.0])
+    """
+
+    position: int
+    """Where the output was taken, counted from 1."""
+    norms: Float[Tensor, "sequence time"]
+    """Mean over coordinates l of the output of |d f_l / d s_t'|, by sequence and token."""
+    frobenius: Float[Tensor, "sequence time"]
+    """Frobenius norm of the whole Jacobian d f / d s_t'."""
+
+    @property
+    def curve(self) -> Float[Tensor, " time"]:
+        """Mean of :attr:`norms` over sequences, by token."""
+        return self.norms.mean(0)
+
+    @property
+    def curve_error(self) -> Float[Tensor, " time"]:
+        """Standard error of :attr:`curve` over sequences."""
+        return self.norms.std(0) / len(self.norms) ** 0.5
+
+    @property
+    def breadth(self) -> Float[Tensor, " sequence"]:
+        """How many tokens each output depends on: (sum c)^2 / sum c^2 of its norms c.
+
+        1 where it depends on a single token, n where on n of them alike; no number where on none.
+        """
+        return self.norms.sum(1).square() / self.norms.square().sum(1)
+
+
+def sensitivity(
+    model: nn.Module,
+    tokens: Float[Tensor, "batch time token"],
+    *,
+    name: str,
+    position: int,
+    report: Callable[[int], None] | None = None,
+) -> Sensitivity:
+    """Differentiate what a part of a model gives at one position by every input token.
+
+    c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k, exactly, by
+    automatic differentiation: one backward pass per coordinate l, for many sequences at once and through
+    nothing behind the part.
+
+    Args:
+        model: any module from tokens [batch, time, token], which must not mix sequences.
+        tokens: s_1 ... s_T [batch, time, token], one sequence or more.
+        name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream behind
+            the first layer; it gives [batch, time, ...].
+        position: k, between 1 and T.
+        report: told how many sequences are done.
+
+    Returns:
+        The norms, by sequence and token.
+
+    Raises:
+        ValueError: there is no such part or position, or the part gives another shape.
+
+    Source: von Oswald et al., figures 16, 22 and 23: layer 1, 64 sequences, k first, middle and last.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh())
+        >>> model[0].weight.data = 2 * torch.eye(3)
+        >>> sensitivity(model, torch.randn(5, 4, 3), name="0", position=2).curve
+        tensor([0., 2., 0., 0.])
+    """
+    if not 1 <= position <= tokens.shape[1]:
+        raise ValueError(f"position={position}: must be between 1 and {tokens.shape[1]}")
+    part = up_to(model, name)
+
+    def output(x: Tensor) -> Float[Tensor, "batch coordinate"]:
+        result = part(x)
+        if result.dim() < 3 or result.shape[:2] != x.shape[:2]:
+            shape = tuple(result.shape)
+            raise ValueError(f"name={name!r}: gives shape {shape}: must be [batch, time, ...]")
+        return result[:, position - 1].flatten(1)
+
+    rows, done = [], 0
+    for batch in tokens.split(_BATCH):
+        rows.append(_gradient_norms(output, batch))
+        done += len(batch)
+        if report is not None:
+            report(done)
+    norms = torch.cat(rows, dim=1)  # [L,B,T]
+    return Sensitivity(position, norms.mean(0), torch.linalg.vector_norm(norms, dim=0))
+
+
+@torch.no_grad()  # of the weights; torch.func differentiates by the tokens all the same
+def _gradient_norms(
+    output: Callable[[Tensor], Tensor], tokens: Float[Tensor, "batch time token"]
+) -> Float[Tensor, "coordinate batch time"]:
+    """Norms of d output_l / d s_t'.
+
+    A loop over coordinates, as not every backward pass has a batching rule, and with many sequences side by
+    side vmap is not faster.
+    """
+    value, pull_back = torch.func.vjp(output, tokens)[:2]
+    return torch.stack(
+        [
+            torch.linalg.vector_norm(pull_back(unit.expand_as(value))[0], dim=-1)
+            for unit in torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
+        ]
+    )

@@ -1,0 +1,267 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mesaopt.analysis import capture, captured_names, up_to, watching
+from mesaopt.config import ModelConfig
+from mesaopt.layers import MesaLayer, SoftmaxSelfAttention
+from mesaopt.models import SequenceModel
+
+CONFIG = ModelConfig(
+    mixers=("softmax_attention", "mesa", "linear_attention"),
+    token_dim=6,
+    output_dim=3,
+    num_heads=2,
+    head_dim=3,
+    positions="first_layer",
+    initial_std=0.5,
+    mlp_dim=5,
+)
+
+
+def make() -> tuple[SequenceModel, Tensor]:
+    model = SequenceModel(CONFIG)
+    return model, torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0))
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class Twice(nn.Module):
+    """Runs `part` twice, `unused` never, and `pair` with a tuple for a result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(6, 6)
+        self.unused = nn.Linear(6, 6)
+        self.text = Text()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.text(x=x)
+        return self.part(self.part(x))
+
+
+class Text(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return "no tensor"
+
+
+def test_blocks_hand_on_what_they_give() -> None:
+    model, x = make()
+    names = ["input", "blocks.0.input", "blocks.0", "blocks.1.input", "blocks.2.output", "output"]
+    found = capture(model, x, names)
+    assert list(found) == names
+    assert torch.equal(found["input"], x)
+    assert torch.equal(found["blocks.0.input"], x)
+    assert torch.equal(found["blocks.0"], model.blocks[0](x))
+    assert torch.equal(found["blocks.1.input"], found["blocks.0"])
+    assert torch.equal(found["blocks.2.output"][..., :3], found["output"])
+    assert torch.equal(found["output"], model(x))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_heads_of_the_packages_layers(layer: int) -> None:
+    model, x = make()
+    mixer, name = model.mixers[layer], f"blocks.{layer}.mixer"
+    ends = ("input", "queries", "keys", "values", "attention")
+    found = capture(model, x, [name, *(f"{name}.{end}" for end in ends)])
+    given, queries, keys, values, attention = (found[f"{name}.{end}"] for end in ends)
+    inputs = mixer.head_inputs(given)
+    for mine, wanted in ((queries, inputs.q), (keys, inputs.k), (values, inputs.v)):
+        assert mine.shape == (2, 7, 2, 3)
+        assert torch.equal(mine, wanted)
+    mixed = torch.einsum("bhts,bshv->bthv", attention, values).flatten(2)
+    torch.testing.assert_close(mixer.output(mixed), found[name])
+
+
+def test_a_part_and_the_heads_of_its_parent_are_both_kept() -> None:
+    model, x = make()
+    names = ["blocks.0.mixer.query", "blocks.0.mixer.queries", "blocks.0.mixer.attention"]
+    for order in (names, names[::-1]):
+        found = capture(model, x, order)
+        flat = found["blocks.0.mixer.query"]
+        assert torch.equal(flat.unflatten(-1, (2, 3)), found["blocks.0.mixer.queries"])
+
+
+def test_what_is_asked_for_changes_nothing() -> None:
+    model, x = make()
+    before = model(x)
+    with watching(model, captured_names(model)) as found:
+        after = model(x)
+    assert torch.equal(before, after)
+    assert set(found) == set(captured_names(model))
+    after.sum().backward()
+    assert model.mixers[0].query.weight.grad is not None, "gradients flow around what is kept"
+    assert not any(tensor.requires_grad for tensor in found.values())
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_left_as_it_is(training: bool) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 6)).train(training)
+    found = capture(model, torch.ones(4, 5, 6), ["0"])["0"]
+    assert model.training is model[0].training is training
+    assert bool((found == 0).any()) is training
+
+
+def test_gradients_are_not_tracked_and_not_switched_off_for_good() -> None:
+    model, x = make()
+    x.requires_grad_()
+    assert not capture(model, x, ["blocks.0"])["blocks.0"].requires_grad
+    assert torch.is_grad_enabled()
+
+
+class Remembering(nn.Module):
+    """Keeps weak references to what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + 1
+        self.given.append(weakref.ref(y))
+        return y
+
+
+def test_nothing_else_is_held_in_memory() -> None:
+    parts = [Remembering() for _ in range(4)]
+    found = capture(nn.Sequential(*parts), torch.zeros(3), ["2"])
+    gc.collect()
+    assert [part.given[0]() is None for part in parts] == [True] * 4
+    assert found["2"].untyped_storage().nbytes() == 3 * 4
+
+
+def test_a_view_does_not_keep_what_it_looks_at() -> None:
+    model, x = make()
+    found = capture(model, x, ["readout"])["readout"]
+    assert found.untyped_storage().nbytes() == found.numel() * 4
+
+
+def test_changes_in_place_come_too_late() -> None:
+    model = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
+    x = torch.tensor([[-1.0, 1.0]])
+    found = capture(model, x.clone(), ["0", "1.input", "1", "input"])
+    for name in ("0", "1.input", "input"):
+        assert torch.equal(found[name], x), name
+    assert torch.equal(found["1"], x.relu())
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True).eval()
+
+
+def test_modules_of_pytorch_that_return_tuples() -> None:
+    model, x = encoder(), torch.randn(2, 7, 6)
+    found = capture(model, x, ["self_attn", "self_attn.input", "linear1", "norm2", "output"])
+    wanted = model.self_attn(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(found["self_attn"], wanted)
+    assert torch.equal(found["self_attn.input"], x)
+    assert found["linear1"].shape == (2, 7, 8)
+    assert torch.equal(found["norm2"], found["output"])
+    attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(query=x, key=x, value=x)[0]
+
+    found = capture(Called(), x, ["attention", "attention.input", "output"])
+    assert torch.equal(found["attention.input"], x), "given by name"
+    assert torch.equal(found["attention"], found["output"])
+
+
+def test_stacks_of_pytorch() -> None:
+    model = nn.TransformerEncoder(encoder(), 2, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 7, 6)
+    found = capture(model, x, ["layers.0", "layers.1.input", "layers.1"])
+    assert torch.equal(found["layers.0"], found["layers.1.input"])
+    assert torch.equal(found["layers.0"], capture(model.layers[0], x, ["output"])["output"])
+
+
+def test_a_submodule_comes_before_an_end_of_the_same_name() -> None:
+    model = nn.Sequential()
+    model.add_module("input", nn.Linear(3, 3))
+    x = torch.randn(2, 3)
+    assert torch.equal(capture(model, x, ["input"])["input"], model(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prat", "'prat' is no part of the model; nearest: part, input, part.input"),
+        ("part.queries", "'part.queries' is no part of the model; nearest: "),
+        ("", "'' is no part of the model; nearest: none"),
+        ("unused", "'unused' did not run when the model did"),
+        ("part", "'part' runs more than once; ask for a part that runs once"),
+        ("text", "'text' gave str: must be a tensor"),
+    ],
+)
+def test_errors_say_what_is_wrong_and_leave_no_hooks(name: str, message: str) -> None:
+    model = Twice()
+    with pytest.raises(ValueError, match="^names: ") as error:
+        capture(model, torch.zeros(2, 6), ["output", name])
+    assert message in str(error.value)
+    assert hooks_of(model) == 0
+
+
+def test_a_model_that_fails_leaves_no_hooks() -> None:
+    model, _ = make()
+    with pytest.raises(ValueError, match="x has shape"):
+        capture(model, torch.zeros(2, 7, 5), ["blocks.1", "blocks.0.mixer.attention"])
+    with pytest.raises(ValueError, match="x has shape"):
+        up_to(model, "blocks.1")(torch.zeros(2, 7, 5))
+    assert hooks_of(model) == 0
+
+
+def test_arguments_that_come_by_name_are_inputs_too() -> None:
+    x = torch.randn(2, 6)
+    assert torch.equal(capture(Twice(), x, ["text.input"])["text.input"], x)
+
+
+def test_a_module_under_two_names_answers_to_both() -> None:
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="'1' runs more than once"):
+        capture(nn.Sequential(shared, shared), torch.zeros(2, 3), ["1"])
+
+
+@pytest.mark.parametrize("name", ["blocks.1", "blocks.1.mixer.keys", "blocks.0.mixer.attention"])
+def test_a_model_cut_off_behind_a_part(name: str) -> None:
+    model, x = make()
+    part, reached = up_to(model, name), []
+    model.blocks[2].register_forward_pre_hook(lambda *_: reached.append(1))
+    x.requires_grad_()
+    found = part(x)
+    assert not reached, "the rest of the model ran"
+    wanted = capture(model, x, [name])[name]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    (slope,) = torch.autograd.grad(found.square().sum(), x)
+    assert slope.abs().sum() > 0
+    assert hooks_of(model) == 1, "ours are gone"
+
+
+def test_a_cut_behind_what_does_not_run() -> None:
+    with pytest.raises(ValueError, match="'unused' did not run"):
+        up_to(Twice(), "unused")(torch.zeros(2, 6))
+    with pytest.raises(ValueError, match="'prat' is no part"):
+        up_to(Twice(), "prat")
+    with pytest.raises(ValueError, match="'text' gave str"):
+        up_to(Twice(), "text")(torch.zeros(2, 6))
+
+
+def test_names_list_what_can_be_asked_for() -> None:
+    model, _ = make()
+    names = captured_names(model)
+    assert len(names) == len(set(names))
+    assert {"input", "blocks.1", "blocks.1.mixer.attention", "blocks.0.mlp.1.output"} <= set(names)
+    assert not {"blocks", "blocks.input", "blocks.1.queries"} & set(names)
+    for layer in (SoftmaxSelfAttention(6, 2, 3), MesaLayer(6, 2, 3)):
+        assert "attention" in captured_names(layer)

@@ -1,0 +1,242 @@
+"""Figures 3, 14, 15, 16, 22 and 23: layers that bind neighbours by hand pass, untrained ones fail."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mesaopt import recipes
+from mesaopt.config import RunConfig
+from mesaopt.models import SequenceModel
+from mesaopt.papers.claims import Claim
+from mesaopt.papers.figures import style
+from mesaopt.papers.plan import Plan, Results
+from mesaopt.papers.uncovering2023 import (
+    fig3,
+    fig14,
+    fig15,
+    fig16,
+    fig22,
+    fig23,
+    first_layer,
+    sensitivities,
+)
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.theory import proposition_1
+from mesaopt.training import Checkpoint, Run, RunFolder, load_run
+
+FIGURES = (fig3, fig14, fig15, fig16, fig22, fig23)
+PLAN = Plan(what="uncovering2023", scale="smoke")
+
+
+def ignore(done: int, total: int) -> None:
+    assert 0 < done <= total
+
+
+def binding(config: RunConfig, tokens: int = 2) -> SequenceModel:
+    """A model whose heads look at the token itself, the previous one and so on, in turn.
+
+    Positions are pairs (sin w t, cos w t). A query turned back by w d, and a key as it stands, have the
+    product sum_w cos w (t - d - s), largest at s = t - d.
+    """
+    model = SequenceModel(config.model)
+    layer, width = model.mixers[0], config.model.width
+    head_dim = layer.query.out_features // layer.num_heads
+    pairs = torch.arange(head_dim // 2)
+    angles = 10_000.0 ** (-2 * pairs / width)
+    for weight in (layer.query.weight, layer.key.weight):
+        weight.data.zero_()
+    for head in range(layer.num_heads):
+        rows, back = head * head_dim + 2 * pairs, head % tokens
+        sines, cosines = width + 2 * pairs, width + 2 * pairs + 1  # behind the stream
+        turn = (angles * back).cos(), (angles * back).sin()
+        for row, column, value in (
+            (rows, sines, turn[0]), (rows, cosines, -turn[1]),
+            (rows + 1, sines, turn[1]), (rows + 1, cosines, turn[0]),
+        ):  # fmt: skip
+            layer.query.weight.data[row, column] = 50 * value
+        layer.key.weight.data[rows, sines] = layer.key.weight.data[rows + 1, cosines] = 1.0
+    for weight in (layer.value.weight, layer.output.weight):
+        weight.data *= 6  # as large as trained ones
+    return model
+
+
+def save(path: Path, config: RunConfig, **models: nn.Module) -> Run:
+    """A run with checkpoints `step_<number>`."""
+    folder = RunFolder.open(path / config.recipe, config, resume=False)
+    for name, model in models.items():
+        folder.save(Checkpoint(int(name.removeprefix("step_")), 0.0, model.state_dict(), {}))
+    return load_run(folder.path, device="cpu")
+
+
+def trained(recipe: str) -> tuple[RunConfig, nn.Module]:
+    """What stands for a trained model."""
+    config = recipes.get(recipe)
+    model = SequenceModel(config.model, seed=1)
+    if recipe == "lsa-1":
+        step = proposition_1(10, step_size=0.03, head_dim=20)
+        model.load_state_dict(  # half of it in each of two heads
+            {
+                name: torch.cat([w, w], dim=1) / 2 if "output" in name else torch.cat([w, w])
+                for name, w in step.items()
+            }
+        )
+    elif recipe != "full-mesa-published":
+        model = binding(config, 5 if "partial" in recipe else 2)
+    return config, model
+
+
+NAMES = tuple(dict.fromkeys(name for figure in FIGURES for name in figure.MODELS))
+FEWER = {fig22: ("hybrid-mesa-partial", "hybrid-mesa"), fig23: ("hybrid-mesa-nonlinear",)}
+"""Models of figures that take long, without those that have the same first layer."""
+
+
+@pytest.fixture(scope="module")
+def laboratories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Laboratory]:
+    """All models bound by hand, and all of them as they begin."""
+    path = tmp_path_factory.mktemp("runs")
+    bound, untrained = {}, {}
+    for name in NAMES:
+        config, model = trained(name)
+        first = SequenceModel(config.model)
+        bound[name] = [save(path / "bound", config, step_0=first, step_2900=model)]
+        untrained[name] = [save(path / "untrained", config, step_0=first, step_100=first)]
+    return {"bound": Laboratory(PLAN, bound), "untrained": Laboratory(PLAN, untrained)}
+
+
+def compute(figure, laboratory: Laboratory) -> Results:
+    names = FEWER.get(figure, figure.MODELS)
+    runs = {name: runs for name, runs in laboratory.runs.items() if name in names}
+    with style():
+        return figure.compute(replace(laboratory, runs=runs), ignore)
+
+
+@pytest.fixture(scope="module")
+def results(laboratories: dict[str, Laboratory]) -> dict[str, Results]:
+    """All figures of the models bound by hand."""
+    return {name_of(figure): compute(figure, laboratories["bound"]) for figure in FIGURES}
+
+
+def name_of(figure) -> str:
+    return figure.__name__.split(".")[-1]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=name_of)
+def test_claims_pass_for_layers_that_bind_and_fail_for_untrained_ones(
+    figure, results: dict[str, Results], laboratories: dict[str, Laboratory]
+) -> None:
+    judged = {
+        claim.id: claim.passed
+        for claim in results[name_of(figure)].claims
+        if not claim.id.endswith(("-self", "-previous"))  # numbers of one published training
+    }
+    assert len(judged) >= 2
+    assert all(judged.values()), judged
+    assert not any(c.passed for c in compute(figure, laboratories["untrained"]).claims)
+
+
+def test_names_are_unique_and_every_figure_has_rows(results: dict[str, Results]) -> None:
+    ids = [claim.id for result in results.values() for claim in result.claims]
+    assert len(ids) == len(set(ids)) > 20
+    for name, result in results.items():
+        (figure,) = result.figures
+        assert figure.id == f"uncovering2023-{name}"
+        assert figure.rows
+        assert len({tuple(row) for row in figure.rows}) == 1, "all rows have the same keys"
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=name_of)
+def test_without_runs_there_is_nothing(figure) -> None:
+    assert compute(figure, Laboratory(PLAN, {})) == Results(figures=[], claims=[])
+
+
+@pytest.mark.parametrize("name", fig3.MODELS)
+def test_a_panel_is_left_out_where_there_is_no_run(
+    name: str, laboratories: dict[str, Laboratory]
+) -> None:
+    runs = {name: laboratories["bound"].runs[name]}
+    (drawn,) = compute(fig3, Laboratory(PLAN, runs)).figures
+    assert {row["panel"] for row in drawn.rows} == {"A" if name == "tf-7" else "B"}
+
+
+def test_runs_without_a_folder_are_drawn_as_they_are() -> None:
+    config, model = trained("tf-7")
+    run = Run(Path("nowhere"), config, model, [], 0.0)
+    results = compute(fig16, Laboratory(PLAN, {"tf-7": [run]}))
+    claims = {claim.id.split("/")[1]: claim for claim in results.claims}
+    assert claims["fig16-tf-7-onset"].value == pytest.approx(1), "nothing to compare with"
+    assert claims["fig16-tf-7-binds"].passed
+
+
+def sensitivity_claims(path: Path, **changes) -> dict[str, Claim]:
+    """Claims of figure 16 about a run with other settings."""
+    config, model = trained("tf-7")
+    config = replace(config, train=replace(config.train, **changes))
+    run = save(path, config, step_0=SequenceModel(config.model), step_2900=model)
+    claims = compute(fig16, Laboratory(PLAN, {"tf-7": [run]})).claims
+    return {claim.id.split("/")[1]: claim for claim in claims}
+
+
+def test_published_numbers_are_for_runs_as_published(tmp_path: Path) -> None:
+    names = {"fig16-tf-7-self", "fig16-tf-7-previous"}
+    claims = sensitivity_claims(tmp_path / "a", steps=3000)
+    assert names <= set(claims)
+    low, high = claims["fig16-tf-7-self"].low, claims["fig16-tf-7-self"].high
+    # A layer that looks by positions alone has the same derivatives for all sequences.
+    assert (low, high) == (
+        pytest.approx(0.7 * 1.229, rel=1e-3),
+        pytest.approx(1.3 * 1.229, rel=1e-3),
+    )
+    assert not names & set(sensitivity_claims(tmp_path / "b", batch_size=32))
+    assert not names & set(sensitivity_claims(tmp_path / "c", learning_rate=1e-3))
+
+
+def test_checkpoints_are_spread_with_more_of_them_early() -> None:
+    steps = range(0, 20_001, 100)
+    chosen = sensitivities.spread(steps, 16)
+    assert chosen[0] == 0
+    assert chosen[-1] == 20_000
+    assert 2900 in chosen
+    assert len(chosen) <= 16
+    assert sum(step <= 5000 for step in chosen) >= 7
+    assert sensitivities.spread([], 5) == []
+    assert sensitivities.spread([0, 2], 2) == [0, 2]
+    assert sensitivities.spread([7], 5) == [7]
+
+
+def test_seeds_widen_what_noise_allows(laboratories: dict[str, Laboratory]) -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
+    mean, error = sensitivities.mean_and_error(values)
+    assert mean.item() == 2.5
+    sequences, seeds = 1.0 / 3, 0.5 / 2
+    assert error.item() == pytest.approx((sequences + seeds) ** 0.5)
+    _, alone = sensitivities.mean_and_error(values[:1])
+    assert alone.item() == pytest.approx(sequences**0.5)
+    runs = laboratories["bound"].runs["tf-7"]
+    both = Laboratory(PLAN, {"tf-7": runs + laboratories["untrained"].runs["tf-7"]})
+    one = {c.id: c.low for c in compute(fig3, Laboratory(PLAN, {"tf-7": runs})).claims}
+    for claim in compute(fig3, both).claims:
+        assert claim.low is not None
+        assert claim.low < one[claim.id] - 0.1
+
+
+def test_the_pattern_of_proposition_1_is_in_its_blocks_alone() -> None:
+    _, model = trained("lsa-1")
+    scores, values = fig3.pattern_shares(model)
+    torch.testing.assert_close(scores, torch.ones(2))
+    torch.testing.assert_close(values, torch.ones(2))
+    swapped = model.state_dict()
+    query, key = (f"blocks.0.mixer.{name}.weight" for name in ("query", "key"))
+    swapped[query], swapped[key] = swapped[key], swapped[query]
+    other = SequenceModel(recipes.get("lsa-1").model)
+    other.load_state_dict(swapped)
+    assert fig3.pattern_shares(other)[0].abs().max() == 0
+
+
+def test_tasks_are_told_from_names() -> None:
+    for name in NAMES:
+        kind = type(recipes.get(name).task).__name__.lower()
+        task = first_layer.task_of(name)
+        assert ("partial" in kind, "nonlinear" in kind) == (task == "partial", task == "nonlinear")
