@@ -107,6 +107,33 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """Say whether there is a mesa-optimizer in a trained run: yes, no or unclear, and why.
+
+    The status is 0 whatever the answer.
+    """
+
+    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Of the checkpoint to look at [the last]."""
+    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 1024
+    """Fresh test sequences, rounded up to batches of 256."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None
+    """Write the page with its figure here too."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the diagnosis."""
+        from mesaopt import commands
+
+        return commands.diagnose(
+            self.path, step=self.step, sequences=self.sequences, out=self.out, as_json=self.json
+        )
+
+
+@dataclass(frozen=True)
 class Reproduce:
     """Train, measure and judge an item of a paper, whole or in parts, and write its report.
 
@@ -206,7 +233,7 @@ class Bench:
         )
 
 
-Command = List | Doctor | Train | Evaluate | Reproduce | Claims | Report | Bench
+Command = List | Doctor | Train | Evaluate | Diagnose | Reproduce | Claims | Report | Bench
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from mesaopt.config import MergedAttentionConfig, RunConfig, TaskConfig, overrid
 from mesaopt.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from mesaopt.analysis import Diagnosis
     from mesaopt.papers.plan import Item, Plan
     from mesaopt.training import StepCost
 
@@ -154,7 +155,12 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
     """Print the in-context losses of a run and of the baselines."""
     if sequences < 1:
         raise ConfigError(f"sequences={sequences}: must be 1 or greater")
-    from mesaopt.analysis import in_context_loss, line_search_step_size, model_predictor, tune
+    from mesaopt.analysis import (
+        in_context_loss,
+        line_search_step_size,
+        model_predictor,
+        tune_ridge,
+    )
     from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
     from mesaopt.training import load_run
@@ -165,14 +171,7 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
     merged = isinstance(run.config.model, MergedAttentionConfig)
     objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
     step_size = line_search_step_size(task, objective=objective)
-    ridge = tune(
-        lambda ridge: lambda batch: ridge_least_squares(batch.observed, ridge=ridge),
-        task,
-        bounds=(1e-5, 1e3),
-        spacing="log",
-        tolerance=0.02,
-        num_sequences=512,
-    ).value
+    ridge = tune_ridge(task).value
     predictors = {
         run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
         "one gradient step": lambda batch: gradient_descent(
@@ -213,6 +212,60 @@ def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
     count = len(next(iter(losses.values())).losses)
     _print_table(f"in-context loss by position, {count:,} test sequences", rows)
     return 0
+
+
+def diagnose(
+    path: Path, *, step: int | None, sequences: int, out: Path | None, as_json: bool
+) -> int:
+    """Print whether there is a mesa-optimizer in a run, and write the page if asked."""
+    if sequences < 1:
+        raise ConfigError(f"sequences={sequences}: must be 1 or greater")
+    from mesaopt import analysis
+    from mesaopt.progress import ProgressDisplay, Stage
+    from mesaopt.report import write_diagnosis
+    from mesaopt.tasks import make_task
+    from mesaopt.training import load_run
+
+    run = load_run(path, device="cpu", step=step)
+    name = path.resolve().name + ("" if step is None else f", step {step}")
+    stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=20.0)
+    with ProgressDisplay([stage]) as display:
+        display.begin(stage.name)
+        try:
+            found = analysis.diagnose(
+                run.model,
+                make_task(run.config.task),
+                num_sequences=sequences,
+                report=display.advance,
+            )
+        except ValueError as error:
+            raise RunError(f"run={str(path)!r}: {error}") from error
+    if out is not None:
+        write_diagnosis(found, out, name=name)
+    if as_json:
+        return _print_json(found.to_json())
+    _print_diagnosis(found, name)
+    if out is not None:
+        print(f"Page: {out}")
+    return 0
+
+
+def _print_diagnosis(found: "Diagnosis", name: str) -> None:
+    from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, sections
+
+    console = _console()
+    verdict = found.verdict
+    color = {"yes": "green", "no": "red", "unclear": "yellow"}[verdict.answer]
+    console.print(QUESTION.format(name), style="bold")
+    console.print(f"[bold {color}]{ANSWERS[verdict.answer]}[/] {verdict.sentence}\n")
+    for section in sections(found):
+        console.print(section.title, style="bold")
+        console.print(section.says, markup=False)
+        if section.rows:
+            _print_table(None, section.rows)
+        else:
+            console.print()
+    console.print(NOTE, style="dim", markup=False)
 
 
 def reproduce_item(
@@ -340,18 +393,23 @@ def _print_json(value: Any) -> int:
     return 0
 
 
-def _print_table(title: str, rows: list[dict[str, str]]) -> None:
+def _print_table(title: str | None, rows: list[dict[str, str]]) -> None:
     """Print rows as a table as wide as the terminal, or as wide as it needs where there is none."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(rows[0]):
         table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
     for row in rows:
         table.add_row(*row.values())
+    console = _console()
+    console.print(table, markup=False)
+    console.print()
+
+
+def _console() -> Console:
     console = Console(highlight=False)
     if not sys.stdout.isatty():
         console.width = 120
-    console.print(table, markup=False)
-    console.print()
+    return console
 
 
 def _words(value: Any) -> str:

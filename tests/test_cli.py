@@ -37,6 +37,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("doctor", {"json"}),
         ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds"}),
         ("evaluate", {"sequences", "json"}),
+        ("diagnose", {"step", "sequences", "out", "json"}),
         ("reproduce", {"scale", "out", "seeds", "only", "device", "resume", "dry-run"}),
         ("claims", {"json"}),
         ("report", {"open"}),
@@ -77,6 +78,37 @@ def test_the_whole_way_of_a_run(
     assert len(losses[recipe]["by_position"]) == last - first + 1
     assert run("evaluate", out, "--sequences", "1") == 0
     assert "least squares with ridge" in capsys.readouterr().out
+
+
+def test_diagnose_answers_and_writes_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, page = str(tmp_path / "run"), tmp_path / "pages" / "run.html"
+    assert run("train", "lsa-1", "--out", folder, "--device", "cpu", "--set", *SHORT) == 0
+    capsys.readouterr()
+    arguments = ["diagnose", folder, "--sequences", "1"]
+    assert run(*arguments, "--out", str(page)) == 0, "no is an answer, not a failure"
+    out = capsys.readouterr().out
+    for words in ("Is there a mesa-optimizer in run?\nNo.", "NOT MET", "one fixed map", str(page)):
+        assert words in out
+    html = page.read_text()
+    assert "<svg" in html
+    assert "Is there a mesa-optimizer in run?" in html
+    assert run(*arguments, "--step", "0", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"]["answer"] == "no"
+    assert found["num_sequences"] == 256
+    assert run(*arguments[:2], "--sequences", "0") == 2
+    assert "sequences=0: must be 1 or greater" in capsys.readouterr().err
+
+
+def test_diagnose_says_what_it_does_not_cover(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "run")
+    assert run("train", "ar-gaussian", "--out", folder, "--device", "cpu", "--set", *SHORT) == 0
+    assert run("diagnose", folder) == 2
+    assert "task='ar_process': must be 'linear_system' or" in capsys.readouterr().err
 
 
 def test_several_seeds_get_a_folder_each(

@@ -28,7 +28,7 @@ ALLOWED = {
     "analysis": BASE | {"ops", "layers", "models", "tasks", "theory"},
     "papers": BASE
     | {"ops", "layers", "models", "tasks", "theory", "training", "analysis", "recipes"},
-    "report": BASE | {"papers"},
+    "report": BASE | {"papers", "analysis"},
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
 ALLOWED["commands"] = set(ALLOWED)

@@ -11,6 +11,7 @@ from mesaopt.analysis.capture import (
     up_to,
     watching,
 )
+from mesaopt.analysis.diagnosis import Diagnosis, diagnose
 from mesaopt.analysis.few_shot import (
     EarlyAscent,
     TunedPrompt,
@@ -60,6 +61,7 @@ from mesaopt.analysis.tuning import (
     learn_inverse,
     line_search_step_size,
     tune,
+    tune_ridge,
 )
 from mesaopt.analysis.weights import (
     Compressed,
@@ -73,6 +75,7 @@ from mesaopt.analysis.weights import (
 __all__ = [
     "AttentionMaps",
     "Compressed",
+    "Diagnosis",
     "EarlyAscent",
     "InContextLoss",
     "InputMap",
@@ -93,6 +96,7 @@ __all__ = [
     "captured_names",
     "compress",
     "current_token",
+    "diagnose",
     "distil",
     "early_ascent",
     "effective_coefficients",
@@ -118,6 +122,7 @@ __all__ = [
     "stream_names",
     "tune",
     "tune_prompt",
+    "tune_ridge",
     "unexplained",
     "up_to",
     "watching",

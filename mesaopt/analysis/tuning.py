@@ -21,6 +21,7 @@ from mesaopt.theory import (
     Pairs,
     context_of,
     gradient_descent,
+    ridge_least_squares,
     run_steps,
     system_scale,
 )
@@ -162,6 +163,61 @@ def line_search_step_size(
     return tune(
         family, task, bounds=bounds, growth=10.0, num_sequences=num_sequences, seed=seed
     ).value
+
+
+def tune_ridge(
+    task: Task,
+    *,
+    inputs: InputMap | None = None,
+    pairs: Pairs = "all",
+    bounds: tuple[float, float] = (1e-5, 1e3),
+    tolerance: float = 0.02,
+    num_sequences: int = 512,
+    seed: int = 0,
+) -> Tuned:
+    """Find the ridge with which least squares on the context predicts best.
+
+    :func:`tune` of :func:`mesaopt.theory.ridge_least_squares` on a logarithmic scale.
+
+    Args:
+        task: where the sequences come from.
+        inputs: from the observed states to the regression inputs; the states themselves if not given.
+        pairs: "all", or "official" without the newest pair.
+        bounds: smallest and largest ridge, greater than 0.
+        tolerance: as a share of the logarithms between the bounds; a loss is flat around its minimum.
+        num_sequences: rounded up to whole batches of 256.
+        seed: of the sequences.
+
+    Returns:
+        The ridge and its loss.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> task = LinearSystem(LinearSystemConfig(dim=4, length=12))
+        >>> tune_ridge(task, num_sequences=256).value < 0.1  # there is hardly any noise
+        True
+    """
+
+    def family(ridge: float) -> Predictor:
+        def predict(batch: Batch) -> Tensor:
+            known = None if inputs is None else inputs(batch.observed)
+            return ridge_least_squares(batch.observed, ridge=ridge, inputs=known, pairs=pairs)
+
+        return predict
+
+    return tune(
+        family,
+        task,
+        bounds=bounds,
+        spacing="log",
+        tolerance=tolerance,
+        num_sequences=num_sequences,
+        seed=seed,
+    )
 
 
 def fit_polynomial(

@@ -63,13 +63,22 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
     return {
         **description,
         "settings": _sentence(description["settings"]),
-        "svg": Markup(_inline(svg, name, description["title"])),
+        "svg": Markup(inline(svg, name, description["title"])),
         "csv": f"data:text/csv;base64,{encoded}",
     }
 
 
-def _inline(svg: str, name: str, title: str) -> str:
-    """Make a drawing part of a page: its colours, and names that no other drawing has."""
+def inline(svg: str, name: str, title: str) -> str:
+    """Make a drawing part of a page: its colours, and names that no other drawing has.
+
+    Args:
+        svg: the drawing.
+        name: unique on the page.
+        title: for those who cannot see it.
+
+    Returns:
+        The element.
+    """
     svg = svg[svg.index("<svg") :]
     for drawn, page in _PAGE_COLORS.items():
         svg = svg.replace(drawn, page)

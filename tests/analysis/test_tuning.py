@@ -11,6 +11,7 @@ from mesaopt.analysis import (
     learn_inverse,
     line_search_step_size,
     tune,
+    tune_ridge,
 )
 from mesaopt.config import ARProcessConfig, LinearSystemConfig, stacked
 from mesaopt.tasks import ARProcess, LinearSystem, tokens_from_states
@@ -23,6 +24,7 @@ from mesaopt.theory import (
     polynomial_prediction,
     preconditioned_descent,
     richardson_inverse,
+    ridge_least_squares,
 )
 
 TASK = LinearSystem(LinearSystemConfig(length=20))
@@ -84,6 +86,18 @@ def test_a_better_value_than_the_one_found_is_not_around(spacing) -> None:
     assert best.loss == pytest.approx(validation_loss(family(best.value), 512), rel=1e-6)
     for value in (0.9 * best.value, 1.1 * best.value):
         assert validation_loss(family(value), 512) > best.loss
+
+
+def test_the_ridge_of_a_model_is_found() -> None:
+    class Shown:
+        """A task whose targets are those of least squares with a known ridge."""
+
+        def sample(self, batch_size: int, **settings) -> Batch:
+            batch = SMALL.sample(batch_size, **settings)
+            return replace(batch, targets=ridge_least_squares(batch.observed, ridge=0.3))
+
+    found = tune_ridge(Shown(), num_sequences=256, tolerance=1e-4)
+    assert found.value == pytest.approx(0.3, rel=5e-3)  # 1e-4 of eight decades is 2e-3
 
 
 def test_the_scan_finds_the_deeper_of_two_valleys() -> None:

@@ -14,7 +14,7 @@ from mesaopt.analysis import (
     learn_inverse,
     line_search_step_size,
     model_predictor,
-    tune,
+    tune_ridge,
 )
 from mesaopt.config import stacked
 from mesaopt.models import SequenceModel
@@ -162,14 +162,7 @@ def _gradient_step(task: Task) -> Baselines:
 
 
 def _tuned_ridge(task: Task, inputs: Inputs | None = None) -> float:
-    return tune(
-        lambda ridge: _least_squares(ridge, inputs=inputs),
-        task,
-        bounds=(1e-5, 1e3),
-        spacing="log",
-        tolerance=0.03,
-        num_sequences=_TUNING_SEQUENCES,
-    ).value
+    return tune_ridge(task, inputs=inputs, tolerance=0.03, num_sequences=_TUNING_SEQUENCES).value
 
 
 def _linear(task: Task) -> Baselines:

@@ -1,0 +1,20 @@
+"""The verdict: is there a mesa-optimizer in a model?"""
+
+from mesaopt.analysis.diagnosis.diagnose import Diagnosis, diagnose
+from mesaopt.analysis.diagnosis.evidence import Inside, Learning, Memory, Reading
+from mesaopt.analysis.diagnosis.scores import Estimate
+from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, Shift, Verdict
+
+__all__ = [
+    "Agreement",
+    "Condition",
+    "Diagnosis",
+    "Estimate",
+    "Inside",
+    "Learning",
+    "Memory",
+    "Reading",
+    "Shift",
+    "Verdict",
+    "diagnose",
+]

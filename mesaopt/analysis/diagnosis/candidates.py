@@ -1,0 +1,252 @@
+"""Algorithms that a model may be, their free parameters fitted to the model's own predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mesaopt.analysis.diagnosis.laws import Imitation, batches_of
+from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
+from mesaopt.analysis.in_context import Predictor
+from mesaopt.analysis.tuning import InputMap, tune, tune_ridge
+from mesaopt.tasks import Batch
+from mesaopt.theory import (
+    Objective,
+    context_of,
+    gradient_descent,
+    kernel_regression,
+    ridge_least_squares,
+)
+
+Kind = Literal["optimizer", "other"]
+
+_TUNING_SEQUENCES = 512
+_FITTING_SEQUENCES = 2560
+_STEPS = range(1, 7)
+_DEGREES = (1, 2, 3)  # higher ones rest on rare sequences with large eigenvalues
+_ITERATIONS = (2, 4, 6)
+_DEGREE = 6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm, with the parameters that bring it nearest to the model."""
+
+    name: str
+    kind: Kind
+    """An "optimizer" brings down a least-squares loss on the pairs of the context."""
+    parameters: dict[str, float]
+    """What was fitted, where a number or two tell it."""
+    num_parameters: int
+    """How many numbers were fitted."""
+    predict: Predictor
+    """From sequences to predictions."""
+
+
+def fit_candidates(
+    imitation: Imitation,
+    inputs: InputMap | None,
+    *,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> list[Candidate]:
+    """Fit every candidate to a model, on validation sequences.
+
+    What is minimised is the mean squared difference between candidate and model. The targets play no part:
+    the question is which algorithm the model is, not which would do best. An algorithm tuned to the task
+    would be blamed for a step size that differs from the model's.
+
+    Args:
+        imitation: asks the model.
+        inputs: from observations to regression inputs; None: the observations.
+        seed: of the sequences.
+        report: told how many are fitted.
+
+    Returns:
+        The candidates, with fewest parameters first, then fewest steps.
+    """
+    fitter = _Fitter(imitation, inputs, seed)
+    fits: list[Callable[[], Candidate]] = [
+        *(fitter.zero, fitter.last_observation, fitter.kernel_smoother),
+        *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
+        *(partial(fitter.gradient_steps, steps, "mean") for steps in _STEPS),
+        fitter.least_squares,
+        *(partial(fitter.polynomial, degree) for degree in _DEGREES),
+        *(partial(fitter.iterations, number) for number in _ITERATIONS),
+        fitter.fixed_map,
+    ]
+    candidates = []
+    for done, fit in enumerate(fits, start=1):
+        candidates.append(fit())
+        if report is not None:
+            report(done)
+    return candidates
+
+
+NUM_CANDIDATES = 4 + 2 * len(_STEPS) + 1 + len(_DEGREES) + len(_ITERATIONS)
+"""How many :func:`fit_candidates` fits."""
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    imitation: Imitation
+    inputs: InputMap | None
+    seed: int
+
+    def zero(self) -> Candidate:
+        return Candidate("zero", "other", {}, 0, lambda batch: torch.zeros_like(batch.observed))
+
+    def last_observation(self) -> Candidate:
+        scale = self._best_map(lambda batch: batch.observed.flatten()[:, None], flat=True).item()
+        return Candidate(
+            "last observation, scaled",
+            "other",
+            {"scale": scale},
+            1,
+            lambda batch: scale * batch.observed,
+        )
+
+    def fixed_map(self) -> Candidate:
+        matrix = self._best_map(lambda batch: self._known(batch).flatten(0, 1), flat=False)
+        return Candidate(
+            "one fixed map",
+            "other",
+            {},
+            matrix.numel(),
+            lambda batch: self._known(batch) @ matrix,
+        )
+
+    def kernel_smoother(self) -> Candidate:
+        def family(inverse_temperature: float) -> Predictor:
+            return lambda batch: kernel_regression(
+                batch.observed,
+                inverse_temperature=inverse_temperature,
+                inputs=self._mapped(batch.observed),
+            )
+
+        best = self._tune(family, 0.01, 100.0)
+        parameters = {"inverse_temperature": best}
+        return Candidate("kernel smoother", "other", parameters, 1, family(best))
+
+    def gradient_steps(self, steps: int, objective: Objective) -> Candidate:
+        step_size = self._fits[objective].step_size(steps)
+
+        def predict(batch: Batch) -> Tensor:
+            known = self._mapped(batch.observed)
+            return gradient_descent(
+                batch.observed,
+                step_size=step_size,
+                num_steps=steps,
+                objective=objective,
+                inputs=known,
+            )
+
+        name = f"{steps} gradient step{'s' if steps > 1 else ''}"
+        name += " on the mean" if objective == "mean" else ""
+        return Candidate(name, "optimizer", {"step_size": step_size}, 1, predict)
+
+    def least_squares(self) -> Candidate:
+        ridge = self._ridge
+
+        def predict(batch: Batch) -> Tensor:
+            known = self._mapped(batch.observed)
+            return ridge_least_squares(batch.observed, ridge=ridge, inputs=known)
+
+        return Candidate("ridge least squares", "optimizer", {"ridge": ridge}, 1, predict)
+
+    def polynomial(self, degree: int) -> Candidate:
+        return self._preconditioned(f"polynomial of degree {degree}", degree, "sum", {})
+
+    def iterations(self, number: int) -> Candidate:
+        """Best of all iterations towards the inverse of H + ridge I with so many products."""
+        parameters = {"ridge": self._ridge}
+        return self._preconditioned(f"{number} iterations", number, "norm", parameters)
+
+    def _preconditioned(
+        self, how: str, degree: int, scaling: Scaling, given: dict[str, float]
+    ) -> Candidate:
+        coefficients = self._fits[scaling].coefficients(degree)
+
+        def predict(batch: Batch) -> Tensor:
+            states = batch.observed.double()
+            context = context_of(states, inputs=self._mapped(states))
+            parts = terms(context, degree, scaling, **given)
+            found = torch.einsum("k,kbtd->btd", coefficients, parts)
+            return found.to(batch.observed.dtype)
+
+        powers = {f"c{power}": value for power, value in enumerate(coefficients.tolist())}
+        number = len(given) + len(powers)
+        name = f"preconditioned step, {how}"
+        return Candidate(name, "optimizer", given | powers, number, predict)
+
+    @cached_property
+    def _fits(self) -> dict[Scaling, PolynomialFit]:
+        """Sum up the distance of all polynomials from the model, in every scaling."""
+        units: dict[Scaling, float] = {
+            "sum": 1 / (self._variance * self._length),
+            "mean": 1 / self._variance,
+            "norm": 1.0,
+        }
+        fits = {scaling: PolynomialFit(unit) for scaling, unit in units.items()}
+        for batch in batches_of(self.imitation, _FITTING_SEQUENCES, self.seed, "validation"):
+            states = batch.observed.double()
+            context = context_of(states, inputs=self._mapped(states))
+            for scaling, fit in fits.items():
+                ridge = self._ridge if scaling == "norm" else 0.0
+                fit.add(terms(context, _DEGREE, scaling, ridge), batch.targets.double())
+        return fits
+
+    @cached_property
+    def _ridge(self) -> float:
+        return tune_ridge(
+            self.imitation,
+            inputs=self.inputs,
+            bounds=(1e-5 * self._variance, 1e4 * self._variance),
+            tolerance=1e-3,
+            num_sequences=_TUNING_SEQUENCES,
+            seed=self.seed,
+        ).value
+
+    @cached_property
+    def _variance(self) -> float:
+        """Mean square of a coordinate of the regression inputs: the unit of ridges, and of 1 / steps."""
+        return self._known(self._first).square().mean().item()
+
+    @property
+    def _length(self) -> int:
+        return self._first.observed.shape[1]
+
+    @cached_property
+    def _first(self) -> Batch:
+        return next(batches_of(self.imitation, 1, self.seed, "validation"))
+
+    def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
+        """Tune what has the unit of 1 / variance."""
+        return tune(
+            family,
+            self.imitation,
+            bounds=(low / self._variance, high / self._variance),
+            spacing="log",
+            num_sequences=_TUNING_SEQUENCES,
+            seed=self.seed,
+        ).value
+
+    def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:
+        """Fit the linear map [feature, dim] from features to what the model says."""
+        gram, cross = torch.zeros(()), torch.zeros(())
+        for batch in batches_of(self.imitation, _FITTING_SEQUENCES, self.seed, "validation"):
+            x = features(batch).double()
+            said = batch.targets.double()
+            y = said.flatten()[:, None] if flat else said.flatten(0, 1)
+            gram, cross = gram + x.mT @ x, cross + x.mT @ y
+        return torch.linalg.lstsq(gram, cross, driver="gelsd").solution.to(torch.float32)
+
+    def _mapped(self, observed: Tensor) -> Tensor | None:
+        return None if self.inputs is None else self.inputs(observed)
+
+    def _known(self, batch: Batch) -> Tensor:
+        known = self._mapped(batch.observed)
+        return batch.observed if known is None else known

@@ -1,0 +1,145 @@
+"""A diagnosis as one HTML file with a figure."""
+
+import io
+from importlib.metadata import version
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mesaopt import files
+from mesaopt.analysis.diagnosis import Diagnosis, Estimate
+from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
+from mesaopt.papers.figures import INK, PALETTE, style
+from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
+from mesaopt.report.html import inline
+
+_CAPTION = (
+    "Left: loss by position on systems that are new in every sequence, with 95 % bands. Middle: what the "
+    "nearest optimizer explains of the model, its parameters kept, under the law of training and under "
+    "others; grey names do not count. Right, where layers are known: what linear probes read at the last "
+    "position, by depth."
+)
+_CHIPS = {"yes": "good", "no": "bad", "unclear": ""}
+
+
+def write_diagnosis(diagnosis: Diagnosis, path: Path, *, name: str) -> None:
+    """Write a diagnosis as one HTML file that needs nothing but itself.
+
+    Args:
+        diagnosis: to be shown.
+        path: of the file; folders above it are made.
+        name: of the model.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mesaopt", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    svg = io.StringIO()
+    with style():
+        draw(diagnosis).savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    page = environment.get_template("diagnosis.html.j2").render(
+        question=QUESTION.format(name),
+        answer=ANSWERS[diagnosis.verdict.answer],
+        chip=_CHIPS[diagnosis.verdict.answer],
+        sentence=diagnosis.verdict.sentence,
+        svg=Markup(inline(svg.getvalue(), "diagnosis", "the evidence")),
+        caption=_CAPTION,
+        sections=sections(diagnosis),
+        note=NOTE,
+        count=f"{diagnosis.num_sequences:,}",
+        version=version("mesaopt"),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, page)
+
+
+def draw(diagnosis: Diagnosis) -> Figure:
+    """Draw losses by position, agreement by law and probes by depth.
+
+    Args:
+        diagnosis: to be drawn.
+
+    Returns:
+        The figure, 10 inches wide.
+    """
+    with style():
+        figure = Figure(figsize=(10, 4.1))
+        losses, laws, depth = figure.subplots(1, 3, width_ratios=(1, 1.15, 1))
+        _draw_losses(losses, diagnosis)
+        _draw_laws(laws, diagnosis)
+        _draw_depth(depth, diagnosis)
+    return figure
+
+
+def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
+    learning = diagnosis.learning
+    positions, model = learning.positions, np.array(learning.model)
+    half = 1.96 * np.array(learning.model_error)
+    axes.plot(positions, learning.zero, color=PALETTE[5], label="predicting zero")
+    axes.plot(
+        positions, learning.context_free, color=PALETTE[4], ls=":", label="best map without context"
+    )
+    axes.plot(
+        positions, learning.optimizer, color=PALETTE[1], ls="--", label=_short(diagnosis.optimizer)
+    )
+    axes.fill_between(
+        positions, np.maximum(model - half, model / 10), model + half, color=PALETTE[0], alpha=0.25
+    )
+    axes.plot(positions, model, color=PALETTE[0], label="the model")
+    axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss", title="On new systems")
+    _legend_below(axes)
+
+
+def _draw_laws(axes: Axes, diagnosis: Diagnosis) -> None:
+    own, shifts = diagnosis.agreement(diagnosis.optimizer), diagnosis.shifts
+    laws = [("as trained", True), *((shift.law, shift.counts) for shift in shifts)]
+    places = np.arange(len(laws))
+    for offset, color, name in ((-0.19, 0, "predictions"), (0.19, 1, "errors")):
+        shares: list[Estimate] = [getattr(found, name) for found in (own, *shifts)]
+        values = [max(share.value, 0.0) for share in shares]
+        bars = [1.96 * share.error if share.value > 0 else 0.0 for share in shares]
+        axes.barh(
+            places + offset, values, 0.36, xerr=bars, color=PALETTE[color], label=f"of {name}"
+        )
+    axes.axvline(0.5, color=PALETTE[4], lw=1)
+    axes.set(xlim=(0, 1.02), yticks=places, xlabel="share explained", title="Does it carry over?")
+    for text, (_, counts) in zip(axes.set_yticklabels([law for law, _ in laws]), laws, strict=True):
+        text.set_color(INK if counts else PALETTE[5])
+    axes.invert_yaxis()
+    _legend_below(axes)
+
+
+def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
+    inside = diagnosis.inside
+    axes.set(title="What is inside?", ylabel="R² of a linear probe", ylim=(-0.05, 1.05))
+    if inside is None:
+        axes.text(0.5, 0.5, "not looked at", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[])
+        return
+    places = np.arange(len(inside.layers))
+    for color, target in enumerate((steps_back(1), NEXT, PRECONDITIONED)):
+        found = [inside.r2(target, name, inside.positions[-1]) for name in inside.layers]
+        half = [1.96 * estimate.error for estimate in found]
+        values = [max(estimate.value, 0.0) for estimate in found]
+        axes.errorbar(places, values, half, marker="o", ms=4, color=PALETTE[color], label=target)
+    short = [label(name).removeprefix("layer ") for name in inside.layers]
+    axes.set_xticks(places, short, rotation=0 if max(map(len, short)) < 6 else 60)
+    axes.set(xlabel="behind layer")
+    _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(" iterations").replace("preconditioned step, ", "preconditioned, ")
