@@ -53,8 +53,8 @@ def partial(laboratory: Laboratory, report: Report) -> Results:
     claims += [
         depth_claim(
             *(laboratory, one, f"fig24-{recipe}-preconditioned-falls", "Fig. 24", STEPS, 21),
-            high=0.9,
-            basis="falls and levels off, no numbers; a tenth less counts",
+            high=0.75,
+            basis="falls and levels off, no numbers; 0.83 for an untrained model, a tenth less counts",
             layer=len(one.names) // 2,
         )
         for recipe, one in probed.items()
