@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_item import Toy
 
-from mesaopt import cli
+from mesaopt import cli, recipes
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Item
 from mesaopt.training import RunFolder
@@ -281,23 +281,10 @@ def test_ctrl_c_says_how_to_go_on(
     assert "go on with --resume" in capsys.readouterr().err
 
 
-LINEAR = ("lsa-1", "lsa-2", "lsa-4", "lsa-6")
-
-
 def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [r["name"] for r in listed["recipes"]] == [
-        *("lsa-1", "lsa-2-notebook", "lsa-2", "lsa-4", "lsa-6", "mesa-1"),
-        *("tf-3", "tf-7", "tf-12", "hybrid-mesa", "full-mesa-published", "full-mesa"),
-        *(
-            f"{m}-{t}"
-            for t in ("partial", "nonlinear", "few-shot")
-            for m in ("tf-7", "hybrid-mesa")
-        ),
-        *(f"{t}-{m}" for t in ("contracting", "fixed") for m in (*LINEAR, "mesa-1")),
-        *("ar-gaussian", "ar-sparse", "ar-full-one"),
-    ]
+    assert [r["name"] for r in listed["recipes"]] == list(recipes.RECIPES)
     assert [task["name"] for task in listed["tasks"]] == [
         *("linear_system", "ar_process", "partially_observed", "nonlinear_system", "few_shot")
     ]
