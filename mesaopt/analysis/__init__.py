@@ -8,6 +8,7 @@ from mesaopt.analysis.attention import (
 from mesaopt.analysis.capture import (
     capture,
     captured_names,
+    evaluating,
     up_to,
     watching,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "distil",
     "early_ascent",
     "effective_coefficients",
+    "evaluating",
     "few_shot_losses",
     "fit_polynomial",
     "fit_probe",

@@ -154,6 +154,30 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     return run
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a while, so that dropout and the like do nothing.
+
+    Args:
+        model: any module; each of its parts comes back in the mode it was in.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2).eval())
+        >>> with evaluating(model):
+        ...     model[0].training
+        False
+        >>> [part.training for part in model]
+        [True, False]
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def captured_names(model: nn.Module) -> list[str]:
     """List all that :func:`capture` can be asked for in a model.
 
