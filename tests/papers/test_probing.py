@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from matplotlib.figure import Figure
 from mesaopt import recipes
 from mesaopt.models import SequenceModel
 from mesaopt.papers.figures import style
@@ -158,7 +158,9 @@ def test_claims_cite_their_own_figures(untrained: Laboratory) -> None:
 def test_targets_chosen_by_published_numbers_say_so(untrained: Laboratory) -> None:
     with style():
         claims = FIGURES["fig4f"][0](untrained, ignore).claims
-    chosen = {claim.id.split("/")[1]: "was chosen by these numbers" in claim.basis for claim in claims}
+    chosen = {
+        claim.id.split("/")[1]: "was chosen by these numbers" in claim.basis for claim in claims
+    }
     assert chosen.pop("fig4f-lsa-6-preconditioned-falls") is False
     assert set(chosen.values()) == {True}
 
