@@ -43,8 +43,8 @@ MODELS = (*LINEAR, *RECIPES["partial"], *RECIPES["nonlinear"])
 
 _FIRST = layer_name(1)
 _PREVIOUS = ("token 49", _FIRST, LAST)
-_BINDS = 3.0
-"""How many times as much must be left unread of a token that is not bound, before noise."""
+_BINDS = 1 / 3
+"""Share of what is unread of a token that is not bound, at most unread of one that is, before noise."""
 _UNIT = "mean square per coordinate"
 
 
@@ -132,10 +132,10 @@ def compare_layers(laboratory: Laboratory, report: Report) -> Results:
                 *(laboratory, probed["full-mesa-published"], "fig17-full-mesa-binds-nothing"),
                 "Fig. 17C",
                 "Without softmax in the first layer the previous token is not bound (its unread "
-                "share behind it, held out, over that behind the softmax layer of hybrid-mesa)",
-                quotient(linear, softmax),
-                low=_BINDS,
-                basis="0.206 against 0.0048 published, 43; three times counts",
+                "share behind the softmax layer of hybrid-mesa over that behind the linear one, held out)",
+                quotient(softmax, linear),
+                high=_BINDS,
+                basis="0.0048 of 0.206 published, 0.02; a third counts",
             )
         )
     return Results(figures=[result], claims=claims)
@@ -271,11 +271,10 @@ def _claims(laboratory: Laboratory, probed: Probed) -> list[Claim]:
             limited_claim(
                 *(laboratory, probed, f"fig2-{recipe}-old-tokens", "Fig. 2A"),
                 f"{recipe}: tokens six and seven steps back are not read behind the first layer, unlike "
-                "the previous one (the smaller of their unread shares over that of the previous one, "
-                "held out)",
-                quotient(oldest, previous),
-                low=_BINDS,
-                basis="57 and 632 published; three times counts",
+                "the previous one (its unread share over the smaller of theirs, held out)",
+                quotient(previous, oldest),
+                high=_BINDS,
+                basis="0.0016 and 0.018 published; a third counts",
             )
         )
     else:
