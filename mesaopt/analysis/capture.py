@@ -38,7 +38,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
     Args:
         model: any module; it stays in the mode it is in, so call `model.eval()` first if it has dropout.
         x: what it is called with.
-        names: what to keep, several names; nothing else is held in memory.
+        names: what to keep, in a list; nothing else is held in memory.
 
     Returns:
         The tensors by name: copies, without gradients, as they were at that moment, whatever the model

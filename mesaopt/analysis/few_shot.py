@@ -75,7 +75,8 @@ def tune_prompt(
 
     Args:
         model: maps tokens [batch, time, dim] to predictions of the same shape; no gradient reaches its
-            weights, and it computes in evaluation mode. Sequences and vectors have the type of its weights.
+            weights, and it computes in evaluation mode, in which recurrent layers of PyTorch need the CPU.
+            Sequences and vectors have the type of its weights.
         task: with layout "triples" for a separator, or a prefix_length, or both.
         separator: [dim], to hold while the prefix is learned.
         steps: of Adam, 1 or more.
