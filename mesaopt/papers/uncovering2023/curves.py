@@ -22,6 +22,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
 )
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
+from mesaopt.training import Run
 
 Rows = list[dict[str, Any]]
 
@@ -206,7 +207,7 @@ def published_means(
         if published is None or name not in comparison.losses:
             continue
         runs = laboratory.runs.get(name, [])
-        if not all(_is_trained_as_published(run.config) for run in runs):
+        if runs and not trained_as_published(runs):
             continue
         low, high, basis = interval(
             published.mean,
@@ -227,12 +228,26 @@ def published_means(
     return claims
 
 
-def _is_trained_as_published(config: RunConfig) -> bool:
-    """Say whether a training differs from its recipe's in nothing but the test sequences."""
+def trained_as_published(runs: Sequence[Run]) -> bool:
+    """Say whether there are runs, and all were trained as published.
+
+    Args:
+        runs: of any recipes.
+
+    Returns:
+        Whether each training differs from its recipe's in nothing but the test sequences.
+    """
+    return bool(runs) and all(_as_published(run.config) for run in runs)
+
+
+def _as_published(config: RunConfig) -> bool:
     published = RECIPES[config.recipe].config.train
     return config.train == replace(
         published, evaluation_sequences=config.train.evaluation_sequences
     )
+
+
+_is_trained_as_published = _as_published  # until first_layer and few_shot_claims ask for runs
 
 
 def ratio_claim(
