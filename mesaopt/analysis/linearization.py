@@ -271,7 +271,7 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
 
 
 def _shape(layer: SelfAttention) -> tuple[int, int, int, Frame]:
-    return layer.width, layer.num_heads, layer._head_dim, layer.frame
+    return layer.width, layer.num_heads, layer.head_dim, layer.frame
 
 
 def _linear_twin(layer: SelfAttention, random: np.random.Generator) -> LinearSelfAttention:
