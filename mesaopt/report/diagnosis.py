@@ -81,9 +81,9 @@ def _learning(learning: Learning, optimizer: str) -> Section:
         for name, values in curves.items()
     ]
     says = (
-        "Every sequence has a new system. Over the last quarter of the positions the model loses "
-        f"{share(learning.gain)} less than the better of zero and one map for all, which know no context: "
-        f"by {share(learning.fall)} more than over the first quarter."
+        "Every sequence has a new system. Over the last quarter of the positions the model saves "
+        f"{share(learning.gain)} of the loss of what knows no context, the better of zero and one map for "
+        f"all; that is {share(learning.fall)} of it more than over the first quarter."
     )
     return Section("Does it learn in context?", says, rows)
 
