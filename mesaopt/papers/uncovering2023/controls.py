@@ -46,7 +46,12 @@ def draw_control(
         id=f"uncovering2023-fig{figure}",
         title=title,
         caption=caption,
-        settings=settings_of(laboratory, RECIPES[task], **comparison.settings),
+        settings=settings_of(
+            laboratory,
+            RECIPES[task],
+            sequences=laboratory.plan.num_sequences,
+            **comparison.settings,
+        ),
         rows=rows,
         figure=drawing,
     )

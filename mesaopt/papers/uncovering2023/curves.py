@@ -160,12 +160,15 @@ def draw_learning(axes: Axes, laboratory: Laboratory, names: Sequence[str]) -> R
     return rows
 
 
-def settings_of(laboratory: Laboratory, names: Sequence[str], **more: Any) -> dict[str, Any]:
+def settings_of(
+    laboratory: Laboratory, names: Sequence[str], *, sequences: int | None = None, **more: Any
+) -> dict[str, Any]:
     """Say what a figure was made from.
 
     Args:
         laboratory: the runs.
         names: recipes of the figure.
+        sequences: test sequences behind its numbers; None for none.
         **more: to be added.
 
     Returns:
@@ -174,7 +177,7 @@ def settings_of(laboratory: Laboratory, names: Sequence[str], **more: Any) -> di
     runs = {name: laboratory.runs[name] for name in names if name in laboratory.runs}
     return {
         "scale": laboratory.plan.scale,
-        "test sequences": laboratory.plan.num_sequences,
+        **({} if sequences is None else {"test sequences": sequences}),
         "steps": {name: trained[0].config.train.steps for name, trained in runs.items()},
         "training seeds": {name: len(trained) for name, trained in runs.items()},
         **{name: float(f"{value:.3g}") for name, value in more.items()},

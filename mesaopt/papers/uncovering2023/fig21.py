@@ -1,5 +1,7 @@
 """Figure 21: how many past tokens fit into streams of several widths."""
 
+import math
+
 from matplotlib.figure import Figure
 
 from mesaopt.papers.claims import Claim
@@ -21,8 +23,10 @@ from mesaopt.papers.uncovering2023.probing import (
     Probed,
     layer_name,
     probed_recipes,
+    scored_sequences,
     token_probes,
     tokens_held,
+    tokens_held_error,
 )
 from mesaopt.recipes import RECIPES
 
@@ -74,7 +78,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "more than a fifth of its width. Widths 5 and 15 of the authors hold no whole number of "
             "sines and cosines and are left out; no numbers of theirs are known."
         ),
-        settings=settings_of(laboratory, tuple(probed)),
+        settings=settings_of(laboratory, tuple(probed), sequences=scored_sequences(laboratory)),
         rows=rows,
         figure=figure,
     )
@@ -95,13 +99,15 @@ def _claims(laboratory: Laboratory, probed: dict[str, Probed], base: str) -> lis
     names = [name for name in probed if name.startswith(base)]
     if len(names) < 2:
         return []
-    held = [tokens_held(probed[name], _FIRST) for name in (names[0], names[-1])]
+    ends = [probed[name] for name in (names[0], names[-1])]
+    narrow, wide = (tokens_held(one, _FIRST) for one in ends)
+    error = math.hypot(*(tokens_held_error(one, _FIRST) for one in ends))
     return [
         limited_claim(
             *(laboratory, probed[names[-1]], f"fig21-{base}-wider-holds-more", "Fig. 21"),
             f"{base}: a stream of width {_width(names[-1])} holds more past tokens than one of width "
             f"{_width(names[0])} (difference of tokens read, held out)",
-            (held[1] - held[0], 0.0),
+            (wide - narrow, error),
             low=1.0,
             basis=f"a stream of width {_width(names[0])} cannot hold more than "
             f"{_width(names[0]) // 5} of five coordinates, and 4 to 5 are published at width 80; one "

@@ -1,12 +1,12 @@
 """Figures 24 and 25: what depth reads on systems observed in part, and on nonlinear ones."""
 
-import math
+from collections.abc import Sequence
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mesaopt.analysis import past_token, probe_layers
+from mesaopt.analysis import ProbeTable, past_token, probe_layers
 from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.papers.uncovering2023.curves import Rows, label_of, settings_of
@@ -32,8 +32,12 @@ from mesaopt.papers.uncovering2023.probing import (
     STEPS,
     Probed,
     depth_probes,
+    layer_name,
     layer_of,
     probed_recipes,
+    ratio,
+    scored_sequences,
+    unread,
 )
 from mesaopt.papers.uncovering2023.published import NEXT_TOKEN_PROBES, PRECONDITIONING_PROBES
 from mesaopt.tasks import NonlinearSystem, make_task
@@ -49,7 +53,7 @@ def partial(laboratory: Laboratory, report: Report) -> Results:
     if not probed:
         return Results(figures=[], claims=[])
     figure, rows = _draw(probed)
-    claims = [next_claim(laboratory, one, "fig24") for one in probed.values()]
+    claims = [next_claim(laboratory, one, "fig24", "Fig. 24", {}) for one in probed.values()]
     claims += [
         depth_claim(
             *(laboratory, one, f"fig24-{recipe}-preconditioned-falls", "Fig. 24", STEPS, 21),
@@ -66,7 +70,9 @@ def partial(laboratory: Laboratory, report: Report) -> Results:
             f"Error of a linear probe, half the squared error. {HELD_OUT_CAPTION}The input is that of "
             f"five observations side by side, with a ridge of 10. {PRECONDITIONED_CAPTION}"
         ),
-        settings=settings_of(laboratory, RECIPES["partial"]),
+        settings=settings_of(
+            laboratory, RECIPES["partial"], sequences=scored_sequences(laboratory)
+        ),
         rows=rows,
         figure=figure,
     )
@@ -102,7 +108,7 @@ def nonlinear(laboratory: Laboratory, report: Report) -> Results:
             f"Error of a linear probe, half the squared error. {HELD_OUT_CAPTION}What is "
             f"preconditioned are the features of the true teacher. {PRECONDITIONED_CAPTION}"
         ),
-        settings=settings_of(laboratory, recipes),
+        settings=settings_of(laboratory, recipes, sequences=scored_sequences(laboratory)),
         rows=rows,
         figure=figure,
     )
@@ -121,50 +127,48 @@ def _draw(probed: dict[str, Probed]) -> tuple[Figure, Rows]:
             rows += draw_depth(axes, one, target, colors, theirs)
             axes.set(title=f"{label_of(recipe)}: {target.split(',')[0]}")
             axes.set_ylabel("error of a linear probe")
-    position_legend(figure, (6, 21, LAST))
+    there = any(
+        recipe in NEXT_TOKEN_PROBES or recipe in PRECONDITIONING_PROBES for recipe in probed
+    )
+    position_legend(figure, (6, 21, LAST), published=there)
     return figure, rows
 
 
 def _growth(laboratory: Laboratory, report: Report) -> Results:
     """Probe checkpoints of the softmax model for the teacher's output."""
     runs = laboratory.runs.get("tf-7-nonlinear", [])
-    steps = _kept_steps(runs[0]) if runs else []
+    steps = _kept_steps(runs)
     if len(steps) < 2:
         return Results(figures=[], claims=[])
-    shares: dict[int, dict[int, float]] = {}
-    errors: dict[int, dict[int, float]] = {}
+    probed: dict[int, Probed] = {}
     for done, step in enumerate(steps):
-        shares[step], errors[step] = _shares(runs[0], step)
+        probed[step] = Probed("tf-7-nonlinear", [_table(run, step) for run in runs], official=[])
         report(done + 1, len(steps))
     figure = Figure(figsize=(7.6, 3.4))
-    rows = _draw_growth(figure.subplots(), shares, errors)
+    rows = _draw_growth(figure.subplots(), probed)
     result = FigureResult(
         id="uncovering2023-fig25-training",
-        title="What the layers know of the teacher while they are trained",
+        title="Fig. 25, while training: what the layers know of the teacher",
         caption=(
             f"Share of the teacher's output for the token at position {LAST} that a linear probe "
-            "reads off each layer there, held out, by optimiser step; 512 sequences to fit and 512 "
-            "to score, one training seed. The authors measure it every 1000 steps, in sample; no "
-            "numbers are known."
+            "reads off each layer there, held out, by optimiser step: mean over training seeds with "
+            "95 % intervals, seeds as thin lines where there are several; as many sequences fit as are "
+            "scored. The authors measure it every 1000 steps, in sample; no numbers are known."
         ),
-        settings=settings_of(laboratory, ("tf-7-nonlinear",)),
+        settings=settings_of(laboratory, ("tf-7-nonlinear",), sequences=_SEQUENCES),
         rows=rows,
         figure=figure,
     )
-    last = steps[-1]
-    probed = depth_probes(laboratory, "tf-7-nonlinear", report)
-    assert probed is not None
-    unread = {step: (1 - shares[step][1], errors[step][1]) for step in (steps[0], last)}
-    value = unread[last][0] / unread[steps[0]][0]
-    error = value * math.hypot(*(error / share for share, error in unread.values()))
+    first, last = probed[steps[0]], probed[steps[-1]]
+    key = ("teacher", layer_name(1), LAST)
     claim = limited_claim(
         laboratory,
-        probed,
+        last,
         "fig25-first-layer-learns-the-teacher",
-        "Figs. 2B, 25",
+        "Fig. 25",
         "More of the teacher's output is read behind the first layer after training than at step "
-        f"{steps[0]} (ratio of the unread shares)",
-        (value, error),
+        f"{steps[0]} (ratio of held-out errors)",
+        ratio(last, key, key, first),
         high=0.5,
         basis="0.99 read behind the trained first layer in Fig. 2B; half of what random features "
         "leave unread counts",
@@ -172,18 +176,19 @@ def _growth(laboratory: Laboratory, report: Report) -> Results:
     return Results(figures=[result], claims=[claim])
 
 
-def _kept_steps(run: Run) -> list[int]:
-    """Give some of the steps that a run kept, from the first to the last."""
-    kept = RunFolder(run.path).steps if run.path.exists() else []
+def _kept_steps(runs: Sequence[Run]) -> list[int]:
+    """Give some of the steps that all runs kept, from the first to the last."""
+    each = [set(RunFolder(run.path).steps) if run.path.exists() else set() for run in runs]
+    kept = sorted(set.intersection(*each)) if each else []
     chosen = torch.linspace(0, len(kept) - 1, min(_CHECKPOINTS + 1, len(kept))).round().int()
     return sorted({kept[i] for i in chosen.tolist()})
 
 
-def _shares(run: Run, step: int) -> tuple[dict[int, float], dict[int, float]]:
-    """Give the share of the teacher's output that is read off each layer at a step, and its error."""
+def _table(run: Run, step: int) -> ProbeTable:
+    """Probe each layer at a step for the teacher's output; all runs and steps on the same sequences."""
     task = make_task(run.config.task)
     assert isinstance(task, NonlinearSystem)
-    table = probe_layers(
+    return probe_layers(
         load_run(run.path, step=step).model.cpu().eval(),
         task,
         {"teacher": past_token(0, through=task.teacher)},
@@ -191,37 +196,32 @@ def _shares(run: Run, step: int) -> tuple[dict[int, float], dict[int, float]]:
         num_fit=_SEQUENCES,
         num_score=_SEQUENCES,
     )
-    scores = {layer_of(n): s for n, s in table.by_depth("teacher", LAST).items()}
-    return (
-        {layer: s.r2 for layer, s in scores.items()},
-        {layer: s.error / s.uninformative for layer, s in scores.items()},
-    )
 
 
-def _draw_growth(
-    axes: Axes, shares: dict[int, dict[int, float]], errors: dict[int, dict[int, float]]
-) -> Rows:
-    steps = list(shares)
-    layers = list(shares[steps[0]])
+def _draw_growth(axes: Axes, probed: dict[int, Probed]) -> Rows:
+    steps = list(probed)
     colors = (PALETTE[5], *PALETTE[:5], "#a97c50", "#3aa6b9")
-    for layer, color in zip(layers, colors, strict=False):
+    rows: Rows = []
+    for name, color in zip(probed[steps[0]].names, colors, strict=False):
+        key, layer = ("teacher", name, LAST), layer_of(name)
+        left = [unread(probed[step], key) for step in steps]
         axes.errorbar(
             steps,
-            [shares[step][layer] for step in steps],
-            yerr=[1.96 * errors[step][layer] for step in steps],
+            [1 - share for share, _ in left],
+            yerr=[1.96 * error for _, error in left],
             color=color,
             marker=".",
             label=f"layer {layer}" if layer else "input",
         )
+        seeds = list(zip(*(probed[step].tables for step in steps), strict=True))
+        for tables in seeds if len(seeds) > 1 else []:
+            axes.plot(
+                steps, [table.at(*key).r2 for table in tables], color=color, lw=0.5, alpha=0.5
+            )
+        rows += [
+            {"step": step, "layer": layer, "r2": 1 - share, "half_width_95": 1.96 * error}
+            for step, (share, error) in zip(steps, left, strict=True)
+        ]
     axes.set(xlabel="optimiser step", ylabel="share read", ylim=(None, 1.03))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return [
-        {
-            "step": step,
-            "layer": layer,
-            "r2": shares[step][layer],
-            "half_width_95": 1.96 * errors[step][layer],
-        }
-        for step in steps
-        for layer in layers
-    ]
+    return rows

@@ -5,23 +5,22 @@ from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from mesaopt.analysis import AttentionMaps
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
-from mesaopt.papers.figures import INK, PALETTE, FigureResult
+from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
 from mesaopt.papers.uncovering2023 import first_layer
 from mesaopt.papers.uncovering2023.first_layer import PUBLISHED
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.matrices import draw_matrix, mark_blocks
 from mesaopt.training import Run
 
 _SOFTMAX, _LINEAR = "tf-7", "lsa-1"
 MODELS = (_SOFTMAX, _LINEAR)
-_SIGNED = LinearSegmentedColormap.from_list("signed", [PALETTE[4], "white", PALETTE[0]])
 _SLOTS = ("0", "0", "$s_t$", "$s_{t-1}$")
 _CURRENT, _PREVIOUS = 2, 3
 
@@ -208,7 +207,9 @@ def _draw_weights(part: SubFigure, run: Run) -> list[dict[str, Any]]:
         _block(step, row, _CURRENT)[:] = torch.eye(size)
         titles = [f"{name}, head {h + 1}" for h in range(len(products))] + [f"{name}, Prop. 1"]
         for place, matrix, title in zip(axes, torch.cat([products, step]), titles, strict=True):
-            _draw_matrix(place, matrix, title, size)
+            draw_matrix(place, matrix, matrix.abs().max().item())
+            mark_blocks(place, _SLOTS, len(matrix), named=True)
+            place.set_title(title, fontsize=9, pad=3)
             rows += [
                 _row(
                     "B", title.replace("$", ""), f"row {i + 1}", " ".join(f"{x:.4g}" for x in line)
@@ -216,20 +217,6 @@ def _draw_weights(part: SubFigure, run: Run) -> list[dict[str, Any]]:
                 for i, line in enumerate(matrix.tolist())
             ]
     return rows
-
-
-def _draw_matrix(axes: Axes, matrix: Tensor, title: str, size: int) -> None:
-    limit = matrix.abs().max().item() or 1.0
-    axes.imshow(matrix.numpy(), cmap=_SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.set_title(title, fontsize=9, pad=3)
-    axes.grid(visible=False)
-    for edge in range(1, len(_SLOTS)):
-        axes.axhline(edge * size - 0.5, color=PALETTE[5], lw=0.5)
-        axes.axvline(edge * size - 0.5, color=PALETTE[5], lw=0.5)
-    centers = [(slot + 0.5) * size - 0.5 for slot in range(len(_SLOTS))]
-    axes.set_xticks(centers, _SLOTS, fontsize=7)
-    axes.set_yticks(centers, _SLOTS, fontsize=7)
-    axes.tick_params(length=0, pad=2, colors=INK)
 
 
 def _row(panel: str, what: str, where: str, value: float | str) -> dict[str, Any]:

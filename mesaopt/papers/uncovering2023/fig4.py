@@ -52,7 +52,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     c.set_title("C: one layer and one gradient step")
     deep = ("lsa-2", "lsa-4", "lsa-6", "mesa-1", _STEPS + ", official", LEAST_SQUARES)
     rows += draw_positions(d, comparison, deep)
-    d.set_title("D: several layers and preconditioned steps")
+    d.set_title("D: several layers, and algorithms")
     for axes in (a, b, c):
         axes.legend(fontsize=7.5 if axes is not b else 6.5)
     d.set_ylim(top=40)  # room for six names
@@ -73,7 +73,9 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "network at each step, from the checkpoints of one training where the authors train a "
             "second time from the same seed. Panels E and F are probes, with figures of their own."
         ),
-        settings=settings_of(laboratory, MODELS, **comparison.settings),
+        settings=settings_of(
+            laboratory, MODELS, sequences=laboratory.plan.num_sequences, **comparison.settings
+        ),
         rows=rows,
         figure=figure,
     )
@@ -118,8 +120,8 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "Fig. 4B",
             "One mesa layer does better than six linear layers (ratio of mean losses)",
             *("mesa-1", "lsa-6"),
-            high=1.0,
-            basis="0.88 published; smaller counts",
+            high=0.99,
+            basis="0.88 published; a hundredth less counts",
         ),
         *ratio_claim(
             laboratory,

@@ -41,7 +41,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "the authors' step sizes and a gradient step after them, once without the newest "
             "pair, as published, and once with all pairs. Circles are the authors' own numbers."
         ),
-        settings=settings_of(laboratory, MODELS),
+        settings=settings_of(laboratory, MODELS, sequences=laboratory.plan.num_sequences),
         rows=rows,
         figure=figure,
     )

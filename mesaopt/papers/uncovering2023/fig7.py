@@ -77,7 +77,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "sequences. 'official' leaves out the newest pair. Circles are the authors' own "
             "numbers."
         ),
-        settings=settings_of(laboratory, MODELS, **tuned),
+        settings=settings_of(laboratory, MODELS, sequences=laboratory.plan.num_sequences, **tuned),
         rows=rows,
         figure=figure,
     )

@@ -10,7 +10,7 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.papers.uncovering2023.curves import _is_trained_as_published, settings_of
+from mesaopt.papers.uncovering2023.curves import settings_of, trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.matrices import (
     KEY_QUERY,
@@ -104,6 +104,9 @@ def _by_layer(energy: Tensor) -> dict[str, str]:
 def _judge(laboratory: Laboratory, runs: list[Run], energy: Tensor) -> list[Claim]:
     """The last layer beside the first four, and where trained as published, each by itself."""
     early, last = energy[:, :4].mean(1), energy[:, -1]
+    ratio = torch.where(
+        early > 0.5, last / early, 1.0
+    )  # nothing to lose where there are no scalars
     claims = [
         laboratory.claim(
             "fig9-early-layers-are-scalars",
@@ -117,13 +120,14 @@ def _judge(laboratory: Laboratory, runs: list[Run], energy: Tensor) -> list[Clai
         laboratory.claim(
             "fig9-last-layer-is-not",
             "Fig. 9",
-            "They explain less of the sixth layer than of the first four (ratio of mean shares)",
-            value=(last / early).mean().item(),
-            high=1.0 + standard_errors(last / early),
-            basis="0.39 to 0.58 in the released weights; smaller counts",
+            "They explain less of the sixth layer than of the first four (ratio of mean shares; 1 where "
+            "they do not explain more than half of the first four)",
+            value=ratio.mean().item(),
+            high=0.8 + standard_errors(ratio),
+            basis="0.38 to 0.58 in the released weights; half of the loss counts",
         ),
     ]
-    if not all(_is_trained_as_published(run.config) for run in runs):
+    if not trained_as_published(runs):
         return claims
     for layers, (low, high) in KEY_QUERY_ENERGY.items():
         share = energy[:, slice(layers[0] - 1, layers[-1])].mean(1)

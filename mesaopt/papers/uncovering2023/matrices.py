@@ -61,7 +61,7 @@ def draw_matrices(
             entries = torch.cat([picture.matrix.detach().flatten() for picture in row.pictures])
             limits = [entries.abs().quantile(row.share).item()] * len(limits)
         images = [
-            _draw(place, picture.matrix, limit)
+            draw_matrix(place, picture.matrix, limit)
             for place, picture, limit in zip(axes, row.pictures, limits, strict=True)
         ]
         if scale == "row":
@@ -73,7 +73,7 @@ def draw_matrices(
             if row is rows[0]:
                 place.set_title(picture.title, fontsize=9)
             place.set_xlabel(picture.note, fontsize=7.5, labelpad=2)
-            _mark_blocks(place, row.blocks, len(picture.matrix), named=place is axes[0])
+            mark_blocks(place, row.blocks, len(picture.matrix), named=place is axes[0])
             lines += [
                 {"matrix": _plain(row.name), "panel": picture.title, "row": i, "weights": weights}
                 for i, weights in enumerate(map(_numbers, picture.matrix))
@@ -81,13 +81,15 @@ def draw_matrices(
     return figure, lines
 
 
-def _draw(axes: Axes, matrix: Tensor, limit: float) -> AxesImage:
+def draw_matrix(axes: Axes, matrix: Tensor, limit: float) -> AxesImage:
+    """Draw one matrix in colours from red (-limit) over white (zero) to blue (limit)."""
     limit = limit or 1.0  # zeros have the colour of zero
     colors = {"cmap": "RdBu", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
     return axes.imshow(matrix.detach().numpy(), **colors)
 
 
-def _mark_blocks(axes: Axes, blocks: Sequence[str], width: int, *, named: bool) -> None:
+def mark_blocks(axes: Axes, blocks: Sequence[str], width: int, *, named: bool) -> None:
+    """Draw the borders of equal blocks of a matrix, with their names below, and beside if `named`."""
     axes.grid(visible=False)
     size = width / len(blocks)
     for edge in range(1, len(blocks)):

@@ -3,9 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
-from mesaopt.papers.uncovering2023.curves import _is_trained_as_published
+from mesaopt.papers.uncovering2023.curves import trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
-from mesaopt.papers.uncovering2023.probing import Probed, layer_name, layer_of, ratio
+from mesaopt.papers.uncovering2023.probing import (
+    CHOSEN_BY,
+    STEPS,
+    Probed,
+    layer_name,
+    layer_of,
+    ratio,
+)
 from mesaopt.recipes import RECIPES
 
 
@@ -28,8 +35,7 @@ def length_of(laboratory: Laboratory, recipe: str) -> str:
 
 def is_published(laboratory: Laboratory, recipe: str) -> bool:
     """Say whether the runs of a recipe were trained as published."""
-    runs = laboratory.runs.get(recipe, [])
-    return bool(runs) and all(_is_trained_as_published(run.config) for run in runs)
+    return trained_as_published(laboratory.runs.get(recipe, []))
 
 
 def limited_claim(
@@ -113,6 +119,8 @@ def published_claims(
             ours, noise = probed.in_sample(target, name, position)
             low, high, basis = interval(value, tolerance=tolerance * value, noise=noise)
             layer = layer_of(name)
+            if target == STEPS and layer == 0 and probed.recipe in CHOSEN_BY:
+                basis += "; how the target is made was chosen by these numbers"
             where = f"behind layer {layer}" if layer else "before the first layer"
             claims.append(
                 laboratory.claim(

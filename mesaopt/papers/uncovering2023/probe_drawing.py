@@ -44,14 +44,16 @@ _STYLES: dict[str, dict[str, Any]] = {
 """How a line looks, by what it shows."""
 
 
-def style_legend(figure: Figure, **more: str) -> None:
+def style_legend(figure: Figure, *, published: bool = True, **more: str) -> None:
     """Say below a figure what its kinds of lines show.
 
     Args:
         figure: where.
+        published: whether it has published numbers.
         **more: colours, by what they are the colour of; with _ for a space.
     """
-    lines = [Line2D([], [], color=PALETTE[5], label=k, **v) for k, v in _STYLES.items()]
+    kinds = {k: v for k, v in _STYLES.items() if published or k != "as published"}
+    lines = [Line2D([], [], color=PALETTE[5], label=k, **v) for k, v in kinds.items()]
     lines += [Line2D([], [], color=c, label=k.replace("_", " ")) for k, c in more.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=5)
 
@@ -190,9 +192,13 @@ def draw_tokens(
     for what_line, values in lines.items():
         axes.plot(TOKENS, np.maximum(values, _FLOOR), color=color, **_STYLES[what_line])
     theirs = published or {}
-    if theirs:
-        values = [max(value, _FLOOR) for value in theirs.values()]
-        axes.plot(list(theirs), values, color=color, **_STYLES["as published"])
+    visible_theirs = {
+        t: value for t, value in theirs.items() if value > 0
+    }  # 0 has no place on the axis
+    if visible_theirs:
+        axes.plot(
+            *zip(*visible_theirs.items(), strict=True), color=color, **_STYLES["as published"]
+        )
     axes.set(yscale="log", xlabel=f"{what} t'")
     return [
         _row(f"{what}, {probed.recipe}", probed, key, unit, theirs.get(t))

@@ -30,6 +30,8 @@ from mesaopt.theory import PUBLISHED_INVERSES
 from mesaopt.training import Run
 
 NEXT, STEPS, EXACT = "next token", "preconditioned, six steps", "preconditioned, exact"
+CHOSEN_BY = ("lsa-6", "tf-7")
+"""Recipes whose published errors before the first layer said how preconditioned targets are made."""
 LAST = 50
 """The position that token probes read, the last of a sequence."""
 TOKENS = range(LAST - 7, LAST + 1)
@@ -140,9 +142,9 @@ def depth_targets(task: Task) -> dict[str, Target]:
         The next token, and the preconditioned input by the authors' six steps and exactly.
 
     Source: von Oswald et al., Figures 4, 6, 24, 25. The inverse of the linear task is the one learned for
-    constructed tokens: with it, with all pairs and without outliers, errors before the first layer are as
-    published for both models (0.0489 +- 0.0016 and 0.0508 +- 0.0016 here at position 21, 0.0465 and 0.0513
-    there).
+    constructed tokens: it, all pairs and no outliers were chosen because with them errors before the first
+    layer are as published for both models (0.0489 +- 0.0016 and 0.0508 +- 0.0016 here at position 21,
+    0.0465 and 0.0513 there).
     """
     inputs = None
     inverse = PUBLISHED_INVERSES["constructed"]
@@ -265,11 +267,32 @@ def tokens_held(probed: Probed, name: str) -> float:
     return sum(max(probed.score(f"token {t}", name, LAST).r2, 0.0) for t in TOKENS)
 
 
+def tokens_held_error(probed: Probed, name: str) -> float:
+    """Give the standard error of :func:`tokens_held`, over sequences and training seeds."""
+    keys = [(f"token {t}", name, LAST) for t in TOKENS]
+    read = [s for s in (probed.score(*key) for key in keys) if s.r2 > 0]
+    rest = [(s.losses - s.unread * s.baseline) / s.uninformative for s in read]
+    spread = (torch.stack(rest).sum(0).std() / len(rest[0]) ** 0.5).item() if rest else 0.0
+    held = [sum(max(table.at(*key).r2, 0.0) for key in keys) for table in probed.tables]
+    return math.hypot(spread, _error_over(held))
+
+
 def unread(probed: Probed, key: Key) -> tuple[float, float]:
     """Give the share of a target that is not read, held out, and its standard error."""
     score = probed.score(*key)
     seeds = _error_over([mean / score.uninformative for mean in probed.seed_means(*key)])
     return score.unread, math.hypot(score.unread_error, seeds)
+
+
+def quotient(above: tuple[float, float], below: tuple[float, float]) -> tuple[float, float]:
+    """Divide one number with a standard error by another.
+
+    Example:
+        >>> quotient((1.0, 0.3), (2.0, 0.8))
+        (0.5, 0.25)
+    """
+    (a, error_a), (b, error_b) = above, below
+    return a / b, math.hypot(error_a, a / b * error_b) / b
 
 
 def ratio(
@@ -309,6 +332,11 @@ def untrained(laboratory: Laboratory, recipe: str) -> Laboratory:
 def _error_over(values: Sequence[float]) -> float:
     """Give the standard error over seeds; zero where one says nothing about it."""
     return torch.tensor(values).std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def scored_sequences(laboratory: Laboratory) -> int:
+    """Say how many test sequences probes are scored on; as many others fit them."""
+    return _SEQUENCES[laboratory.plan.scale]
 
 
 def probed_recipes(
