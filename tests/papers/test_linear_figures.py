@@ -13,6 +13,7 @@ from mesaopt.papers.plan import Plan
 from mesaopt.papers.uncovering2023 import fig5, fig19, fig20
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
+from mesaopt.papers.uncovering2023.uncovering import UNCOVERING
 from mesaopt.tasks import make_task
 from mesaopt.training import Run
 
@@ -31,7 +32,9 @@ def run_of(recipe: str, steps: int | None = None, seed: int = 0) -> Run:
     return Run(Path("nowhere"), config, SequenceModel(config.model, seed=seed), [], 0.0)
 
 
-def ratios(dim: int, *rows: tuple[float, ...], steps: int | None = None) -> fig5.Ratios:
+def ratios(
+    dim: int, *rows: tuple[float, ...], steps: int | None = None, loss: float = 0.2
+) -> fig5.Ratios:
     """Ratios as measured, one row per seed, with errors of 1 %."""
     runs = [run_of(f"tf-7-dim-{dim}", steps, seed) for seed in range(len(rows))]
     found = [
@@ -41,7 +44,7 @@ def ratios(dim: int, *rows: tuple[float, ...], steps: int | None = None) -> fig5
             ratios=torch.tensor(row, dtype=torch.float64),
             ratio_errors=torch.full((7,), 0.01, dtype=torch.float64),
             unexplained=torch.zeros(7),
-            loss=0.2,
+            loss=loss,
         )
         for row in rows
     ]
@@ -66,6 +69,25 @@ def test_published_ratios_pass_and_layers_that_are_all_alike_fail() -> None:
     assert [name for name, passed in bad.items() if not passed] == ["fig5-dim-10-layer-7"]
 
 
+def test_models_that_learned_nothing_are_not_held_against_published_ratios() -> None:
+    for dim in LINEARISED:
+        zero = fig5.zero_loss(run_of(f"tf-7-dim-{dim}"))
+        # First states are uniform on [-1, 1], rotations keep their variance of 1/3; 256 sequences, 5 %.
+        assert zero == pytest.approx(dim / 6, rel=0.1)
+        assert len(verdicts(ratios(dim, LINEARISED[dim], loss=0.45 * zero))) == 3 + 7
+        stuck = verdicts(ratios(dim, (1.0,) * 7, loss=0.55 * zero))
+        assert len(stuck) == 3
+        assert not any(stuck.values())
+
+
+def test_distillation_takes_hours_at_most_at_scale_paper() -> None:
+    plan = UNCOVERING.plan("paper")
+    assert fig5.STEPS["paper"] <= 2000
+    one_seed = fig5.seconds(UNCOVERING.plan("paper", seeds=1))
+    assert one_seed < fig5.seconds(plan) < 24 * 3600
+    assert fig19.seconds(plan) < 3600
+
+
 def test_errors_count_test_sequences_and_seeds() -> None:
     row = LINEARISED[4]
     alone = ratios(4, row)
@@ -87,6 +109,9 @@ def test_figure_5_draws_what_runs_there_are(monkeypatch: pytest.MonkeyPatch) -> 
     layers = [row["layer"] for row in some.figures[0].rows if row["panel"].startswith("A")]
     assert layers == list(range(1, 8))
     assert [claim.passed for claim in some.claims] == [False] * 3, "nobody trained this"
+    settings = some.figures[0].settings
+    assert settings["test sequences"] == 256
+    assert float(settings["loss, dimension 4"]) > 0.5
 
 
 def test_baselines_are_measured_once_for_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +134,7 @@ def test_figure_19_of_untrained_layers_shows_no_likeness() -> None:
     (figure,) = results.figures
     assert len(figure.rows) == 2 * 4 * 80
     assert [claim.passed for claim in results.claims] == [False, False]
+    assert "test sequences" not in figure.settings, "weights have none"
 
 
 def with_identities(model: SequenceModel, seed: int) -> None:
@@ -137,17 +163,27 @@ def test_the_same_products_are_alike_whatever_their_factor_and_others_are_not() 
             twin.output.weight.data /= -3
             twins.append(twin)
         found = Linearization((0, 1), tuple(twins), *[torch.ones(2)] * 3, 1.0)
-        roots = fig19.input_roots(run, found)
-        softmax, linear = fig19.products(run, found, roots)
-        judged = fig19.judge(Laboratory(PLAN, {}), softmax, linear, roots)
+        twins = fig19.twins_of(run, found)
+        judged = fig19.judge(Laboratory(PLAN, {}), [twins])
         if model is run.model:
             torch.testing.assert_close(
-                fig19.cosines(softmax, linear), torch.ones(2, 2, dtype=torch.float64)
+                fig19.cosines(twins.softmax, twins.linear), torch.ones(2, 2, dtype=torch.float64)
             )
         return {claim.id.split("/")[1]: claim.passed for claim in judged}
 
     assert all(claims(run.model).values())
     assert not claims(other)["fig19-weights-are-alike"]
+
+
+def test_figure_19_judges_all_seeds() -> None:
+    runs = [run_of("softmax-2", seed=seed) for seed in (0, 1)]
+    with style():
+        alone = fig19.compute(Laboratory(PLAN, {"softmax-2": runs[:1]}), ignore)
+        both = fig19.compute(Laboratory(PLAN, {"softmax-2": runs}), ignore)
+    assert len(both.figures[0].settings["cosine by seed"]) == 2
+    for mine, one in zip(both.claims, alone.claims, strict=True):
+        assert mine.value != one.value
+    assert both.claims[1].low < alone.claims[1].low == 0.1, "widened by what seeds differ"
 
 
 def test_the_first_layer_reads_no_more_directions_than_its_tokens_have() -> None:

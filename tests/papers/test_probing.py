@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mesaopt import recipes
@@ -12,6 +13,7 @@ from mesaopt.papers.plan import Plan, Results
 from mesaopt.papers.uncovering2023 import fig2, fig4ef, fig21, fig24, probing
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 from mesaopt.papers.uncovering2023.probe_claims import published_claims
+from mesaopt.papers.uncovering2023.probe_drawing import draw_tokens
 from mesaopt.papers.uncovering2023.probing import (
     LAST,
     NEXT,
@@ -120,8 +122,11 @@ def test_figures_draw_what_there_is_and_untrained_models_fail(
         assert all(row.keys() == figure.rows[0].keys() for row in figure.rows)
         assert "steps" in figure.settings
     verdicts = {claim.id: claim.passed for claim in results.claims}
-    learned = ("falls", "previous-token", "two-back", "teacher-49")
+    learned = ("falls", "previous-token", "old-tokens", "two-back", "teacher-49", "teacher-50")
     assert not any(passed for id_, passed in verdicts.items() if id_.endswith(learned))
+    # What untrained models pass says nothing of training: the input, and how the method flatters itself.
+    passed = [id_ for id_, passed in verdicts.items() if passed]
+    assert all("layer-0" in id_ or id_.endswith("too-good") for id_ in passed)
     assert verdicts or name in ("fig17", "fig21")
 
 
@@ -129,6 +134,68 @@ def test_figures_without_their_models_are_left_out() -> None:
     nothing = Laboratory(PLAN, {})
     for compute in (*(f for f, _ in FIGURES.values()), fig4ef.softmax):
         assert compute(nothing, ignore) == Results(figures=[], claims=[])
+
+
+def test_a_layer_without_softmax_is_judged_beside_one_with_it() -> None:
+    untrained, bound = run_of("full-mesa-published"), run_of("hybrid-mesa", binding("hybrid-mesa"))
+    for other, passes in ((bound, True), (run_of("hybrid-mesa"), False)):
+        with style():
+            results = fig2.compare_layers(laboratory_of(untrained, other), ignore)
+        assert [claim.passed for claim in results.claims] == [passes]
+    with style():
+        assert fig2.compare_layers(laboratory_of(untrained), ignore).claims == []
+
+
+def test_claims_cite_their_own_figures(untrained: Laboratory) -> None:
+    for name, figure in (("fig4e", "Fig. 4E"), ("fig4f", "Fig. 4F"), ("fig24", "Fig. 24")):
+        with style():
+            claims = FIGURES[name][0](untrained, ignore).claims
+        assert {claim.figure for claim in claims} - {"beyond the paper"} == {figure}
+        falls = [claim.basis for claim in claims if claim.id.endswith("falls")]
+        assert all(("published" in basis) == (name != "fig24") for basis in falls)
+
+
+def test_targets_chosen_by_published_numbers_say_so(untrained: Laboratory) -> None:
+    with style():
+        claims = FIGURES["fig4f"][0](untrained, ignore).claims
+    chosen = {
+        claim.id.split("/")[1]: "was chosen by these numbers" in claim.basis for claim in claims
+    }
+    assert chosen.pop("fig4f-lsa-6-preconditioned-falls") is False
+    assert set(chosen.values()) == {True}
+
+
+def test_zeros_are_no_circles_on_a_logarithmic_axis(untrained: Laboratory) -> None:
+    probed = token_probes(untrained, "hybrid-mesa", ignore)
+    axes = Figure().subplots()
+    published = {48: 0.1, 49: 0.02, 50: 0.0}
+    rows = draw_tokens(
+        *(axes, probed, layer_name(1)),
+        color="k",
+        label="",
+        published=published,
+        controls=False,
+    )
+    (circles,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert list(circles.get_xdata()) == [48, 49]
+    assert rows[-1]["published"] == 0.0
+
+
+def test_legends_name_published_numbers_only_where_there_are_some(untrained: Laboratory) -> None:
+    for name, there in (("fig24", False), ("fig4e", True)):
+        with style():
+            (figure,) = FIGURES[name][0](untrained, ignore).figures
+        labels = {text.get_text() for text in figure.figure.legends[0].get_texts()}
+        assert ("as published" in labels) == there
+
+
+def test_tokens_held_have_an_error_over_sequences() -> None:
+    probed = token_probes(laboratory_of(run_of("hybrid-mesa")), "hybrid-mesa", ignore)
+    shares = [probed.score(f"token {t}", layer_name(1), LAST) for t in probing.TOKENS]
+    rest = sum((s.losses - s.unread * s.baseline) / s.uninformative for s in shares if s.r2 > 0)
+    wanted = (rest.std() / len(rest) ** 0.5).item()
+    assert probing.tokens_held_error(probed, layer_name(1)) == pytest.approx(wanted)
+    assert wanted > 0
 
 
 def test_what_the_input_tells_is_as_published_without_any_training(untrained: Laboratory) -> None:
@@ -203,9 +270,17 @@ def test_checkpoints_are_probed_and_two_steps_teach_nothing(
     (growth,) = results.figures
     assert growth.id == "uncovering2023-fig25-training"
     assert {row["step"] for row in growth.rows} == {0, 1, 2}
+    assert growth.settings["test sequences"] == 256
     (claim,) = results.claims
     assert not claim.passed
     assert claim.value == pytest.approx(1, abs=0.1)
+    other = train(replace(config, seed=1), tmp_path / "other")
+    with style():
+        both = fig24._growth(Laboratory(PLAN, {"tf-7-nonlinear": [run, other]}), ignore)
+    assert both.claims[0].value != claim.value
+    assert len(both.figures[0].rows) == len(growth.rows)
+    thin = [line for line in both.figures[0].figure.axes[0].lines if line.get_linewidth() == 0.5]
+    assert len(thin) == 2 * 3, "a line per seed and part of the stream"
 
 
 def test_published_probes_are_of_recipes_and_as_deep_as_these() -> None:

@@ -96,7 +96,26 @@ def test_runs_without_checkpoints_are_left_out_and_untrained_ones_fail(tmp_path:
     untrained = SequenceModel(recipes.get("lsa-1").model)
     lab = Laboratory(PLAN, {"lsa-1": [folder_of(tmp_path / "run", {0: untrained, 2: untrained})]})
     found = verdicts(compression.judge(lab, compression.measure(lab, ignore)))
-    assert not found["fig4-interpolated-one-start"]
+    assert found == {"fig4-interpolated-one-start": False}
+
+
+def test_networks_that_learned_nothing_lose_nothing_by_compression_and_are_not_judged_by_it() -> (
+    None
+):
+    one = measured_as("lsa-1", network=1.3, scalars=1.3, start=1.6, halfway=1.3)
+    six = measured_as("lsa-6-key-40", network=1.674, scalars=1.674, start=1.674, halfway=1.674)
+    assert judged(one, six) == {
+        "fig4-interpolated-one-start": False,
+        "fig4-interpolated-six-start": False,
+    }
+    diverged = replace(
+        measured_as("lsa-1", network=0.9, scalars=0.9, start=1.33, halfway=0.9),
+        network={0: losses(1.674), 2500: losses(0.9), 3500: losses(1.6)},
+        compressed={2500: losses(0.9), 3500: losses(1.6)},
+        interpolated={0: losses(1.33), 3500: losses(1.6)},
+        extracted=2500,
+    )
+    assert set(judged(diverged)) == {"fig4-interpolated-one-start"}
 
 
 def losses(mean: float) -> InContextLoss:
@@ -199,8 +218,20 @@ def test_fig9_tells_scalars_from_weights_of_all_kinds() -> None:
     assert figure.settings["share of W_k^T W_q"]["layer 1"] == "1.00"
     assert len(figure.rows) == 3 * 2 * 4 * 40
     failed = {name for name, passed in verdicts(untrained.claims).items() if not passed}
-    assert failed >= {"fig9-early-layers-are-scalars", "fig9-energy-layer-1-4"}
+    assert failed >= {
+        *("fig9-early-layers-are-scalars", "fig9-last-layer-is-not", "fig9-energy-layer-1-4"),
+    }
     assert len(untrained.claims) == 5
+    assert "test sequences" not in figure.settings, "weights have none"
+
+
+def test_fig9_does_not_judge_the_last_layer_beside_layers_that_are_no_scalars() -> None:
+    energy = torch.tensor([[0.04, 0.04, 0.04, 0.04, 0.04, 0.01]])
+    claims = fig9._judge(Laboratory(PLAN, {}), [run_of("lsa-6", steps=10)], energy)
+    assert [(claim.value, claim.passed) for claim in claims[1:]] == [(1.0, False)]
+    claims = fig9._judge(Laboratory(PLAN, {}), [run_of("lsa-6", steps=10)], 20 * energy)
+    assert claims[1].passed
+    assert claims[1].value == pytest.approx(0.25)
 
 
 def test_fig10_has_positions_in_the_first_layer_only() -> None:

@@ -1,5 +1,7 @@
 """Figure 19: the weights of softmax layers beside those of the linear layers distilled from them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,6 +16,7 @@ from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
 from mesaopt.papers.uncovering2023.curves import settings_of
 from mesaopt.papers.uncovering2023.fig5 import STEPS, linearise_run
+from mesaopt.papers.uncovering2023.fig9 import standard_errors
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.matrices import (
     KEY_QUERY,
@@ -34,15 +37,41 @@ _DRAWS = 300
 
 def seconds(plan: Plan) -> float:
     """Guess the time it takes at a scale."""
-    return {"smoke": 2.0, "small": 40.0, "paper": 400.0}[plan.scale]
+    seeds = sum(training.seeds for training in plan.trainings if training.recipe in MODELS)
+    return 2.0 + seeds * STEPS[plan.scale] * _STEP
+
+
+_STEP = 0.04
+"""Seconds of a step of distillation, on two cores."""
 
 
 Products = Float[Tensor, "layer product width width"]
 """W_k^T W_q and P W_v of layers of one head."""
+Roots = Float[Tensor, "layer width width"]
+"""Of the second moments of each layer's inputs."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The weights of a run's softmax layers and of the linear ones distilled from them."""
+
+    softmax: Products
+    linear: Products
+    roots: Roots
+
+    @property
+    def likeness(self) -> Float[Tensor, ""]:
+        """Mean cosine of the layers and those distilled from them."""
+        return cosines(self.softmax, self.linear).abs().mean()
+
+    @property
+    def likeness_of_others(self) -> Float[Tensor, ""]:
+        """The same with layers that they were not distilled from."""
+        return cosines(self.softmax, self.linear.roll(1, dims=0)).abs().mean()
 
 
 def compute(laboratory: Laboratory, report: Report) -> Results:
-    """Distil both layers of the first seed, compare their weights, draw, judge.
+    """Distil both layers of every seed, compare their weights, draw the first seed's, judge all.
 
     Args:
         laboratory: the runs.
@@ -55,11 +84,18 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
     if not runs:
         return Results(figures=[], claims=[])
     scale = laboratory.plan.scale
-    found = linearise_run(runs[0], scale, report, 0, STEPS[scale])
-    roots = input_roots(runs[0], found)
-    softmax, linear = products(runs[0], found, roots)
-    own = cosines(softmax, linear)
-    rows = [_row(layer, softmax[layer], linear[layer], own[layer]) for layer in range(len(own))]
+    steps = STEPS[scale]
+    found = [
+        linearise_run(run, scale, report, seed * steps, len(runs) * steps)
+        for seed, run in enumerate(runs)
+    ]
+    twins = [twins_of(run, one) for run, one in zip(runs, found, strict=True)]
+    first = twins[0]
+    own = cosines(first.softmax, first.linear)
+    rows = [
+        _row(layer, first.softmax[layer], first.linear[layer], own[layer])
+        for layer in range(len(own))
+    ]
     figure, lines = draw_matrices(rows, scale="picture", height=2.3)
     result = FigureResult(
         id="uncovering2023-fig19",
@@ -73,23 +109,30 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "that they read: where inputs do not vary, weights do nothing. Each picture has its own "
             "colours, since a linear layer can pass "
             "a factor, or a sign, from one product to the other; below are the cosines of the "
-            "entries. First seed."
+            "entries. First seed; the claims are of all."
         ),
         settings=settings_of(laboratory, MODELS)
-        | {"steps of distillation": STEPS[scale]}
+        | {"steps of distillation": steps}
         | {
             f"layer {layer + 1}": f"loss times {ratio:.2f}, misses {missed:.0%} of the variance"
             for layer, (ratio, missed) in enumerate(
-                zip(found.ratios.tolist(), found.unexplained.tolist(), strict=True)
+                zip(found[0].ratios.tolist(), found[0].unexplained.tolist(), strict=True)
             )
-        },
+        }
+        | {"cosine by seed": [float(f"{one.likeness.item():.3f}") for one in twins]},
         rows=lines,
         figure=figure,
     )
-    return Results(figures=[result], claims=judge(laboratory, softmax, linear, roots))
+    return Results(figures=[result], claims=judge(laboratory, twins))
 
 
-def input_roots(run: Run, found: Linearization) -> Float[Tensor, "layer width width"]:
+def twins_of(run: Run, found: Linearization) -> Twins:
+    """Put the weights of a run's layers beside those of the linear ones."""
+    roots = input_roots(run, found)
+    return Twins(*products(run, found, roots), roots)
+
+
+def input_roots(run: Run, found: Linearization) -> Roots:
     """Find the roots of the second moments of each layer's inputs, with 1 as their largest eigenvalue.
 
     Weights that read directions in which inputs hardly vary matter little and are learned badly, and those
@@ -113,9 +156,7 @@ def input_roots(run: Run, found: Linearization) -> Float[Tensor, "layer width wi
     return torch.stack(roots)
 
 
-def products(
-    run: Run, found: Linearization, roots: Float[Tensor, "layer width width"]
-) -> tuple[Products, Products]:
+def products(run: Run, found: Linearization, roots: Roots) -> tuple[Products, Products]:
     """Multiply out the weights of each softmax layer and of its linear twin, as they act on inputs.
 
     Args:
@@ -147,53 +188,45 @@ def cosines(a: Products, b: Products) -> Float[Tensor, "layer product"]:
     return torch.nn.functional.cosine_similarity(a.flatten(2), b.flatten(2), dim=-1)
 
 
-def judge(
-    laboratory: Laboratory,
-    softmax: Products,
-    linear: Products,
-    roots: Float[Tensor, "layer width width"],
-) -> list[Claim]:
+def judge(laboratory: Laboratory, twins: Sequence[Twins]) -> list[Claim]:
     """Judge the likeness of weights against that of matrices of unrelated multiples of the identity.
 
     Args:
         laboratory: knows the scale.
-        softmax: of the softmax layers.
-        linear: of the linear layers.
-        roots: of the second moments of the inputs of each layer.
+        twins: one per training seed.
 
     Returns:
         The claims.
     """
-    likeness = cosines(softmax, linear).abs().mean().item()
-    others = cosines(softmax, linear.roll(1, dims=0)).abs().mean().item()
-    chance = unrelated_likeness(softmax, roots)
-    limit = chance.mean().item() + STANDARD_ERRORS * chance.std().item()
+    likeness = torch.stack([one.likeness for one in twins])
+    gain = likeness - torch.stack([one.likeness_of_others for one in twins])
+    chance = torch.stack([unrelated_likeness(one.softmax, one.roots) for one in twins])
+    mean, spread = chance.mean().item(), chance.std(1).mean().item()
     return [
         laboratory.claim(
             "fig19-weights-are-alike",
             "Fig. 19",
             "Layers distilled from random weights come out like the softmax layers (mean cosine of "
-            "W_k^T W_q and P W_v, over layers)",
-            value=likeness,
-            low=limit,
-            basis=f"{chance.mean().item():.2f} for matrices of random multiples of the identity in each "
+            "W_k^T W_q and P W_v, over layers and seeds)",
+            value=likeness.mean().item(),
+            low=mean + STANDARD_ERRORS * spread,
+            basis=f"{mean:.2f} for matrices of random multiples of the identity in each "
             f"pair of slots, and {STANDARD_ERRORS:g} of their standard deviations",
         ),
         laboratory.claim(
             "fig19-own-layer",
             "Fig. 19",
             "They are more like the layer they were distilled from than like the other one (mean cosine, "
-            "less that with the other)",
-            value=likeness - others,
-            low=0.1,
-            basis="0 for weights that do not depend on the layer; 0.1 counts",
+            "less that with the other, over layers and seeds)",
+            value=gain.mean().item(),
+            low=0.1 - standard_errors(gain),
+            basis="0 for weights that do not depend on the layer; 0.1 counts, and "
+            f"{STANDARD_ERRORS:g} standard errors over seeds where there are several",
         ),
     ]
 
 
-def unrelated_likeness(
-    softmax: Products, roots: Float[Tensor, "layer width width"]
-) -> Float[Tensor, " draw"]:
+def unrelated_likeness(softmax: Products, roots: Roots) -> Float[Tensor, " draw"]:
     """Compare weights with unrelated matrices of the same make: multiples of the identity, slot by slot.
 
     Args:
@@ -231,7 +264,7 @@ def _products(layer: SelfAttention) -> Float[Tensor, "product width width"]:
     return torch.stack([product[0].detach().double() for product in layer.head_products()])
 
 
-def _on(products: Products, roots: Float[Tensor, "layer width width"]) -> Products:
+def _on(products: Products, roots: Roots) -> Products:
     """Give what reads inputs the size of what it reads; P W_v may write anywhere."""
     key_query, output_value = products.unbind(1)
     return torch.stack([roots @ key_query @ roots, output_value @ roots], dim=1)

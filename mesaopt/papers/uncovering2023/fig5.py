@@ -15,7 +15,7 @@ from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
 from mesaopt.papers.uncovering2023 import fig20
-from mesaopt.papers.uncovering2023.curves import _is_trained_as_published, settings_of
+from mesaopt.papers.uncovering2023.curves import settings_of, trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import (
     KERNEL_PER_DIMENSION,
@@ -27,18 +27,29 @@ from mesaopt.training import Run
 
 DIMENSIONS = (4, 6, 10, 20, 40, 60)
 MODELS = tuple(f"tf-7-dim-{dim}" for dim in DIMENSIONS)
-STEPS = {"smoke": 2, "small": 1000, "paper": 15_000}
+STEPS = {"smoke": 2, "small": 1000, "paper": 2000}
 """Of the distillation, by scale."""
 _SEQUENCES = {"smoke": 256, "small": 2560, "paper": 10_240}
+_ZERO_SEQUENCES = 256  # that the loss of predicting zero is measured on
 _NOISE = 0.01  # of panel B
 _OTHER_TRAINING = 0.15
 """How far another training may move a published ratio, as a share of it: theirs spread by 0.004 to 0.45."""
 _COLORS = dict(zip(DIMENSIONS, PALETTE, strict=True))
 
 
+_BASELINES = {"smoke": 3.0, "small": 15.0, "paper": 600.0}
+"""Seconds of panel B, by scale."""
+_STEP = {4: 0.03, 6: 0.04, 10: 0.07, 20: 0.5, 40: 1.4, 60: 2.5}
+"""Seconds of a step of distillation on two cores, by dimension."""
+_LEARNED = 0.5
+"""Share of the loss of predicting zero below which a model has learned something."""
+
+
 def seconds(plan: Plan) -> float:
     """Guess the time it takes at a scale."""
-    return {"smoke": 4.0, "small": 160.0, "paper": 6000.0}[plan.scale]
+    seeds = {training.recipe: training.seeds for training in plan.trainings}
+    steps = sum(seeds.get(f"tf-7-dim-{dim}", 0) * _STEP[dim] for dim in DIMENSIONS)
+    return _BASELINES[plan.scale] + STEPS[plan.scale] * steps
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ class Ratios:
     unexplained: Float[Tensor, "seed layer"]
     errors: Float[Tensor, " layer"]
     """Standard error of the mean: over test sequences, and over seeds where there are several."""
+    losses: list[float]
+    """Of the models as they were, by seed: a model that learned nothing loses nothing by being linear."""
 
     @property
     def mean(self) -> Float[Tensor, " layer"]:
@@ -84,9 +97,10 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "steps. B: loss per dimension of ridge regression and of softmax kernel regression, as in "
             "Fig. 20 for noise 0.01; circles are the authors'."
         ),
-        settings=settings_of(laboratory, MODELS)
+        settings=settings_of(laboratory, MODELS, sequences=_SEQUENCES[laboratory.plan.scale])
         | {"steps of distillation": STEPS[laboratory.plan.scale]}
-        | {f"missed, dimension {r.dim}": _by_layer(r.unexplained.mean(0)) for r in ratios},
+        | {f"loss, dimension {r.dim}": _in_words(r.losses) for r in ratios}
+        | {f"missed, dimension {r.dim}": _in_words(r.unexplained.mean(0).tolist()) for r in ratios},
         rows=rows,
         figure=figure,
     )
@@ -148,7 +162,8 @@ def ratios_of(dim: int, runs: list[Run], found: list[Linearization]) -> Ratios:
     if len(found) > 1:
         variance = variance + by_seed.var(0) / len(found)
     missed = torch.stack([one.unexplained for one in found])
-    return Ratios(dim, runs, by_seed, missed, variance.sqrt())
+    losses = [one.loss for one in found]
+    return Ratios(dim, runs, by_seed, missed, variance.sqrt(), losses)
 
 
 def _draw_ratios(axes: Axes, ratios: list[Ratios]) -> list[dict[str, Any]]:
@@ -211,7 +226,7 @@ def _row(
 
 
 def judge(laboratory: Laboratory, ratios: Ratios) -> list[Claim]:
-    """Judge the order of the layers, and published ratios where trained as published.
+    """Judge the order of the layers, and published ratios where trained as published, and not in vain.
 
     Args:
         laboratory: knows the scale.
@@ -222,7 +237,9 @@ def judge(laboratory: Laboratory, ratios: Ratios) -> list[Claim]:
     """
     claims = _order(laboratory, ratios)
     published = LINEARISED.get(ratios.dim)
-    if published is None or not all(_is_trained_as_published(run.config) for run in ratios.runs):
+    if published is None or not trained_as_published(ratios.runs):
+        return claims
+    if max(ratios.losses) > _LEARNED * zero_loss(ratios.runs[0]):
         return claims
     for layer, (value, error, wanted) in enumerate(
         zip(ratios.mean.tolist(), ratios.errors.tolist(), published, strict=True), start=1
@@ -242,6 +259,12 @@ def judge(laboratory: Laboratory, ratios: Ratios) -> list[Claim]:
             )
         )
     return claims
+
+
+def zero_loss(run: Run) -> float:
+    """Give the mean test loss of predicting zero on the task of a run."""
+    batch = make_task(run.config.task).sample(_ZERO_SEQUENCES, seed=0, split="test")
+    return batch.losses(torch.zeros_like(batch.targets)).mean().item()
 
 
 def _order(laboratory: Laboratory, ratios: Ratios) -> list[Claim]:
@@ -292,5 +315,5 @@ def _quotient(above: tuple[Tensor, Tensor], below: tuple[Tensor, Tensor]) -> tup
     return (a / b).item(), STANDARD_ERRORS * (a / b * relative).item()
 
 
-def _by_layer(values: Tensor) -> str:
-    return " ".join(f"{value:.3f}" for value in values.tolist())
+def _in_words(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
