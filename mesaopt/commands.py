@@ -220,6 +220,8 @@ def diagnose(
     """Print whether there is a mesa-optimizer in a run, and write the page if asked."""
     if sequences < 1:
         raise ConfigError(f"sequences={sequences}: must be 1 or greater")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"out={str(out)!r}: is a folder; give a file")
     from mesaopt import analysis
     from mesaopt.progress import ProgressDisplay, Stage
     from mesaopt.report import write_diagnosis
@@ -256,8 +258,9 @@ def _print_diagnosis(found: "Diagnosis", name: str) -> None:
     console = _console()
     verdict = found.verdict
     color = {"yes": "green", "no": "red", "unclear": "yellow"}[verdict.answer]
-    console.print(QUESTION.format(name), style="bold")
-    console.print(f"[bold {color}]{ANSWERS[verdict.answer]}[/] {verdict.sentence}\n")
+    console.print(QUESTION.format(name), style="bold", markup=False)
+    console.print(ANSWERS[verdict.answer], style=f"bold {color}", end=" ")
+    console.print(f"{verdict.sentence}\n", markup=False)
     for section in sections(found):
         console.print(section.title, style="bold")
         console.print(section.says, markup=False)

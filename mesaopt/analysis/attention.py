@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import up_to
+from mesaopt.analysis.capture import evaluating, up_to
+from mesaopt.layers import SelfAttention
 
 _BATCH = 128  # sequences whose maps are held at once
 
@@ -52,7 +53,8 @@ def attention_mass(
 
     mass_d = mean over t >= start of |map[t, t - d]| / sum_s |map[t, s]|. Rows of softmax attention sum to
     one, and their shares are the weights themselves; maps of linear attention have signs, and their
-    shares are those of the absolute values.
+    shares are those of the absolute values. Of a row without any weight, such as all those of a head that
+    does nothing, every share is 0.
 
     Args:
         maps: from :meth:`mesaopt.layers.SelfAttention.attention_map`, or of any other model.
@@ -80,7 +82,8 @@ def attention_mass(
         if not 0 <= offset < start:
             raise ValueError(f"offsets: {offset}: must be 0 or greater and less than start={start}")
     weights = maps[:, :, start - 1 :].abs()  # [B,H,t,T]
-    shares = weights / weights.sum(-1, keepdim=True)
+    totals = weights.sum(-1, keepdim=True)
+    shares = weights / totals.where(totals != 0, 1.0)
     rows = torch.arange(time - start + 1, device=maps.device)
     columns = rows + start - 1
     return torch.stack([shares[:, :, rows, columns - d].mean(-1) for d in offsets], dim=-1)
@@ -99,7 +102,7 @@ def attention_maps(
     """Average the attention maps of a layer over sequences, a few at a time.
 
     Args:
-        model: with attention layers of the package in it.
+        model: with attention layers of the package in it; it computes in evaluation mode.
         tokens: two sequences or more, [batch, time, token].
         name: of the attention layer, such as "blocks.0.mixer".
         offsets: see :func:`attention_mass`.
@@ -110,7 +113,8 @@ def attention_maps(
         Mean, spread and masses.
 
     Raises:
-        ValueError: there is no such layer, or an offset or the start is out of range.
+        ValueError: there is no such layer, it is none of the package's attention layers, there are fewer
+            than two sequences, or an offset or the start is out of range.
 
     Source: von Oswald et al., figures 3A, 14 and 15: 2048 sequences.
 
@@ -122,10 +126,15 @@ def attention_maps(
         >>> maps.mean.shape, maps.mass.shape
         (torch.Size([2, 12, 12]), torch.Size([2, 2]))
     """
-    maps_of = up_to(model, f"{name}.attention")
+    if len(tokens) < 2:
+        shape = tuple(tokens.shape)
+        raise ValueError(f"tokens has shape {shape}: must be two sequences or more, for a spread")
+    _check_layer(model, name)
+    maps_of = up_to(model, f"{name}.attention".removeprefix("."))
     masses, mean, squares, done = [], torch.zeros(()), torch.zeros(()), 0
     for batch in tokens.split(_BATCH):
-        maps = maps_of(batch).double()
+        with evaluating(model):
+            maps = maps_of(batch).double()
         masses.append(attention_mass(maps, offsets=offsets, start=start))
         # Welford's sums, a batch at a time: nothing is lost where the spread is small beside the mean.
         shift = maps.mean(0) - mean
@@ -137,3 +146,14 @@ def attention_maps(
             report(done)
     spread = (squares / (done - 1)).sqrt()
     return AttentionMaps(mean, spread, tuple(offsets), torch.cat(masses))
+
+
+def _check_layer(model: nn.Module, name: str) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known = [n for n, module in modules.items() if isinstance(module, SelfAttention)]
+    if name not in known:
+        given = (
+            f"is a {type(modules[name]).__name__}" if name in modules else "is no part of the model"
+        )
+        wanted = "only the package's own attention layers have maps"
+        raise ValueError(f"name: {name!r} {given}: {wanted}, here: {', '.join(known) or 'none'}")

@@ -38,15 +38,15 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
     Args:
         model: any module; it stays in the mode it is in, so call `model.eval()` first if it has dropout.
         x: what it is called with.
-        names: what to keep; nothing else is held in memory.
+        names: what to keep, in a list; nothing else is held in memory.
 
     Returns:
         The tensors by name: copies, without gradients, as they were at that moment, whatever the model
         does to them in place later. Of a tuple, which attention modules of PyTorch return, the first.
 
     Raises:
-        ValueError: there is no module of that name (the nearest are listed), it did not run, ran more than
-            once, or gave no tensor.
+        ValueError: `names` is a single name, there is no module of that name (the nearest are listed), it
+            did not run, ran more than once, or gave no tensor.
 
     Example:
         >>> from mesaopt import recipes
@@ -64,7 +64,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         model(x)
     for name in names:
         if name not in found:
-            raise ValueError(_did_not_run(name))
+            raise ValueError(_did_not_run(f"names: {name!r}"))
     return {name: found[name] for name in names}
 
 
@@ -89,7 +89,7 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         >>> found["0"].shape
         torch.Size([2, 4])
     """
-    parts = {name: _find(model, name) for name in names}
+    parts = {name: _find(model, name, "names") for name in distinct(names)}
     found: dict[str, Tensor] = {}
     busy = False  # computing what is to be kept runs submodules again
 
@@ -103,7 +103,7 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         busy = True
         try:
             with torch.no_grad():
-                found[name] = _checked(name, compute()).detach().clone()
+                found[name] = _checked(f"names: {name!r}", compute()).detach().clone()
         finally:
             busy = False
 
@@ -136,7 +136,7 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         >>> torch.equal(first_half(x), model[1](model[0](x)))
         True
     """
-    part = _find(model, name)
+    part = _find(model, name, "name")
 
     def stop(compute: Callable[[], Any]) -> None:
         raise _Reached(compute())
@@ -146,10 +146,10 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         try:
             model(x)
         except _Reached as reached:
-            return _checked(name, reached.value)
+            return _checked(f"name: {name!r}", reached.value)
         finally:
             handle.remove()
-        raise ValueError(_did_not_run(name))
+        raise ValueError(_did_not_run(f"name: {name!r}"))
 
     return run
 
@@ -176,6 +176,44 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def beside(model: nn.Module, x: Tensor) -> Tensor:
+    """Bring a tensor to where a model's weights are, in their type; as it is if there are none.
+
+    Args:
+        model: any module.
+        x: real.
+
+    Returns:
+        The tensor, or a copy.
+
+    Example:
+        >>> beside(nn.Linear(2, 2).double(), torch.zeros(3)).dtype
+        torch.float64
+    """
+    return x.to(next((w for w in model.parameters() if w.is_floating_point()), x))
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """List names, each once.
+
+    Args:
+        names: several, in a list or the like.
+
+    Returns:
+        The names in their order.
+
+    Raises:
+        ValueError: it is a single name, whose letters would be taken for names.
+
+    Example:
+        >>> distinct(["blocks.1", "blocks.0", "blocks.1"])
+        ['blocks.1', 'blocks.0']
+    """
+    if isinstance(names, str):
+        raise ValueError(f"names={names!r}: must be a list of names, such as [{names!r}]")
+    return list(dict.fromkeys(names))
 
 
 def captured_names(model: nn.Module) -> list[str]:
@@ -236,7 +274,7 @@ def _ends(module: nn.Module) -> dict[str, Reading | None]:
     return {**INPUTS, "output": None, **heads}
 
 
-def _find(model: nn.Module, name: str) -> _Part:
+def _find(model: nn.Module, name: str, argument: str) -> _Part:
     modules = dict(model.named_modules(remove_duplicate=False))
     if name and name in modules:
         return _Part(modules[name], None)
@@ -245,7 +283,7 @@ def _find(model: nn.Module, name: str) -> _Part:
         return _Part(modules[owner], _ends(modules[owner])[end])
     nearest = difflib.get_close_matches(name, captured_names(model), n=3, cutoff=0.3)
     raise ValueError(
-        f"names: {name!r} is no part of the model; nearest: {', '.join(nearest) or 'none'}"
+        f"{argument}: {name!r} is no part of the model; nearest: {', '.join(nearest) or 'none'}"
     )
 
 
@@ -254,11 +292,11 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) and value else value
 
 
-def _checked(name: str, value: Any) -> Tensor:
+def _checked(asked: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
-        raise ValueError(f"names: {name!r} gave {type(value).__name__}: must be a tensor")
+        raise ValueError(f"{asked} gave {type(value).__name__}: must be a tensor")
     return value
 
 
-def _did_not_run(name: str) -> str:
-    return f"names: {name!r} did not run when the model did"
+def _did_not_run(asked: str) -> str:
+    return f"{asked} did not run when the model did"

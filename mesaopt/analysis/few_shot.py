@@ -1,5 +1,6 @@
 """Few-shot use: what a model trained on next tokens makes of pairs, and how a prompt helps it."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mesaopt.analysis.capture import beside, evaluating
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
 from mesaopt.tasks import Batch, FewShot, FewShotBatch, Split
 
@@ -73,7 +75,8 @@ def tune_prompt(
 
     Args:
         model: maps tokens [batch, time, dim] to predictions of the same shape; no gradient reaches its
-            weights, and it stays in the mode it is in.
+            weights, and it computes in evaluation mode, in which recurrent layers of PyTorch need the CPU.
+            Sequences and vectors have the type of its weights.
         task: with layout "triples" for a separator, or a prefix_length, or both.
         separator: [dim], to hold while the prefix is learned.
         steps: of Adam, 1 or more.
@@ -105,17 +108,18 @@ def tune_prompt(
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule={schedule!r}: must be 'constant' or 'cosine'")
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    device = next(iter(weights.values())).device if weights else torch.device("cpu")
-    held = {} if separator is None else {"separator": separator.detach().to(device)}
-    learned = _first_vectors(task, held=separator is not None, seed=seed, device=device)
+    like = beside(model, torch.zeros(()))
+    held = {} if separator is None else {"separator": separator.detach().to(like)}
+    learned = _first_vectors(task, held=separator is not None, seed=seed, like=like)
     optimizer = torch.optim.Adam(learned.values(), lr=learning_rate)
     losses, norms = [], []
     for step in range(steps):
         if schedule == "cosine":
             optimizer.param_groups[0]["lr"] = _cosine(learning_rate, step / steps)
-        batch = task.sample(batch_size, seed=seed, step=step, device=device)
+        batch = task.sample(batch_size, seed=seed, step=step, dtype=like.dtype, device=like.device)
         tokens = task.fill(batch, **held, **learned).tokens
-        loss = batch.losses(functional_call(model, weights, (tokens,))).mean()
+        with evaluating(model):
+            loss = batch.losses(functional_call(model, weights, (tokens,))).mean()
         losses.append(loss.item())
         norms.append(_norms(learned))
         optimizer.zero_grad()
@@ -141,8 +145,8 @@ def few_shot_losses(
     """Score a model by the number of the pair it has to answer.
 
     Args:
-        model: maps tokens [batch, time, dim] to predictions of the same shape; a module on the CPU or any
-            function of tokens.
+        model: maps tokens [batch, time, dim] to predictions of the same shape; a module, which computes in
+            evaluation mode and is given tokens of the type of its weights, or any function of tokens.
         task: the pairs, and the tokens in a sequence; its layout is that of the prompt.
         prompt: vectors to put into the sequence; bare pairs if not given.
         num_sequences: rounded up to whole batches of 256, 1 or more.
@@ -165,17 +169,25 @@ def few_shot_losses(
         ([1, 2, 3], 1.7)
     """
     laid_out = _laid_out(task, prompt)
+    module = model if isinstance(model, nn.Module) else None
 
     def predict(batch: Batch) -> Tensor:
-        if prompt is None:
+        if prompt is not None:
+            pairs = cast(FewShotBatch, batch)
+            batch = laid_out.fill(pairs, separator=prompt.separator, prefix=prompt.prefix)
+        if module is None:
             return model(batch.tokens)
-        pairs = cast(FewShotBatch, batch)
-        filled = laid_out.fill(pairs, separator=prompt.separator, prefix=prompt.prefix)
-        return model(filled.tokens)
+        return module(beside(module, batch.tokens)).to(batch.targets.device)
 
-    losses = in_context_loss(
-        {"": predict}, laid_out, num_sequences=num_sequences, seed=seed, split=split, report=report
-    )
+    with contextlib.nullcontext() if module is None else evaluating(module):
+        losses = in_context_loss(
+            {"": predict},
+            laid_out,
+            num_sequences=num_sequences,
+            seed=seed,
+            split=split,
+            report=report,
+        )
     return InContextLoss(losses[""].losses)
 
 
@@ -229,9 +241,7 @@ def _laid_out(task: FewShot, prompt: TunedPrompt | None) -> FewShot:
     return FewShot(replace(task.config, layout=layout, prefix_length=prefix_length))
 
 
-def _first_vectors(
-    task: FewShot, *, held: bool, seed: int, device: torch.device
-) -> dict[str, Tensor]:
+def _first_vectors(task: FewShot, *, held: bool, seed: int, like: Tensor) -> dict[str, Tensor]:
     """Draw standard normal vectors for the places of a layout, apart from a separator that is held."""
     config = task.config
     shapes: dict[str, tuple[int, ...]] = {}
@@ -244,7 +254,7 @@ def _first_vectors(
         raise ValueError(f"task: layout={config.layout!r} {problem}")
     random = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
-    return {name: vectors.to(device).requires_grad_() for name, vectors in drawn.items()}
+    return {name: vectors.to(like).requires_grad_() for name, vectors in drawn.items()}
 
 
 def _norms(vectors: dict[str, Tensor]) -> Float[Tensor, " vector"]:

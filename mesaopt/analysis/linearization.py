@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import capture
+from mesaopt.analysis.capture import beside, capture, evaluating
 from mesaopt.analysis.in_context import Predictor, evaluation_batches, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import Model, SequenceModel
@@ -64,13 +64,14 @@ def linearize(
     sequences, as :func:`distil` does. All layers learn from the same passes of the model.
 
     Args:
-        model: a stack of attention layers, on the CPU; it is left as it is.
+        model: a stack of attention layers; it is left as it is, and computes in evaluation mode. Linear
+            layers have the type of its weights.
         task: what it was trained on.
-        layers: which, counted from 0; all of them if not given.
+        layers: which, counted from 0, one or more; all of them if not given.
         steps: of the optimiser, 1 or more.
         batch_size: fresh sequences in a step, 1 or more.
         learning_rate: at the start, greater than 0.
-        num_sequences: test sequences, rounded up to whole batches of 256.
+        num_sequences: test sequences, rounded up to whole batches of 256, 1 or more.
         seed: of the first weights and of the sequences.
         report: told how many steps are done.
 
@@ -97,9 +98,11 @@ def linearize(
         wanted = "must be a SequenceModel; use distil for parts of others"
         raise ValueError(f"model: is a {type(model).__name__}: {wanted}")
     chosen = tuple(range(len(model.blocks))) if layers is None else tuple(layers)
+    if not chosen:
+        raise ValueError("layers=(): must not be empty")
     for index in chosen:
-        _check_index(model, index)
-    _check_learning(steps, batch_size, learning_rate)
+        _check_index(model, index, "layers: ")
+    _check_numbers(learning_rate, steps=steps, batch_size=batch_size, num_sequences=num_sequences)
 
     def batches() -> Iterator[list[LayerPairs]]:
         for step in range(steps):
@@ -110,11 +113,11 @@ def linearize(
     distilled = [_linear_twin(model.mixers[index], random) for index in chosen]
     _learn(distilled, batches(), steps, learning_rate, report)
 
-    swapped = {i: with_layer(model, i, new) for i, new in zip(chosen, distilled, strict=True)}
-    predictors: dict[str, Predictor] = {"as it was": lambda batch: model(batch.tokens)}
-    for index, changed in swapped.items():
-        predictors[str(index)] = lambda batch, changed=changed: changed(batch.tokens)
-    losses = in_context_loss(predictors, task, num_sequences=num_sequences, seed=seed)
+    with evaluating(model):  # and copies of it
+        predictors = {"as it was": _predictor(model)}
+        for index, new in zip(chosen, distilled, strict=True):
+            predictors[str(index)] = _predictor(with_layer(model, index, new))
+        losses = in_context_loss(predictors, task, num_sequences=num_sequences, seed=seed)
     before = losses["as it was"].losses.double().mean(1)
     after = torch.stack(
         [losses[str(i)].losses.double().mean(1) for i in chosen]
@@ -172,7 +175,7 @@ def distil(
         report: told how many steps are done.
 
     Returns:
-        The layer.
+        The layer, in the type of the inputs and beside them.
 
     Raises:
         ValueError: shapes differ, or a number is out of range.
@@ -188,9 +191,9 @@ def distil(
     if inputs.dim() != 3 or inputs.shape != outputs.shape:
         shapes = f"inputs {tuple(inputs.shape)}, outputs {tuple(outputs.shape)}"
         raise ValueError(f"{shapes}: must be the same, [sequence, time, width]")
-    _check_learning(steps, batch_size, learning_rate)
+    _check_numbers(learning_rate, steps=steps, batch_size=batch_size)
     random = generator(seed, _STREAM)
-    layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame)
+    layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame).to(inputs)
     _draw_weights(layer, random)
     drawn = (torch.from_numpy(random.integers(len(inputs), size=batch_size)) for _ in range(steps))
     _learn(
@@ -236,7 +239,7 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
     Args:
         model: it is left as it is.
         index: of the layer to be replaced, counted from 0.
-        layer: of the same width, heads and head size; it is copied too.
+        layer: of the same width, heads and head size; it is copied too, in the type of the model.
 
     Returns:
         The new model, of which the configuration tells too.
@@ -252,15 +255,15 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
         >>> with_layer(model, 2, LinearSelfAttention(40, 4, 20))
         Traceback (most recent call last):
         ...
-        ValueError: layer=2: must be between 0 and 1
+        ValueError: index=2: must be between 0 and 1
     """
-    _check_index(model, index)
+    _check_index(model, index, "index=")
     old = model.mixers[index]
     if _shape(layer) != _shape(old):
         found, wanted = _shape(layer), _shape(old)
         raise ValueError(f"layer: (width, heads, head size, frame) {found}: must be {wanted}")
     changed = copy.deepcopy(model)
-    changed.blocks[index].mixer = copy.deepcopy(layer)
+    changed.blocks[index].mixer = copy.deepcopy(layer).to(old.output.weight)
     names = model.config.mixers
     mixers = (*names[:index], "linear_attention", *names[index + 1 :])
     changed.config = replace(model.config, mixers=mixers)
@@ -268,17 +271,13 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
 
 
 def _shape(layer: SelfAttention) -> tuple[int, int, int, Frame]:
-    return layer.width, layer.num_heads, _head_dim(layer), layer.frame
-
-
-def _head_dim(layer: SelfAttention) -> int:
-    return layer.query.out_features // layer.num_heads
+    return layer.width, layer.num_heads, layer.head_dim, layer.frame
 
 
 def _linear_twin(layer: SelfAttention, random: np.random.Generator) -> LinearSelfAttention:
     """A linear layer of the same shape, with weights of its own."""
     width, heads, head_dim, frame = _shape(layer)
-    twin = LinearSelfAttention(width, heads, head_dim, frame=frame)
+    twin = LinearSelfAttention(width, heads, head_dim, frame=frame).to(layer.output.weight)
     _draw_weights(twin, random)
     return twin
 
@@ -287,13 +286,19 @@ def _draw_weights(layer: LinearSelfAttention, random: np.random.Generator) -> No
     """Draw weights that keep the size of what they are given."""
     for _, weight in sorted(layer.named_parameters()):
         drawn = random.standard_normal(weight.shape) / weight.shape[-1] ** 0.5
-        weight.data = torch.from_numpy(drawn).to(weight.dtype)
+        weight.data = torch.from_numpy(drawn).to(weight)
+
+
+def _predictor(model: SequenceModel) -> Predictor:
+    return lambda batch: model(beside(model, batch.tokens)).to(batch.targets.device)
 
 
 @torch.no_grad()
 def _pairs(model: SequenceModel, layers: Sequence[int], tokens: Tensor) -> list[LayerPairs]:
     names = [(f"blocks.{i}.mixer.input", f"blocks.{i}.mixer.output") for i in layers]
-    found = capture(model, tokens, [name for pair in names for name in pair])
+    wanted = [name for pair in names for name in pair]
+    with evaluating(model):
+        found = capture(model, beside(model, tokens), wanted)
     return [(found[given], found[made]) for given, made in names]
 
 
@@ -366,13 +371,13 @@ def _size(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
 
 
-def _check_index(model: SequenceModel, index: int) -> None:
+def _check_index(model: SequenceModel, index: int, argument: str) -> None:
     if not 0 <= index < len(model.blocks):
-        raise ValueError(f"layer={index}: must be between 0 and {len(model.blocks) - 1}")
+        raise ValueError(f"{argument}{index}: must be between 0 and {len(model.blocks) - 1}")
 
 
-def _check_learning(steps: int, batch_size: int, learning_rate: float) -> None:
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
+def _check_numbers(learning_rate: float, **counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name}={value}: must be 1 or greater")
     if not learning_rate > 0:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import capture
-from mesaopt.analysis.in_context import evaluation_batches
+from mesaopt.analysis.capture import capture, distinct, evaluating
+from mesaopt.analysis.in_context import EVALUATION_BATCH, evaluation_batches
 from mesaopt.analysis.tuning import InputMap
 from mesaopt.config import TokenSlot
 from mesaopt.models import SequenceModel
@@ -167,7 +167,8 @@ def fit_probe(
     v being the mean variance of the features, so that the ridge has no unit; b is not penalised.
 
     Args:
-        features: x [..., sequence, feature], real.
+        features: x [..., sequence, feature], real; more sequences than features, as a probe of F features
+            and an intercept needs F + 1 to be determined at all.
         targets: y [..., sequence, dim], real.
         ridge: 0 or greater. With 0, features that depend on each other linearly are refused by the solver.
 
@@ -175,7 +176,7 @@ def fit_probe(
         The probe, one per place.
 
     Raises:
-        ValueError: the numbers of sequences differ, or ridge is negative.
+        ValueError: the numbers of sequences differ, there are too few, or ridge is negative.
 
     Example:
         >>> x = torch.randn(100, 3)
@@ -184,6 +185,7 @@ def fit_probe(
         True
     """
     _check_pair("features", features, "targets", targets)
+    _check_enough("features", features.shape)
     if not ridge >= 0:
         raise ValueError(f"ridge={ridge}: must be 0 or greater")
     x, y = features.double(), targets.double()
@@ -220,8 +222,7 @@ def probe(
         The score with its controls.
 
     Raises:
-        ValueError: sizes do not fit, or there are too few fitting sequences: a probe of F features and an
-            intercept needs F + 1 to be determined at all.
+        ValueError: sizes do not fit, or there are too few fitting sequences: see :func:`fit_probe`.
 
     Source: von Oswald et al. fit and score on the same 256 sequences, without an intercept:
     :func:`official_probe_error`.
@@ -384,11 +385,12 @@ def read_layers(
     """Run a model on fresh sequences and keep what probes are about, at some positions.
 
     Args:
-        model: on the CPU; any module from tokens to [batch, time, width].
+        model: on the CPU; any module from tokens to [batch, time, width]. It computes in evaluation mode.
         task: where the sequences come from.
         targets: what is to be read, by name.
         positions: counted from 1.
-        names: parts of the model, as in :func:`mesaopt.analysis.capture`; of a
+        names: parts of the model that give [batch, time, channel], as in :func:`mesaopt.analysis.capture`;
+            heads of queries, keys and values are laid side by side. Of a
             :class:`mesaopt.models.SequenceModel` the residual stream before and behind every layer if not
             given.
         num_sequences: rounded up to whole batches of 256, 1 or more.
@@ -401,7 +403,7 @@ def read_layers(
         Features and targets, in the type they come in.
 
     Raises:
-        ValueError: there are no names, no such part, or no such position.
+        ValueError: there are no names, no such part, or no such position, or a part gives another shape.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
@@ -413,7 +415,7 @@ def read_layers(
         >>> {name: tuple(features.shape) for name, features in readings.features.items()}
         {'blocks.0.input': (2048, 2, 40), 'blocks.0': (2048, 2, 40)}
     """
-    names = stream_names(model) if names is None else list(names)
+    names = stream_names(model) if names is None else distinct(names)
     if not positions or not names:
         raise ValueError("positions, names: must not be empty")
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -421,10 +423,8 @@ def read_layers(
     batches = evaluation_batches(task, num_sequences=num_sequences, seed=seed, split=split)
     for done, batch in enumerate(batches, start=1):
         _check_positions(positions, batch.targets.shape[1])
-        tokens = batch.tokens if slots is None else tokens_from_states(batch.observed, slots)
-        captured = capture(model, tokens, names)
-        for name in names:
-            kept[name].append(captured[name][:, _places(positions)])
+        for name, features in _features(model, batch, names, slots).items():
+            kept[name].append(features[:, _places(positions)])
         for target, of in targets.items():
             read[target].append(of(batch, positions))
         if report is not None:
@@ -447,11 +447,13 @@ def probe_readings(
         The scores.
 
     Raises:
-        ValueError: the readings are of different positions, or there are too few fitting sequences.
+        ValueError: the readings are of different positions, or a part has too few fitting sequences.
     """
     if fit.positions != score.positions:
         raise ValueError(f"positions={score.positions}: must be those fitted, {fit.positions}")
     scores = {}
+    for name, features in fit.features.items():
+        _check_enough("fit", (len(features), features.shape[-1]), of=f" of {name!r}")
     for target, name in itertools.product(fit.targets, fit.features):
         # Positions in front, for a batched solve. [P,N,F], [P,N,D]
         parts = (
@@ -500,7 +502,8 @@ def probe_layers(
         The scores.
 
     Raises:
-        ValueError: see :func:`read_layers` and :func:`probe`.
+        ValueError: see :func:`read_layers` and :func:`probe`; too few sequences are refused before any but
+            one is run.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
@@ -515,8 +518,15 @@ def probe_layers(
         >>> [round(table.at(target, "blocks.0", 6).r2, 1) for target in ("current", "next")]
         [1.0, -0.1]
     """
+    first = -(-num_fit // EVALUATION_BATCH)
+    if num_score < 1:
+        raise ValueError(f"num_score={num_score}: must be 1 or greater")
+    names = stream_names(model) if names is None else distinct(names)
+    one = task.sample(1, seed=seed, split="validation")
+    for name, features in _features(model, one, names, slots).items():
+        shape = (first * EVALUATION_BATCH, features.shape[-1])
+        _check_enough(f"num_fit={num_fit}", shape, of=f" of {name!r}")
     common: dict[str, Any] = {"positions": positions, "names": names, "slots": slots, "seed": seed}
-    first = -(-num_fit // 256)
     later = None if report is None else (lambda done: report(first + done))
     fit = read_layers(
         model, task, targets, num_sequences=num_fit, split="validation", report=report, **common
@@ -560,12 +570,9 @@ def _probe_places(
 ) -> Iterator[ProbeScore]:
     _check_pair("fit_features", fit_features, "fit_targets", fit_targets)
     _check_pair("score_features", score_features, "score_targets", score_targets)
-    fitted, num_features = fit_features.shape[-2:]
-    if fitted <= num_features:
-        wanted = f"must be {num_features + 1} or more"
-        raise ValueError(f"fit_features: {fitted} sequences for {num_features} features: {wanted}")
+    _check_enough("fit_features", fit_features.shape)
     y, scored = fit_targets.double(), score_targets.double()
-    order = torch.randperm(fitted, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(y.shape[1], generator=torch.Generator().manual_seed(seed))
     both = fit_probe(fit_features, torch.cat([y, y[:, order]], dim=-1), ridge=ridge)
     read, _ = both.predict(fit_features).chunk(2, dim=-1)
     held_out, shuffled = both.predict(score_features).chunk(2, dim=-1)
@@ -580,6 +587,27 @@ def _probe_places(
             in_sample=in_sample[place].item(),
             shuffled=control[place].item(),
         )
+
+
+def _features(
+    model: nn.Module, batch: Batch, names: Sequence[str], slots: tuple[TokenSlot, ...] | None
+) -> dict[str, Float[Tensor, "batch time channel"]]:
+    """Capture what parts of a model give for every token."""
+    tokens = batch.tokens if slots is None else tokens_from_states(batch.observed, slots)
+    with evaluating(model):
+        found = capture(model, tokens, names)
+    return {name: _by_token(name, x, tokens) for name, x in found.items()}
+
+
+def _by_token(name: str, found: Tensor, tokens: Tensor) -> Float[Tensor, "batch time channel"]:
+    end = name.rpartition(".")[-1]
+    if found.dim() == 4 and end in ("queries", "keys", "values"):
+        found = found.flatten(2)  # [B,T,H,K] -> [B,T,H*K]
+    if found.dim() != 3 or found.shape[:2] != tokens.shape[:2]:
+        why = "; a map has no channels of its own for a token" if end == "attention" else ""
+        given = f"names: {name!r} gives shape {tuple(found.shape)}"
+        raise ValueError(f"{given}: must be [batch, time, channel]{why}")
+    return found
 
 
 def _exactly(context: Context, ridge: float, position: int) -> Tensor:
@@ -601,6 +629,14 @@ def _check_positions(positions: Sequence[int], length: int) -> None:
     for t in positions:
         if not 1 <= t <= length:
             raise ValueError(f"position={t}: must be between 1 and {length}")
+
+
+def _check_enough(argument: str, shape: Sequence[int], of: str = "") -> None:
+    """Refuse features [..., sequence, feature] that do not determine a probe."""
+    sequences, features = shape[-2:]
+    if sequences <= features:
+        given = f"{sequences} sequences for {features} features"
+        raise ValueError(f"{argument}: {given}{of}: must be {features + 1} or more")
 
 
 def _check_pair(name: str, features: Tensor, other: str, targets: Tensor) -> None:

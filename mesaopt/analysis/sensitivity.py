@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import up_to
+from mesaopt.analysis.capture import evaluating, up_to
 
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
 
@@ -58,12 +58,14 @@ def sensitivity(
 ) -> Sensitivity:
     """Differentiate what a part of a model gives at one position by every input token.
 
-    c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k, exactly, by
+    c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k. It is exact, by
     automatic differentiation: one backward pass per coordinate l, for many sequences at once and through
     nothing behind the part.
 
     Args:
-        model: any module from tokens [batch, time, token], which must not mix sequences.
+        model: any module from tokens [batch, time, token] that autograd can differentiate, and that does
+            not mix sequences. It computes in evaluation mode, in which cuDNN has no backward pass of
+            recurrent layers such as nn.LSTM: those need the CPU.
         tokens: s_1 ... s_T [batch, time, token], one sequence or more.
         name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream behind
             the first layer; it gives [batch, time, ...].
@@ -97,7 +99,8 @@ def sensitivity(
 
     rows, done = [], 0
     for batch in tokens.split(_BATCH):
-        rows.append(_gradient_norms(output, batch))
+        with evaluating(model):
+            rows.append(_gradient_norms(output, batch))
         done += len(batch)
         if report is not None:
             report(done)
@@ -105,19 +108,25 @@ def sensitivity(
     return Sensitivity(position, norms.mean(0), torch.linalg.vector_norm(norms, dim=0))
 
 
-@torch.no_grad()  # of the weights; torch.func differentiates by the tokens all the same
 def _gradient_norms(
     output: Callable[[Tensor], Tensor], tokens: Float[Tensor, "batch time token"]
 ) -> Float[Tensor, "coordinate batch time"]:
     """Norms of d output_l / d s_t'.
 
     A loop over coordinates, as not every backward pass has a batching rule, and with many sequences side by
-    side vmap is not faster.
+    side vmap is not faster. Ordinary autograd, as torch.func refuses many a module.
     """
-    value, pull_back = torch.func.vjp(output, tokens)[:2]
-    return torch.stack(
-        [
-            torch.linalg.vector_norm(pull_back(unit.expand_as(value))[0], dim=-1)
-            for unit in torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
-        ]
-    )
+    x = tokens.detach().requires_grad_()
+    with torch.enable_grad():
+        value = output(x.clone())  # which the model may change in place
+    if not value.requires_grad:  # a constant
+        return value.new_zeros(value.shape[1], *tokens.shape[:2])
+
+    def norms(unit: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(
+            value, x, unit.expand_as(value), retain_graph=True, materialize_grads=True
+        )
+        return torch.linalg.vector_norm(slope, dim=-1)
+
+    units = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
+    return torch.stack([norms(unit) for unit in units])

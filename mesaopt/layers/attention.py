@@ -224,7 +224,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             shape = (batch_size, length - 1, channels)
             recent = torch.zeros(shape, dtype=dtype, device=weight.device)
         like = torch.empty(
-            batch_size, self.num_heads, self._head_dim, dtype=dtype, device=weight.device
+            batch_size, self.num_heads, self.head_dim, dtype=dtype, device=weight.device
         )
         return LayerState(self.init_memory(like), recent)
 
@@ -326,7 +326,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         return k.mT @ q, p @ v
 
     @property
-    def _head_dim(self) -> int:
+    def head_dim(self) -> int:
+        """Width of a query, key and value of one head."""
         return self.query.out_features // self.num_heads
 
     def _read(

@@ -81,9 +81,9 @@ def _learning(learning: Learning, optimizer: str) -> Section:
         for name, values in curves.items()
     ]
     says = (
-        "Every sequence has a new system. Over the last quarter of the positions the model loses "
-        f"{share(learning.gain)} less than the best that knows no context, and {share(learning.fall)} less "
-        "than over its own first quarter."
+        "Every sequence has a new system. Over the last quarter of the positions the model saves "
+        f"{share(learning.gain)} of the loss of what knows no context, the better of zero and one map for "
+        f"all; that is {share(learning.fall)} of it more than over the first quarter."
     )
     return Section("Does it learn in context?", says, rows)
 
@@ -131,6 +131,9 @@ def _shifts(diagnosis: Diagnosis) -> Section:
         f"Parameters kept as they are: {diagnosis.optimizer}. What a model was built for ends somewhere, "
         "at clipped streams and unknown positions: laws beyond that are shown and do not count."
     )
+    if diagnosis.skipped:
+        skipped = ", ".join(diagnosis.skipped)
+        says += f" Not looked at, since the model cannot take such sequences: {skipped}."
     return Section("Does it carry over?", says, list(map(_shift_row, diagnosis.shifts)))
 
 
@@ -151,17 +154,16 @@ def _inside(inside: Inside | None) -> Section:
         says = "Not looked at: name the layers of this model to have them probed."
         return Section(title, says, [])
     says = " ".join(_findings(inside))
-    targets = dict.fromkeys(reading.target for reading in inside.readings)
     rows = [
         {
             f"R² at position {position}": target,
             **{
-                label(name): f"{inside.r2(target, name, position).value:.2f}"
+                label(name): f"{inside.at(target, name, position).r2.value:.2f}"
                 for name in inside.layers
             },
         }
         for position in inside.positions[-1:]
-        for target in targets
+        for target in inside.targets
     ]
     return Section(title, says, rows)
 
@@ -173,24 +175,26 @@ def _findings(inside: Inside) -> Iterator[str]:
     previous = steps_back(1)
     if 1 in inside.held:
         yield "Tokens show the previous state already: there is nothing to bind."
+    elif previous not in inside.targets:
+        yield "Sequences are too short to look for the previous state."
     else:
-        before, after = (inside.r2(previous, name, position) for name in (first, behind))
-        bound = "is bound to" if after.low > before.high and after.low > 0.5 else "is not bound to"
+        before, after = (inside.at(previous, name, position) for name in (first, behind))
+        is_bound = after.rise.low > 0 and after.r2.low > 0.5
+        bound = "is bound to" if is_bound else "is not bound to"
         yield (
-            f"The previous state {bound} the newest token in {label(behind)}: {number(before)} before, "
-            f"{number(after)} after."
+            f"The previous state {bound} the newest token in {label(behind)}: {number(before.r2)} before, "
+            f"{number(after.r2)} after."
         )
     for target in (NEXT, PRECONDITIONED):
-        before = inside.r2(target, first, position)
-        best = max(inside.layers, key=lambda name: inside.r2(target, name, position).value)
-        after = inside.r2(target, best, position)
-        risen = after.low > before.high
+        before = number(inside.at(target, first, position).r2)
+        found = [inside.at(target, name, position) for name in inside.layers]
+        best = max(found, key=lambda reading: reading.r2.value)
         yield (
             f"The {target} "
             + (
-                f"becomes readable, from {number(before)} to {number(after)} in {label(best)}."
-                if risen
-                else f"does not become more readable than {number(before)}."
+                f"becomes readable, from {before} to {number(best.r2)} in {label(best.layer)}."
+                if best.rise.low > 0
+                else f"does not become more readable than {before}."
             )
         )
     yield "Probes show what is there, not what is used: the verdict does not rest on them."

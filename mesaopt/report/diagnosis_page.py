@@ -127,7 +127,9 @@ def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
         return
     places = np.arange(len(inside.layers))
     for color, target in enumerate((steps_back(1), NEXT, PRECONDITIONED)):
-        found = [inside.r2(target, name, inside.positions[-1]) for name in inside.layers]
+        if target not in inside.targets:
+            continue
+        found = [inside.at(target, name, inside.positions[-1]).r2 for name in inside.layers]
         half = [1.96 * estimate.error for estimate in found]
         values = [max(estimate.value, 0.0) for estimate in found]
         axes.errorbar(places, values, half, marker="o", ms=4, color=PALETTE[color], label=target)

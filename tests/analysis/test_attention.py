@@ -2,11 +2,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesaopt.analysis import attention_maps, attention_mass, capture
 from mesaopt.config import ModelConfig
+from mesaopt.layers import LinearSelfAttention
 from mesaopt.models import SequenceModel
+from mesaopt.theory import proposition_1
 
 TIME, TOKEN = 12, 6
 
@@ -92,5 +94,42 @@ def test_arguments_out_of_range_are_refused() -> None:
     for offset in (-1, 6):
         with pytest.raises(ValueError, match=f"offsets: {offset}: must be 0 or greater and less"):
             attention_mass(maps, offsets=(0, offset))
-    with pytest.raises(ValueError, match=r"'blocks.0.attention' is no part of the model"):
-        attention_maps(make(), draw(3), name="blocks.0")
+    with pytest.raises(ValueError, match=r"^tokens has shape \(1, 12, 6\): must be two sequences"):
+        attention_maps(make(), draw(1), name="blocks.0.mixer")
+
+
+def test_only_the_packages_layers_have_maps() -> None:
+    for name, what in (("blocks.0", "is a "), ("blocks.7", "is no part of the model")):
+        message = f"^name: '{name}' {what}.*, here: blocks.0.mixer, blocks.1.mixer$"
+        with pytest.raises(ValueError, match=message):
+            attention_maps(make(), draw(3), name=name)
+    model = nn.TransformerEncoderLayer(TOKEN, 2, 8, batch_first=True).double()
+    message = "^name: 'self_attn' is a MultiheadAttention: only the package's own .* here: none$"
+    with pytest.raises(ValueError, match=message):
+        attention_maps(model, draw(3), name="self_attn")
+
+
+def test_a_layer_by_itself_has_maps() -> None:
+    layer, x = make().mixers[0], draw(5)
+    found = attention_maps(layer, x, name="")
+    torch.testing.assert_close(found.mean, layer.attention_map(x).detach().mean(0))
+
+
+def test_a_head_without_weights_has_no_mass() -> None:
+    layer = LinearSelfAttention(width=40, num_heads=2, head_dim=20).double()
+    weights = proposition_1(10, step_size=0.1, num_heads=2, head_dim=20)
+    prefix = "blocks.0.mixer."
+    layer.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if prefix in n})
+    tokens = torch.randn(3, TIME, 40, generator=torch.Generator().manual_seed(0)).double()
+    masses = attention_maps(layer, tokens, name="").masses
+    assert (masses[:, 0] > 0).all()
+    assert (masses[:, 1] == 0).all(), "proposition 1 needs one head"
+    assert attention_mass(torch.full((1, 1, 2, 2), torch.nan), start=2).isnan().all()
+
+
+def test_dropout_is_off_and_comes_back() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), make().mixers[0])
+    found = attention_maps(model, draw(5), name="1")
+    torch.testing.assert_close(found.mean, attention_maps(model[1], draw(5), name="").mean)
+    assert model.training
+    assert model[0].training

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mesaopt.analysis import capture, captured_names, up_to, watching
+from mesaopt.analysis.capture import beside
 from mesaopt.config import ModelConfig
 from mesaopt.layers import MesaLayer, SoftmaxSelfAttention
 from mesaopt.models import SequenceModel
@@ -213,6 +214,19 @@ def test_errors_say_what_is_wrong_and_leave_no_hooks(name: str, message: str) ->
     assert hooks_of(model) == 0
 
 
+def test_a_single_name_is_not_a_list_of_letters() -> None:
+    model, x = make()
+    for ask in (lambda: capture(model, x, "output"), lambda: watching(model, "output").__enter__()):
+        with pytest.raises(ValueError, match=r"^names='output': must be a list of names"):
+            ask()
+
+
+def test_a_tensor_is_brought_beside_the_weights() -> None:
+    x = torch.zeros(2)
+    assert beside(nn.Linear(2, 2).double(), x).dtype is torch.float64
+    assert beside(nn.ReLU(), x) is x
+
+
 def test_a_model_that_fails_leaves_no_hooks() -> None:
     model, _ = make()
     with pytest.raises(ValueError, match="x has shape"):
@@ -249,11 +263,11 @@ def test_a_model_cut_off_behind_a_part(name: str) -> None:
 
 
 def test_a_cut_behind_what_does_not_run() -> None:
-    with pytest.raises(ValueError, match="'unused' did not run"):
+    with pytest.raises(ValueError, match="^name: 'unused' did not run"):
         up_to(Twice(), "unused")(torch.zeros(2, 6))
-    with pytest.raises(ValueError, match="'prat' is no part"):
+    with pytest.raises(ValueError, match="^name: 'prat' is no part"):
         up_to(Twice(), "prat")
-    with pytest.raises(ValueError, match="'text' gave str"):
+    with pytest.raises(ValueError, match="^name: 'text' gave str"):
         up_to(Twice(), "text")(torch.zeros(2, 6))
 
 

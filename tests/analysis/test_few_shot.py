@@ -106,6 +106,33 @@ def test_weights_are_neither_changed_nor_given_gradients() -> None:
     assert not model.training
 
 
+def test_dropout_is_off_and_comes_back() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 4))
+    model = nn.Sequential(plain[0], nn.Dropout(0.5))
+    found, wanted = (tune_prompt(m, PREFIXED, steps=2, batch_size=4) for m in (model, plain))
+    assert torch.equal(found.losses, wanted.losses)
+    losses = [few_shot_losses(m, PREFIXED, found, num_sequences=1).losses for m in (model, plain)]
+    assert torch.equal(*losses)
+    assert model[1].training
+
+
+def test_vectors_and_sequences_have_the_type_of_the_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    settings = {"steps": 3, "batch_size": 4}
+    single = tune_prompt(model, PREFIXED, **settings)
+    loss = few_shot_losses(model, PREFIXED, single, num_sequences=1)
+    model.double()
+    double = tune_prompt(model, PREFIXED, separator=single.separator, **settings)
+    assert double.separator.dtype is double.prefix.dtype is torch.float64
+    free = tune_prompt(model, PREFIXED, **settings)
+    torch.testing.assert_close(free.losses, single.losses, rtol=1e-5, atol=0)
+    for prompt in (single, free):
+        again = few_shot_losses(model, PREFIXED, prompt, num_sequences=1)
+        torch.testing.assert_close(again.losses, loss.losses, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_of_weights_are_not_even_computed() -> None:
     seen = []
 

@@ -1,10 +1,11 @@
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
 import jaxtyping
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesaopt.analysis import capture, distil, linearize, unexplained, with_layer
 from mesaopt.config import LinearSystemConfig, MergedAttentionConfig, ModelConfig
@@ -167,6 +168,37 @@ def test_the_same_seed_gives_the_same_layers() -> None:
     assert not torch.allclose(a, c)
 
 
+def test_layers_have_the_type_of_what_they_are_for() -> None:
+    x, y = pairs(Frame())
+    settings = {"num_heads": 2, "head_dim": 4, "steps": 20, "batch_size": 32}
+    single, layer = distil(x, y, **settings), distil(x.double(), y.double(), **settings)
+    assert layer.query.weight.dtype is torch.float64
+    exact = unexplained(layer, x.double(), y.double())
+    assert unexplained(single, x, y) == pytest.approx(exact, rel=1e-3)  # 20 steps of rounding
+
+    model = SequenceModel(CONFIG, seed=1)
+    tokens = TASK.sample(3, seed=0).tokens
+    changed = with_layer(copy.deepcopy(model).double(), 1, single)
+    wanted = with_layer(model, 1, single)(tokens)
+    torch.testing.assert_close(changed(tokens.double()), wanted.double(), rtol=1e-4, atol=1e-5)
+    common = {"steps": 3, "batch_size": 8, "num_sequences": 256}
+    found = linearize(model, TASK, **common)
+    exactly = linearize(copy.deepcopy(model).double(), TASK, **common)
+    assert exactly.distilled[0].query.weight.dtype is torch.float64
+    torch.testing.assert_close(exactly.ratios, found.ratios, rtol=1e-3, atol=0)
+
+
+def test_dropout_is_off_and_comes_back() -> None:
+    model = SequenceModel(CONFIG, seed=1)
+    settings = {"steps": 2, "batch_size": 8, "num_sequences": 256}
+    wanted = linearize(model, TASK, **settings)
+    model.embedding = nn.Sequential(model.embedding, nn.Dropout(0.5))
+    found = linearize(model, TASK, **settings)
+    assert torch.equal(found.ratios, wanted.ratios)
+    assert torch.equal(found.unexplained, wanted.unexplained)
+    assert model.embedding[1].training
+
+
 def test_progress_is_told_step_by_step() -> None:
     told: list[int] = []
     linearize(SequenceModel(CONFIG), TASK, steps=3, num_sequences=1, report=told.append)
@@ -178,11 +210,18 @@ def test_what_cannot_be_done_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"^model: is a OneLayerModel: must be a SequenceModel"):
         linearize(make_model(MergedAttentionConfig(dim=2)), TASK)
     for index in (-1, 3):
-        with pytest.raises(ValueError, match=rf"^layer={index}: must be between 0 and 2$"):
+        with pytest.raises(ValueError, match=rf"^layers: {index}: must be between 0 and 2$"):
             linearize(model, TASK, layers=(index,))
-    for name, value in (("steps", 0), ("batch_size", 0), ("learning_rate", 0.0)):
+        with pytest.raises(ValueError, match=rf"^index={index}: must be between 0 and 2$"):
+            with_layer(model, index, LinearSelfAttention(4, 2, 4))
+    with pytest.raises(ValueError, match=r"^layers=\(\): must not be empty$"):
+        linearize(model, TASK, layers=())
+    told: list[int] = []
+    numbers = {"steps": 0, "batch_size": 0, "learning_rate": 0.0, "num_sequences": 0}
+    for name, value in numbers.items():
         with pytest.raises(ValueError, match=rf"^{name}={value}: must be"):
-            linearize(model, TASK, **{name: value})
+            linearize(model, TASK, report=told.append, **{name: value})
+    assert not told
     with pytest.raises(ValueError, match=r"^layer: .*\(4, 1, 4, .*must be \(4, 2, 4"):
         with_layer(model, 1, LinearSelfAttention(4, 1, 4))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mesaopt import recipes
 from mesaopt.analysis import (
+    capture,
     current_token,
     fit_probe,
     next_token,
@@ -128,12 +129,42 @@ def test_too_few_sequences_are_refused_with_both_numbers() -> None:
     x, y = normal(40, 40), normal(40, 2)
     with pytest.raises(ValueError, match="40 sequences for 40 features: must be 41 or more"):
         probe(x, y, x, y)
+    with pytest.raises(ValueError, match="^features: 40 sequences for 40 features: must be 41"):
+        fit_probe(x, y)
     with pytest.raises(ValueError, match=r"targets \(39, 2\): must be of as many sequences"):
         fit_probe(x, y[:39])
     with pytest.raises(ValueError, match="complex128: must be real"):
         fit_probe(x + 0j, y)
     with pytest.raises(ValueError, match=r"ridge=-1.0: must be 0 or greater"):
-        fit_probe(x, y, ridge=-1.0)
+        fit_probe(x[:, :3], y, ridge=-1.0)
+
+
+def test_too_few_sequences_for_a_part_are_refused_before_they_are_run() -> None:
+    class Counting(nn.Linear):
+        seen = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return super().forward(x)
+
+    model, done = nn.Sequential(Counting(10, 300), nn.Linear(300, 10)), []
+    settings = {"positions": [7], "slots": ("current",)}
+    message = "256 sequences for 300 features of '0': must be 301 or more"
+    with pytest.raises(ValueError, match=f"^num_fit=250: {message}"):
+        probe_layers(
+            *(model, TASK, {"current": current_token}),
+            names=["0.input", "0"],
+            num_fit=250,
+            report=done.append,
+            **settings,
+        )
+    assert model[0].seen == 1
+    assert not done
+    fit = read_layers(model, TASK, {"next": next_token}, names=["0"], num_sequences=256, **settings)
+    with pytest.raises(ValueError, match=f"^fit: {message}"):
+        probe_readings(fit, fit)
+    with pytest.raises(ValueError, match="^num_score=0: must be 1 or greater"):
+        probe_layers(model, TASK, {}, names=["0.input"], num_score=0, **settings)
 
 
 def test_tokens_are_those_of_the_sequence() -> None:
@@ -235,6 +266,46 @@ def test_any_module_is_probed_where_it_is_told() -> None:
     # Four of ten directions get through.
     assert table.at("current", "0.input", 7).r2 == pytest.approx(1)
     assert table.at("current", "0", 7).r2 == pytest.approx(0.4, abs=0.1)
+
+
+def test_heads_are_laid_side_by_side_and_names_are_read_once() -> None:
+    model = SequenceModel(ModelConfig(mixers=("softmax_attention",), initial_std=0.5))
+    mixer = "blocks.0.mixer"
+    for end in ("queries", "keys", "values"):
+        names = [f"{mixer}.{end}", f"{mixer}.{end}"]
+        found = read_layers(
+            model, TASK, {}, positions=[2, 9], names=names, num_sequences=256
+        ).features[names[0]]
+        tokens = TASK.sample(256, seed=0, split="test").tokens
+        wanted = capture(model, tokens, names)[names[0]][:, [1, 8]]
+        torch.testing.assert_close(found.unflatten(-1, (4, -1)), wanted)
+
+
+def test_parts_of_another_shape_are_refused_by_name() -> None:
+    model = SequenceModel(ModelConfig(mixers=("softmax_attention",)))
+    read = lambda names: read_layers(model, TASK, {}, positions=[2], names=names)  # noqa: E731
+    message = r"'blocks.0.mixer.attention' gives shape \(256, 4, 12, 12\): must be .*; a map has no"
+    with pytest.raises(ValueError, match=message):
+        read(["blocks.0.mixer.attention"])
+    with pytest.raises(ValueError, match="^names='blocks.0': must be a list of names"):
+        read("blocks.0")
+    # Time in front, as modules of PyTorch have it by default.
+    turned = nn.Sequential(Turned(), nn.Linear(10, 4))
+    with pytest.raises(ValueError, match=r"'1' gives shape \(12, 256, 4\): must be \[batch, time"):
+        read_layers(turned, TASK, {}, positions=[2], names=["1"], slots=("current",))
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
+
+
+def test_dropout_is_off_and_comes_back() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(10, 4))
+    settings = {"positions": [7], "num_sequences": 256, "slots": ("current",)}
+    found = read_layers(model, TASK, {"now": current_token}, names=["0"], **settings)
+    assert torch.equal(found.features["0"], found.targets["now"])
+    assert model[0].training
 
 
 def test_fitting_and_scoring_see_other_sequences_and_report() -> None:

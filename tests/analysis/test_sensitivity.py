@@ -159,6 +159,67 @@ def test_modules_of_pytorch() -> None:
     assert (found.norms > 0).all(), "it is not causal"
 
 
+class Cube(torch.autograd.Function):
+    """Of the old kind, which torch.func refuses."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+
+class Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Cube.apply(x)
+
+
+def test_modules_that_torch_func_refuses() -> None:
+    torch.manual_seed(0)
+    recurrent, tokens = nn.LSTM(TOKEN, 5, batch_first=True).double(), draw()
+    found = sensitivity(recurrent, tokens, name="output", position=5)
+    wanted = slow_norms(lambda x: recurrent(x)[0], tokens, 5)
+    torch.testing.assert_close(found.norms, wanted.mean(0), **EXACT)
+    assert (found.norms[:, :5] > 0).all()
+    assert (found.norms[:, 5:] == 0).all()
+    assert all(p.grad is None for p in recurrent.parameters())
+    cubed = sensitivity(Cubed(), tokens, name="output", position=5)
+    wanted = (3 * tokens[:, 4] ** 2).mean(-1)
+    torch.testing.assert_close(cubed.norms[:, 4], wanted, **EXACT)
+
+
+def test_a_part_that_depends_on_no_token() -> None:
+    class Constant(nn.Module):
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight.expand(*x.shape[:2], 2)
+
+    for weight in (torch.ones(2).double(), nn.Parameter(torch.ones(2).double())):
+        found = sensitivity(Constant(weight), draw(), name="output", position=5)
+        assert torch.equal(found.norms, torch.zeros(3, TIME).double())
+
+
+def test_a_model_that_changes_its_input_in_place() -> None:
+    tokens = draw()
+    found = sensitivity(nn.ReLU(inplace=True), tokens, name="output", position=5)
+    assert torch.equal(tokens, draw())
+    torch.testing.assert_close(found.norms[:, 4], (tokens[:, 4] > 0).double().mean(-1))
+
+
+def test_dropout_is_off_and_comes_back() -> None:
+    model, tokens = nn.Sequential(nn.Dropout(0.5), nn.Linear(TOKEN, 3)).double(), draw()
+    found = sensitivity(model, tokens, name="output", position=5)
+    wanted = sensitivity(model[1], tokens, name="output", position=5)
+    torch.testing.assert_close(found.norms, wanted.norms, **EXACT)
+    assert model[0].training
+
+
 def test_the_model_is_left_alone() -> None:
     model, tokens = make("softmax_attention"), draw()
     sensitivity(model, tokens, name="blocks.0", position=2)
@@ -189,7 +250,7 @@ def test_positions_outside_of_the_sequence_are_refused(position: int) -> None:
 
 def test_parts_of_another_shape_are_refused() -> None:
     model = make("softmax_attention")
-    with pytest.raises(ValueError, match="names: 'blocks.7' is no part of the model; nearest: "):
+    with pytest.raises(ValueError, match="^name: 'blocks.7' is no part of the model; nearest: "):
         sensitivity(model, draw(), name="blocks.7", position=1)
     with pytest.raises(ValueError, match=r"gives shape \(3, 2, 7, 7\): must be \[batch, time"):
         sensitivity(model, draw(), name="blocks.0.mixer.attention", position=1)

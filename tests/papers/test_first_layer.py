@@ -1,5 +1,6 @@
 """Figures 3, 14, 15, 16, 22 and 23: layers that bind neighbours by hand pass, untrained ones fail."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from mesaopt import recipes
+from mesaopt.analysis import Sensitivity
 from mesaopt.config import RunConfig
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
@@ -191,6 +193,32 @@ def test_published_numbers_are_for_runs_as_published(tmp_path: Path) -> None:
     )
     assert not names & set(sensitivity_claims(tmp_path / "b", batch_size=32))
     assert not names & set(sensitivity_claims(tmp_path / "c", learning_rate=1e-3))
+
+
+def test_how_a_layer_binds_is_measured_in_every_seed_by_itself() -> None:
+    norms = torch.rand(4, 12, generator=torch.Generator().manual_seed(0)) + 0.5
+    seeds = [Sensitivity(12, scale * norms, scale * norms) for scale in (1.0, 1000.0)]
+    alike = fig16.binding(seeds)
+    torch.testing.assert_close(alike[0], alike[1])
+    seeds[1].norms[:, :6] /= 10  # older tokens: noise of the denominator is spread over seeds
+    apart = fig16.binding(seeds)
+    torch.testing.assert_close(apart[1], 10 * apart[0])
+
+
+def test_the_published_onset_is_that_of_the_model(results: dict[str, Results]) -> None:
+    bases = {c.id.split("/")[1]: c.basis for r in results.values() for c in r.claims}
+    for name, published, times in (
+        ("fig16-tf-7", 1.007, 2338),
+        ("fig22-hybrid-mesa-partial", 0.163, 226),
+        ("fig23-hybrid-mesa-nonlinear", 0.504, 984),
+    ):
+        found = re.match(r"([\d.]+) published, (\d+) times", bases[f"{name}-onset"])
+        assert found is not None
+        assert float(found[1]) == published
+        assert int(found[2]) == pytest.approx(times, abs=2)  # 64 sequences, in float32
+        assert ("2500" in bases[f"{name}-onset"]) == (name == "fig16-tf-7"), (
+            "a number of tf-7 alone"
+        )
 
 
 def test_checkpoints_are_spread_with_more_of_them_early() -> None:

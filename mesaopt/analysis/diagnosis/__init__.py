@@ -1,7 +1,7 @@
 """The verdict: is there a mesa-optimizer in a model?"""
 
 from mesaopt.analysis.diagnosis.diagnose import Diagnosis, diagnose
-from mesaopt.analysis.diagnosis.evidence import Inside, Learning, Memory, Reading
+from mesaopt.analysis.diagnosis.evidence import Inside, Learning, Memory, ProbeReading
 from mesaopt.analysis.diagnosis.scores import Estimate
 from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, Shift, Verdict
 
@@ -13,7 +13,7 @@ __all__ = [
     "Inside",
     "Learning",
     "Memory",
-    "Reading",
+    "ProbeReading",
     "Shift",
     "Verdict",
     "diagnose",

@@ -1,6 +1,6 @@
 """Algorithms that a model may be, their free parameters fitted to the model's own predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mesaopt.analysis.diagnosis.laws import Imitation, batches_of
+from mesaopt.analysis.diagnosis.laws import Imitation
 from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
-from mesaopt.analysis.in_context import Predictor
+from mesaopt.analysis.in_context import Predictor, evaluation_batches
 from mesaopt.analysis.tuning import InputMap, tune, tune_ridge
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
@@ -191,7 +191,7 @@ class _Fitter:
             "norm": 1.0,
         }
         fits = {scaling: PolynomialFit(unit) for scaling, unit in units.items()}
-        for batch in batches_of(self.imitation, _FITTING_SEQUENCES, self.seed, "validation"):
+        for batch in self._batches(_FITTING_SEQUENCES):
             states = batch.observed.double()
             context = context_of(states, inputs=self._mapped(states))
             for scaling, fit in fits.items():
@@ -221,7 +221,12 @@ class _Fitter:
 
     @cached_property
     def _first(self) -> Batch:
-        return next(batches_of(self.imitation, 1, self.seed, "validation"))
+        return next(self._batches(1))
+
+    def _batches(self, num_sequences: int) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.imitation, num_sequences=num_sequences, seed=self.seed, split="validation"
+        )
 
     def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
         """Tune what has the unit of 1 / variance."""
@@ -237,7 +242,7 @@ class _Fitter:
     def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:
         """Fit the linear map [feature, dim] from features to what the model says."""
         gram, cross = torch.zeros(()), torch.zeros(())
-        for batch in batches_of(self.imitation, _FITTING_SEQUENCES, self.seed, "validation"):
+        for batch in self._batches(_FITTING_SEQUENCES):
             x = features(batch).double()
             said = batch.targets.double()
             y = said.flatten()[:, None] if flat else said.flatten(0, 1)

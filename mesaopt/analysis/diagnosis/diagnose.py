@@ -1,13 +1,13 @@
 """Put the question to a model: laws, candidates, scores, evidence, verdict."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from mesaopt.analysis.capture import evaluating
 from mesaopt.analysis.diagnosis.candidates import NUM_CANDIDATES, Candidate, fit_candidates
 from mesaopt.analysis.diagnosis.evidence import (
     PROBE_BATCHES,
@@ -25,10 +25,11 @@ from mesaopt.analysis.diagnosis.laws import (
     other_laws,
     predictor_of,
     problem_of,
+    taken,
 )
 from mesaopt.analysis.diagnosis.scores import Estimate, Scores, nearest, score
 from mesaopt.analysis.diagnosis.verdict import Agreement, Shift, Verdict, judge
-from mesaopt.analysis.in_context import Predictor
+from mesaopt.analysis.in_context import EVALUATION_BATCH, Predictor
 from mesaopt.tasks import Task
 
 
@@ -50,6 +51,8 @@ class Diagnosis:
     """By how much the nearest is nearer than the second, in shares of the model's squared predictions."""
     shifts: tuple[Shift, ...]
     """The nearest optimizer under other laws, its parameters kept."""
+    skipped: tuple[str, ...]
+    """Laws that the model cannot take, such as sequences longer than it has positions; none that count."""
     inside: Inside | None
     """What probes read; None where no layers are known."""
     memory: Memory | None
@@ -110,8 +113,8 @@ def diagnose(
         The diagnosis; `.verdict.answer` is "yes", "no" or "unclear".
 
     Raises:
-        ValueError: the task is not covered; the model gives something else than predictions, or looks at
-            later tokens; there is no such layer; or there are no sequences.
+        ValueError: the task is not covered; the model cannot take its tokens, gives something else than
+            predictions, or looks at later tokens; there is no such layer; or there are no sequences.
 
     Source: von Oswald et al. compare losses and interpolate weights; distances in function space, on and
     off the training law, are those of von Oswald et al. 2023, "Transformers learn in-context by gradient
@@ -133,10 +136,10 @@ def diagnose(
     if num_sequences < 1:
         raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
     problem = problem_of(task)
-    laws = other_laws(problem.task)
-    progress = _Progress(report, _amount(num_sequences, len(laws)))
-    with _evaluating(model):
+    with evaluating(model):
         predict = predictor_of(model, problem.task)
+        laws, skipped = taken(predict, other_laws(problem.task))
+        progress = _Progress(report, _amount(num_sequences, len(laws)))
         inside = look_inside(model, problem, layers, seed=seed, report=lambda _: progress.advance())
         candidates = fit_candidates(
             Imitation(problem.task, predict),
@@ -162,10 +165,11 @@ def diagnose(
     agreements = _agreements(scores, candidates)
     first = nearest(scores, candidates)
     second = next(a.candidate for a in agreements if a.candidate != first.name)
+    by_name = {agreement.candidate: agreement for agreement in agreements}
     verdict = judge(
         learning,
-        _of(agreements, first),
-        _of(agreements, optimizer),
+        by_name[first.name],
+        by_name[optimizer.name],
         scores.nearer(optimizer.name, _rival(scores, candidates)),
         shifts,
     )
@@ -178,6 +182,7 @@ def diagnose(
         second=second,
         lead=scores.nearer(first.name, second),
         shifts=shifts,
+        skipped=skipped,
         inside=inside,
         memory=memory,
         num_sequences=len(scores.size),
@@ -248,13 +253,9 @@ def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreem
     )
 
 
-def _of(agreements: Sequence[Agreement], candidate: Candidate) -> Agreement:
-    return next(a for a in agreements if a.candidate == candidate.name)
-
-
 def _amount(num_sequences: int, num_laws: int) -> int:
     """Pieces of work, of about the same length each."""
-    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_laws) * -(-num_sequences // 256)
+    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_laws) * -(-num_sequences // EVALUATION_BATCH)
 
 
 class _Progress:
@@ -265,17 +266,6 @@ class _Progress:
         self._done += 1
         if self._report is not None:
             self._report(min(self._done, self._total), self._total)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis.diagnosis.laws import Problem, batches_of
-from mesaopt.analysis.diagnosis.scores import Estimate, ratio
-from mesaopt.analysis.in_context import InContextLoss, Predictor, in_context_loss
+from mesaopt.analysis.diagnosis.laws import Problem
+from mesaopt.analysis.diagnosis.scores import Estimate, ratio, ratio_difference
+from mesaopt.analysis.in_context import (
+    EVALUATION_BATCH,
+    InContextLoss,
+    Predictor,
+    evaluation_batches,
+    in_context_loss,
+)
 from mesaopt.analysis.probes import (
     ProbeScore,
     Target,
@@ -47,7 +53,8 @@ class Learning:
     gain: Estimate
     """1 - loss of the model / loss of the better of the two, over the last quarter of the positions."""
     fall: Estimate
-    """1 - loss of the model over the last quarter / over the first."""
+    """By how much more of the loss of the same rival the model saves over the last quarter of the positions
+    than over the first. Losses themselves may grow along a sequence while the context helps: states do."""
 
 
 def learning_in_context(
@@ -63,15 +70,15 @@ def learning_in_context(
     losses = in_context_loss(predictors, problem.task, num_sequences=num_sequences, seed=seed)
     model = losses["model"]
     width = max(1, len(model.positions) // _LATE)
+    early = {name: loss.losses[:, :width].double().mean(1) for name, loss in losses.items()}
     late = {name: loss.losses[:, -width:].double().mean(1) for name, loss in losses.items()}
-    rival = min(late["zero"], late["context-free"], key=lambda x: x.mean().item())
-    first = model.losses[:, :width].double().mean(1)
+    rival = min(("zero", "context-free"), key=lambda name: late[name].mean().item())
     return Learning(
         tuple(model.positions),
         *map(_numbers, (model.curve, model.curve_error)),
         *(_numbers(losses[name].curve) for name in ("zero", "context-free", "optimizer")),
-        gain=ratio(rival - late["model"], rival),
-        fall=ratio(first - late["model"], first),
+        gain=ratio(late[rival] - late["model"], late[rival]),
+        fall=ratio_difference((early["model"], early[rival]), (late["model"], late[rival])),
     )
 
 
@@ -112,7 +119,7 @@ def _mean(loss: InContextLoss) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbeReading:
     """How well one thing can be read off one part of a model by a linear probe, on unseen sequences."""
 
     target: str
@@ -120,6 +127,8 @@ class Reading:
     position: int
     r2: Estimate
     """Share of the variance of the target."""
+    rise: Estimate
+    """By how much this is more than in the first layer; both are of the same sequences, and so paired."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +139,9 @@ class Inside:
     """First to last; the first is what the others are compared with."""
     held: tuple[int, ...]
     """How many steps back the states are that the input tokens show already."""
-    readings: tuple[Reading, ...]
+    readings: tuple[ProbeReading, ...]
 
-    def r2(self, target: str, layer: str, position: int) -> Estimate:
+    def at(self, target: str, layer: str, position: int) -> ProbeReading:
         """Return one reading.
 
         Raises:
@@ -140,8 +149,13 @@ class Inside:
         """
         for reading in self.readings:
             if (reading.target, reading.layer, reading.position) == (target, layer, position):
-                return reading.r2
+                return reading
         raise KeyError((target, layer, position))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What was looked for; nothing from before the first token of a short sequence."""
+        return tuple(dict.fromkeys(reading.target for reading in self.readings))
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -205,18 +219,25 @@ def look_inside(
         report=report,
     )
     readings = tuple(
-        Reading(target, name, position, _r2(found))
+        ProbeReading(
+            target,
+            name,
+            position,
+            *probe_estimates(table.at(target, layers[0], position), found),
+        )
         for (target, name, position), found in table.scores.items()
     )
     return Inside(tuple(layers), _held(config.token_slots), readings)
 
 
-PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // 256
+PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // EVALUATION_BATCH
 """Batches that :func:`look_inside` runs."""
 
 
-def _r2(found: ProbeScore) -> Estimate:
-    return Estimate(found.r2, found.error / found.uninformative if found.uninformative else 0.0)
+def probe_estimates(first: ProbeScore, found: ProbeScore) -> tuple[Estimate, Estimate]:
+    """Estimate what is read, and how much more that is than what is read in the first layer."""
+    r2 = Estimate(found.r2, found.unread_error if found.uninformative else 0.0)
+    return r2, ratio(first.losses - found.losses, found.baseline)
 
 
 def _held(slots: Sequence[str | int]) -> tuple[int, ...]:
@@ -230,7 +251,9 @@ def _context_free_map(problem: Problem, *, seed: int) -> Predictor:
         batch.observed if problem.inputs is None else problem.inputs(batch.observed)
     )
     x, y = [], []
-    for batch in batches_of(problem.task, _PROBE_SEQUENCES, seed, "validation"):
+    for batch in evaluation_batches(
+        problem.task, num_sequences=_PROBE_SEQUENCES, seed=seed, split="validation"
+    ):
         x.append(known(batch).flatten(0, 1))
         y.append(batch.targets.flatten(0, 1))
     matrix = torch.linalg.lstsq(torch.cat(x), torch.cat(y)).solution

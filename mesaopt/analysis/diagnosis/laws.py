@@ -1,6 +1,6 @@
 """Where a diagnosis looks: fresh systems, the same ones rescaled, and tasks whose answer is a model's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from mesaopt.tasks import (
     Batch,
     LinearSystem,
     PartiallyObserved,
+    PartiallyObservedBatch,
     Split,
     Task,
     make_task,
@@ -104,7 +105,7 @@ def _other_spectrum(config: LinearSystemConfig) -> Law:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """A task whose states are multiplied by scale * decay^(t - 1), t = 1, 2, ...
+    """A task whose states are multiplied by scale * decay^(t - 1), t = 1, 2, ..., and its matrix by decay.
 
     Example:
         >>> task = LinearSystem(LinearSystemConfig(dim=2, length=3))
@@ -130,9 +131,18 @@ class Rescaled:
         """Draw one batch."""
         batch = self.task.sample(batch_size, seed=seed, step=step, split=split, device=device)
         times = torch.arange(batch.states.shape[1], device=device)
-        states = batch.states * (self.scale * self.decay**times)[:, None]
+        factors = (self.scale * self.decay**times)[:, None]
+        states = batch.states * factors
+        if isinstance(batch, PartiallyObservedBatch):
+            batch = replace(batch, hidden=batch.hidden * factors)
         tokens = tokens_from_states(states[:, :-1], self.task.config.token_slots)
-        return replace(batch, tokens=tokens, targets=states[:, 1:], states=states)
+        return replace(
+            batch,
+            tokens=tokens,
+            targets=states[:, 1:],
+            states=states,
+            transition=self.decay * batch.transition,
+        )
 
 
 class Imitation:
@@ -176,35 +186,75 @@ class Imitation:
 def predictor_of(model: nn.Module, task: LinearTask) -> Predictor:
     """Make a predictor of a module, after asking it once whether it is one.
 
+    Returns:
+        The predictor. It hands a copy of the tokens to the model, and raises ValueError wherever it gives
+        no predictions.
+
     Raises:
-        ValueError: what it gives is no prediction at every position, is not finite, or depends on tokens
-            that come later.
+        ValueError: the model cannot be asked; what it gives is no prediction at every position, is not
+            finite, or depends on tokens that come later.
     """
 
     @torch.no_grad()
     def predict(batch: Batch) -> Tensor:
-        return model(batch.tokens)
+        tokens = batch.tokens.clone()  # a model may change its input in place
+        try:
+            found = model(tokens)
+        except Exception as error:
+            given = f"given {_described(batch.tokens)}, it raised {type(error).__name__}"
+            raise ValueError(f"model: {given}: {error}") from error
+        if not isinstance(found, Tensor):
+            raise ValueError(f"model: it gives a {type(found).__name__}: must be a tensor")
+        if found.shape != batch.targets.shape:
+            wanted = f"must be {tuple(batch.targets.shape)}, that of the next states"
+            raise ValueError(f"model: its output has shape {tuple(found.shape)}: {wanted}")
+        return found
 
-    _check_predictor(predict, task.sample(8, seed=0, split="validation"))
+    _check_predictor(predict, _few(task))
     return predict
+
+
+def taken(predict: Predictor, laws: Iterable[Law]) -> tuple[list[Law], tuple[str, ...]]:
+    """Ask a model once under every law that does not count: some end at a length.
+
+    Returns:
+        The laws to look at, and the names of those that the model cannot take.
+    """
+    kept, skipped = [], []
+    for law in laws:
+        if law.counts or _can_take(predict, law.task):
+            kept.append(law)
+        else:
+            skipped.append(law.name)
+    return kept, tuple(skipped)
+
+
+def _can_take(predict: Predictor, task: Task) -> bool:
+    try:
+        predict(_few(task))
+    except ValueError:
+        return False
+    return True
+
+
+def _few(task: Task) -> Batch:
+    return task.sample(8, seed=0, split="validation")
+
+
+def _described(tokens: Tensor) -> str:
+    return f"tokens {tuple(tokens.shape)} of {str(tokens.dtype).removeprefix('torch.')}"
 
 
 def _check_predictor(predict: Predictor, batch: Batch) -> None:
     found = predict(batch)
-    if found.shape != batch.targets.shape:
-        wanted = f"must be {tuple(batch.targets.shape)}, that of the next states"
-        raise ValueError(f"model: its output has shape {tuple(found.shape)}: {wanted}")
     if not found.isfinite().all():
         raise ValueError("model: its output is not finite")
     half = batch.tokens.shape[1] // 2
+    if half == 0:
+        return  # a single token has none later
+    # The second half of other sequences: what is new in them is no mirror image of what was there.
     tokens = batch.tokens.clone()
-    tokens[:, half:] = -tokens[:, half:]
+    tokens[:, half:] = tokens[:, half:].roll(1, dims=0)
     change = (predict(replace(batch, tokens=tokens)) - found)[:, :half].abs().max()
     if change > 1e-3 * found.abs().max():  # rounding moves float32 by 1e-6
         raise ValueError("model: its predictions depend on later tokens: must be causal")
-
-
-def batches_of(task: Task, num_sequences: int, seed: int, split: Split) -> Iterator[Batch]:
-    """Draw whole batches of 256."""
-    for step in range(-(-num_sequences // 256)):
-        yield task.sample(256, seed=seed, step=step, split=split)

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.analysis.diagnosis.candidates import Candidate
-from mesaopt.analysis.diagnosis.laws import batches_of
-from mesaopt.analysis.in_context import Predictor
+from mesaopt.analysis.in_context import Predictor, evaluation_batches
 from mesaopt.tasks import Task
 
 STANDARD_ERRORS = 3.0
@@ -55,9 +54,31 @@ def ratio(part: PerSequence, whole: PerSequence) -> Estimate:
     above, below = part.mean().item(), whole.mean().item()
     if below == 0:
         return Estimate(0.0 if above == 0 else math.copysign(math.inf, above), 0.0)
-    value = above / below
-    spread = (part - value * whole).std().item() / abs(below)
-    return Estimate(value, spread / len(part) ** 0.5)
+    return Estimate(above / below, _error(_influence(part, whole)))
+
+
+def ratio_difference(
+    first: tuple[PerSequence, PerSequence], second: tuple[PerSequence, PerSequence]
+) -> Estimate:
+    """Estimate a difference of two ratios (part, whole), all of the same sequences.
+
+    Example:
+        >>> x, y = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
+        >>> ratio_difference((y, x), (x, y))
+        Estimate(value=1.5, error=0.0)
+    """
+    value = ratio(*first).value - ratio(*second).value
+    return Estimate(value, _error(_influence(*first) - _influence(*second)))
+
+
+def _influence(part: PerSequence, whole: PerSequence) -> PerSequence:
+    """Give what every sequence adds to the noise of mean(part) / mean(whole)."""
+    below = whole.mean()
+    return (part - part.mean() / below * whole) / below
+
+
+def _error(influence: PerSequence) -> float:
+    return (influence.std() / len(influence) ** 0.5).item()
 
 
 @dataclass(frozen=True)
@@ -125,7 +146,7 @@ def score(
     size, error = [], []
     distance: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
     loss: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
-    for batch in batches_of(task, num_sequences, seed, "test"):
+    for batch in evaluation_batches(task, num_sequences=num_sequences, seed=seed, split="test"):
         said = predict(batch)
         size.append(_square(said))
         error.append(_square(said - batch.targets))

@@ -41,6 +41,8 @@ _PREFIX_LENGTH = 20
 _LENGTHS = {PAIRS: 2 * _NUM_PAIRS, SEPARATOR: 3 * _NUM_PAIRS, PREFIX: 224}
 SWITCH_AFTER = 20
 """Pairs before another matrix, where there are two tasks."""
+EOS_SWITCH_AFTER = 27
+"""The authors' with EOS, whose other matrix comes after 81 tokens."""
 TOKEN_NORM = (10 / 3) ** 0.5
 """Of an input uniform on [-1, 1]^10, root mean square."""
 Switch = Literal["one task", "two tasks"]

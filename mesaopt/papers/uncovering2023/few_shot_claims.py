@@ -5,9 +5,10 @@ from torch import Tensor
 
 from mesaopt.analysis import EarlyAscent, InContextLoss, early_ascent
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
-from mesaopt.papers.uncovering2023.curves import _is_trained_as_published, ratio_claim
+from mesaopt.papers.uncovering2023.curves import ratio_claim, trained_as_published
 from mesaopt.papers.uncovering2023.few_shot import (
     AS_PUBLISHED,
+    EOS_SWITCH_AFTER,
     LABELS,
     ON_TOKENS,
     PAIRS,
@@ -27,6 +28,10 @@ _PUBLISHED_SEQUENCES = 640
 _LOOSELY = 0.1
 """How far a faithful re-implementation may be off: trained models are used here on what they were not
 trained on, where seeds differ by more than on their own task."""
+_PEAKS = {"8": (4, 0.05), "18": (5, _LOOSELY)}
+"""Where the loss on pairs is highest, by figure, and its tolerance. At the peak of Figure 8, 1.918, a tenth
+would let the 1.667 of predicting nothing pass."""
+_CHOSEN = "the number of steps was chosen by these numbers: agreement with them is no test of it"
 
 
 def algorithm_claims(laboratory: Laboratory, curves: Curves) -> list[Claim]:
@@ -52,6 +57,7 @@ def algorithm_claims(laboratory: Laboratory, curves: Curves) -> list[Claim]:
                 FEW_SHOT["least squares"][PAIRS][seen],
                 seen,
                 tolerance=0.0,
+                remark=_CHOSEN,
             )
             for seen in (4, 10, 59)
         ),
@@ -61,6 +67,7 @@ def algorithm_claims(laboratory: Laboratory, curves: Curves) -> list[Claim]:
             "Fig. 8",
             "Least squares, as published, rises before it falls",
             [early_ascent(by_name[AS_PUBLISHED])],
+            remark=_CHOSEN,
         ),
         *(
             _no_ascent_claim(
@@ -105,7 +112,7 @@ def algorithm_claims(laboratory: Laboratory, curves: Curves) -> list[Claim]:
 
 
 def model_claims(
-    laboratory: Laboratory, number: str, recipe: str, measured: Measurement, algorithms: Curves
+    laboratory: Laboratory, number: str, recipe: str, measured: Measurement
 ) -> list[Claim]:
     """Judge what a trained model does.
 
@@ -114,7 +121,6 @@ def model_claims(
         number: of the figure.
         recipe: of the runs.
         measured: their prompts and losses.
-        algorithms: losses of least squares.
 
     Returns:
         The claims.
@@ -123,8 +129,7 @@ def model_claims(
     figure, start = f"Fig. {number}", f"fig{number}"
     comparison = Comparison(
         "few-shot",
-        {name: curves["one task", name] for name in LABELS}
-        | {TRUE_PAIRS: algorithms["one task", TRUE_PAIRS]},
+        {name: curves["one task", name] for name in LABELS},
         {name: [one["one task", name] for one in by_seed] for name in LABELS},
         {},
     )
@@ -162,16 +167,6 @@ def model_claims(
             basis="about 0.9 published; a quarter of the gain counts",
             positions=slice(0, 10),
         ),
-        *ratio_claim(
-            laboratory,
-            comparison,
-            f"{start}-above-true-pairs",
-            "beyond the paper",
-            "With EOS the model does no better than least squares on the true pairs (ratio of mean losses)",
-            *(SEPARATOR, TRUE_PAIRS),
-            low=1.0,
-            basis="no better",
-        ),
         laboratory.claim(
             f"{start}-separator-is-small",
             figure,
@@ -187,7 +182,7 @@ def model_claims(
         ),
         *_switch_claims(laboratory, start, figure, by_seed),
     ]
-    if all(_is_trained_as_published(run.config) for run in laboratory.runs[recipe]):
+    if trained_as_published(laboratory.runs[recipe]):
         claims += _published_claims(laboratory, number, recipe, by_seed)
     return claims
 
@@ -217,8 +212,8 @@ def _published_claims(
     laboratory: Laboratory, number: str, recipe: str, by_seed: list[Curves]
 ) -> list[Claim]:
     """Judge models that were trained as long as published against the numbers."""
-    peak = {"8": 4, "18": 5}[number]
-    places = [(PAIRS, peak), (PAIRS, 59), (SEPARATOR, 59), (PREFIX, 59)]
+    at_end = [(name, 59, _LOOSELY) for name in (PAIRS, SEPARATOR, PREFIX)]
+    places = [(PAIRS, *_PEAKS[number]), *at_end]
     claims = [
         _at_published(
             laboratory,
@@ -228,9 +223,9 @@ def _published_claims(
             [one["one task", name].losses[:, seen] for one in by_seed],
             FEW_SHOT[recipe][name][seen],
             seen,
-            tolerance=_LOOSELY,
+            tolerance=tolerance,
         )
-        for name, seen in places
+        for name, seen, tolerance in places
     ]
     claims.append(
         _at_published(
@@ -242,6 +237,8 @@ def _published_claims(
             2.275,
             SWITCH_AFTER,
             tolerance=_LOOSELY,
+            remark=f"the middle of what was published, 2.2 to 2.35, with EOS after {EOS_SWITCH_AFTER} "
+            f"pairs; ours is after {SWITCH_AFTER}",
         )
     )
     return claims
@@ -257,6 +254,7 @@ def _at_published(
     seen: int,
     *,
     tolerance: float,
+    remark: str = "",
 ) -> Claim:
     """Judge losses at one place, [sequence] for every seed, against a published mean."""
     mean, variance = (
@@ -274,12 +272,18 @@ def _at_published(
         value=mean.mean().item(),
         low=low,
         high=high,
-        basis=basis,
+        basis=_with(remark, basis),
     )
 
 
 def _ascent_claim(
-    laboratory: Laboratory, name: str, figure: str, statement: str, ascents: list[EarlyAscent]
+    laboratory: Laboratory,
+    name: str,
+    figure: str,
+    statement: str,
+    ascents: list[EarlyAscent],
+    *,
+    remark: str = "",
 ) -> Claim:
     heights = [ascent.height for ascent in ascents]
     errors = torch.tensor([ascent.error for ascent in ascents])
@@ -291,7 +295,7 @@ def _ascent_claim(
         f"{statement} (height above the first loss, with {places} pairs seen)",
         value=sum(heights) / len(heights),
         low=STANDARD_ERRORS * noise,
-        basis=f"more than {STANDARD_ERRORS:g} standard errors of {noise:.2g}",
+        basis=_with(remark, f"more than {STANDARD_ERRORS:g} standard errors of {noise:.2g}"),
     )
 
 
@@ -324,6 +328,10 @@ def _difference_claim(
         low=STANDARD_ERRORS * noise,
         basis=f"more than {STANDARD_ERRORS:g} standard errors of {noise:.2g}",
     )
+
+
+def _with(remark: str, basis: str) -> str:
+    return f"{basis}; {remark}" if remark else basis
 
 
 def _variance_over_seeds(values: list[float]) -> float:

@@ -6,13 +6,15 @@ from typing import Any, cast
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from mesaopt.papers.figures import PALETTE, FigureResult
+from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results, Scale
 from mesaopt.papers.uncovering2023.curves import settings_of
 from mesaopt.papers.uncovering2023.few_shot import (
     ALGORITHMS,
     AS_PUBLISHED,
+    EOS_SWITCH_AFTER,
     LABELS,
     ON_TOKENS,
     PAIRS,
@@ -38,8 +40,8 @@ from mesaopt.papers.uncovering2023.published import FEW_SHOT
 _SHOWN_COLORS = {PAIRS: PALETTE[0], SEPARATOR: PALETTE[1], PREFIX: PALETTE[2]}
 _ALGORITHM_STYLES: dict[str, tuple[str, Any]] = {
     AS_PUBLISHED: (PALETTE[4], (0, (4, 2))),
-    ON_TOKENS: (PALETTE[0], (0, (1, 1.5))),
-    ZERO_SEPARATOR: (PALETTE[1], (0, (1, 1.5))),
+    ON_TOKENS: (PALETTE[3], (0, (1, 1.5))),
+    ZERO_SEPARATOR: (INK, (0, (1, 1.5))),
     TRUE_PAIRS: (PALETTE[5], (0, (1, 1.5))),
 }
 _PAIRS_DRAWN = 60
@@ -88,9 +90,7 @@ def compute(
         rows=rows,
         figure=figure,
     )
-    claims = (
-        [] if measured is None else model_claims(laboratory, number, recipe, measured, algorithms)
-    )
+    claims = [] if measured is None else model_claims(laboratory, number, recipe, measured)
     if number == "8":
         claims = [*algorithm_claims(laboratory, algorithms), *claims]
     return Results(figures=[result], claims=claims)
@@ -100,11 +100,13 @@ def _caption(name: str) -> str:
     return (
         f"Loss of the answer by the number of pairs seen. {name[0].upper() + name[1:]}, trained on linear "
         "systems and never on pairs, reads x_1, y_1, x_2, y_2, ...; or EOS, a learned vector, behind "
-        "every pair; or 20 more in front. Circles are published, bands 95 % intervals. Least squares "
+        "every pair; or 20 more in front. Circles are published, bands 95 % intervals, thin lines seeds "
+        "of training. Least squares "
         "of every token on the one before takes (y_i, x_i+1) for an example too. Published are six steps "
         "of Newton's iteration towards its inverse, as we infer: exactly solved, with the ridge of 0.001 "
         "that is given, it would rise to 18. Best ridges are those on validation sequences. B: another "
-        "matrix after 20 pairs; in the paper after 40, or 27 with EOS. C: norm of EOS and of the prefix "
+        f"matrix after {SWITCH_AFTER} pairs; in the paper after 40, or {EOS_SWITCH_AFTER} with EOS. "
+        "C: norm of EOS and of the prefix "
         "vectors (root mean square) while they are learned; the grey line is a token's."
     )
 
@@ -128,17 +130,20 @@ def draw(recipe: str, curves: Curves, measured: Measurement | None) -> tuple[Fig
         (two, "two tasks", "B: two tasks"),
     ):
         rows += _draw_curves(axes, cast(Switch, switch), curves)
+        _draw_seeds(axes, cast(Switch, switch), measured)
         axes.set(title=title, xlabel="pairs seen before", ylabel="loss of the answer")
         axes.set_xlim(0, _PAIRS_DRAWN - 1)
         axes.set_ylim(0, 3.5)
     two.axvline(SWITCH_AFTER, color=PALETTE[5], lw=0.8)
     published = {**FEW_SHOT[recipe], AS_PUBLISHED: FEW_SHOT["least squares"][PAIRS]}
     for name, at in published.items():
-        one.plot(*zip(*at.items(), strict=True), "o", color=_color(name), mfc="none", ms=4)
+        style = {"color": _color(name), "mfc": "none", "ms": 4, "clip_on": False}
+        one.plot(*zip(*at.items(), strict=True), "o", **style)
     rows += _draw_learning(learning, measured)
     legend.axis("off")
     handles, labels = one.get_legend_handles_labels()
-    legend.legend(handles, labels, loc="center left")
+    circle = Line2D([], [], ls="none", marker="o", mfc="none", ms=4, color=INK)
+    legend.legend([*handles, circle], [*labels, "published"], loc="center left")
     return figure, rows
 
 
@@ -159,6 +164,15 @@ def _draw_curves(axes: Axes, switch: Switch, curves: Curves) -> Rows:
             for i, m, h in zip(seen, mean, half, strict=True)
         ]
     return rows
+
+
+def _draw_seeds(axes: Axes, switch: Switch, measured: Measurement | None) -> None:
+    """Draw every training seed by itself, where there are several."""
+    if measured is None or len(measured.seed_curves) == 1:
+        return
+    for of_seed, name in itertools.product(measured.seed_curves, LABELS):
+        curve = of_seed[switch, name].curve[:_PAIRS_DRAWN]
+        axes.plot(curve, color=_color(name), lw=0.5, alpha=0.5)
 
 
 def _draw_learning(axes: Axes, measured: Measurement | None) -> Rows:

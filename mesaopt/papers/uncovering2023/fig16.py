@@ -1,7 +1,12 @@
 """Figure 16: what the first layer depends on while training, fully observed systems."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mesaopt.analysis import Sensitivity
 from mesaopt.papers.plan import Plan, Report, Results
-from mesaopt.papers.uncovering2023 import sensitivities
+from mesaopt.papers.uncovering2023 import sensitivities, sensitivity_claims
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.sensitivities import older, previous
 
@@ -37,27 +42,32 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
             "are those of the other figures, at 8e-4 and 3e-4."
         ),
     )
-    claims = sensitivities.judge(laboratory, courses, ("tf-7", "hybrid-mesa"), 16)
+    claims = sensitivity_claims.judge(laboratory, courses, ("tf-7", "hybrid-mesa"), 16)
     if {"hybrid-mesa", "full-mesa-published"} <= set(courses):
-        shares = [
-            previous(end) / older(end).mean()
-            for end in (
-                [course.last for course in courses[name]]
-                for name in ("hybrid-mesa", "full-mesa-published")
-            )
-        ]
+        softmax, linear = (
+            binding([course.last for course in courses[name]])
+            for name in ("hybrid-mesa", "full-mesa-published")
+        )
         claims.append(
-            sensitivities.ratio_claim(
+            sensitivity_claims.ratio_claim(
                 laboratory,
                 "fig16-full-mesa-binds-less",
                 "Fig. 16",
                 "The previous token stands out far more for a softmax first layer than for the linear one "
                 'of "full-mesa" (its sensitivity over that of tokens older than the nearest six, ratio of '
                 "the models)",
-                (shares[0], shares[1]),
+                (softmax, linear),
                 low=10.0,
                 basis='published is "no clear binding", without numbers, and 6000 for the softmax layer; '
                 "10 counts",
             )
         )
     return Results(figures=[figure], claims=claims)
+
+
+def binding(found: Sequence[Sensitivity]) -> Tensor:
+    """Sensitivity to the previous token over the mean of older ones, [seed, sequence].
+
+    Every seed has a mean of its own, so that the noise of means over seeds is in their spread.
+    """
+    return previous(found) / older(found).mean(1, keepdim=True)

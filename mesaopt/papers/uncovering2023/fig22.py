@@ -7,7 +7,7 @@ import torch
 from mesaopt.analysis import Sensitivity
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.plan import Plan, Report, Results
-from mesaopt.papers.uncovering2023 import sensitivities
+from mesaopt.papers.uncovering2023 import sensitivities, sensitivity_claims
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.sensitivities import label, mean_and_error
 
@@ -40,7 +40,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
         title="Fig. 22: partially observed, the first layer looks at several tokens",
         caption="One observation is less than a state: several in a row are needed to tell it.",
     )
-    claims = sensitivities.judge(laboratory, courses, tuple(_PAIRS), 22)
+    claims = sensitivity_claims.judge(laboratory, courses, tuple(_PAIRS), 22)
     for name in courses:
         observed = [
             sensitivities.at_end(run, laboratory.plan)

@@ -1,7 +1,7 @@
 """Figure 23: what the first layer depends on while training, nonlinear systems."""
 
 from mesaopt.papers.plan import Plan, Report, Results
-from mesaopt.papers.uncovering2023 import sensitivities
+from mesaopt.papers.uncovering2023 import sensitivities, sensitivity_claims
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory
 
 MODELS = RECIPES["nonlinear"]
@@ -32,4 +32,6 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
         title="Fig. 23: nonlinear systems, the first layer looks at the previous token",
         caption="The first layer holds attention and a hidden layer of 300.",
     )
-    return Results(figures=[figure], claims=sensitivities.judge(laboratory, courses, MODELS, 23))
+    return Results(
+        figures=[figure], claims=sensitivity_claims.judge(laboratory, courses, MODELS, 23)
+    )

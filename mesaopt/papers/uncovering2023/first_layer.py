@@ -13,7 +13,7 @@ from mesaopt.analysis import AttentionMaps, attention_maps
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import GRID, INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
-from mesaopt.papers.uncovering2023.curves import _is_trained_as_published, label_of
+from mesaopt.papers.uncovering2023.curves import label_of, trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.tasks import make_task
 from mesaopt.training import Run
@@ -226,7 +226,7 @@ def judge_every_head(
     """
     if name not in found:
         return []
-    published = all(_is_trained_as_published(run.config) for run in laboratory.runs[name])
+    published = trained_as_published(laboratory.runs[name])
     wanted = 0.8 if published else 0.5
     least, error = _over_seeds([near_mass(maps, 2) for maps in found[name]], least=True)
     heads = ", ".join(f"{a + b:.2f}" for a, b in PUBLISHED[name])

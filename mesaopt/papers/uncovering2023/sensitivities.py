@@ -1,9 +1,8 @@
 """What figures 16, 22 and 23 share: sensitivity of the first layer to every token, while training."""
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mesaopt.analysis import Sensitivity, sensitivity
-from mesaopt.config import RunConfig
-from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report
 from mesaopt.papers.uncovering2023.curves import label_of
-from mesaopt.papers.uncovering2023.first_layer import task_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
-from mesaopt.recipes import RECIPES
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
 
@@ -41,10 +36,6 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 """Sensitivity of the last position to tokens 50 ... 45 and the mean of older ones, at `PUBLISHED_STEP`."""
 
 PUBLISHED_STEP = 2900
-FAITHFUL = 0.3
-"""How far a faithful re-implementation may be, as a share: one training, whose streams have a scale of
-their own, and for the fully observed task another learning rate (7e-4 published, 8e-4 in the recipe)."""
-
 _CHECKPOINTS = {"smoke": 2, "small": 13, "paper": 16}
 _SEQUENCES = {"smoke": (2, 4), "small": (16, 64), "paper": (64, 64)}  # while training, at the end
 
@@ -213,89 +204,6 @@ def draw(
     )
 
 
-def judge(
-    laboratory: Laboratory, courses: dict[str, list[Course]], names: Sequence[str], number: int
-) -> list[Claim]:
-    """Judge whether first layers come to depend on the tokens next to a position, and on no others.
-
-    Args:
-        laboratory: knows the plan.
-        courses: by recipe.
-        names: recipes of which the paper says so.
-        number: of the figure.
-
-    Returns:
-        The claims.
-    """
-    claims = []
-    for name in (name for name in names if name in courses):
-        end = [course.last for course in courses[name]]
-        before = [next(iter(course.by_step.values()), course.last) for course in courses[name]]
-        claims += [
-            ratio_claim(
-                laboratory,
-                f"fig{number}-{name}-onset",
-                f"Fig. {number}",
-                f"{_what(name)}: the first layer learns to depend on the previous token "
-                "(sensitivity to it after and before training, ratio)",
-                (previous(end), previous(before)),
-                low=100.0,
-                basis="2500 published for seven softmax layers (1.007 after 0.0004); 100 counts",
-            ),
-            ratio_claim(
-                laboratory,
-                f"fig{number}-{name}-binds",
-                f"Fig. {number}",
-                f"{_what(name)}: after training the previous token counts for more than those older than "
-                "the nearest six (ratio of sensitivities)",
-                (previous(end), older(end)),
-                low=10.0,
-                basis=f"{PUBLISHED[name][1] / PUBLISHED[name][-1]:.0f} published, at least 37 for all "
-                "models; 10 counts",
-            ),
-            *_published(laboratory, courses[name], name, number),
-        ]
-    return claims
-
-
-def ratio_claim(
-    laboratory: Laboratory,
-    name: str,
-    figure: str,
-    statement: str,
-    pair: tuple[Tensor, Tensor],
-    *,
-    low: float,
-    basis: str,
-) -> Claim:
-    """Judge a ratio of means that should be large.
-
-    Args:
-        laboratory: knows the plan.
-        name: short, unique.
-        figure: where it stands.
-        statement: what is claimed.
-        pair: numerator and denominator, [seed, sequence] each.
-        low: smallest ratio that passes, before noise.
-        basis: where it comes from.
-
-    Returns:
-        The claim; its limit is lowered by three standard errors over sequences and seeds, as shares of the
-        ratio, whose noise grows with it.
-    """
-    (above, above_error), (below, below_error) = (mean_and_error(values) for values in pair)
-    share = torch.hypot(above_error / above, below_error / below)
-    share = share.nan_to_num(0.0, posinf=0.0).item()  # where nothing depends on anything
-    return laboratory.claim(
-        name,
-        figure,
-        statement,
-        value=(above / below).item(),
-        low=low * math.exp(-STANDARD_ERRORS * share),
-        basis=f"{basis}, and {STANDARD_ERRORS:g} standard errors of {share:.1%}",
-    )
-
-
 def previous(found: Sequence[Sensitivity]) -> Tensor:
     """Sensitivity to the token before the position, [seed, sequence]."""
     return torch.stack([one.norms[:, one.position - 2] for one in found])
@@ -314,50 +222,6 @@ def label(name: str) -> str:
         ('softmax, then mesa', 'linear, then mesa ("full-mesa")')
     """
     return {"full-mesa-published": 'linear, then mesa ("full-mesa")'}.get(name, label_of(name))
-
-
-def _what(name: str) -> str:
-    return f"{label(name)}, {task_of(name)} task"
-
-
-def _published(
-    laboratory: Laboratory, courses: list[Course], name: str, number: int
-) -> list[Claim]:
-    """Hold the two nearest tokens against published numbers, where there is a model of the same age."""
-    if not all(_was_as_published(course.run.config) for course in courses):
-        return []
-    near = [
-        next((found for step, found in course.by_step.items() if step == PUBLISHED_STEP), None)
-        for course in courses
-    ]
-    if name == "hybrid-mesa" or None in near:  # the authors' has more than twice our learning rate
-        return []
-    claims = []
-    for back in (0, 1):
-        values = torch.stack([one.norms[:, one.position - 1 - back] for one in near if one])
-        (value, error), wanted = mean_and_error(values), PUBLISHED[name][back]
-        width = FAITHFUL * wanted + STANDARD_ERRORS * error.item()
-        claims.append(
-            laboratory.claim(
-                f"fig{number}-{name}-{'previous' if back else 'self'}",
-                f"Fig. {number}",
-                f"{_what(name)}: after {PUBLISHED_STEP} steps the sensitivity of the last position to "
-                f"token {50 - back} is {wanted:g}",
-                value=value.item(),
-                low=wanted - width,
-                high=wanted + width,
-                basis=f"{wanted:g} published, {FAITHFUL:.0%} either way, and {STANDARD_ERRORS:g} standard "
-                f"errors of {error:.2g}",
-            )
-        )
-    return claims
-
-
-def _was_as_published(config: RunConfig) -> bool:
-    """Say whether a run was, as far as it went, that of its recipe; the schedule knows no end."""
-    found, published = config.train, RECIPES[config.recipe].config.train
-    same = {"steps": found.steps, "evaluation_sequences": found.evaluation_sequences}
-    return found == replace(published, **same)
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def _scoring(seconds: float) -> Callable[[Plan], float]:
 
 def probe_seconds(models: int) -> Callable[[Plan], float]:
     """Guess the time it takes to probe so many models that no figure before has probed."""
-    each = {"smoke": 0.5, "small": 12.0, "paper": 120.0}
+    each = {"smoke": 0.5, "small": 4.0, "paper": 60.0}
     return lambda plan: 1 + models * each[plan.scale]
 
 
@@ -142,12 +142,14 @@ def _plan(scale: Scale, trainings: tuple[Training, ...], num_sequences: int) -> 
 
 UNCOVERING: Item[Laboratory] = Item(
     name="uncovering2023",
-    title="Sequence models beside the algorithms they may have learned",
-    summary="linear, softmax and mesa layers on every task, beside gradient descent and least squares",
+    title="Sequence models beside the algorithms they may have learned, and what is inside",
+    summary="every model on every task, beside gradient descent and least squares, and what is inside",
     introduction=(
         "Models of one to twelve layers are trained from scratch on linear, partially observed, "
-        "nonlinear and contracting systems, and compared with algorithms that learn nothing "
-        "beforehand: one step of gradient descent, preconditioned steps, least squares. "
+        "nonlinear and contracting systems, compared with algorithms that learn nothing "
+        "beforehand (one step of gradient descent, preconditioned steps, least squares), and "
+        "taken apart: probes, sensitivities, attention maps, weights, layers made linear, use on "
+        "pairs. "
         "Published numbers are drawn as circles beside ours. A model is held against its "
         "published loss where it was trained as long as published; at smaller scales the order "
         "of the models is what is judged."
@@ -189,11 +191,11 @@ UNCOVERING: Item[Laboratory] = Item(
         ),
         _part(
             *("fig6c", "softmax transformers on plain tokens"),
-            *(fig6c.compute, fig6c.MODELS, _scoring(20)),
+            *(fig6c.compute, fig6c.MODELS, _scoring(8)),
         ),
         _part(
             *("fig7", "three tasks, a mesa layer and six softmax layers"),
-            *(fig7.compute, fig7.MODELS, _scoring(60)),
+            *(fig7.compute, fig7.MODELS, _scoring(20)),
         ),
         _part(
             *("fig8", "few-shot use of seven softmax layers"),
@@ -209,11 +211,11 @@ UNCOVERING: Item[Laboratory] = Item(
         ),
         _part(
             *("fig11", "contracting systems"),
-            *(fig11.compute, RECIPES["contracting"], _scoring(10)),
+            *(fig11.compute, RECIPES["contracting"], _scoring(3)),
         ),
         _part(
             *("fig12", "one fixed matrix, the negative control"),
-            *(fig12.compute, RECIPES["fixed"], _scoring(10)),
+            *(fig12.compute, RECIPES["fixed"], _scoring(3)),
         ),
         _part(
             *("fig13", "the weights of one linear layer"),
