@@ -250,9 +250,6 @@ def _as_published(config: RunConfig) -> bool:
     )
 
 
-_is_trained_as_published = _as_published  # until first_layer and few_shot_claims ask for runs
-
-
 def ratio_claim(
     laboratory: Laboratory,
     comparison: Comparison,
