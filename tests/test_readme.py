@@ -36,7 +36,17 @@ def test_every_file_it_names_is_there() -> None:
 def test_every_command_it_shows_is_one() -> None:
     shown = set(re.findall(r"`mesaopt (\w+)", README))
     assert shown == {
-        *("list", "reproduce", "claims", "train", "evaluate", "report", "bench", "doctor")
+        *(
+            "list",
+            "reproduce",
+            "claims",
+            "train",
+            "evaluate",
+            "diagnose",
+            "report",
+            "bench",
+            "doctor",
+        )
     }
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
