@@ -33,18 +33,20 @@ from mesaopt.analysis.linearization import (
     unexplained,
     with_layer,
 )
+from mesaopt.analysis.probe_targets import (
+    Target,
+    current_token,
+    next_token,
+    past_token,
+    preconditioned_token,
+)
 from mesaopt.analysis.probes import (
     Probe,
     ProbeScore,
     ProbeTable,
     Readings,
-    Target,
-    current_token,
     fit_probe,
-    next_token,
     official_probe_error,
-    past_token,
-    preconditioned_token,
     probe,
     probe_layers,
     probe_readings,

@@ -11,14 +11,10 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, distinct, evaluating
 from mesaopt.analysis.in_context import EVALUATION_BATCH, evaluation_batches
-from mesaopt.analysis.tuning import InputMap
+from mesaopt.analysis.probe_targets import Target, places
 from mesaopt.config import TokenSlot
 from mesaopt.models import SequenceModel
 from mesaopt.tasks import Batch, Split, Task, squared_error, tokens_from_states
-from mesaopt.theory import ApproximateInverse, Context, Pairs, context_of, preconditioned_queries
-
-Target = Callable[[Batch, Sequence[int]], Tensor]
-"""What a probe is to read: from sequences and positions, counted from 1, to [batch, position, dim]."""
 
 RIDGE = 1e-9
 """Penalty of a probe by default, relative to the mean variance of its features. It is there for features
@@ -282,93 +278,6 @@ def official_probe_error(
     return squared_error((x @ weight)[None], y[None]).mean().item()
 
 
-def past_token(steps: int, *, through: InputMap | None = None) -> Target:
-    """Make a target of the state some steps back: s_{t - steps}, or f(s_{t - steps}).
-
-    Args:
-        steps: 0, the current one, or more.
-        through: f, from states to what is to be read, such as the features of
-            :class:`mesaopt.tasks.NonlinearSystem`.
-
-    Returns:
-        The target; it raises ValueError at positions with nothing that far back.
-
-    Raises:
-        ValueError: steps is negative.
-
-    Example:
-        >>> x = torch.arange(4.0).view(1, 4, 1)
-        >>> batch = Batch(x[:, :3], x[:, 1:], x, torch.eye(1)[None])
-        >>> past_token(1)(batch, [2, 3]).flatten().tolist()
-        [0.0, 1.0]
-    """
-    if steps < 0:
-        raise ValueError(f"steps={steps}: must be 0 or greater")
-
-    def read(batch: Batch, positions: Sequence[int]) -> Tensor:
-        if min(positions) <= steps:
-            raise ValueError(f"position={min(positions)}: has no token {steps} steps back")
-        states = batch.observed[:, [t - 1 - steps for t in positions]]
-        return states if through is None else through(states)
-
-    return read
-
-
-def current_token(batch: Batch, positions: Sequence[int]) -> Tensor:
-    """Target s_t: what the token of the position itself shows."""
-    return batch.observed[:, _places(positions)]
-
-
-def next_token(batch: Batch, positions: Sequence[int]) -> Tensor:
-    """Target s_{t+1}: what the model is to predict."""
-    return batch.targets[:, _places(positions)]
-
-
-def preconditioned_token(
-    method: float | ApproximateInverse,
-    *,
-    inputs: InputMap | None = None,
-    pairs: Pairs = "all",
-) -> Target:
-    """Make a target of what least squares needs: the newest input, multiplied by an inverse Gram matrix.
-
-    (H_t + ridge I)^{-1} x_t with H_t = sum_{s < t} x_s x_s^T; times the cross matrix it is the prediction
-    of least squares. Exactly, in float64, or by a few steps towards it.
-
-    Args:
-        method: the ridge, greater than 0, for the exact inverse; or an approximate one, which has its own,
-            such as those of `mesaopt.theory.PUBLISHED_INVERSES`.
-        inputs: from states to x; several observations side by side for systems observed in part, features
-            for nonlinear ones. The states if not given.
-        pairs: "all", or "official" without the newest.
-
-    Returns:
-        The target, in float64.
-
-    Raises:
-        ValueError: the ridge is not greater than 0: early Gram matrices have no inverse.
-
-    Source: von Oswald et al., section on probing, with six approximate steps for the inverse.
-
-    Example:
-        >>> x = torch.tensor([[[3.0], [1.0], [0.0]]])
-        >>> batch = Batch(x[:, :2], x[:, 1:], x, torch.eye(1)[None])
-        >>> preconditioned_token(1.0)(batch, [1, 2]).flatten().tolist()  # 3 / 1, 1 / (9 + 1)
-        [3.0, 0.1]
-    """
-    if not isinstance(method, ApproximateInverse) and not method > 0:
-        raise ValueError(f"method={method}: must be a ridge greater than 0, or an approximation")
-
-    def read(batch: Batch, positions: Sequence[int]) -> Tensor:
-        states = batch.observed.double()
-        context = context_of(states, inputs=None if inputs is None else inputs(states), pairs=pairs)
-        if isinstance(method, ApproximateInverse):
-            return preconditioned_queries(context, method)[:, _places(positions)]
-        return torch.stack([_exactly(context, method, t) for t in positions], dim=1)
-
-    return read
-
-
 def read_layers(
     model: nn.Module,
     task: Task,
@@ -406,6 +315,7 @@ def read_layers(
         ValueError: there are no names, no such part, or no such position, or a part gives another shape.
 
     Example:
+        >>> from mesaopt.analysis import next_token
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> task = LinearSystem(LinearSystemConfig(length=6))
@@ -424,7 +334,7 @@ def read_layers(
     for done, batch in enumerate(batches, start=1):
         _check_positions(positions, batch.targets.shape[1])
         for name, features in _features(model, batch, names, slots).items():
-            kept[name].append(features[:, _places(positions)])
+            kept[name].append(features[:, places(positions)])
         for target, of in targets.items():
             read[target].append(of(batch, positions))
         if report is not None:
@@ -506,6 +416,7 @@ def probe_layers(
             one is run.
 
     Example:
+        >>> from mesaopt.analysis import current_token, next_token
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> table = probe_layers(
@@ -608,17 +519,6 @@ def _by_token(name: str, found: Tensor, tokens: Tensor) -> Float[Tensor, "batch 
         given = f"names: {name!r} gives shape {tuple(found.shape)}"
         raise ValueError(f"{given}: must be [batch, time, channel]{why}")
     return found
-
-
-def _exactly(context: Context, ridge: float, position: int) -> Tensor:
-    known = context.inputs[:, :position]  # the newest input that may be learned from is at t
-    identity = torch.eye(known.shape[-1], dtype=known.dtype, device=known.device)
-    gram = known.mT @ known + ridge * identity
-    return torch.linalg.solve(gram, context.queries[:, position - 1])
-
-
-def _places(positions: Sequence[int]) -> list[int]:
-    return [t - 1 for t in positions]
 
 
 def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:

@@ -15,13 +15,15 @@ from mesaopt.analysis.in_context import (
     evaluation_batches,
     in_context_loss,
 )
-from mesaopt.analysis.probes import (
-    ProbeScore,
+from mesaopt.analysis.probe_targets import (
     Target,
     current_token,
     next_token,
     past_token,
     preconditioned_token,
+)
+from mesaopt.analysis.probes import (
+    ProbeScore,
     probe_layers,
     stream_names,
 )
