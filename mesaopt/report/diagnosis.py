@@ -159,7 +159,7 @@ def _inside(inside: Inside | None) -> Section:
             f"R² at position {position}": target,
             **{
                 label(name): f"{inside.at(target, name, position).r2.value:.2f}"
-                for name in inside.layers
+                for name in inside.names
             },
         }
         for position in inside.positions[-1:]
@@ -169,8 +169,8 @@ def _inside(inside: Inside | None) -> Section:
 
 
 def _findings(inside: Inside) -> Iterator[str]:
-    position, first = inside.positions[-1], inside.layers[0]
-    behind = inside.layers[min(1, len(inside.layers) - 1)]
+    position, first = inside.positions[-1], inside.names[0]
+    behind = inside.names[min(1, len(inside.names) - 1)]
     yield "What a linear probe reads off the stream, on sequences it was not fitted on."
     previous = steps_back(1)
     if 1 in inside.held:
@@ -187,7 +187,7 @@ def _findings(inside: Inside) -> Iterator[str]:
         )
     for target in (NEXT, PRECONDITIONED):
         before = number(inside.at(target, first, position).r2)
-        found = [inside.at(target, name, position) for name in inside.layers]
+        found = [inside.at(target, name, position) for name in inside.names]
         best = max(found, key=lambda reading: reading.r2.value)
         yield (
             f"The {target} "

@@ -125,15 +125,15 @@ def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
         axes.text(0.5, 0.5, "not looked at", ha="center", transform=axes.transAxes)
         axes.set(xticks=[])
         return
-    places = np.arange(len(inside.layers))
+    places = np.arange(len(inside.names))
     for color, target in enumerate((steps_back(1), NEXT, PRECONDITIONED)):
         if target not in inside.targets:
             continue
-        found = [inside.at(target, name, inside.positions[-1]).r2 for name in inside.layers]
+        found = [inside.at(target, name, inside.positions[-1]).r2 for name in inside.names]
         half = [1.96 * estimate.error for estimate in found]
         values = [max(estimate.value, 0.0) for estimate in found]
         axes.errorbar(places, values, half, marker="o", ms=4, color=PALETTE[color], label=target)
-    short = [label(name).removeprefix("layer ") for name in inside.layers]
+    short = [label(name).removeprefix("layer ") for name in inside.names]
     axes.set_xticks(places, short, rotation=0 if max(map(len, short)) < 6 else 60)
     axes.set(xlabel="behind layer")
     _legend_below(axes)

@@ -229,10 +229,10 @@ def test_an_untrained_model_gets_a_no() -> None:
 def test_tokens_that_hold_their_neighbour_are_said_to(trained: Diagnosis) -> None:
     inside = trained.inside
     assert inside is not None
-    assert inside.layers == ("blocks.0.input", "blocks.0")
+    assert inside.names == ("blocks.0.input", "blocks.0")
     assert inside.held == (0, 1)
     assert inside.at("previous state", "blocks.0.input", 12).r2.value > 0.999
-    before, after = (inside.at("next state", layer, 12).r2 for layer in inside.layers)
+    before, after = (inside.at("next state", layer, 12).r2 for layer in inside.names)
     assert after.low > before.high
 
 
@@ -249,7 +249,7 @@ class Binding(nn.Module):
 
 
 def test_binding_is_seen_in_the_layers_that_are_named() -> None:
-    found = diagnose(Binding(), TASK, layers=["input", "copy", "solve"], num_sequences=256)
+    found = diagnose(Binding(), TASK, names=["input", "copy", "solve"], num_sequences=256)
     inside = found.inside
     assert inside is not None
     assert inside.held == (0,)
@@ -303,12 +303,12 @@ def test_what_is_not_covered_is_refused() -> None:
     with pytest.raises(ValueError, match="num_sequences=0"):
         diagnose(model, TASK, num_sequences=0)
     with pytest.raises(ValueError, match="'bind' is no part"):
-        diagnose(Binding(), TASK, layers=["bind"])
+        diagnose(Binding(), TASK, names=["bind"])
 
 
 def test_sequences_may_be_of_one_token() -> None:
     one = LinearSystem(replace(PLAIN, length=1))
-    found = diagnose(Algorithm(torch.zeros_like), one, layers=["input"], num_sequences=256)
+    found = diagnose(Algorithm(torch.zeros_like), one, names=["input"], num_sequences=256)
     assert found.verdict.answer == "no"
 
 

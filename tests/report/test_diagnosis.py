@@ -30,7 +30,7 @@ class Copying(nn.Module):
 
 @pytest.fixture(scope="module")
 def short() -> Diagnosis:
-    return diagnose(Copying(), TASK, layers=["input", "copy"], num_sequences=256)
+    return diagnose(Copying(), TASK, names=["input", "copy"], num_sequences=256)
 
 
 def test_short_sequences_have_a_page(short: Diagnosis, tmp_path: Path) -> None:
@@ -67,6 +67,6 @@ def test_what_is_bound_is_said_to_be() -> None:
             return self.bind(tokens_from_states(tokens, ("current", "previous")))[..., :2]
 
     task = LinearSystem(LinearSystemConfig(dim=2, length=6, token_slots=("current",)))
-    found = diagnose(Binding(), task, layers=["input", "bind"], num_sequences=256)
+    found = diagnose(Binding(), task, names=["input", "bind"], num_sequences=256)
     inside = next(part for part in sections(found) if part.title == "What is inside?")
     assert "The previous state is bound to the newest token in bind" in inside.says

@@ -80,7 +80,7 @@ def diagnose(
     model: nn.Module,
     task: Task,
     *,
-    layers: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     num_sequences: int = 1024,
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
@@ -103,7 +103,7 @@ def diagnose(
             position t may depend on tokens up to t only.
         task: what it was trained on: a :class:`mesaopt.tasks.LinearSystem`, or a
             :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five observations side by side.
-        layers: parts to be probed, first to last, as in :func:`mesaopt.analysis.capture`. The residual
+        names: parts to be probed, first to last, as in :func:`mesaopt.analysis.capture`. The residual
             stream of a :class:`mesaopt.models.SequenceModel` if not given, and nothing of other modules.
         num_sequences: test sequences, rounded up to whole batches of 256.
         seed: of all sequences.
@@ -140,7 +140,7 @@ def diagnose(
         predict = predictor_of(model, problem.task)
         laws, skipped = taken(predict, other_laws(problem.task))
         progress = _Progress(report, _amount(num_sequences, len(laws)))
-        inside = look_inside(model, problem, layers, seed=seed, report=lambda _: progress.advance())
+        inside = look_inside(model, problem, names, seed=seed, report=lambda _: progress.advance())
         candidates = fit_candidates(
             Imitation(problem.task, predict),
             problem.inputs,

@@ -137,7 +137,7 @@ class ProbeReading:
 class Inside:
     """What linear probes find in the parts of a model."""
 
-    layers: tuple[str, ...]
+    names: tuple[str, ...]
     """First to last; the first is what the others are compared with."""
     held: tuple[int, ...]
     """How many steps back the states are that the input tokens show already."""
@@ -176,7 +176,7 @@ NEXT, PRECONDITIONED = "next state", "preconditioned input"
 def look_inside(
     model: nn.Module,
     problem: Problem,
-    layers: Sequence[str] | None,
+    names: Sequence[str] | None,
     *,
     seed: int,
     report: Callable[[int], None] | None = None,
@@ -186,7 +186,7 @@ def look_inside(
     Args:
         model: any.
         problem: what it is to solve.
-        layers: names as in :func:`mesaopt.analysis.capture`; None: the residual stream before and behind
+        names: parts, as in :func:`mesaopt.analysis.capture`; None: the residual stream before and behind
             every layer of a :class:`mesaopt.models.SequenceModel`, and nothing of another.
         seed: of the sequences.
         report: told how many batches of 256 have run.
@@ -197,11 +197,11 @@ def look_inside(
     Raises:
         ValueError: there is no such layer.
     """
-    if layers is None:
+    if names is None:
         if not isinstance(model, SequenceModel):
             return None
-        layers = stream_names(model)
-    if not layers:
+        names = stream_names(model)
+    if not names:
         return None
     config = problem.task.config
     positions = sorted({max(1, 2 * config.length // 5), config.length})
@@ -214,7 +214,7 @@ def look_inside(
         problem.task,
         targets,
         positions=positions,
-        names=layers,
+        names=names,
         num_fit=_PROBE_SEQUENCES,
         num_score=_PROBE_SEQUENCES // 2,
         seed=seed,
@@ -225,11 +225,11 @@ def look_inside(
             target,
             name,
             position,
-            *probe_estimates(table.at(target, layers[0], position), found),
+            *probe_estimates(table.at(target, names[0], position), found),
         )
         for (target, name, position), found in table.scores.items()
     )
-    return Inside(tuple(layers), _held(config.token_slots), readings)
+    return Inside(tuple(names), _held(config.token_slots), readings)
 
 
 PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // EVALUATION_BATCH
