@@ -26,6 +26,7 @@ from mesaopt.papers.uncovering2023 import (
     sensitivities,
 )
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import mean_and_error
 from mesaopt.theory import proposition_1
 from mesaopt.training import Checkpoint, Run, RunFolder, load_run
 
@@ -236,11 +237,11 @@ def test_checkpoints_are_spread_with_more_of_them_early() -> None:
 
 def test_seeds_widen_what_noise_allows(laboratories: dict[str, Laboratory]) -> None:
     values = torch.tensor([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
-    mean, error = sensitivities.mean_and_error(values)
+    mean, error = mean_and_error(values)
     assert mean.item() == 2.5
     sequences, seeds = 1.0 / 3, 0.5 / 2
     assert error.item() == pytest.approx((sequences + seeds) ** 0.5)
-    _, alone = sensitivities.mean_and_error(values[:1])
+    _, alone = mean_and_error(values[:1])
     assert alone.item() == pytest.approx(sequences**0.5)
     runs = laboratories["bound"].runs["tf-7"]
     both = Laboratory(PLAN, {"tf-7": runs + laboratories["untrained"].runs["tf-7"]})

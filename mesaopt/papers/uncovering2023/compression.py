@@ -27,6 +27,7 @@ from mesaopt.papers.uncovering2023.curves import (
     trained_as_published,
 )
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import variance_over_seeds, widened
 from mesaopt.papers.uncovering2023.published import (
     COMPRESSED,
     INTERPOLATED_BY_STEP,
@@ -353,8 +354,7 @@ class _Ratio:
         a, b = ours.mean(0), theirs.mean(0)  # over seeds, by sequence
         ratio = a.mean() / b.mean()
         variance = (a - ratio * b).var() / b.mean() ** 2 / len(a)
-        if len(pairs) > 1:
-            variance = variance + (ours.mean(1) / theirs.mean(1)).var() / len(pairs)
+        variance = variance + variance_over_seeds(ours.mean(1) / theirs.mean(1))
         return cls(ratio.item(), variance.sqrt().item())
 
     def claim(
@@ -367,13 +367,11 @@ class _Ratio:
         high: float | None,
         basis: str,
     ) -> Claim:
-        width = STANDARD_ERRORS * self.error
         return laboratory.claim(
             name,
             figure,
             statement,
             value=self.value,
-            low=None if low is None else low - width,
-            high=None if high is None else high + width,
+            **widened(low, high, self.error),
             basis=f"{basis}, and {STANDARD_ERRORS:g} standard errors of {self.error:.2g}",
         )

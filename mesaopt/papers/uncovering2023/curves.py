@@ -20,6 +20,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
     Comparison,
     Laboratory,
 )
+from mesaopt.papers.uncovering2023.noise import variance_over_seeds, widened
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
 from mesaopt.training import Run
@@ -286,15 +287,13 @@ def ratio_claim(
     if first not in comparison.losses or second not in comparison.losses:
         return []
     ratio, error = _ratio(comparison, first, second, positions)
-    width = STANDARD_ERRORS * error
     return [
         laboratory.claim(
             name,
             figure,
             statement,
             value=ratio,
-            low=None if low is None else low - width,
-            high=None if high is None else high + width,
+            **widened(low, high, error),
             basis=f"{basis}, and {STANDARD_ERRORS:g} standard errors of {error:.2g}",
         )
     ]
@@ -308,7 +307,7 @@ def _error_of_difference(comparison: Comparison, name: str) -> float:
     losses = comparison.losses[name].losses.mean(1)
     sequences = losses.var() * (1 / len(losses) + 1 / _PUBLISHED_SEQUENCES)
     means = torch.tensor([one.mean for one in comparison.seed_losses.get(name, [])])
-    return (sequences + _variance_of_mean(means)).sqrt().item()
+    return (sequences + variance_over_seeds(means)).sqrt().item()
 
 
 def _ratio(
@@ -327,13 +326,8 @@ def _ratio(
     variance = ((a - ratio * b).var() / b.mean() ** 2) / len(a)
     for name, slope in ((first, 1 / b.mean()), (second, ratio / b.mean())):
         seeds = [mean_losses(one).mean() for one in comparison.seed_losses.get(name, [])]
-        variance = variance + slope**2 * _variance_of_mean(torch.tensor(seeds))
+        variance = variance + slope**2 * variance_over_seeds(torch.tensor(seeds))
     return ratio.item(), variance.sqrt().item()
-
-
-def _variance_of_mean(values: Tensor) -> Tensor:
-    """Give the variance of a mean over seeds; zero where a single one says nothing about it."""
-    return values.var() / len(values) if len(values) > 1 else torch.tensor(0.0)
 
 
 def _dashes(name: str, comparison: Comparison) -> Any:

@@ -22,6 +22,7 @@ from mesaopt.papers.uncovering2023.few_shot import (
     Measurement,
 )
 from mesaopt.papers.uncovering2023.laboratory import Comparison, Laboratory
+from mesaopt.papers.uncovering2023.noise import variance_over_seeds
 from mesaopt.papers.uncovering2023.published import FEW_SHOT
 
 _PUBLISHED_SEQUENCES = 640
@@ -259,7 +260,7 @@ def _at_published(
     """Judge losses at one place, [sequence] for every seed, against a published mean."""
     mean, variance = (
         torch.stack(losses).mean(0),
-        _variance_over_seeds([x.mean().item() for x in losses]),
+        variance_over_seeds(torch.stack([x.mean() for x in losses])).item(),
     )
     sequences = mean.var().item() * (1 / len(mean) + 1 / _PUBLISHED_SEQUENCES)
     low, high, basis = interval(
@@ -287,7 +288,9 @@ def _ascent_claim(
 ) -> Claim:
     heights = [ascent.height for ascent in ascents]
     errors = torch.tensor([ascent.error for ascent in ascents])
-    noise = (errors.square().mean().item() + _variance_over_seeds(heights)) ** 0.5
+    noise = (
+        errors.square().mean().item() + variance_over_seeds(torch.tensor(heights)).item()
+    ) ** 0.5
     places = ", ".join(str(ascent.position - 1) for ascent in ascents)
     return laboratory.claim(
         name,
@@ -319,7 +322,7 @@ def _difference_claim(
     """Judge whether a difference, [sequence] for every seed, is more than noise."""
     mean = torch.stack(differences).mean(0)
     means = [difference.mean().item() for difference in differences]
-    noise = (mean.var().item() / len(mean) + _variance_over_seeds(means)) ** 0.5
+    noise = (mean.var().item() / len(mean) + variance_over_seeds(torch.tensor(means)).item()) ** 0.5
     return laboratory.claim(
         name,
         figure,
@@ -332,8 +335,3 @@ def _difference_claim(
 
 def _with(remark: str, basis: str) -> str:
     return f"{basis}; {remark}" if remark else basis
-
-
-def _variance_over_seeds(values: list[float]) -> float:
-    """Give the variance of a mean over seeds; zero where a single one says nothing about it."""
-    return torch.tensor(values).var().item() / len(values) if len(values) > 1 else 0.0

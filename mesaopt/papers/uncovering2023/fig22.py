@@ -9,7 +9,8 @@ from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.plan import Plan, Report, Results
 from mesaopt.papers.uncovering2023 import sensitivities, sensitivity_claims
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
-from mesaopt.papers.uncovering2023.sensitivities import label, mean_and_error
+from mesaopt.papers.uncovering2023.noise import mean_and_error
+from mesaopt.papers.uncovering2023.sensitivities import label
 
 _PAIRS = {"tf-7-partial": "tf-7", "hybrid-mesa-partial": "hybrid-mesa"}
 MODELS = (*_PAIRS, *_PAIRS.values())

@@ -17,6 +17,7 @@ from mesaopt.papers.plan import Plan, Report, Results
 from mesaopt.papers.uncovering2023 import fig20
 from mesaopt.papers.uncovering2023.curves import settings_of, trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import variance_over_seeds
 from mesaopt.papers.uncovering2023.published import (
     KERNEL_PER_DIMENSION,
     LEAST_SQUARES_PER_DIMENSION,
@@ -159,8 +160,7 @@ def ratios_of(dim: int, runs: list[Run], found: list[Linearization]) -> Ratios:
     """
     by_seed = torch.stack([one.ratios for one in found])
     variance = torch.stack([one.ratio_errors for one in found]).square().mean(0) / len(found)
-    if len(found) > 1:
-        variance = variance + by_seed.var(0) / len(found)
+    variance = variance + variance_over_seeds(by_seed)
     missed = torch.stack([one.unexplained for one in found])
     losses = [one.loss for one in found]
     return Ratios(dim, runs, by_seed, missed, variance.sqrt(), losses)

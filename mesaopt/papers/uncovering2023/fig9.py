@@ -19,6 +19,7 @@ from mesaopt.papers.uncovering2023.matrices import (
     Row,
     draw_matrices,
 )
+from mesaopt.papers.uncovering2023.noise import variance_over_seeds
 from mesaopt.papers.uncovering2023.published import KEY_QUERY_ENERGY
 from mesaopt.training import Run
 
@@ -151,6 +152,4 @@ def _judge(laboratory: Laboratory, runs: list[Run], energy: Tensor) -> list[Clai
 
 def standard_errors(values: Tensor) -> float:
     """Give three standard errors of a mean over seeds; zero where one seed says nothing about them."""
-    if len(values) < 2:
-        return 0.0
-    return STANDARD_ERRORS * (values.std() / len(values) ** 0.5).item()
+    return STANDARD_ERRORS * variance_over_seeds(values).sqrt().item()

@@ -15,6 +15,7 @@ from mesaopt.papers.figures import GRID, INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
 from mesaopt.papers.uncovering2023.curves import label_of, trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import mean_and_error
 from mesaopt.tasks import make_task
 from mesaopt.training import Run
 
@@ -334,10 +335,8 @@ def _over_seeds(shares: Sequence[Tensor], *, least: bool = False) -> tuple[float
         head = of_heads.mean(0).argmin()
         chosen.append(of_heads[:, head] if least else of_heads.mean(1))
     values = torch.stack(chosen)  # [seed,sequence]
-    variance = values.mean(0).var() / values.shape[1]
-    if len(values) > 1:
-        variance = variance + values.mean(1).var() / len(values)
-    return values.mean().item(), variance.sqrt().item()
+    mean, error = mean_and_error(values)
+    return mean.item(), error.item()
 
 
 def _where(figure: str) -> str:

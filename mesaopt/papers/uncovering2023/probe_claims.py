@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim, interval
 from mesaopt.papers.uncovering2023.curves import trained_as_published
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import widened
 from mesaopt.papers.uncovering2023.probing import (
     CHOSEN_BY,
     STEPS,
@@ -67,14 +68,12 @@ def limited_claim(
         The claim.
     """
     value, error = measured
-    width = STANDARD_ERRORS * error
     return laboratory.claim(
         name,
         figure,
         statement,
         value=value,
-        low=None if low is None else low - width,
-        high=None if high is None else high + width,
+        **widened(low, high, error),
         basis=f"{basis}; {length_of(laboratory, probed.recipe)}; and {STANDARD_ERRORS:g} standard errors "
         f"of {error:.2g}",
     )

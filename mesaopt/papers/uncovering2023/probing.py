@@ -25,6 +25,7 @@ from mesaopt.config import stacked
 from mesaopt.models import make_model
 from mesaopt.papers.plan import Report
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import variance_over_seeds
 from mesaopt.tasks import NonlinearSystem, PartiallyObserved, Task, make_task, tokens_from_states
 from mesaopt.theory import PUBLISHED_INVERSES
 from mesaopt.training import Run
@@ -331,7 +332,7 @@ def untrained(laboratory: Laboratory, recipe: str) -> Laboratory:
 
 def _error_over(values: Sequence[float]) -> float:
     """Give the standard error over seeds; zero where one says nothing about it."""
-    return torch.tensor(values).std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return variance_over_seeds(torch.tensor(values)).sqrt().item()
 
 
 def scored_sequences(laboratory: Laboratory) -> int:

@@ -16,6 +16,7 @@ from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import mean_and_error
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
 
@@ -222,14 +223,6 @@ def label(name: str) -> str:
         ('softmax, then mesa', 'linear, then mesa ("full-mesa")')
     """
     return {"full-mesa-published": 'linear, then mesa ("full-mesa")'}.get(name, label_of(name))
-
-
-def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the first two axes, seeds and sequences, and its standard error over both."""
-    variance = values.mean(0).var(0) / values.shape[1]
-    if len(values) > 1:  # a single seed says nothing about others
-        variance = variance + values.mean(1).var(0) / len(values)
-    return values.mean((0, 1)), variance.sqrt()
 
 
 def _nearby(found: Sensitivity) -> list[float]:

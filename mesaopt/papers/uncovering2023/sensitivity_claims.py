@@ -11,12 +11,12 @@ from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.uncovering2023.curves import trained_as_published
 from mesaopt.papers.uncovering2023.first_layer import task_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.noise import mean_and_error
 from mesaopt.papers.uncovering2023.sensitivities import (
     PUBLISHED,
     PUBLISHED_STEP,
     Course,
     label,
-    mean_and_error,
     older,
     previous,
 )
