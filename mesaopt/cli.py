@@ -137,7 +137,7 @@ class Diagnose:
 class Reproduce:
     """Train, measure and judge an item of a paper, whole or in parts, and write its report.
 
-    Exits with 0 if all claims hold, 1 if one fails, 2 if something has to be put right first.
+    Exits with 0 if all claims hold, 1 if one fails, 2 after a usage error.
     """
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
@@ -242,8 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: without the program's name; those of the process if not given.
 
-    Exits with 0 if all went well and all claims hold, 1 if a claim or a run failed, 2 if something has to
-    be put right first, 130 after Ctrl-C.
+    Exits with 0 if all went well and all claims hold, 1 if a claim or a run failed, 2 after a usage error
+    (a misspelt setting, a folder that holds another run, a full disk), 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) in (["--version"], ["-V"]):

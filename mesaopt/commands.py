@@ -97,9 +97,9 @@ def train_recipe(
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: must be 1 or greater")
     configs = [override(recipes.get(name, seed=seed + i), changes) for i in range(seeds)]
-    from mesaopt.training import RunFolder, run_name, sittings, step_cost
+    from mesaopt.training import RunFolder, run_name, seed_batches, step_cost
 
-    groups = sittings(configs, device)
+    groups = seed_batches(configs, device)
     if seeds == 1:
         paths = {seed: out or Path("runs") / f"{name}-seed{seed}"}
     else:
@@ -143,7 +143,7 @@ def _train_groups(
         for title, group in zip(titles, groups, strict=True):
             display.begin(title)
             folders = [paths[config.seed] for config in group]
-            runs += train_seeds(group, folders, resume=True, device=device, report=display.update)
+            runs += train_seeds(group, folders, resume=True, device=device, on_step=display.update)
     for run in runs:
         last = run.metrics[-1]
         told = f"test loss {last['test_loss']:.4f} after {last['step']} steps, {run.seconds:.0f} s"

@@ -15,7 +15,7 @@ class MesaoptError(Exception):
     """
 
     exit_status = 2
-    """What the command line exits with: 2, something the user has to put right."""
+    """Exit status of the command line: 2, a usage error."""
 
 
 class ConfigError(MesaoptError, ValueError):

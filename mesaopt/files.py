@@ -34,7 +34,7 @@ def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
     """
     # The name keeps its ending, because what writes a picture looks at it.
     temporary = path.with_name(TEMPORARY + path.name)
-    with clear_disk_errors(path):
+    with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if callable(content):
             content(temporary)
@@ -74,7 +74,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         RunError: the disk is full or the file cannot be written to.
     """
-    with clear_disk_errors(path), path.open("a") as file:
+    with explain_os_errors(path), path.open("a") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -145,7 +145,7 @@ def only_one_process(folder: Path) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def clear_disk_errors(path: Path) -> Generator[None]:
+def explain_os_errors(path: Path) -> Generator[None]:
     """Say in one line what the disk refused.
 
     Args:

@@ -1,11 +1,15 @@
 """Progress of work made of stages: a live bar in a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+OnProgress = Callable[[int, int], None]
+"""Called with the finished and the total number of batches or steps of a longer computation."""
 
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -90,7 +94,7 @@ class ProgressDisplay:
         self._show()
 
     def skip(self, name: str) -> None:
-        """Say that a stage had been done before, in an earlier sitting."""
+        """Say that a stage had been done before, in an earlier session."""
         self._skipped += self._stages[name].seconds
         self.console.print(f"{name}: already done", soft_wrap=True)
 

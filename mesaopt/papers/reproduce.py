@@ -22,11 +22,11 @@ from mesaopt.training import (
     Run,
     RunFolder,
     StepCost,
-    claim_folder,
     describe,
+    reserve_folder,
     resolve_device,
     run_name,
-    sittings,
+    seed_batches,
     step_cost,
     train_seeds,
 )
@@ -51,7 +51,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
-    """What is kept of a part, in `parts/<name>.json`: a later sitting need not compute it again."""
+    """What is kept of a part, in `parts/<name>.json`: a later session need not compute it again."""
 
     figures: list[str]
     claims: list[Claim]
@@ -120,7 +120,7 @@ def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
     by_recipe = {
         group[0].recipe: step_cost(group[0], device, seeds=[config.seed for config in group])
         for training in plan.trainings
-        for group in sittings(training.configs, device)[:1]
+        for group in seed_batches(training.configs, device)[:1]
     }
     return [
         Cost(run=name, steps=config.train.steps, step=by_recipe[config.recipe])
@@ -141,7 +141,7 @@ def reproduce(
     """Train, measure and judge one item in a folder.
 
     The folder gets `runs/`, `figures/`, `parts/` and `claims.json`; :func:`mesaopt.report.write_report`
-    makes its page. Runs and parts that an earlier sitting has finished are kept.
+    makes its page. Runs and parts that an earlier session has finished are kept.
 
     Args:
         what: name of an item, such as "core", or of one part, such as "emergence2024/fig1".
@@ -173,7 +173,7 @@ def reproduce(
 def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[Claim]:
     started = time.perf_counter()
     parts = item.chosen(plan)
-    groups = [group for t in plan.trainings for group in sittings(t.configs, device)]
+    groups = [group for t in plan.trainings for group in seed_batches(t.configs, device)]
     share = {cost.run: cost.step.seconds for cost in costs(_unfinished(plan, out), device=device)}
     stages = [
         Stage(_title(group), group[0].train.steps, sum(share.get(run_name(c), 0) for c in group))
@@ -205,7 +205,7 @@ def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[C
 
 
 def _unfinished(plan: Plan, out: Path) -> Plan:
-    """Give the plan without the recipes that an earlier sitting has trained."""
+    """Give the plan without the recipes that an earlier session has trained."""
     waiting = tuple(
         training
         for training in plan.trainings
@@ -217,7 +217,7 @@ def _unfinished(plan: Plan, out: Path) -> Plan:
 def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
     """Take a folder for a plan, or make sure that it holds this very plan."""
     settings = to_dict(plan)
-    if claim_folder(out, resume=resume):
+    if reserve_folder(out, resume=resume):
         theirs = files.read_json(out / "config.json")
         if theirs != settings:
             different = [k for k in settings if not isinstance(theirs, dict) or k not in theirs]
@@ -258,7 +258,7 @@ def _train_all(
             display.skip(_title(group))
         else:
             display.begin(_title(group))
-        trained = train_seeds(group, paths, resume=True, device=device, report=display.update)
+        trained = train_seeds(group, paths, resume=True, device=device, on_step=display.update)
         runs.setdefault(group[0].recipe, []).extend(trained)
     return runs
 

@@ -7,11 +7,11 @@ from mesaopt.training.loop import (
     Run,
     load_run,
     run_name,
-    sittings,
+    seed_batches,
     train,
     train_seeds,
 )
-from mesaopt.training.run_folder import Checkpoint, RunFolder, claim_folder
+from mesaopt.training.run_folder import Checkpoint, RunFolder, reserve_folder
 from mesaopt.training.trainer import Trainer, learning_rate
 
 __all__ = [
@@ -21,14 +21,14 @@ __all__ = [
     "RunFolder",
     "StepCost",
     "Trainer",
-    "claim_folder",
     "describe",
     "learning_rate",
     "load_run",
     "peak_memory_bytes",
+    "reserve_folder",
     "resolve_device",
     "run_name",
-    "sittings",
+    "seed_batches",
     "step_cost",
     "train",
     "train_seeds",

@@ -20,10 +20,10 @@ from mesaopt.training.environment import resolve_device
 from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer, learning_rate
 
-Report = Callable[[int, float], None]
-"""Told the steps done and the newest training loss, now and then."""
+OnStep = Callable[[int, float], None]
+"""Called with the number of finished steps and the newest training loss."""
 
-_REPORT_EVERY = 10
+_CALL_EVERY = 10  # steps between two calls of `on_step`: reading a loss waits for the device
 
 
 class DivergedError(RunError):
@@ -42,7 +42,7 @@ class Run:
     metrics: list[dict[str, Any]]
     """One entry per evaluation: step, train_loss, test_loss, learning_rate."""
     seconds: float
-    """Training time, over all sittings."""
+    """Training time, over all sessions."""
 
 
 def run_name(config: RunConfig) -> str:
@@ -67,7 +67,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "auto",
-    report: Report | None = None,
+    on_step: OnStep | None = None,
 ) -> Run:
     """Train a model in a run folder.
 
@@ -80,7 +80,7 @@ def train(
         out: folder of the run, new or empty unless resumed.
         resume: continue the run in `out` if there is one.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        report: told the progress; None for silence.
+        on_step: called with the number of finished steps and the newest training loss, every 10 steps.
 
     Returns:
         The trained model with its metrics.
@@ -99,7 +99,7 @@ def train(
         >>> [line["step"] for line in run.metrics]
         [0, 2]
     """
-    return train_seeds([config], [out], resume=resume, device=device, report=report)[0]
+    return train_seeds([config], [out], resume=resume, device=device, on_step=on_step)[0]
 
 
 def train_seeds(
@@ -108,7 +108,7 @@ def train_seeds(
     *,
     resume: bool = False,
     device: str = "auto",
-    report: Report | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Run]:
     """Train runs that differ in their seeds alone side by side, as one model.
 
@@ -123,7 +123,8 @@ def train_seeds(
         outs: a folder for each.
         resume: continue the runs in `outs` where there are any.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        report: told the progress and the mean loss; None for silence.
+        on_step: called with the number of finished steps and the newest training loss, the mean over the
+            seeds, every 10 steps.
 
     Returns:
         The trained models with their metrics.
@@ -154,11 +155,11 @@ def train_seeds(
             stack.enter_context(files.only_one_process(folder.path))
         for start, group in _groups(unfinished):
             with _num_threads(group[0].meta["num_threads"]):
-                _train_in(group, start, where, report)
+                _train_in(group, start, where, on_step)
     return [load_run(folder.path, device=device) for folder in folders]
 
 
-def sittings(configs: Sequence[RunConfig], device: str = "auto") -> list[list[RunConfig]]:
+def seed_batches(configs: Sequence[RunConfig], device: str = "auto") -> list[list[RunConfig]]:
     """Divide the seeds of one recipe into what is best trained side by side.
 
     A GPU has room for all of them at once. On a CPU that keeps its cores busy with one, side by side takes
@@ -176,7 +177,7 @@ def sittings(configs: Sequence[RunConfig], device: str = "auto") -> list[list[Ru
 
     Example:
         >>> from mesaopt import recipes
-        >>> [len(group) for group in sittings([recipes.get("lsa-1", seed=s) for s in (0, 1)], "cpu")]
+        >>> [len(group) for group in seed_batches([recipes.get("lsa-1", seed=s) for s in (0, 1)], "cpu")]
         [1, 1]
     """
     together = resolve_device(device).type == "cuda" and isinstance(configs[0].model, ModelConfig)
@@ -239,7 +240,7 @@ def _groups(folders: Sequence[RunFolder]) -> list[tuple[int, list[RunFolder]]]:
 
 
 def _train_in(
-    folders: Sequence[RunFolder], start: int, device: torch.device, report: Report | None
+    folders: Sequence[RunFolder], start: int, device: torch.device, on_step: OnStep | None
 ) -> None:
     """Train the seeds of these folders, from a step that all of them can go on from."""
     config = folders[0].config
@@ -270,18 +271,18 @@ def _train_in(
             losses = []
         if step == train.steps:
             break
-        with _clear_divergence(step, trainer.seeds):
+        with _as_diverged_error(step, trainer.seeds):
             losses.append(trainer.step(step))
         step += 1
-        if report is not None and (step % _REPORT_EVERY == 0 or step == train.steps):
-            report(step, losses[-1].mean().item())
+        if on_step is not None and (step % _CALL_EVERY == 0 or step == train.steps):
+            on_step(step, losses[-1].mean().item())
     for folder in folders:
         folder.finish(train.steps, seconds())
 
 
 def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> list[dict[str, Any]]:
     """Give one line of metrics per seed."""
-    with _clear_divergence(step, trainer.seeds):
+    with _as_diverged_error(step, trainer.seeds):
         test_losses = trainer.test_losses()
     train_losses: list[float | None] = [None] * len(trainer.seeds)
     if losses:
@@ -303,7 +304,7 @@ def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> list[dict[st
 
 
 @contextlib.contextmanager
-def _clear_divergence(step: int, seeds: Sequence[int]) -> Generator[None]:
+def _as_diverged_error(step: int, seeds: Sequence[int]) -> Generator[None]:
     try:
         yield
     except (ValueError, SolveError, torch.linalg.LinAlgError) as error:

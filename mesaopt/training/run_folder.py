@@ -73,7 +73,7 @@ class RunFolder:
             RunError: one holds something else, or a run of another configuration.
         """
         for path in paths:
-            claim_folder(path, resume=resume)
+            reserve_folder(path, resume=resume)
         pairs = zip(paths, configs, strict=True)
         return [cls.open(path, config, resume=resume) for path, config in pairs]
 
@@ -93,7 +93,7 @@ class RunFolder:
             RunError: the folder holds something else, or a run of another configuration.
         """
         folder = cls(path)
-        if claim_folder(path, resume=resume):
+        if reserve_folder(path, resume=resume):
             theirs = folder.config
             if changes := differences(config, theirs):
                 changed = "; ".join(changes)
@@ -137,7 +137,7 @@ class RunFolder:
 
         Args:
             steps: optimiser steps taken.
-            seconds: training time, over all sittings.
+            seconds: training time, over all sessions.
         """
         files.write_json(self.path / "DONE", {"steps": steps, "seconds": round(seconds, 3)})
 
@@ -161,7 +161,7 @@ class RunFolder:
         target = self._checkpoint_path(checkpoint.step)
         temporary = target.with_name(files.TEMPORARY + target.name)
         facts = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
-        with files.clear_disk_errors(target):
+        with files.explain_os_errors(target):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         for name in ("model", "optimizer"):
@@ -172,7 +172,7 @@ class RunFolder:
                 temporary / f"{name}.safetensors",
                 lambda path, tensors=tensors: save_file(tensors, path, metadata=facts),
             )
-        with files.clear_disk_errors(target):
+        with files.explain_os_errors(target):
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         for step in self.steps[:-_RESUMABLE_CHECKPOINTS]:
@@ -240,7 +240,7 @@ class RunFolder:
     def _drop(self, checkpoint: Path) -> None:
         """Remove a checkpoint: at once by its name, then from the disk."""
         temporary = checkpoint.with_name(files.TEMPORARY + checkpoint.name)
-        with files.clear_disk_errors(checkpoint):
+        with files.explain_os_errors(checkpoint):
             shutil.rmtree(temporary, ignore_errors=True)
             checkpoint.rename(temporary)
             shutil.rmtree(temporary)
@@ -252,7 +252,7 @@ class RunFolder:
         return self._checkpoint_path(step) / "optimizer.safetensors"
 
 
-def claim_folder(path: Path, *, resume: bool) -> bool:
+def reserve_folder(path: Path, *, resume: bool) -> bool:
     """Decide whether a folder may be written to, before anything is.
 
     Args:
@@ -266,7 +266,7 @@ def claim_folder(path: Path, *, resume: bool) -> bool:
         RunError: it holds something, and it is not to be continued or is not one of ours.
 
     Example:
-        >>> claim_folder(Path("no/such/folder"), resume=False)
+        >>> reserve_folder(Path("no/such/folder"), resume=False)
         False
     """
     if path.exists() and not path.is_dir():

@@ -14,7 +14,7 @@ from mesaopt.training import (
     RunFolder,
     Trainer,
     run_name,
-    sittings,
+    seed_batches,
     step_cost,
     train,
     train_seeds,
@@ -236,11 +236,11 @@ def test_groups_follow_the_device_and_the_model(
     short_config: RunConfig, short_ar_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = seeds_of(short_config)
-    assert sittings(configs, "cpu") == [[config] for config in configs]
+    assert seed_batches(configs, "cpu") == [[config] for config in configs]
     monkeypatch.setattr("mesaopt.training.loop.resolve_device", torch.device)
-    assert sittings(configs, "cuda") == [configs]
+    assert seed_batches(configs, "cuda") == [configs]
     others = seeds_of(short_ar_config)
-    assert sittings(others, "cuda") == [[config] for config in others]
+    assert seed_batches(others, "cuda") == [[config] for config in others]
 
 
 def test_without_the_optimiser_a_run_cannot_go_on(short_config: RunConfig, tmp_path: Path) -> None:
