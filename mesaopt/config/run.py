@@ -57,11 +57,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_positive(
-            self,
-            *("steps", "batch_size", "learning_rate"),
-            *("evaluate_every", "evaluation_sequences"),
-        )
+        require_positive(self, "steps", "batch_size", "evaluate_every", "evaluation_sequences")
+        require_positive(self, "learning_rate")
         if self.gradient_clip is not None:
             require_positive(self, "gradient_clip")
         require_not_negative(self, "weight_decay", "warmup_steps", "final_learning_rate")
@@ -98,3 +95,14 @@ class RunConfig:
             have, want = getattr(self.model, ours), getattr(self.task, theirs)
             if have != want:
                 raise ConfigError(f"model.{ours}={have!r}: must be {want!r}, the task's {theirs}")
+
+    @property
+    def sequence_model(self) -> ModelConfig:
+        """The network, where it is a stack of sequence mixers.
+
+        Raises:
+            ConfigError: it is a network of another kind.
+        """
+        if not isinstance(self.model, ModelConfig):
+            raise ConfigError(f"model.kind={self.model.kind!r}: must be 'sequence'")
+        return self.model

@@ -15,7 +15,7 @@ from torch import Tensor
 from mesaopt import files
 from mesaopt.config import ModelConfig, RunConfig, differences
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError, SolveError
-from mesaopt.models import Model, make_model
+from mesaopt.models import Model, SequenceModel, make_model
 from mesaopt.training.environment import resolve_device
 from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer, learning_rate
@@ -43,6 +43,18 @@ class Run:
     """One entry per evaluation: step, train_loss, test_loss, learning_rate."""
     seconds: float
     """Training time, over all sessions."""
+
+    @property
+    def sequence_model(self) -> SequenceModel:
+        """The model, where it is a stack of sequence mixers.
+
+        Raises:
+            RunError: it is a model of another kind.
+        """
+        if not isinstance(self.model, SequenceModel):
+            kind = self.config.model.kind
+            raise RunError(f"{self.path}: holds a {kind!r} model; must be a 'sequence' model")
+        return self.model
 
 
 def run_name(config: RunConfig) -> str:

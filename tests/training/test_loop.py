@@ -311,3 +311,16 @@ def test_dead_ends_are_warned_of_in_training_and_not_when_a_run_is_loaded(
         run = train(replace(short_ar_config, model=stuck), tmp_path, device="cpu")
     assert len({line["test_loss"] for line in run.metrics}) == 1
     load_run(tmp_path, device="cpu")  # a warning would fail the test
+
+
+def test_a_run_knows_whether_its_model_is_a_sequence_model(
+    tmp_path: Path, short_config: RunConfig, short_ar_config: RunConfig
+) -> None:
+    run = train(short_config, tmp_path / "real", device="cpu")
+    assert run.sequence_model is run.model
+    assert run.config.sequence_model is run.config.model
+    other = train(short_ar_config, tmp_path / "complex", device="cpu")
+    with pytest.raises(RunError, match="holds a 'merged_attention' model; must be a 'sequence'"):
+        _ = other.sequence_model
+    with pytest.raises(ConfigError, match="kind='merged_attention': must be 'sequence'"):
+        _ = other.config.sequence_model

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -131,7 +131,7 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
     mixed = [step for step in steps if step <= 1000 or step % 500 == 0 or step == end]
     mixed = mixed if recipe in INTERPOLATED else []
     at_step = {
-        step: cast(SequenceModel, load_run(run.path, step=step, device="cpu").model)
+        step: load_run(run.path, step=step, device="cpu").sequence_model
         for step in {start, extracted, end, *mixed}
     }
     scalars = {step: compress(at_step[step]).model for step in (extracted, end)}

@@ -130,7 +130,7 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
 
 def first_layer(run: Run) -> SelfAttention:
     """Return the first layer of a run's model, on the CPU."""
-    return cast(SelfAttention, cast(SequenceModel, run.model.cpu()).mixers[0])
+    return run.sequence_model.cpu().mixers[0]
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def construction_errors(num_sequences: int = 64) -> dict[str, float]:
 
 def _settings(config: RunConfig) -> tuple[LinearSystemConfig, ModelConfig]:
     """Task and model of a recipe of this page, which are all of one kind."""
-    return cast(LinearSystemConfig, config.task), cast(ModelConfig, config.model)
+    return cast(LinearSystemConfig, config.task), config.sequence_model
 
 
 def _key(name: str, seed: int, step: int | None = None) -> str:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from mesaopt.analysis import (
     tune_prompt,
 )
 from mesaopt.config import FewShotConfig
-from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Scale
 from mesaopt.papers.uncovering2023.core_measure import average
 from mesaopt.tasks import Batch, FewShot
@@ -107,7 +106,7 @@ def measure(runs: list[Run], scale: Scale, report: Callable[[int], None]) -> Mea
     """
     separators, prompts, curves = [], [], []
     for run in runs:
-        model = cast(SequenceModel, run.model)  # prompts are learned on the device where it is
+        model = run.model  # prompts are learned on the device where it is
         separator, prompt = learn_prompts(model, TUNING[scale], report)
         separators.append(separator)
         prompts.append(prompt)

@@ -1,8 +1,5 @@
 """Figure 10: what scores keys against queries in seven softmax layers."""
 
-from typing import cast
-
-from mesaopt.models import SequenceModel
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.papers.uncovering2023.curves import settings_of
@@ -50,7 +47,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
 
 
 def _row(run: Run, layer: int) -> Row:
-    model = cast(SequenceModel, run.model.cpu())
+    model = run.sequence_model.cpu()
     scores = model.mixers[layer - 1].head_products()[0].detach()
     width = model.config.width
     placed = scores.shape[-1] > width

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from mesaopt.analysis import Linearization, capture
 from mesaopt.layers import SelfAttention
-from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
@@ -168,7 +166,7 @@ def products(run: Run, found: Linearization, roots: Roots) -> tuple[Products, Pr
         Of the softmax layers and of the linear ones; the latter with the sign, which a linear layer is free
         to choose, that makes their W_k^T W_q more alike.
     """
-    mixers = cast(SequenceModel, run.model).mixers
+    mixers = run.sequence_model.mixers
     softmax = _on(torch.stack([_products(mixers[index]) for index in found.layers]), roots)
     linear = _on(torch.stack([_products(twin) for twin in found.distilled]), roots)
     signs = torch.where(cosines(softmax, linear)[:, 0] < 0, -1.0, 1.0)

@@ -89,7 +89,7 @@ def compute(laboratory: Laboratory, report: Report) -> Results:
 
 
 def _width(name: str) -> int:
-    width = RECIPES[name].config.model.embed_dim  # type: ignore[union-attr]
+    width = RECIPES[name].config.sequence_model.embed_dim
     assert width is not None
     return width
 

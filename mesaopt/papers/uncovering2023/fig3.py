@@ -1,7 +1,7 @@
 """Figure 3: where a first softmax layer looks, and the weights of a linear one beside Proposition 1."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -131,7 +131,7 @@ def _previous_head(laboratory: Laboratory, maps: Sequence[AttentionMaps]) -> Cla
 
 
 def _patterns(laboratory: Laboratory, runs: Sequence[Run]) -> list[Claim]:
-    both = [pattern_shares(cast(SequenceModel, run.model.cpu())) for run in runs]
+    both = [pattern_shares(run.sequence_model.cpu()) for run in runs]
     claims = []
     for place, (name, matrix, reads) in enumerate(
         (
@@ -189,7 +189,7 @@ def _draw_shares(axes: Axes, of_seeds: Sequence[AttentionMaps]) -> None:
 
 def _draw_weights(part: SubFigure, run: Run) -> list[dict[str, Any]]:
     part.suptitle("B: one linear layer and Proposition 1", fontsize=10)
-    products = cast(SequenceModel, run.model.cpu()).mixers[0].head_products()
+    products = run.sequence_model.cpu().mixers[0].head_products()
     key_query, output_value = (x.detach() for x in products)
     sign = (
         _block(output_value, 0, _CURRENT).diagonal(dim1=-2, dim2=-1).mean(-1).sign()[:, None, None]

@@ -1,7 +1,7 @@
 """Figure 5: softmax layers replaced by linear ones, and what softmax costs as dimension grows."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mesaopt.analysis import Linearization, linearize
-from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Plan, Report, Results
@@ -123,7 +122,7 @@ def linearise_run(run: Run, scale: str, report: Report, done: int, total: int) -
         Ratios and layers.
     """
     return linearize(
-        cast(SequenceModel, run.model.cpu()),
+        run.model.cpu(),
         make_task(run.config.task),
         steps=STEPS[scale],
         num_sequences=_SEQUENCES[scale],

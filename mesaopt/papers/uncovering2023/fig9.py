@@ -1,12 +1,9 @@
 """Figure 9: products of the weights of six linear layers, block by block."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from mesaopt.analysis import Compressed, compress
-from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
@@ -81,7 +78,7 @@ def layer_rows(run: Run, compressed: Compressed, layers: tuple[int, ...]) -> lis
         Two rows a layer, a picture per head.
     """
     slots = [str(slot) for slot in range(compressed.key_query.shape[-1])]
-    mixers = cast(SequenceModel, run.model.cpu()).mixers
+    mixers = run.sequence_model.cpu().mixers
     rows = []
     for layer in layers:
         named = f"layer {layer}\n" if len(mixers) > 1 else ""

@@ -17,7 +17,6 @@ from mesaopt.analysis import (
     tune_ridge,
 )
 from mesaopt.config import stacked
-from mesaopt.models import SequenceModel
 from mesaopt.papers.plan import Measured, Report
 from mesaopt.papers.uncovering2023.core_measure import average
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
@@ -125,7 +124,7 @@ class Laboratory(Measured):
 
 
 def _predictor(run: Run) -> Predictor:
-    return model_predictor(cast(SequenceModel, run.model.cpu()), run.config.task.token_slots)
+    return model_predictor(run.model.cpu(), run.config.task.token_slots)
 
 
 Baselines = tuple[dict[str, Predictor], dict[str, float]]
