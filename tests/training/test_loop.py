@@ -14,7 +14,7 @@ import torch
 
 from mesaopt import files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
-from mesaopt.errors import InitialisationWarning, RunError
+from mesaopt.errors import ConfigError, InitialisationWarning, RunError
 from mesaopt.training import DivergedError, RunFolder, Trainer, learning_rate, load_run, train
 from mesaopt.training import trainer as trainer_module
 
