@@ -86,8 +86,43 @@ def test_recipes_train_as_published(name: str) -> None:
 
 
 def test_every_recipe_of_the_first_paper_is_held_to_its_publication() -> None:
-    ours = {name for name, r in recipes.RECIPES.items() if r.config.model.kind == "sequence"}
+    ours = {recipe.name for recipe in recipes.select(source="uncovering2023")}
     assert ours == set(PUBLISHED)
+
+
+def test_recipes_are_found_under_their_names() -> None:
+    assert all(recipe.name == name for name, recipe in recipes.RECIPES.items())
+    assert recipes.select() == tuple(recipes.RECIPES.values())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_facts_of_a_recipe_are_those_of_its_configuration(name: str) -> None:
+    recipe = recipes.RECIPES[name]
+    task, model = recipe.config.task, recipe.config.model
+    if task.kind == "linear_system":
+        systems = {"orthogonal": "linear", "contracting": "contracting", "fixed": "fixed"}
+        assert recipe.task == systems[task.transition]
+    else:
+        kinds = {"partial": "partially_observed", "nonlinear": "nonlinear_system"}
+        assert task.kind == kinds[recipe.task]
+    assert recipe.mixers == recipes.MODELS[recipe.architecture].mixers
+    assert recipe.head_dim == model.head_dim
+    standard = [r.name for r in recipes.select(architecture=recipe.architecture, task=recipe.task)]
+    if recipe.variant == "width":
+        assert recipe.width != recipes.RECIPES[standard[0]].width == 80
+    if recipe.variant == "dimension":
+        assert name == f"tf-7-dim-{recipe.dim}"
+        assert recipe.width == 4 * recipe.dim
+
+
+def test_one_recipe_is_the_standard_of_its_architecture_and_task() -> None:
+    standards = [
+        (r.architecture, r.task)
+        for r in recipes.select(source="uncovering2023", variant="standard")
+    ]
+    assert len(set(standards)) == len(standards)
+    for recipe in recipes.select(source="uncovering2023"):
+        assert (recipe.architecture, recipe.task) in standards
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

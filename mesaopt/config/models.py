@@ -89,6 +89,11 @@ class ModelConfig:
         """Width of the residual stream."""
         return self.token_dim if self.embed_dim is None else self.embed_dim
 
+    @property
+    def key_width(self) -> int:
+        """Width of a query, key and value of one head."""
+        return self.width // self.num_heads if self.head_dim is None else self.head_dim
+
 
 @dataclass(frozen=True, kw_only=True)
 class MergedAttentionConfig:

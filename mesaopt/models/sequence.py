@@ -150,8 +150,8 @@ def _mixer(config: ModelConfig, layer: int) -> SelfAttention:
         positions=config.positions == "first_layer" and layer == 0,
         unit_keys=config.unit_queries_keys == "after_first" and layer > 0,
     )
-    head_dim = config.head_dim or config.width // config.num_heads
-    return _MIXERS[config.mixers[layer]](config.width, config.num_heads, head_dim, frame=frame)
+    layer_type = _MIXERS[config.mixers[layer]]
+    return layer_type(config.width, config.num_heads, config.key_width, frame=frame)
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

@@ -1,0 +1,5 @@
+"""Recipes of ours."""
+
+from mesaopt.recipes.recipe import Recipe
+
+RECIPES: tuple[Recipe, ...] = ()

@@ -1,0 +1,44 @@
+"""The tasks of von Oswald et al. (arXiv 2309.05858) by name."""
+
+from mesaopt.config import (
+    FewShotConfig,
+    LinearSystemConfig,
+    NonlinearSystemConfig,
+    PartiallyObservedConfig,
+    TaskConfig,
+    TokenSlot,
+    stacked,
+)
+
+LINEAR_CONSTRUCTED = LinearSystemConfig()
+CONTRACTING_CONSTRUCTED = LinearSystemConfig(transition="contracting", state_clip=2.0)
+FIXED_CONSTRUCTED = LinearSystemConfig(transition="fixed")
+
+TASKS: dict[str, TaskConfig] = {
+    "linear": LinearSystemConfig(token_slots=("current",)),
+    "linear-constructed": LINEAR_CONSTRUCTED,
+    "linear-text": LinearSystemConfig(token_slots=("current",), start="normal"),
+    "contracting-constructed": CONTRACTING_CONSTRUCTED,
+    "fixed-constructed": FIXED_CONSTRUCTED,
+    "partial": PartiallyObservedConfig(),
+    "partial-stacked": PartiallyObservedConfig(token_slots=stacked(16)),
+    "partial-text": PartiallyObservedConfig(observation_std=0.5**0.5, start="normal"),
+    "nonlinear": NonlinearSystemConfig(),
+    "nonlinear-text": NonlinearSystemConfig(normalisation="none", start="normal"),
+    "linear-long": LinearSystemConfig(token_slots=("current",), length=224),
+    "few-shot": FewShotConfig(),
+    "few-shot-separated": FewShotConfig(layout="triples"),
+    "few-shot-prefixed": FewShotConfig(layout="triples", prefix_length=20),
+    "few-shot-two-tasks": FewShotConfig(switch_after=20),
+    "few-shot-text": FewShotConfig(inputs="normal"),
+}
+"""As in the authors' code; names that end in `-text` are as in the paper's text, where that differs."""
+
+ONE_LAYER_SLOTS: tuple[TokenSlot, ...] = ("zero", "zero", "current", "previous")
+"""Constructed tokens for models of one layer, which have no use for a second copy of the current state: the
+authors zero it. With it, training escapes its initial plateau some 80 steps earlier than published."""
+
+
+def system_of(dim: int, token_slots: tuple[TokenSlot, ...]) -> LinearSystemConfig:
+    """Configure the linear system of another dimension, with sequences four times as long as it."""
+    return LinearSystemConfig(dim=dim, length=4 * dim, token_slots=token_slots, state_clip=1000.0)
