@@ -130,9 +130,9 @@ def test_every_recipe_takes_a_step(name: str) -> None:
     config = recipes.get(name)
     small = replace(config.train, batch_size=2, evaluation_sequences=2, warmup_steps=0)
     trainer = Trainer(replace(config, train=small), torch.device("cpu"))
-    weights = [p.detach().clone() for p in trainer.parameters.values()]
+    weights = [p.detach().clone() for p in trainer.model.parameters()]
     assert trainer.step(0).isfinite().all()
-    for before, after in zip(weights, trainer.parameters.values(), strict=True):
+    for before, after in zip(weights, trainer.model.parameters(), strict=True):
         assert after.isfinite().all()
         assert not torch.equal(before, after)
 
