@@ -1,10 +1,9 @@
 import errno
 import math
+import multiprocessing
+import multiprocessing.process
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -92,34 +91,35 @@ def test_a_stopped_complex_run_continues_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_killed_process_continues_byte_for_byte(tmp_path: Path) -> None:
-    settings = ["train.steps=600", "train.batch_size=32", "train.evaluation_sequences=64"]
-    settings += ["train.evaluate_every=50", "task.length=20"]
-    command = [sys.executable, "-m", "mesaopt", "train", "lsa-1", "--device", "cpu"]
-    command += ["--resume", "--set", *settings, "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def test_a_killed_process_continues_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["train.steps=240", "train.batch_size=32", "train.evaluation_sequences=64"]
+    settings += ["train.evaluate_every=20", "task.length=20"]
+    config = override(recipes.get("lsa-1"), settings)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("forkserver")  # torch is imported once for all
+    processes.set_forkserver_preload(["mesaopt.training", "torch._dynamo"])
 
-    def start(name: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command, str(tmp_path / name)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def start(name: str) -> multiprocessing.process.BaseProcess:
+        how = {"resume": True, "device": "cpu"}
+        process = processes.Process(target=train, args=(config, tmp_path / name), kwargs=how)
+        process.start()
+        return process
 
     whole = start("whole")
-    kills = 0
-    while kills < 3:
+    for _ in range(3):
         process = start("killed")
         # From the first line of metrics on, at any moment.
-        while not (tmp_path / "killed" / "metrics.jsonl").exists() and process.poll() is None:
+        while not (tmp_path / "killed" / "metrics.jsonl").exists() and process.is_alive():
             time.sleep(0.01)
-        time.sleep(random.uniform(0.0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert start("killed").wait() == 0
-    assert whole.wait() == 0
+        time.sleep(random.uniform(0.0, 0.5))
+        process.kill()
+        process.join()
+    last = start("killed")
+    for process in (whole, last):
+        process.join()
+        assert process.exitcode == 0
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "killed")
     assert len(RunFolder(tmp_path / "killed").metrics) == 13
 
