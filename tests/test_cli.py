@@ -7,21 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import exit_status as run
 from toy_item import Toy
 
-from mesaopt import cli, recipes
+from mesaopt import recipes
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Item
 from mesaopt.training import RunFolder
 
 SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
-
-
-def run(*arguments: str) -> int:
-    """Exit status of a command."""
-    with pytest.raises(SystemExit) as done:
-        cli.main(arguments)
-    return done.value.code
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import Interrupted, interrupt
 
 from mesaopt import files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
@@ -41,24 +42,13 @@ def test_the_same_run_gives_the_same_bytes(short_config: RunConfig, tmp_path: Pa
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "c")
 
 
-class _Interrupted(Exception):
-    pass
-
-
 def stopped_and_resumed(
     config: RunConfig, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Train in one piece and in two, and compare everything."""
     whole = train(config, tmp_path / "whole", device="cpu")
-    step = Trainer.step
-
-    def stopping(self: Trainer, number: int) -> torch.Tensor:
-        if number == stop_at:
-            raise _Interrupted
-        return step(self, number)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-    with pytest.raises(_Interrupted):
+    interrupt(Trainer, "step", after=stop_at, patch=monkeypatch)
+    with pytest.raises(Interrupted):
         train(config, tmp_path / "halves", device="cpu")
     monkeypatch.undo()
     resumed = train(config, tmp_path / "halves", resume=True, device="cpu")
