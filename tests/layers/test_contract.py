@@ -69,7 +69,7 @@ MESA = (
         changes={"unit_keys": True, "forget": True} | SOLVER_CHANGE,
         linear_in=("query", "value"),
         chunk_size=solver_chunks,
-        at_1e8="refused",  # a ridge of 1 beside 1e16
+        at_1e8="refused",  # a ridge of 1 next to 1e16
     ),
     Case(
         "mesa 2023 with unit keys",

@@ -168,7 +168,7 @@ def test_the_ridge_stays_in_single_precision(
     assert layer.to("meta").ridge.is_meta
 
 
-def test_the_solver_obeys() -> None:
+def test_the_settings_of_the_solver_take_effect() -> None:
     x = torch.randn(2, 40, 6)
 
     def run(**settings: Any) -> torch.Tensor:
