@@ -12,7 +12,13 @@ from pathlib import Path
 import torch
 
 from mesaopt import recipes
-from mesaopt.analysis import Predictor, effective_coefficients, in_context_loss, model_predictor
+from mesaopt.analysis import (
+    Evaluation,
+    Predictor,
+    effective_coefficients,
+    in_context_loss,
+    model_predictor,
+)
 from mesaopt.papers.uncovering2023.core_measure import LSA_1, LSA_2, MESA, MILESTONES, first_layer
 from mesaopt.tasks import LinearSystem
 from mesaopt.training import Run, load_run, train
@@ -49,7 +55,9 @@ def main(folder: Path) -> None:
                 predictors[name] = model_predictor(model, run.config.task.token_slots)
                 groups.setdefault(f"{recipe} after {step}", []).append(name)
     task = LinearSystem(recipes.get(LSA_1).task)
-    losses = in_context_loss(predictors, task, num_sequences=10_240, seed=1, split="validation")
+    losses = in_context_loss(
+        predictors, task, Evaluation(num_sequences=10_240, seed=1, split="validation")
+    )
     for group, names in groups.items():
         print(f"{group}: {spread([losses[name].mean for name in names])}")
         if group == f"{LSA_2} after 2500":

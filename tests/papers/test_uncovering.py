@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mesaopt import recipes
-from mesaopt.analysis import InContextLoss, in_context_loss
+from mesaopt.analysis import Evaluation, InContextLoss, in_context_loss
 from mesaopt.models import SequenceModel
 from mesaopt.papers import uncovering2023
 from mesaopt.papers.claims import Claim
@@ -148,7 +148,7 @@ def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_con
                 LEAST_SQUARES: lambda batch: torch.zeros_like(batch.targets),
             },
             task,
-            num_sequences=256,
+            Evaluation(num_sequences=256),
         )
         lab = Laboratory(PLAN, {})
         lab._comparisons["fixed"] = Comparison("fixed", losses, {}, {})

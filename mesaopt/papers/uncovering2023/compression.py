@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 
 from mesaopt.analysis import (
+    Evaluation,
     InContextLoss,
     Predictor,
     compress,
@@ -112,8 +113,10 @@ def _measure(run: Run, report: Callable[[int], None]) -> CompressedRun:
     losses = in_context_loss(
         predictors,
         make_task(run.config.task),
-        num_sequences=run.config.train.evaluation_sequences,
-        report=report,
+        Evaluation(
+            num_sequences=run.config.train.evaluation_sequences,
+            on_progress=lambda done, _: report(done),
+        ),
     )
     found = {
         kind: {step: losses[f"{kind}/{step}"] for step in by_step}

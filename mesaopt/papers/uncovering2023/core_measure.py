@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mesaopt import recipes
 from mesaopt.analysis import (
+    Evaluation,
     InContextLoss,
     Predictor,
     compress,
@@ -84,7 +85,10 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
     step_sizes = torch.tensor(
         [
             line_search_step_size(
-                task, num_sequences=plan.num_sequences // _STEP_SIZE_FOLDS, seed=s
+                task,
+                evaluation=Evaluation(
+                    num_sequences=plan.num_sequences // _STEP_SIZE_FOLDS, seed=s, split="validation"
+                ),
             )
             for s in range(_STEP_SIZE_FOLDS)
         ]
@@ -107,7 +111,9 @@ def measure(plan: Plan, runs: Runs, report: Callable[[int], None] | None = None)
             compress(run.model.cpu()).model, run.config.task.token_slots
         )
 
-    losses = in_context_loss(predictors, task, num_sequences=plan.num_sequences, report=report)
+    on_progress = None if report is None else (lambda done, _: report(done))
+    evaluation = Evaluation(num_sequences=plan.num_sequences, on_progress=on_progress)
+    losses = in_context_loss(predictors, task, evaluation)
     seed_losses = {r: [losses[_key(r, s)] for s in range(len(runs[r]))] for r in runs}
     drawn = {name: losses[name] for name in _baselines(1.0)}
     drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mesaopt.analysis import (
+    Evaluation,
     InContextLoss,
     Predictor,
     TunedPrompt,
@@ -133,7 +134,7 @@ def learn_prompts(
         "steps": tuning.steps,
         "learning_rate": tuning.learning_rate,
         "schedule": tuning.schedule,
-        "report": report,
+        "on_progress": lambda done, _: report(done),
     }
     few, many = tuning.batch_sizes
     separator = tune_prompt(model, FewShot(config), batch_size=few, **settings)
@@ -160,13 +161,13 @@ def model_curves(
     Returns:
         The losses on the first 68 pairs.
     """
+    evaluation = Evaluation(num_sequences=num_sequences, on_progress=lambda done, _: report(done))
     return {
         (switch, name): few_shot_losses(
             model,
             FewShot(FewShotConfig(length=_LENGTHS[name], switch_after=after)),
             prompt,
-            num_sequences=num_sequences,
-            report=report,
+            evaluation,
         )
         for switch, after in _SWITCHES.items()
         for name, prompt in shown.items()
@@ -203,14 +204,20 @@ def _algorithm_curves(name: str, num_sequences: int) -> Curves:
     curves: Curves = {}
     for switch, after in _SWITCHES.items():
         task = FewShot(replace(config, switch_after=after))
-        losses = in_context_loss({"": predict}, task, num_sequences=num_sequences)[""]
+        losses = in_context_loss({"": predict}, task, Evaluation(num_sequences=num_sequences))[""]
         curves[switch, name] = InContextLoss(losses.losses)
     return curves
 
 
 def _best_ridge(config: FewShotConfig) -> float:
-    search = {"bounds": (1e-4, 1e2), "spacing": "log", "tolerance": 0.03, "num_sequences": 256}
-    return tune(_on_tokens, FewShot(config), **search).value  # type: ignore[arg-type]
+    return tune(
+        _on_tokens,
+        FewShot(config),
+        bounds=(1e-4, 1e2),
+        spacing="log",
+        tolerance=0.03,
+        evaluation=Evaluation(num_sequences=256, split="validation"),
+    ).value
 
 
 def newton_steps(batch: Batch, *, num_steps: int = 6, pairs: Pairs = "official") -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from mesaopt.analysis import InContextLoss, Predictor, in_context_loss, tune
+from mesaopt.analysis import Evaluation, InContextLoss, Predictor, in_context_loss, tune
 from mesaopt.config import LinearSystemConfig
 from mesaopt.papers.claims import interval
 from mesaopt.papers.figures import PALETTE, FigureResult
@@ -138,7 +138,8 @@ def measure(dim: int, noise: float, num_sequences: int) -> list[Point]:
     def temperature(value: float) -> Predictor:
         return lambda batch: kernel_regression(batch.observed, inverse_temperature=value)
 
-    search = {"spacing": "log", "tolerance": 0.03, "num_sequences": 256}
+    tuning = Evaluation(num_sequences=256, split="validation")
+    search = {"spacing": "log", "tolerance": 0.03, "evaluation": tuning}
     best_ridge = tune(ridge, task, bounds=(1e-4, 100.0), **search).value  # type: ignore[arg-type]
     best_temperature = tune(temperature, task, bounds=(1e-2, 100.0), **search).value  # type: ignore[arg-type]
     predictors: dict[str, tuple[Predictor, float]] = {
@@ -152,7 +153,7 @@ def measure(dim: int, noise: float, num_sequences: int) -> list[Point]:
     losses: dict[str, InContextLoss] = in_context_loss(
         {name: predict for name, (predict, _) in predictors.items()},
         task,
-        num_sequences=num_sequences,
+        Evaluation(num_sequences=num_sequences),
     )
     return [
         Point(dim, noise, name, losses[name].mean / dim, losses[name].mean_error / dim, tuned)

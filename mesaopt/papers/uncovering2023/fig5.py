@@ -127,7 +127,7 @@ def linearise_run(run: Run, scale: str, report: Report, done: int, total: int) -
         steps=STEPS[scale],
         num_sequences=_SEQUENCES[scale],
         seed=run.config.seed,
-        report=lambda step: report(done + step, total),
+        on_progress=lambda step, _: report(done + step, total),
     )
 
 

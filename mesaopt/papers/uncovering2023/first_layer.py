@@ -325,7 +325,13 @@ def results(
 
 def _maps(run: Run, count: int, report: Any) -> AttentionMaps:
     tokens = make_task(run.config.task).sample(count, seed=0, split="test").tokens
-    return attention_maps(run.model.cpu(), tokens, name=PART, offsets=OFFSETS, report=report)
+    return attention_maps(
+        run.model.cpu(),
+        tokens,
+        name=PART,
+        offsets=OFFSETS,
+        on_progress=lambda done, _: report(done),
+    )
 
 
 def _over_seeds(shares: Sequence[Tensor], *, least: bool = False) -> tuple[float, float]:

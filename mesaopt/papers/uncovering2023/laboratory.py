@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mesaopt import recipes
 from mesaopt.analysis import (
+    Evaluation,
     InContextLoss,
     Predictor,
     in_context_loss,
@@ -59,7 +60,7 @@ _TASKS = {
     "fixed": "fixed-constructed",
 }
 _STACKED = 16  # observations side by side in the authors' baseline for partial observation
-_TUNING_SEQUENCES = 512
+_TUNING = Evaluation(num_sequences=512, split="validation")
 
 Inputs = Callable[[Tensor], Tensor]
 
@@ -106,12 +107,10 @@ class Laboratory(Measured):
             for recipe, runs in trained.items()
             for seed, run in enumerate(runs)
         }
-        batches = -(-self.plan.num_sequences // 256)
         losses = in_context_loss(
             predictors,
             task,
-            num_sequences=self.plan.num_sequences,
-            report=lambda done: report(done, batches),
+            Evaluation(num_sequences=self.plan.num_sequences, on_progress=report),
         )
         seed_losses = {
             recipe: [losses[f"{recipe}/{seed}"] for seed in range(len(runs))]
@@ -161,7 +160,7 @@ def _gradient_step(task: Task) -> Baselines:
 
 
 def _tuned_ridge(task: Task, inputs: Inputs | None = None) -> float:
-    return tune_ridge(task, inputs=inputs, tolerance=0.03, num_sequences=_TUNING_SEQUENCES).value
+    return tune_ridge(task, inputs=inputs, tolerance=0.03, evaluation=_TUNING).value
 
 
 def _linear(task: Task) -> Baselines:
@@ -198,9 +197,7 @@ def _learned_steps(
 
     def make(pairs: Pairs) -> Predictor:
         start = neumann_inverse(6, ridge=ridge, scale="frobenius")
-        learned = learn_inverse(
-            task, start, inputs=inputs, pairs=pairs, num_sequences=_TUNING_SEQUENCES
-        )
+        learned = learn_inverse(task, start, inputs=inputs, pairs=pairs, evaluation=_TUNING)
         return _steps(learned, pairs, inputs)
 
     return _both(name, make)
