@@ -20,9 +20,12 @@ SETS, SEQUENCES, FIRST_SEED = 32, 4000, 1000
 def main() -> None:
     """Measure and print."""
     measured = EMERGENCE.measure(EMERGENCE.plans["small"], {})
-    for law, numbers_of in (("gaussian", gaussian_numbers), ("full_one", full_one_numbers)):
+    for distribution, numbers_of in (
+        ("gaussian", gaussian_numbers),
+        ("full_one", full_one_numbers),
+    ):
         sets = [
-            numbers_of(measured, draw_sample(law, seed, SEQUENCES, SEQUENCES))
+            numbers_of(measured, draw_sample(distribution, seed, SEQUENCES, SEQUENCES))
             for seed in range(FIRST_SEED, FIRST_SEED + SETS)
         ]
         for name in sets[0]:

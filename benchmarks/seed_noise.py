@@ -28,13 +28,13 @@ POSITIONS = (5, 10, 20, 30)
 
 
 def spread(values: list[float]) -> str:
-    """Say the standard deviation of some values, and what it is of."""
+    """Format the standard deviation of some values, their mean and their number."""
     x = torch.tensor(values)
     return f"{x.std().item():.2g} (mean {x.mean().item():.5g}, {len(values)} seeds)"
 
 
 def trained(folder: Path, recipe: str) -> list[Run]:
-    """Train all seeds of a recipe, or load those that are there."""
+    """Train all seeds of a recipe, or load those that are done."""
     runs = []
     for seed in SEEDS[recipe]:
         runs.append(train(recipes.get(recipe, seed=seed), folder / f"{recipe}-{seed}", resume=True))
