@@ -345,6 +345,7 @@ def probe_layers(
     Example:
         >>> from mesaopt.analysis import current_token, next_token
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
+        >>> from mesaopt.models import SequenceModel
         >>> from mesaopt.tasks import LinearSystem
         >>> table = probe_layers(
         ...     SequenceModel(ModelConfig()),
