@@ -10,7 +10,7 @@ from mesaopt.papers.emergence2024.drawing import Rows
 from mesaopt.papers.emergence2024.measure import LENGTH, Emergence
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.tasks import FiniteLaw, StartLaw, generalised_gaussian, start_law
+from mesaopt.tasks import FiniteStates, InitialStates, generalised_gaussian, initial_states
 from mesaopt.theory.ar_process import (
     SignFlipTest,
     descend,
@@ -46,7 +46,7 @@ def compute(measured: Emergence, report: Report) -> Results:
     )
 
 
-def paired_signs() -> FiniteLaw:
+def paired_signs() -> FiniteStates:
     """Give a law with E x_1 x_2^r = 0 for all r but E x_1^3 x_2^3 = 2.25.
 
     Magnitudes are 1 or 2 with even odds; E[sign_1 sign_2 | magnitudes] is 1, -1/2, -1/2 and 1/4 for (1, 1),
@@ -61,16 +61,16 @@ def paired_signs() -> FiniteLaw:
         for s1, s2 in itertools.product((1.0, -1.0), repeat=2):
             points.append((s1 * m1, s2 * m2))
             probabilities.append((1 + s1 * s2 * correlation) / 16)
-    return FiniteLaw("paired signs", np.array(points), np.array(probabilities))
+    return FiniteStates("paired signs", np.array(points), np.array(probabilities))
 
 
-def _laws() -> list[StartLaw]:
+def _laws() -> list[InitialStates]:
     names = ("gaussian", "sparse", "rademacher", "uniform")
-    invariant = [start_law(name) for name in names] + [generalised_gaussian(1.0)]
-    return [*invariant, start_law("full_one"), paired_signs()]
+    invariant = [initial_states(name) for name in names] + [generalised_gaussian(1.0)]
+    return [*invariant, initial_states("full_one"), paired_signs()]
 
 
-def _off_diagonal(law: StartLaw) -> np.ndarray:
+def _off_diagonal(law: InitialStates) -> np.ndarray:
     """Train on the population from the diagonal; the largest off-diagonal entry after every step."""
     engine = population_loss(law, dim=_DIM, length=LENGTH)
     start = diagonal(_DIM, key_query=0.5, output_value=0.5)

@@ -11,7 +11,7 @@ from mesaopt.papers.emergence2024.drawing import Rows
 from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence
 from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.tasks import ARProcess, start_law
+from mesaopt.tasks import ARProcess, initial_states
 from mesaopt.theory.ar_process import (
     DescentLimit,
     descent_limit,
@@ -51,7 +51,7 @@ def compute(measured: Emergence, report: Report) -> Results:
 
 
 def _limits() -> dict[int, DescentLimit]:
-    return {steps: descent_limit(start_law("gaussian"), num_steps=steps) for steps in _STEPS}
+    return {steps: descent_limit(initial_states("gaussian"), num_steps=steps) for steps in _STEPS}
 
 
 def _steps_name(steps: int) -> str:

@@ -22,7 +22,7 @@ from mesaopt.papers.emergence2024.measure import (
 from mesaopt.papers.emergence2024.training import Curves, converge, train_as_published
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.tasks import generator, start_law
+from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import ClosedForm, descend, one_step_identity, tied_loss
 
 _LAWS = ("gaussian", "sparse")
@@ -98,7 +98,7 @@ def _exact(measured: Emergence) -> list[Claim]:
         plain = "masked" if law == "full_one" else "trained"
         limit = converge(engine, measured, law, scale, plain).product[-1]
         limits.append(np.abs(limit / theory(law, scale).product - 1).max())
-        closed = ClosedForm.of(start_law(law, scale=scale), dim=DIM, length=LENGTH)
+        closed = ClosedForm.of(initial_states(law, scale=scale), dim=DIM, length=LENGTH)
         runs = [
             descend(
                 e,

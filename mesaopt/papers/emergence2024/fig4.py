@@ -9,7 +9,7 @@ from mesaopt.papers.emergence2024.drawing import Rows, draw_matrix, matrix_rows
 from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence, settings
 from mesaopt.papers.figures import FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import Weights, descend, diagonal, population_loss
 
 _LAWS: tuple[tuple[StartName, float], ...] = (("gaussian", 5e-4), ("sparse", 1e-2))
@@ -36,7 +36,7 @@ def compute(measured: Emergence, report: Report) -> Results:
             measured.all_blocks(law), start, learning_rate=learning_rate, steps=_STEPS
         ).last
         expected = descend(
-            population_loss(start_law(law), dim=DIM, length=LENGTH, blocks="all"),
+            population_loss(initial_states(law), dim=DIM, length=LENGTH, blocks="all"),
             start,
             learning_rate=learning_rate,
             steps=_STEPS,

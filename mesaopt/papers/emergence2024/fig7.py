@@ -30,7 +30,7 @@ from mesaopt.papers.emergence2024.measure import (
 from mesaopt.papers.emergence2024.training import converge
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     Engine,
     OffDiagonal,
@@ -108,7 +108,7 @@ def _draw(measured: Emergence) -> FigureResult:
 
 def _draw_matrices(measured: Emergence, grid: np.ndarray) -> Rows:
     starts = measured.starts.embedded()
-    loss = population_loss(start_law("full_one"), dim=DIM, length=LENGTH, blocks="all")
+    loss = population_loss(initial_states("full_one"), dim=DIM, length=LENGTH, blocks="all")
     last = descend(loss, starts, learning_rate=_LEARNING_RATE, steps=_STEPS).last
     rows: Rows = []
     for column, label in enumerate(START_LABELS):

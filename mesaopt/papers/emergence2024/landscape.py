@@ -13,10 +13,10 @@ from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence
 from mesaopt.papers.figures import INK, PALETTE, FigureResult
 from mesaopt.papers.plan import Report, Results
 from mesaopt.tasks import (
-    StartLaw,
+    InitialStates,
     from_distribution,
     generalised_gaussian,
-    start_law,
+    initial_states,
     two_magnitudes,
 )
 from mesaopt.theory.ar_process import one_step, population_loss, recovery_test, tied_loss
@@ -66,13 +66,13 @@ def compute(measured: Emergence, report: Report) -> Results:
     return Results(figures=[result], claims=_claims(measured, values))
 
 
-def _spread(law: StartLaw) -> float:
+def _spread(law: InitialStates) -> float:
     """Standard deviation of x^2 over its mean."""
     theory = one_step(law, dim=1, length=LENGTH)
     return math.sqrt(max(theory.k1 / theory.k0**2 - 1, 0.0))
 
 
-def _share(law: StartLaw) -> float:
+def _share(law: InitialStates) -> float:
     return one_step(law, dim=1, length=LENGTH).unexplained_limit
 
 
@@ -92,7 +92,7 @@ def _draw_families(axes: Axes) -> Rows:
             for law, (x, share) in zip(laws, points, strict=True)
         ]
     for name in ("gaussian", "uniform", "rademacher"):
-        law = start_law(name)
+        law = initial_states(name)
         trained = _trained_share(law, 1000)
         axes.plot(_spread(law), trained, "x", color=INK, ms=6, mew=1.4)
         axes.annotate(
@@ -110,7 +110,7 @@ def _draw_families(axes: Axes) -> Rows:
     return rows
 
 
-def _trained_share(law: StartLaw, length: int) -> float:
+def _trained_share(law: InitialStates, length: int) -> float:
     """Give the share that the best tied layer leaves on the exact population, two coordinates."""
     engine = population_loss(law, dim=2, length=length)
     tied = tied_loss(engine)
@@ -165,7 +165,7 @@ def _claims(measured: Emergence, values: np.ndarray) -> list[Claim]:
                 continue
             test = recovery_test(two_magnitudes(ratio, probability), dim=2)
             wrong += test.holds != (share < 1e-12)
-    finite = _trained_share(start_law("gaussian"), 1000)
+    finite = _trained_share(initial_states("gaussian"), 1000)
     return [
         measured.claim(
             "recovery-condition",
@@ -184,7 +184,7 @@ def _claims(measured: Emergence, values: np.ndarray) -> list[Claim]:
             value=finite,
             low=0.4,
             high=0.4
-            + 0.6 * 2 * one_step(start_law("gaussian"), dim=2, length=1000).k3 / 15 * 7.5e-3,
+            + 0.6 * 2 * one_step(initial_states("gaussian"), dim=2, length=1000).k3 / 15 * 7.5e-3,
             basis="above the limit by at most the term k3 H/(T-2), to first order doubled",
         ),
     ]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from mesaopt.config import ARProcessConfig, StartName
 from mesaopt.papers.claims import STANDARD_ERRORS
 from mesaopt.papers.plan import Measured, Plan, Report
-from mesaopt.tasks import ARProcess, start_law
+from mesaopt.tasks import ARProcess, initial_states
 from mesaopt.theory.ar_process import (
     LastToken,
     OneStep,
@@ -147,12 +147,12 @@ def diagonal_starts() -> Weights:
 
 def theory(law: StartName, scale: float = 1.0) -> OneStep:
     """Give the closed forms of a law at the paper's size."""
-    return one_step(start_law(law, scale=scale), dim=DIM, length=LENGTH)
+    return one_step(initial_states(law, scale=scale), dim=DIM, length=LENGTH)
 
 
 def exact(law: StartName, scale: float = 1.0) -> QuadraticLoss:
     """Give the expected loss of a law at the paper's size."""
-    return population_loss(start_law(law, scale=scale), dim=DIM, length=LENGTH)
+    return population_loss(initial_states(law, scale=scale), dim=DIM, length=LENGTH)
 
 
 def settings(measured: Emergence) -> dict[str, object]:

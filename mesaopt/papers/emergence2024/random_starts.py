@@ -12,7 +12,7 @@ from mesaopt.papers.emergence2024.drawing import Rows, draw_matrix, matrix_rows
 from mesaopt.papers.emergence2024.measure import DIM, LENGTH, Emergence, theory
 from mesaopt.papers.figures import PALETTE, FigureResult
 from mesaopt.papers.plan import Report
-from mesaopt.tasks import generator, start_law
+from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import Trajectory, Weights, descend, normal, population_loss
 
 INITIAL_STDS = (0.01, 0.1, 0.3)
@@ -73,7 +73,7 @@ def train_from_random(
     Returns:
         The run.
     """
-    engine = population_loss(start_law(law), dim=DIM, length=LENGTH, blocks="all")
+    engine = population_loss(initial_states(law), dim=DIM, length=LENGTH, blocks="all")
     starts = [
         normal(DIM, std=std, random=generator(seed, f"weights/{std}"))
         for std in INITIAL_STDS

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from mesaopt.config import StartName
 from mesaopt.papers.emergence2024.measure import DIM, LENGTH, SETTINGS, Emergence, exact, theory
 from mesaopt.papers.plan import Report
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     Engine,
     OffDiagonal,
@@ -57,7 +57,9 @@ def train_as_published(measured: Emergence, law: StartName, scale: float, report
         The curves.
     """
     expected = _descend(exact(law, scale), measured, law, scale)
-    last = population_loss(start_law(law, scale=scale), dim=DIM, length=LENGTH, contexts="last")
+    last = population_loss(
+        initial_states(law, scale=scale), dim=DIM, length=LENGTH, contexts="last"
+    )
     products, last_losses, ratios = [], [], []
     for sample in measured.samples(law, report):
         train, test = sample.train.rescaled(scale), sample.test.rescaled(scale)
