@@ -73,7 +73,9 @@ def fit_candidates(
     """
     fitter = _Fitter(target, inputs, seed)
     fits: list[Callable[[], Candidate]] = [
-        *(fitter.zero, fitter.last_observation, fitter.kernel_smoother),
+        fitter.zero,
+        fitter.last_observation,
+        fitter.kernel_smoother,
         *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
         *(partial(fitter.gradient_steps, steps, "mean") for steps in _STEPS),
         fitter.least_squares,
