@@ -82,8 +82,9 @@ def proposition_2(
 ) -> dict[str, Tensor]:
     """Return weights of K + 1 linear self-attention layers that take a preconditioned gradient step.
 
-    The preconditioner is a polynomial. On tokens with the slots of :func:`proposition_2_slots`, [prediction, s_t, s_{t-1}, u^1, ..., u^K], the
-    first and the last K of them empty, and with u^0 = s_t and H_t = sum_{s < t} s_s s_s^T,
+    The preconditioner is a polynomial in the Gram matrix. On tokens with the slots of
+    :func:`proposition_2_slots`, [prediction, s_t, s_{t-1}, u^1, ..., u^K], the first and the last K of them
+    empty, and with u^0 = s_t and H_t = sum_{s < t} s_s s_s^T,
 
         layer k = 1 ... K writes u^k_t = H_t u^{k-1}_t: query u^{k-1}, key and value the previous state;
         the last one writes sum_{s < t} s_{s+1} s_s^T (c_0 u^0_t + ... + c_K u^K_t) into slot 0,

@@ -89,7 +89,7 @@ def train_from_random(
         start,
         learning_rate=learning_rate,
         steps=steps,
-        report=lambda step: report(step, steps),
+        on_progress=report,
     )
     return RandomStarts(law, learning_rate, run)
 

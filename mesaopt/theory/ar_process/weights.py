@@ -72,7 +72,7 @@ class Weights:
 
     @property
     def blocks(self) -> Blocks:
-        """ "core" for V and K alone, "all" for whole matrices."""
+        """Blocks of the weights: "core" for V and K alone, "all" for whole matrices."""
         return "core" if self.output_value.shape[-1] == self.dim else "all"
 
     @property
