@@ -1,24 +1,58 @@
-"""Writing files by rename, so that they appear whole or not at all; reading them with clear errors."""
+"""All dealings with the file system: writing by rename, reading with checks, locks; errors are one line.
+
+Files appear whole or not at all, in UTF-8 whatever the locale. Every refusal of the system is a
+:class:`~mesaopt.errors.RunError` that names the path.
+"""
 
 import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
+import re
+import secrets
+import shutil
+import stat
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from mesaopt.errors import RunError
+from mesaopt.errors import ConfigError, RunError
 
 TEMPORARY = ".part-"
 """Prefix of a file that is still being written; a file left behind by a kill does no harm."""
 
 
+def as_path(path: str | Path) -> Path:
+    """Return a path as the user means it: `~` is the home folder, also in `--out=~/runs/x`.
+
+    Args:
+        path: as given.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: there is no such home folder, or the path holds a null character.
+
+    Example:
+        >>> as_path("~/runs") == Path.home() / "runs"
+        True
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"path={str(path)!r}: must be without null characters")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"path={str(path)!r}: there is no such home folder") from None
+
+
 def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
     """Write a file under a temporary name, then rename it.
 
-    A kill leaves the old file or the new one, never a part of one.
+    A kill leaves the old file or the new one, never a part of one. A link at the path is replaced, never
+    followed.
 
     Args:
         path: of the file; its folder is made if it does not exist.
@@ -34,16 +68,21 @@ def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
         >>> path.read_text()
         'hello'
     """
-    # The name keeps its ending, because matplotlib chooses the format by it.
-    temporary = path.with_name(TEMPORARY + path.name)
+    # A short name that nobody can know beforehand, with the ending, by which matplotlib chooses the format.
+    temporary = path.with_name(TEMPORARY + secrets.token_hex(8) + path.suffix[-16:])
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if callable(content):
-            content(temporary)
-        else:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        _flush(temporary)
-        temporary.replace(path)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            if callable(content):
+                content(temporary)
+            else:
+                temporary.write_bytes(_encode(content) if isinstance(content, str) else content)
+            _flush(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,7 +109,7 @@ def append_line(path: Path, line: str) -> None:
     """Append one line, and return once it is on the disk.
 
     Args:
-        path: of the file.
+        path: of the file, which may not be a link.
         line: without its line end.
 
     Raises:
@@ -84,10 +123,39 @@ def append_line(path: Path, line: str) -> None:
         >>> path.read_text().split()
         ['one', 'two']
     """
-    with explain_os_errors(path), path.open("a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with explain_os_errors(path):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with open(os.open(path, flags, 0o666), "ab") as file:
+            file.write(_encode(line + "\n"))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        All that is in it.
+
+    Raises:
+        RunError: the file is missing, cannot be opened or is a folder, a pipe or a device.
+
+    Example:
+        >>> read_bytes(Path("no/such/file"))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: no/such/file: there is no such file
+    """
+    with explain_os_errors(path, "read"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RunError(f"{path}: is not a file")
+        with open(descriptor, "rb") as file:
+            return file.read()
 
 
 def read_text(path: Path) -> str:
@@ -100,7 +168,7 @@ def read_text(path: Path) -> str:
         Its text.
 
     Raises:
-        RunError: the file is missing or is not text.
+        RunError: the file is missing, cannot be opened or is not text.
 
     Example:
         >>> read_text(Path("no/such/file"))
@@ -109,36 +177,225 @@ def read_text(path: Path) -> str:
         mesaopt.errors.RunError: no/such/file: there is no such file
     """
     try:
-        return path.read_text()
-    except FileNotFoundError:
-        raise RunError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+        return read_bytes(path).decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path}: is damaged: is not text in UTF-8: {error}") from None
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, wanted: Any = None) -> Any:
+    """Read a JSON file, and check that it holds what it must.
 
     Args:
         path: of the file.
+        wanted: what it must hold, see :func:`check`; anything if not given.
 
     Returns:
         Its value.
 
     Raises:
-        RunError: the file is missing or is not JSON.
+        RunError: the file is missing, cannot be opened, is not JSON or holds something else.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.json"
-        >>> write_json(path, [1, 2])
-        >>> read_json(path)
+        >>> write_json(path, {"steps": 3, "by": "me"})
+        >>> read_json(path, {"steps": int})["steps"]
+        3
+    """
+    value = parse_json(read_text(path), str(path))
+    if wanted is not None:
+        check(value, wanted, str(path))
+    return value
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Read a value from JSON text.
+
+    Args:
+        text: one value.
+        where: path of the file, and the line in it, for messages.
+
+    Returns:
+        The value.
+
+    Raises:
+        RunError: it is not JSON.
+
+    Example:
+        >>> parse_json("[1, 2]", "a.json")
         [1, 2]
     """
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path}: is not JSON: {error}") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number may have too many digits
+        raise RunError(f"{where}: is not JSON: {error}") from None
+
+
+_NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def check(value: Any, wanted: Any, where: str, name: str = "") -> None:
+    """Check what was read from a file.
+
+    Args:
+        value: as JSON gives it.
+        wanted: `str`, `int`, `float` (any finite number), `bool` or None; a tuple of these, of which one
+            must fit; `[item]` for a list; `{str: item}` for an object with any names; `{"name": item}`
+            for an object with these names, and perhaps others.
+        where: path of the file, for messages.
+        name: place of the value in the file, for messages.
+
+    Raises:
+        RunError: it is something else.
+
+    Example:
+        >>> check({"loss": [0.5, None]}, {"loss": [(float, None)]}, "a.json")
+        >>> check({"loss": ["low"]}, {"loss": [float]}, "a.json")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: a.json: is damaged: loss[0]='low': must be a finite number
+    """
+    if isinstance(wanted, list):
+        _require(isinstance(value, list), value, "a list", where, name)
+        for index, item in enumerate(value):
+            check(item, wanted[0], where, f"{name}[{index}]")
+    elif isinstance(wanted, dict):
+        _require(isinstance(value, dict), value, "an object", where, name)
+        pairs = [(key, wanted[str]) for key in value] if str in wanted else wanted.items()
+        for key, item in pairs:
+            if key not in value:
+                raise RunError(f"{where}: is damaged: {_in(name, key)} is missing")
+            check(value[key], item, where, _in(name, key))
+    else:
+        choices = wanted if isinstance(wanted, tuple) else (wanted,)
+        words = " or ".join("null" if kind is None else _NAMES[kind] for kind in choices)
+        _require(any(_is(value, kind) for kind in choices), value, words, where, name)
+
+
+def _in(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _is(value: Any, kind: type | None) -> bool:
+    if kind is None:
+        return value is None
+    if kind is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) is kind
+
+
+def _require(condition: bool, value: Any, wanted: str, where: str, name: str) -> None:
+    if not condition:
+        given = repr(value)
+        given = given if len(given) < 60 else given[:57] + "..."
+        what = f"{name}={given}" if name else given
+        raise RunError(f"{where}: is damaged: {what}: must be {wanted}")
+
+
+def exists(path: Path) -> bool:
+    """Say whether there is a file or a folder; one that may not be looked at is an error, not absent.
+
+    Args:
+        path: of either.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        RunError: the system does not tell.
+
+    Example:
+        >>> exists(Path("no/such/file"))
+        False
+    """
+    with explain_os_errors(path, "read"):
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+
+def names(folder: Path) -> list[str]:
+    """List the names in a folder, sorted; none where there is no folder.
+
+    Args:
+        folder: to be listed.
+
+    Returns:
+        Names of its files and folders, without those still being written.
+
+    Raises:
+        RunError: it cannot be read.
+
+    Example:
+        >>> names(Path("no/such/folder"))
+        []
+    """
+    with explain_os_errors(folder, "read"):
+        found = os.listdir(folder) if exists(folder) else []
+    return sorted(name for name in found if not name.startswith(TEMPORARY))
+
+
+def make_folder(path: Path) -> None:
+    """Make a new folder, and those above it.
+
+    Args:
+        path: of the folder, which may not exist yet.
+
+    Raises:
+        RunError: there is something already, or it cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a" / "b"
+        >>> make_folder(path)
+        >>> path.is_dir()
+        True
+    """
+    with explain_os_errors(path):
+        path.mkdir(parents=True)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename a file or a folder.
+
+    Args:
+        path: of it.
+        target: its new path, in the same folder.
+
+    Raises:
+        RunError: it cannot be renamed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> write(path, "hello")
+        >>> move(path, path.with_name("b"))
+        >>> names(path.parent)
+        ['b']
+    """
+    with explain_os_errors(path):
+        path.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing where there is none.
+
+    Args:
+        path: of it; a link is removed, not what it leads to.
+
+    Raises:
+        RunError: it cannot be removed.
+
+    Example:
+        >>> remove(Path("no/such/file"))
+    """
+    with explain_os_errors(path, "removed"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -149,7 +406,7 @@ def only_one_process(folder: Path) -> Generator[None]:
         folder: an existing one.
 
     Raises:
-        RunError: another process is working in it.
+        RunError: another process is working in it, or it cannot be locked.
 
     Example:
         >>> import tempfile
@@ -157,22 +414,27 @@ def only_one_process(folder: Path) -> Generator[None]:
         ...     print("alone")
         alone
     """
-    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself is locked: no file is left behind
+    with explain_os_errors(folder, "locked"):
+        descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left behind
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with explain_os_errors(folder, "locked"):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another process is working in this folder"
+                raise RunError(f"{folder}: {problem}") from None
         yield
-    except BlockingIOError:
-        raise RunError(f"{folder}: another process is working in this folder") from None
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def explain_os_errors(path: Path) -> Generator[None]:
-    """Turn an error of the disk into a :class:`RunError` that says how to go on.
+def explain_os_errors(path: Path, done: str = "written") -> Generator[None]:
+    """Turn an error of the system into a :class:`RunError` that says how to go on.
 
     Args:
-        path: of the file that is being written.
+        path: of the file.
+        done: what is tried with it: "written", "read", "removed", "locked".
 
     Raises:
         RunError: in place of an OSError.
@@ -187,14 +449,37 @@ def explain_os_errors(path: Path) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        # Libraries that write files wrap the system's error in one of their own.
-        full = "No space left" in str(error) or "os error 28" in str(error)
-        if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            advice = "free some space and go on with --resume"
-            raise RunError(f"{path}: the disk is full; {advice}") from error
-        if isinstance(error, OSError):
-            raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
-        raise
+        number = _error_number(error)
+        if number is None:
+            raise
+        raise RunError(f"{path}: {_problem(number, error, done)}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's number of an error; libraries that write files wrap it in errors of their own."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if "No space left" in str(error):
+        return errno.ENOSPC
+    found = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
+    if found:
+        return int(found[1] or found[2])
+    return errno.EIO if isinstance(error, OSError) else None
+
+
+def _problem(number: int, error: Exception, done: str) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and go on with --resume"
+    if number == errno.ENOENT and done == "read":
+        return "there is no such file"
+    if number == errno.ELOOP and done == "written":
+        return "cannot be written: is a link"
+    return f"cannot be {done}: {getattr(error, 'strerror', None) or os.strerror(number)}"
+
+
+def _encode(text: str) -> bytes:
+    r"""Encode text; a name that is not UTF-8 becomes \udcff and the like, which JSON reads back."""
+    return text.encode(errors="backslashreplace")
 
 
 def _flush(path: Path) -> None:

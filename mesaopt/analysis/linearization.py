@@ -14,6 +14,7 @@ from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import Model, SequenceModel
+from mesaopt.models.random import keep_global_random
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task, generator
 
@@ -196,7 +197,8 @@ def distil(
         raise ValueError(f"{shapes}: must be the same, [sequence, time, width]")
     _check_numbers(learning_rate, steps=steps, batch_size=batch_size)
     random = generator(seed, _STREAM)
-    layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame).to(inputs)
+    with keep_global_random():
+        layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame).to(inputs)
     _draw_weights(layer, random)
     drawn = (torch.from_numpy(random.integers(len(inputs), size=batch_size)) for _ in range(steps))
     _learn(
@@ -284,7 +286,8 @@ def _shape(layer: SelfAttention) -> tuple[int, int, int, Frame]:
 def _linear_twin(layer: SelfAttention, random: np.random.Generator) -> LinearSelfAttention:
     """Make a linear layer of the same shape, with random weights."""
     width, heads, head_dim, frame = _shape(layer)
-    twin = LinearSelfAttention(width, heads, head_dim, frame=frame).to(layer.output.weight)
+    with keep_global_random():
+        twin = LinearSelfAttention(width, heads, head_dim, frame=frame).to(layer.output.weight)
     _draw_weights(twin, random)
     return twin
 

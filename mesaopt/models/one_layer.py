@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mesaopt.config import MergedAttentionConfig
 from mesaopt.errors import InitialisationWarning
 from mesaopt.layers import MergedLinearSelfAttention
+from mesaopt.models.random import keep_global_random
 
 
 class OneLayerModel(nn.Module):
@@ -43,6 +44,7 @@ class OneLayerModel(nn.Module):
         torch.Size([3, 7, 2])
     """
 
+    @keep_global_random()
     def __init__(
         self,
         config: MergedAttentionConfig,

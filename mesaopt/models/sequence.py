@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mesaopt.config import ModelConfig
 from mesaopt.layers import CausalConvolution, SelfAttention
 from mesaopt.models.mixers import make_mixer
+from mesaopt.models.random import keep_global_random
 
 
 class Block(nn.Module):
@@ -74,6 +75,7 @@ class SequenceModel(nn.Module):
         [80, 80]
     """
 
+    @keep_global_random()
     def __init__(self, config: ModelConfig, *, seed: int = 0):
         super().__init__()
         self.config = config
@@ -84,6 +86,7 @@ class SequenceModel(nn.Module):
         self.readout = read(config.width, config.output_dim)
         self.reset_parameters(seed)
 
+    @keep_global_random()
     def reset_parameters(self, seed: int) -> None:
         """Draw the matrix of every linear map from a normal distribution of deviation `initial_std`.
 

@@ -1,5 +1,6 @@
 """The machine that a run is on: devices, versions, memory."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -7,11 +8,13 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mesaopt import files
 from mesaopt.errors import RunError
 
 _PACKAGES = ("mesaopt", "torch", "numpy", "scipy", "matplotlib", "safetensors", "tyro", "rich")
@@ -41,6 +44,23 @@ def resolve_device(name: str) -> torch.device:
     if name not in have:
         raise RunError(f"device={name!r}: is not there; devices here: {', '.join(have)}")
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def single_precision() -> Generator[None]:
+    """Make float32 torch's default dtype for a while: runs are float32, whatever a caller has set.
+
+    Example:
+        >>> with single_precision():
+        ...     torch.get_default_dtype()
+        torch.float32
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def describe() -> dict[str, Any]:
@@ -97,7 +117,7 @@ def _git_state() -> str | None:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = files.read_text(info).splitlines() if files.exists(info) else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

@@ -19,7 +19,7 @@ from mesaopt import files
 from mesaopt.config import RunConfig, TrainConfig
 from mesaopt.errors import InitialisationWarning, RunError, SolveError
 from mesaopt.models import Model, SequenceModel, make_model
-from mesaopt.training.environment import resolve_device
+from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer
@@ -131,7 +131,7 @@ def train(
         [0, 2]
     """
     where = resolve_device(device)
-    folder = RunFolder.open(Path(out), config, resume=resume)
+    folder = RunFolder.open(files.as_path(out), config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
             train_in(folder, where, on_step=on_step)
@@ -159,17 +159,15 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
         ...
         mesaopt.errors.RunError: no/such/run/config.json: there is no such file
     """
-    folder = RunFolder(Path(path))
-    config, checkpoint = folder.config, folder.load(step)
-    with warnings.catch_warnings():
+    folder, where = RunFolder(files.as_path(path)), resolve_device(device)
+    config, checkpoint, metrics = folder.config, folder.load(step), folder.metrics
+    if not metrics or (folder.is_done and metrics[-1]["step"] < config.train.steps):
+        raise RunError(f"{folder.path / 'metrics.jsonl'}: is damaged: lines are missing")
+    with warnings.catch_warnings(), single_precision():
         warnings.simplefilter("ignore", InitialisationWarning)  # about weights that are replaced
         model = make_model(config.model)
-    try:
-        model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        raise RunError(f"{path}: the weights do not fit config.json: {error}") from None
-    model.to(resolve_device(device))
-    return Run(folder.path, config, model, folder.metrics, checkpoint.seconds)
+    model.load_state_dict(checkpoint.model)  # checked when it was read
+    return Run(folder.path, config, model.to(where), metrics, checkpoint.seconds)
 
 
 def train_in(
@@ -192,7 +190,7 @@ def train_in(
         DivergedError: the loss is no longer a number.
     """
     settings = folder.config.train
-    with num_threads(folder.meta["num_threads"]):
+    with num_threads(folder.num_threads), single_precision():
         trainer = Trainer(folder.config, device)
         checkpoint = folder.rewind(start)
         if checkpoint is not None:
@@ -247,7 +245,7 @@ def evaluation_steps(
         if due and step > after:
             yield step, torch.stack(losses) if losses else None
             losses = []
-        if step == settings.steps:
+        if step >= settings.steps:
             return
         with as_diverged_error(step, seeds):
             losses.append(trainer.step(step))

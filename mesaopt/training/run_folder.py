@@ -7,15 +7,15 @@ checkpoints/step_000100/  model.safetensors, and optimizer.safetensors in the ne
 DONE                      steps and seconds, once the run has ended
 """
 
+import functools
 import json
+import math
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,8 +23,11 @@ from mesaopt import files
 from mesaopt.config import RunConfig, differences, from_dict, to_dict
 from mesaopt.errors import RunError
 from mesaopt.training import environment
+from mesaopt.training.tensors import check_optimizer, check_weights, initial_weights, read_tensors
 
 _RESUMABLE_CHECKPOINTS = 2
+_CHECKPOINT = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,17})")
+_METRICS = {"step": int, "train_loss": (float, None), "test_loss": float, "learning_rate": float}
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path = files.as_path(path)
 
     @classmethod
     def open_all(
@@ -79,9 +82,9 @@ class RunFolder:
         Raises:
             RunError: one holds other files, or a run of another configuration.
         """
-        for path in paths:
-            reserve_folder(path, resume=resume)
-        pairs = zip(paths, configs, strict=True)
+        pairs = list(zip(paths, configs, strict=True))
+        for path, config in pairs:
+            cls(path)._reserve(config, resume=resume)
         return [cls.open(path, config, resume=resume) for path, config in pairs]
 
     @classmethod
@@ -100,16 +103,19 @@ class RunFolder:
             RunError: the folder holds other files, or a run of another configuration.
         """
         folder = cls(path)
-        if reserve_folder(path, resume=resume):
-            theirs = folder.config
-            if changes := differences(config, theirs):
-                changed = "; ".join(changes)
-                raise RunError(f"{path}: holds a run with other settings ({changed})")
-        else:
-            files.write_json(path / "config.json", to_dict(config))
-        if not (path / "meta.json").exists():
-            files.write_json(path / "meta.json", environment.describe())
+        if not folder._reserve(config, resume=resume):
+            files.write_json(folder.path / "config.json", to_dict(config))
+        if not files.exists(folder.path / "meta.json"):
+            files.write_json(folder.path / "meta.json", environment.describe())
         return folder
+
+    def _reserve(self, config: RunConfig, *, resume: bool) -> bool:
+        """Check that the folder may be written to; say whether there is a run to go on with."""
+        there = reserve_folder(self.path, resume=resume)
+        if there and (changes := differences(config, self.config)):
+            changed = "; ".join(changes)
+            raise RunError(f"{self.path}: holds a run with other settings ({changed})")
+        return there
 
     @property
     def config(self) -> RunConfig:
@@ -124,25 +130,84 @@ class RunFolder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Versions, hardware, threads and command line of the process that began the run."""
-        return files.read_json(self.path / "meta.json")
+        """Versions, hardware, threads and command line of the process that began the run.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        return files.read_json(self.path / "meta.json", {"num_threads": int})
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that the run is computed with, since sums depend on how they are split.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        threads = self.meta["num_threads"]
+        if not 1 <= threads <= 4096:
+            path = self.path / "meta.json"
+            raise RunError(f"{path}: is damaged: num_threads={threads}: must be between 1 and 4096")
+        return threads
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, first to last."""
+        """The lines of `metrics.jsonl`, first to last.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in _whole_lines(path)]
+        text = files.read_text(path) if files.exists(path) else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill can leave half of a line behind
+        lines = []
+        for number, line in enumerate(whole, start=1):
+            where = f"{path}, line {number}"
+            lines.append(files.parse_json(line, where))
+            files.check(lines[-1], _METRICS, where)
+        settings = self.config.train
+        for index, line in enumerate(lines):
+            wanted = min(index * settings.evaluate_every, settings.steps)
+            repeated = index > 0 and lines[index - 1]["step"] == line["step"]
+            if line["step"] != wanted or repeated:
+                raise RunError(f"{path}: is damaged: lines are missing, doubled or out of order")
+        return lines
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has ended."""
-        return (self.path / "DONE").exists()
+        """Whether the run has ended.
+
+        Raises:
+            RunError: the file that says so is damaged.
+        """
+        path = self.path / "DONE"
+        if not files.exists(path):
+            return False
+        done, last = files.read_json(path, {"steps": int, "seconds": float}), self._last_step
+        if done["steps"] != last:
+            raise RunError(
+                f"{path}: is damaged: steps={done['steps']}: must be {last}, train.steps"
+            )
+        return True
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the checkpoints, ascending."""
-        found = (self.path / "checkpoints").glob("step_*")
-        return sorted(int(folder.name.removeprefix("step_")) for folder in found)
+        """Steps of the checkpoints, ascending; other names next to them are ignored.
+
+        Raises:
+            RunError: there is a checkpoint beyond the end of the run, or the folder cannot be read.
+        """
+        folder = self.path / "checkpoints"
+        found = [_CHECKPOINT.fullmatch(name) for name in files.names(folder)]
+        steps = sorted(int(match[1]) for match in found if match)
+        if steps and steps[-1] > self._last_step:
+            path, last = self._checkpoint_path(steps[-1]), self._last_step
+            raise RunError(f"{path}: is of a longer run: must be at most {last}, train.steps")
+        return steps
+
+    @functools.cached_property
+    def _last_step(self) -> int:
+        return self.config.train.steps
 
     def finish(self, steps: int, seconds: float) -> None:
         """Mark the run as ended.
@@ -179,9 +244,8 @@ class RunFolder:
         target = self._checkpoint_path(checkpoint.step)
         temporary = target.with_name(files.TEMPORARY + target.name)
         facts = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
-        with files.explain_os_errors(target):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        files.remove(temporary)
+        files.make_folder(temporary)
         for name in ("model", "optimizer"):
             tensors = {
                 k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()
@@ -190,11 +254,10 @@ class RunFolder:
                 temporary / f"{name}.safetensors",
                 lambda path, tensors=tensors: save_file(tensors, path, metadata=facts),
             )
-        with files.explain_os_errors(target):
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
+        files.remove(target)
+        files.move(temporary, target)
         for step in self.steps[:-_RESUMABLE_CHECKPOINTS]:
-            self._optimizer_path(step).unlink(missing_ok=True)
+            files.remove(self._optimizer_path(step))
 
     def load(self, step: int | None = None) -> Checkpoint:
         """Read a checkpoint; nothing is unpickled.
@@ -209,15 +272,27 @@ class RunFolder:
             RunError: there is none, or its files are damaged.
         """
         if step is None:
-            step = max(self.steps, default=0)
-        path = self._checkpoint_path(step)
-        if not path.exists():
+            step = self._last_step if self.is_done else max(self.steps, default=0)
+        if step not in self.steps:
             have = ", ".join(map(str, self.steps)) or "none"
-            raise RunError(f"{path}: there is no such checkpoint; steps there are: {have}")
-        model, facts = _load_tensors(path / "model.safetensors")
-        optimizer_path = self._optimizer_path(step)
-        optimizer = _load_tensors(optimizer_path)[0] if optimizer_path.exists() else {}
-        return Checkpoint(step, float(facts.get("seconds", "0")), model, optimizer)
+            where = self.path / "checkpoints"
+            raise RunError(
+                f"{where}: step={step!r}: there is no such checkpoint; steps there are: {have}"
+            )
+        path = self._checkpoint_path(step) / "model.safetensors"
+        model, facts = read_tensors(path)
+        check_weights(path, model, self._initial_weights)
+        seconds = _check_facts(path, facts, step)
+        optimizer, path = {}, self._optimizer_path(step)
+        if files.exists(path):
+            optimizer, facts = read_tensors(path)
+            _check_facts(path, facts, step)
+            check_optimizer(path, optimizer, self._initial_weights, self.config.train, step=step)
+        return Checkpoint(step, seconds, model, optimizer)
+
+    @functools.cached_property
+    def _initial_weights(self) -> Mapping[str, Tensor]:
+        return initial_weights(self.config.model)
 
     @property
     def resumable_steps(self) -> list[int]:
@@ -227,7 +302,7 @@ class RunFolder:
             RunError: the optimiser's state is missing.
         """
         newest = [-1, *self.steps][-_RESUMABLE_CHECKPOINTS:]
-        found = [step for step in newest if step < 0 or self._optimizer_path(step).exists()]
+        found = [step for step in newest if step < 0 or files.exists(self._optimizer_path(step))]
         if not found:
             path = self._optimizer_path(newest[-1])
             raise RunError(f"{path}: there is no such file, and without it the run cannot go on")
@@ -247,21 +322,24 @@ class RunFolder:
         """
         last = self.resumable_steps[-1] if last is None else last
         checkpoint = None if last < 0 else self.load(last)
+        path = self.path / "metrics.jsonl"
+        kept = [line for line in self.metrics if line["step"] <= last]
+        if last >= 0 and (not kept or kept[-1]["step"] != last):
+            raise RunError(
+                f"{path}: is damaged: the line of the checkpoint of step {last} is missing"
+            )
         for step in self.steps:
             if step > last:
                 self._drop(self._checkpoint_path(step))
-        path = self.path / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last]
-        files.write(path, "".join(line + "\n" for line in kept))
+        files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
         return checkpoint
 
     def _drop(self, checkpoint: Path) -> None:
         """Remove a checkpoint: at once by its name, then from the disk."""
         temporary = checkpoint.with_name(files.TEMPORARY + checkpoint.name)
-        with files.explain_os_errors(checkpoint):
-            shutil.rmtree(temporary, ignore_errors=True)
-            checkpoint.rename(temporary)
-            shutil.rmtree(temporary)
+        files.remove(temporary)
+        files.move(checkpoint, temporary)
+        files.remove(temporary)
 
     def _checkpoint_path(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:06d}"
@@ -287,10 +365,12 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
         >>> reserve_folder(Path("no/such/folder"), resume=False)
         False
     """
-    if path.exists() and not path.is_dir():
+    if not files.exists(path):
+        return False
+    if not path.is_dir():
         raise RunError(f"out={str(path)!r}: is a file; give a folder")
-    names = [entry.name for entry in path.iterdir()] if path.exists() else []
-    if not [name for name in names if not name.startswith(files.TEMPORARY)]:
+    names = files.names(path)
+    if not names:
         return False
     if "config.json" not in names:
         raise RunError(f"out={str(path)!r}: holds other files; give a new or an empty folder")
@@ -302,22 +382,14 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
     return True
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines that were written to their end; a kill can leave half of one behind."""
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _check_facts(path: Path, facts: Mapping[str, str], step: int) -> float:
+    """Check the facts saved with tensors; return the training time."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError, RuntimeError) as error:
-        advice = f"delete {path.parent} to go on from the checkpoint before it"
-        raise RunError(f"{path}: is damaged ({error}); {advice}") from None
-
-
-def _name(saved: str) -> str:
-    """Return the present name of a parameter; in old runs mixers and MLPs were lists of their own."""
-    return re.sub(r"^(mixer|mlp)s\.(\d+)\.", r"blocks.\2.\1.", saved)
+        saved, seconds = int(facts.get("step", step)), float(facts.get("seconds", 0.0))
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged: {error}") from None
+    if saved != step:
+        raise RunError(f"{path}: is damaged: step={saved}: must be {step}, as its folder says")
+    if not 0 <= seconds < math.inf:
+        raise RunError(f"{path}: is damaged: seconds={seconds}: must be finite and 0 or greater")
+    return seconds

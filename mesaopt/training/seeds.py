@@ -17,7 +17,7 @@ from mesaopt.config import ModelConfig, RunConfig, differences
 from mesaopt.errors import ConfigError
 from mesaopt.models import SideBySide, join, make_model, separate
 from mesaopt.tasks import Batch
-from mesaopt.training.environment import resolve_device
+from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.loop import (
     OnStep,
     Run,
@@ -75,7 +75,7 @@ def train_seeds(
         >>> [run.config.seed for run in runs]
         [0, 1]
     """
-    paths = [Path(out) for out in outs]
+    paths = [files.as_path(out) for out in outs]
     _check(configs, paths)
     where = resolve_device(device)
     folders = RunFolder.open_all(paths, configs, resume=resume)
@@ -207,7 +207,7 @@ def _train_together(
     configs = [folder.config for folder in folders]
     settings = configs[0].train
     which = f" in one of the seeds {', '.join(str(config.seed) for config in configs)}"
-    with num_threads(folders[0].meta["num_threads"]):
+    with num_threads(folders[0].num_threads), single_precision():
         trainer = SeedsTrainer(configs, device)
         rewound = [folder.rewind(start) for folder in folders]
         checkpoints = [checkpoint for checkpoint in rewound if checkpoint is not None]

@@ -1,13 +1,19 @@
+import errno
 import json
+import math
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, MesaoptError, RunError
-from mesaopt.training import RunFolder, load_run, train
+from mesaopt.training import RunFolder, load_run, step_cost, train, train_seeds
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -134,3 +140,237 @@ def test_folders_from_before_blocks_had_names_load_and_resume(
     (tmp_path / "DONE").unlink()
     train(short_config, tmp_path, resume=True, device="cpu")
     assert (tmp_path / "DONE").exists()
+
+
+STRAY = ["step_000004-hf", "step_000012 (conflicted copy)", "step_", "step_x", "._step_000012"]
+STRAY += [".DS_Store", "step_000016.zip", "step_٠٠٠٠١٦", "step_16", "best", "Thumbs.db"]
+
+
+@pytest.fixture(scope="module")
+def finished(short_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests only read it."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train(short_config, path, device="cpu")
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run that a test may write to."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/step_000012"])
+def test_stray_names_are_ignored(
+    short_config: RunConfig, run: Path, where: str, is_folder: bool
+) -> None:
+    wanted = load_run(run)
+    for name in STRAY:
+        stray = run / where / name
+        stray.mkdir() if is_folder else stray.write_text("what a user or a sync tool left")
+    assert load_run(run).metrics == wanted.metrics
+    assert RunFolder(run).steps == [0, 4, 8, 12]
+    (run / "DONE").unlink()
+    assert train(short_config, run, resume=True, device="cpu").metrics == wanted.metrics
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "meta.json",
+        "metrics.jsonl",
+        "DONE",
+        "model.safetensors",
+        "optimizer.safetensors",
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(
+    short_config: RunConfig, run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *arguments: object, original: Callable = os.open) -> int:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path, *arguments)
+
+    if name != "DONE":
+        (run / "DONE").unlink()
+    monkeypatch.setattr(os, "open", refuse)
+    message = refused(run, short_config, resume=True)
+    assert f"{name}: cannot be read: Permission denied" in message
+    assert "damaged" not in message
+    assert "delete" not in message
+
+
+ADAMW = "blocks.0.mixer.key.weight/exp_avg"
+WRONG_OPTIMIZERS = {
+    "shape": {ADAMW: torch.zeros(3)},
+    "no shape": {ADAMW: torch.zeros(())},
+    "transposed": {ADAMW: torch.zeros(40, 80)},
+    "dtype": {ADAMW: torch.zeros(80, 40, dtype=torch.float64)},
+    "integers": {ADAMW: torch.zeros(80, 40, dtype=torch.int32)},
+    "nan": {ADAMW: torch.full((80, 40), math.nan)},
+    "negative squares": {ADAMW + "_sq": torch.full((80, 40), -1.0)},
+    "missing": {ADAMW: None},
+    "unknown": {"nothing/exp_avg": torch.zeros(3)},
+    "no slash": {"nothing": torch.zeros(3)},
+    "another step": {"blocks.0.mixer.key.weight/step": torch.tensor(11.0)},
+    "step shape": {"blocks.0.mixer.key.weight/step": torch.tensor([12.0])},
+    "step dtype": {"blocks.0.mixer.key.weight/step": torch.tensor(12)},
+}
+KEY = "blocks.0.mixer.key.weight"
+WRONG_WEIGHTS = {
+    "shape": {KEY: torch.zeros(3)},
+    "dtype": {KEY: torch.zeros(80, 40, dtype=torch.float64)},
+    "half": {KEY: torch.zeros(80, 40, dtype=torch.float16)},
+    "nan": {KEY: torch.full((80, 40), math.nan)},
+    "infinite": {KEY: torch.full((80, 40), math.inf)},
+    "missing": {KEY: None},
+    "unknown": {"more": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("optimizer", kind) for kind in WRONG_OPTIMIZERS),
+        *(("model", kind) for kind in WRONG_WEIGHTS),
+        ("optimizer", "facts"),
+        ("model", "facts"),
+        ("model", "seconds"),
+    ],
+)
+def test_tensors_are_checked_before_they_are_used(
+    short_config: RunConfig, run: Path, name: str, kind: str
+) -> None:
+    (run / "DONE").unlink()
+    path = run / "checkpoints" / "step_000012" / f"{name}.safetensors"
+    tensors, facts = load_file(path), {"step": "12", "seconds": "1.0"}
+    changes = {"optimizer": WRONG_OPTIMIZERS, "model": WRONG_WEIGHTS}[name].get(kind, {})
+    tensors = {k: v for k, v in (tensors | changes).items() if v is not None}
+    facts |= {"facts": {"step": "8"}, "seconds": {"seconds": "nan"}}.get(kind, {})
+    save_file(tensors, path, metadata=facts)
+    message = refused(run, short_config, resume=True)
+    assert f"{name}.safetensors: " in message
+    assert "is damaged" in message or "the weights do not fit config.json" in message
+    with pytest.raises(RunError):
+        load_run(run)
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(short_config: RunConfig, run: Path) -> None:
+    (run / "DONE").unlink()
+    (run / "checkpoints" / "step_000012").rename(run / "checkpoints" / "step_000016")
+    message = refused(run, short_config, resume=True)
+    assert "step_000016: is of a longer run: must be at most 12, train.steps" in message
+
+
+def test_a_finished_run_is_loaded_at_its_end_or_not_at_all(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "step_000012")
+    with pytest.raises(RunError, match="step=12: there is no such checkpoint"):
+        load_run(run)
+    assert load_run(run, step=8).metrics[-1]["step"] == 12
+
+
+LINE = '{"step": 0, "train_loss": null, "test_loss": 1.5, "learning_rate": 0.1}\n'
+DAMAGED = {
+    "meta.json": ["", "[]", "null", "{}", '{"num_threads": 0}', '{"num_threads": 1e9}', "[" * 9999],
+    "metrics.jsonl": [
+        "\n",
+        "{}\n",
+        "[]\n",
+        "no json\n",
+        LINE.replace("1.5", "NaN"),
+        LINE.replace("1.5", "null"),
+        LINE.replace("1.5", '"low"'),
+        LINE.replace("0,", "0.5,"),
+        LINE.replace("0,", "4,"),
+        LINE + LINE,
+        LINE,
+    ],
+    "DONE": ["", "[]", "3", '{"steps": 4, "seconds": 1.0}', '{"steps": 12, "seconds": "long"}'],
+    "config.json": ["", "[]", "null", "{}", '{"recipe": 3}', "\xff", "1" * 9999],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts]
+)
+def test_every_damaged_file_is_named_in_one_line(
+    short_config: RunConfig, run: Path, name: str, text: str
+) -> None:
+    if name != "DONE":
+        (run / "DONE").unlink()
+    (run / name).write_bytes(text.encode("latin-1"))
+    message = refused(run, short_config, resume=True)
+    assert name in message
+    if name != "meta.json" and not (name == "metrics.jsonl" and text == LINE):
+        with pytest.raises(MesaoptError, match=name):
+            load_run(run)
+
+
+@pytest.mark.parametrize("text", [None, "", LINE])
+def test_metrics_that_a_finished_run_has_lost_are_missed(run: Path, text: str | None) -> None:
+    (run / "metrics.jsonl").unlink()
+    if text is not None:
+        (run / "metrics.jsonl").write_text(text)
+    with pytest.raises(RunError, match=r"metrics\.jsonl: is damaged: lines are missing"):
+        load_run(run)
+
+
+def test_links_are_not_written_through(short_config: RunConfig, run: Path, tmp_path: Path) -> None:
+    (run / "DONE").unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept.txt").write_text("important")
+    (run / "checkpoints" / ".part-step_000012").symlink_to(elsewhere)
+    shutil.rmtree(run / "checkpoints" / "step_000012")
+    train(short_config, run, resume=True, device="cpu")
+    assert contents(elsewhere) == {"kept.txt": b"important"}
+    for path in (run / "metrics.jsonl", run / "meta.json"):
+        target = elsewhere / path.name
+        shutil.copy(path, target)
+        path.unlink()
+        path.symlink_to(target)
+    before = contents(elsewhere)
+    with pytest.raises(RunError, match="is a link"):
+        RunFolder(run).log({"step": 16})
+    assert contents(elsewhere) == before
+
+
+def test_another_default_dtype_changes_nothing(
+    short_config: RunConfig, finished: Path, tmp_path: Path
+) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(short_config, tmp_path, device="cpu")
+        assert load_run(finished).model.readout is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_home_is_meant_by_a_tilde(
+    short_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = train(short_config, "~/runs/x", device="cpu")
+    assert run.path == tmp_path / "runs" / "x"
+    assert load_run("~/runs/x").metrics == run.metrics
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(ConfigError, match="no such home folder"):
+        train(short_config, "~nobody-of-this-name/x", device="cpu")
+
+
+def test_the_global_generator_is_left_alone(
+    short_config: RunConfig, short_ar_config: RunConfig, tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    train(short_config, tmp_path / "a", device="cpu")
+    train(short_ar_config, tmp_path / "b", device="cpu")
+    seeds = [replace(short_config, seed=seed) for seed in (1, 2)]
+    train_seeds(seeds, [tmp_path / "c", tmp_path / "d"], device="cpu")
+    step_cost(short_config, "cpu")
+    load_run(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), before)

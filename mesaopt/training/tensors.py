@@ -1,0 +1,124 @@
+"""Tensors read from a checkpoint: nothing is unpickled, and all is checked before it is used."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from mesaopt import files
+from mesaopt.config import NetworkConfig, TrainConfig
+from mesaopt.errors import InitialisationWarning, RunError
+from mesaopt.models import make_model
+from mesaopt.training.environment import single_precision
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a checkpoint.
+
+    Args:
+        path: of a `.safetensors` file.
+
+    Returns:
+        Tensors by name, and the facts saved with them.
+
+    Raises:
+        RunError: the file is missing, cannot be opened or is damaged.
+    """
+    data = files.read_bytes(path)
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        facts = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, str(error)) from None
+    return {_name(name): tensor for name, tensor in tensors.items()}, facts
+
+
+def initial_weights(config: NetworkConfig) -> dict[str, Tensor]:
+    """Return the `state_dict` of a new model, whose names, shapes and dtypes a checkpoint must have."""
+    with warnings.catch_warnings(), single_precision():
+        warnings.simplefilter("ignore", InitialisationWarning)
+        return make_model(config).state_dict()
+
+
+def check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse weights of other names, shapes or dtypes than the model's, or that are not finite.
+
+    Args:
+        path: of their file.
+        found: weights by name.
+        wanted: those of a new model.
+
+    Raises:
+        RunError: they are not those of the model.
+    """
+    if found.keys() != wanted.keys():
+        names = ", ".join(sorted(found.keys() ^ wanted.keys())[:3])
+        raise RunError(f"{path}: the weights do not fit config.json: {names} missing or unknown")
+    for name, tensor in found.items():
+        ours, theirs = (_kind(t) for t in (wanted[name], tensor))
+        if ours != theirs:
+            problem = f"{name} is {theirs}: must be {ours}"
+            raise RunError(f"{path}: the weights do not fit config.json: {problem}")
+        if not tensor.isfinite().all():
+            raise _damaged(path, f"{name} holds a number that is not finite")
+
+
+def check_optimizer(
+    path: Path,
+    found: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    config: TrainConfig,
+    *,
+    step: int,
+) -> None:
+    """Refuse the state of an optimiser that is not the one of a run.
+
+    Args:
+        path: of its file.
+        found: the state, "<parameter>/<name>" to tensor.
+        weights: parameters of a new model, by name.
+        config: of the training.
+        step: steps done.
+
+    Raises:
+        RunError: a tensor is missing, unknown, or of another shape, dtype or range.
+    """
+    names = list(weights) if config.optimizer == "adamw" and step > 0 else []
+    count = torch.tensor(float(step), dtype=torch.float32)
+    wanted = {f"{name}/step": count for name in names}
+    wanted |= {f"{name}/{moment}": weights[name] for name in names for moment in _MOMENTS}
+    if found.keys() != wanted.keys():
+        wrong = ", ".join(sorted(found.keys() ^ wanted.keys())[:3])
+        raise _damaged(path, f"{wrong} missing or unknown")
+    for name, tensor in found.items():
+        ours, theirs = (_kind(t) for t in (wanted[name], tensor))
+        if ours != theirs:
+            raise _damaged(path, f"{name} is {theirs}: must be {ours}")
+        if name.endswith("/step") and tensor != count:
+            raise _damaged(path, f"{name}={tensor.item():g}: must be {step}")
+        squares = name.endswith("/exp_avg_sq") and not tensor.is_complex()
+        if tensor.isnan().any() or (squares and (tensor < 0).any()):
+            raise _damaged(path, f"{name} holds a number out of range")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _damaged(path: Path, problem: str) -> RunError:
+    advice = f"delete {path.parent} to go on from the checkpoint before it"
+    return RunError(f"{path}: is damaged ({problem}); {advice}")
+
+
+def _name(saved: str) -> str:
+    """Return the present name of a parameter; in old runs mixers and MLPs were lists of their own."""
+    return re.sub(r"^(mixer|mlp)s\.(\d+)\.", r"blocks.\2.\1.", saved)
