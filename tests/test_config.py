@@ -1,4 +1,8 @@
+import dataclasses
 import json
+import math
+import types
+import typing
 from dataclasses import replace
 
 import pytest
@@ -270,3 +274,95 @@ def test_real_layers_do_not_fit_complex_states() -> None:
 
 def test_the_gradient_clip_can_be_off() -> None:
     assert override(recipes.get("lsa-1"), ["train.gradient_clip=null"]).train.gradient_clip is None
+
+
+CONFIGS = (
+    LinearSystemConfig(),
+    ARProcessConfig(),
+    PartiallyObservedConfig(),
+    NonlinearSystemConfig(),
+    FewShotConfig(),
+    ModelConfig(mlp_dim=4, embed_dim=40, forget_cap=0.5, mixers=("gated_delta_rule",)),
+    MergedAttentionConfig(),
+    TrainConfig(),
+    RunConfig(recipe="any"),
+)
+WRONG = {
+    int: (1.5, 1.0, math.nan, math.inf, True, "1", None, [1], 10**40),
+    float: (math.nan, math.inf, -math.inf, True, "1", None, [1.0], 10**400),
+    str: (1, None, True, ["a"], b"a"),
+    tuple: ("current", ["current"], None, 3),
+}
+
+
+def kind_of(hint: object) -> object:
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_origin(choices[0]) or choices[0]
+
+
+FIELDS = [
+    (config, field.name, kind_of(typing.get_type_hints(type(config))[field.name]))
+    for config in CONFIGS
+    for field in dataclasses.fields(config)
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "kind"), FIELDS, ids=[f"{type(c).__name__}-{n}" for c, n, _ in FIELDS]
+)
+def test_every_field_refuses_what_is_not_of_its_type_or_not_finite(
+    config: object, name: str, kind: type
+) -> None:
+    optional = getattr(config, name) is None or "None" in str(
+        typing.get_type_hints(type(config))[name]
+    )
+    for value in WRONG.get(kind, (1.5, None, "nothing of the sort", math.inf)):
+        if value is None and optional:
+            continue
+        with pytest.raises(ConfigError, match=f"{name}=") as error:
+            replace(config, **{name: value})
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task.noise_std=Infinity",
+        "task.noise_std=NaN",
+        "train.learning_rate=1e999",
+        "seed=" + "9" * 99,
+    ]
+    + ["seed=" + "9" * 9999, "model.activation_clip=Infinity", "train.steps=" + "[" * 9999],
+)
+def test_no_setting_may_be_infinite_or_absurd(text: str) -> None:
+    with pytest.raises(ConfigError, match=text.partition("=")[0].rpartition(".")[2]) as error:
+        override(recipes.get("lsa-1"), [text])
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x",
+        "a/b",
+        "/etc/x",
+        "",
+        ".",
+        "..",
+        ".x",
+        "a\nb",
+        "a\0b",
+        "\x1b[31m",
+        "x" * 201,
+        "a\\b",
+    ],
+)
+def test_a_recipe_is_named_by_a_plain_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="recipe="):
+        RunConfig(recipe=name)
+
+
+@pytest.mark.parametrize("name", ["mine", "my recipe", "naïve-1", "lsa-1.2_b"])
+def test_other_recipe_names_are_free(name: str) -> None:
+    assert RunConfig(recipe=name).recipe == name

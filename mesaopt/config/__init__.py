@@ -5,6 +5,7 @@ with :func:`to_dict`, and read back with :func:`from_dict`, which is strict: an 
 key is an error that suggests the right one.
 """
 
+from mesaopt.config.checks import require_count
 from mesaopt.config.models import (
     FORGETTING_MIXERS,
     MergedAttentionConfig,
@@ -33,6 +34,7 @@ from mesaopt.config.tasks import (
     StartName,
     TaskConfig,
     TokenSlot,
+    check_slots,
     stacked,
 )
 
@@ -54,9 +56,11 @@ __all__ = [
     "TaskConfig",
     "TokenSlot",
     "TrainConfig",
+    "check_slots",
     "differences",
     "from_dict",
     "override",
+    "require_count",
     "stacked",
     "to_dict",
 ]

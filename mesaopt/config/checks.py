@@ -1,9 +1,15 @@
-"""Checks of the values of a configuration, used in `__post_init__`."""
+"""Checks of the values of a configuration, used in `__post_init__`, and of the arguments of samplers."""
 
+import dataclasses
+import numbers
+import sys
+import types
 import typing
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from mesaopt.errors import ConfigError, suggest
+
+_LARGEST = 2**64 - 1
 
 
 def require(condition: bool, config: object, name: str, wanted: str) -> None:
@@ -24,9 +30,53 @@ def require_not_negative(config: object, *names: str) -> None:
         require(getattr(config, name) >= 0, config, name, "0 or greater")
 
 
-def require_choices(config: object) -> None:
-    """Check the values of all ``Literal`` fields, which Python does not check."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ConfigError(f"{name}={value!r}: {suggest(str(value), get_args(hint))}")
+def require_types(config: Any) -> None:
+    """Check the values of all fields against their types, which Python does not; numbers must be finite."""
+    hints = typing.get_type_hints(type(config))
+    for name in (field.name for field in dataclasses.fields(config)):
+        value, choices = getattr(config, name), _choices(hints[name])
+        if not any(_fits(hint, value) for hint in choices):
+            if get_origin(choices[0]) is Literal:
+                raise ConfigError(f"{name}={value!r}: {suggest(str(value), get_args(choices[0]))}")
+            wanted = " or ".join(_words(hint) for hint in choices)
+            raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
+
+
+def require_count(name: str, value: Any, *, smallest: int) -> None:
+    """Check that an argument is a whole number of some size, up to 2**64 - 1."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ConfigError(f"{name}={shown(value)}: must be a whole number")
+    if not smallest <= int(value) <= _LARGEST:
+        wanted = f"between {smallest} and 2**64 - 1" if smallest == 0 else f"{smallest} or greater"
+        raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is int:
+        return type(value) is int and abs(value) <= _LARGEST
+    if hint is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and abs(value) <= sys.float_info.max
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _words(hint: Any) -> str:
+    if hint is types.NoneType:
+        return "None"
+    plain = {int: "a whole number", float: "a finite number", str: "text", tuple: "a tuple"}
+    kind = get_origin(hint) or hint
+    return plain.get(kind) or f"a {kind.__name__}"
+
+
+def shown(value: Any) -> str:
+    """Write a value for a message, at most 80 characters of it."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "..."

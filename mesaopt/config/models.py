@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from mesaopt.config.checks import require, require_choices, require_positive
+from mesaopt.config.checks import require, require_positive, require_types
 from mesaopt.config.tasks import Numbers, TokenSlot
 from mesaopt.errors import ConfigError, suggest
 
@@ -80,11 +80,11 @@ class ModelConfig:
     """The residual stream is clipped to [-activation_clip, activation_clip] after every layer."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require(len(self.mixers) > 0, self, "mixers", "at least one mixer")
         for mixer in self.mixers:
             if mixer not in get_args(MixerName):
-                raise ConfigError(f"mixers: {mixer!r}: {suggest(mixer, get_args(MixerName))}")
+                raise ConfigError(f"mixers: {mixer!r}: {suggest(str(mixer), get_args(MixerName))}")
         if self.forget_cap is not None:
             require(0 < self.forget_cap <= 1, self, "forget_cap", "above 0 and at most 1")
             forgets = not FORGETTING_MIXERS.isdisjoint(self.mixers)
@@ -163,7 +163,7 @@ class MergedAttentionConfig:
     """Train K and V whole, or their diagonals only."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "dim", "initial_std")
         layouts = (("current", "previous"), ("zero", "current", "previous"))
         wanted = " or ".join(map(str, layouts))

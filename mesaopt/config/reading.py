@@ -7,6 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from mesaopt.config.checks import shown
 from mesaopt.config.tasks import TokenSlot
 from mesaopt.errors import ConfigError, suggest
 
@@ -58,7 +59,7 @@ def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
         mesaopt.errors.ConfigError: config: unknown key 'learning_rat'; did you mean 'learning_rate'?
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: {data!r}: must be an object")
+        raise ConfigError(f"{where}: {shown(data)}: must be an object")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for name in data:
@@ -95,8 +96,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     if origin is Literal:
-        raise ConfigError(f"{where}={value!r}: {suggest(str(value), arguments)}")
-    raise ConfigError(f"{where}={value!r}: must be of type {getattr(hint, '__name__', hint)}")
+        raise ConfigError(f"{where}={shown(value)}: {suggest(str(value), arguments)}")
+    raise ConfigError(f"{where}={shown(value)}: must be of type {getattr(hint, '__name__', hint)}")
 
 
 def _member(members: tuple[type, ...], value: Any, where: str) -> type:
@@ -146,7 +147,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             place.clear()
         try:
             place[last] = json.loads(text.replace("'", '"'))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             place[last] = text
     return from_dict(type(config), data)
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 from mesaopt.config.checks import (
     require,
-    require_choices,
     require_not_negative,
     require_positive,
+    require_types,
 )
 from mesaopt.config.models import ModelConfig, NetworkConfig
 from mesaopt.config.tasks import LinearSystemConfig, TaskConfig
@@ -56,7 +56,7 @@ class TrainConfig:
     """Test sequences, the same at every evaluation."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "steps", "batch_size", "evaluate_every", "evaluation_sequences")
         require_positive(self, "learning_rate")
         if self.gradient_clip is not None:
@@ -90,7 +90,13 @@ class RunConfig:
     """The training."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require(self.seed >= 0, self, "seed", "0 or greater")
+        plain = self.recipe.isprintable() and not self.recipe.startswith(".")
+        plain = plain and not set("/\\") & set(self.recipe) and 0 < len(self.recipe.encode()) <= 200
+        require(
+            plain, self, "recipe", "a name of 1 to 200 bytes that fits in a folder's, without /"
+        )
         for ours, theirs in self.model.must_match_task.items():
             have, want = getattr(self.model, ours), getattr(self.task, theirs)
             if have != want:

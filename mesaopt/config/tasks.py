@@ -1,14 +1,15 @@
 """Settings of the tasks."""
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from mesaopt.config.checks import (
     require,
-    require_choices,
     require_not_negative,
     require_positive,
+    require_types,
 )
 from mesaopt.errors import ConfigError, suggest
 
@@ -19,12 +20,29 @@ StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
 Numbers = Literal["real", "complex"]
 
 
-def _require_slots(config: "TaskConfig") -> None:
-    require(len(config.token_slots) > 0, config, "token_slots", "at least one slot")
-    for slot in config.token_slots:
+def check_slots(slots: Sequence[TokenSlot], name: str = "token_slots") -> None:
+    """Refuse slots that a token cannot have.
+
+    Args:
+        slots: of a token, one or more.
+        name: of the argument, for messages.
+
+    Raises:
+        ConfigError: there is none, or one is unknown.
+
+    Example:
+        >>> check_slots(("curent",))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: token_slots: 'curent': did you mean 'current'?, or 2, 3, ... for so \
+many steps back
+    """
+    if not slots:
+        raise ConfigError(f"{name}={slots!r}: must be at least one slot")
+    for slot in slots:
         if not (slot in get_args(SlotName) or (type(slot) is int and slot >= 2)):
             hint = suggest(str(slot), get_args(SlotName))
-            raise ConfigError(f"token_slots: {slot!r}: {hint}, or 2, 3, ... for so many steps back")
+            raise ConfigError(f"{name}: {slot!r}: {hint}, or 2, 3, ... for so many steps back")
 
 
 def stacked(count: int, *, num_slots: int | None = None) -> tuple[TokenSlot, ...]:
@@ -102,10 +120,10 @@ class LinearSystemConfig(_Slotted):
     """Largest coordinate of a uniform first state."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "dim", "length", "state_clip")
         require_not_negative(self, "noise_std", "teacher_seed")
-        _require_slots(self)
+        check_slots(self.token_slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +154,11 @@ class ARProcessConfig(_Slotted):
     """Contents of a token: this in the authors' code, with a "zero" in front in the paper."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "dim", "start_scale")
         wanted = "3 or greater: two states make no context with a target"
         require(self.length >= 3, self, "length", wanted)
-        _require_slots(self)
+        check_slots(self.token_slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +199,10 @@ class PartiallyObservedConfig(_Slotted):
     """Largest coordinate of a uniform first hidden state."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "dim", "hidden_dim", "length", "state_clip", "observation_std")
         require_not_negative(self, "noise_std", "observation_noise_std")
-        _require_slots(self)
+        check_slots(self.token_slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +245,10 @@ class NonlinearSystemConfig(_Slotted):
     """Largest coordinate of a uniform first state."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "dim", "length", "hidden_dim", "teacher_std")
         require_not_negative(self, "noise_std", "teacher_seed")
-        _require_slots(self)
+        check_slots(self.token_slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +284,7 @@ class FewShotConfig(_Slotted):
     """Tokens are plain."""
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        require_types(self)
         require_positive(self, "dim", "length")
         require_not_negative(self, "noise_std", "prefix_length")
         room = self.prefix_length < self.length

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Inexact
 from torch import Tensor, nn
 
-from mesaopt.config import MergedAttentionConfig
+from mesaopt.config import MergedAttentionConfig, require_count
 from mesaopt.errors import InitialisationWarning
 from mesaopt.layers import MergedLinearSelfAttention
 from mesaopt.models.random import keep_global_random
@@ -88,6 +88,7 @@ class OneLayerModel(nn.Module):
         Args:
             seed: seed of normal weights, 0 or greater.
         """
+        require_count("seed", seed, smallest=0)
         config, random = self.config, torch.Generator().manual_seed(seed)
         self.layer.key_query.zero_()
         self.layer.output_value.zero_()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.config import ModelConfig
+from mesaopt.config import ModelConfig, require_count
 from mesaopt.layers import CausalConvolution, SelfAttention
 from mesaopt.models.mixers import make_mixer
 from mesaopt.models.random import keep_global_random
@@ -95,6 +95,7 @@ class SequenceModel(nn.Module):
         Args:
             seed: 0 or greater; the weights are a pure function of it.
         """
+        require_count("seed", seed, smallest=0)
         for mixer in self.mixers:
             mixer.reset_parameters()  # parameters that are not drawn, such as a ridge
         random = torch.Generator().manual_seed(seed)

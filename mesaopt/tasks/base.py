@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mesaopt.config import Numbers, TaskConfig
+from mesaopt.config import Numbers, TaskConfig, require_count
+from mesaopt.errors import ConfigError, suggest
 from mesaopt.tasks.batch import Batch, Split, tokens_from_states
 from mesaopt.tasks.random import generator
 
@@ -95,8 +96,8 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
             The batch; states [batch, T + 1, dim], tokens [batch, T, token_dim], targets [batch, T, dim].
 
         Raises:
-            ConfigError: seed or step is out of range.
-            ValueError: batch_size or dtype is out of range, or states outgrow the dtype.
+            ConfigError: batch_size, seed, step or split is out of range.
+            ValueError: the dtype is of other numbers, or states outgrow it.
         """
         config = self.config
         dtype = dtype or (torch.complex64 if config.numbers == "complex" else torch.float32)
@@ -131,6 +132,8 @@ def streams_of(kind: str, *, seed: int, step: int, split: Split) -> Streams:
         >>> float(streams().random()) == float(streams("noise").random())
         False
     """
+    if split not in get_args(Split):
+        raise ConfigError(f"split={split!r}: {suggest(str(split), get_args(Split))}")
 
     def streams(name: str = "") -> np.random.Generator:
         stream = f"{kind}/{split}/{name}" if name else f"{kind}/{split}"
@@ -154,11 +157,12 @@ def check_sample(numbers: Numbers, *, dtype: torch.dtype, **counts: int) -> None
         >>> check_sample("real", dtype=torch.float32, batch_size=0)
         Traceback (most recent call last):
         ...
-        ValueError: batch_size=0: must be 1 or greater
+        mesaopt.errors.ConfigError: batch_size=0: must be 1 or greater
     """
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be 1 or greater")
+        require_count(name, value, smallest=1)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"dtype={dtype!r}: must be a torch.dtype")
     fits = dtype.is_complex if numbers == "complex" else dtype.is_floating_point
     if not fits:
         wanted = {

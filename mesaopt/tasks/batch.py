@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from mesaopt.config import TokenSlot
+from mesaopt.config import TokenSlot, check_slots, require_count
 from mesaopt.tasks.losses import squared_error
 
 Split = Literal["train", "validation", "test"]
@@ -72,6 +72,7 @@ class Batch:
         Returns:
             The parts in order, as views.
         """
+        require_count("size", size, smallest=1)
         names = [f.name for f in fields(self) if f.name != "scored"]
         parts = (getattr(self, name).split(size) for name in names)
         for pieces in zip(*parts, strict=True):
@@ -125,6 +126,7 @@ def tokens_from_states(
         tensor([[[1., 0.],
                  [2., 1.]]])
     """
+    check_slots(slots, "slots")
     return torch.cat([_slot(states, slot) for slot in slots], dim=-1)
 
 

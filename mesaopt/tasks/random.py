@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.errors import ConfigError
+from mesaopt.config import require_count
 
 
 def generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
@@ -32,8 +32,7 @@ def generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
         True
     """
     for name, value in (("seed", seed), ("step", step)):
-        if not 0 <= value < 2**64:
-            raise ConfigError(f"{name}={value}: must be between 0 and 2**64 - 1")
+        require_count(name, value, smallest=0)
     key = np.array([seed, zlib.crc32(stream.encode())], dtype=np.uint64)
     counter = np.array([0, 0, 0, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

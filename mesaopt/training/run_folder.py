@@ -273,7 +273,7 @@ class RunFolder:
         """
         if step is None:
             step = self._last_step if self.is_done else max(self.steps, default=0)
-        if step not in self.steps:
+        if not isinstance(step, int) or step not in self.steps:
             have = ", ".join(map(str, self.steps)) or "none"
             where = self.path / "checkpoints"
             raise RunError(

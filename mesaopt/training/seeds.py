@@ -135,7 +135,8 @@ class SeedsTrainer:
     def __init__(self, configs: Sequence[RunConfig], device: torch.device):
         self.configs, self.device = configs, device
         self.data = [Data(config, device) for config in configs]
-        models = [make_model(config.model, seed=config.seed) for config in configs]
+        with single_precision():
+            models = [make_model(config.model, seed=config.seed) for config in configs]
         self.model = SideBySide(models).to(device)
         parameters = dict(self.model.joined.named_parameters())
         self.optimizer = Optimizer(configs[0].train, parameters)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mesaopt.config import RunConfig
 from mesaopt.models import make_model
 from mesaopt.tasks import Batch, make_task
+from mesaopt.training.environment import single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
 
@@ -106,7 +107,8 @@ class Trainer:
     def __init__(self, config: RunConfig, device: torch.device):
         self.config, self.device = config, device
         self.data = Data(config, device)
-        self.model = make_model(config.model, seed=config.seed).to(device)
+        with single_precision():
+            self.model = make_model(config.model, seed=config.seed).to(device)
         self.optimizer = Optimizer(config.train, dict(self.model.named_parameters()))
 
     def step(self, step: int) -> Float[Tensor, ""]:

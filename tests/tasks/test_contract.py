@@ -1,6 +1,8 @@
 """What every task of von Oswald et al. promises, whatever it draws."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,9 +106,64 @@ def test_what_cannot_be_sampled_is_refused(name: str) -> None:
         ({"dtype": torch.int64}, "dtype=torch.int64: must be torch.float32"),
         ({"seed": -1}, "seed=-1: must be between 0"),
         ({"step": -1}, "step=-1: must be between 0"),
+        ({"step": 2**64}, "step=18446744073709551616: must be between 0"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=re.escape(message)):
             draw(name, **changes)
+    with pytest.raises(ValueError, match="size=0: must be 1 or greater"):
+        list(draw(name).split(0))
+    for slots in ((-1,), (1,), ()):
+        with pytest.raises(ValueError, match="slots"):
+            tokens_from_states(draw(name).observed, slots)
+
+
+OTHER_TYPES = """
+import numpy, torch
+from mesaopt.models import make_model
+from mesaopt.config import ModelConfig
+from mesaopt.recipes import TASKS
+from mesaopt.tasks import make_task, tokens_from_states
+for config in TASKS.values():
+    task = make_task(config)
+    wanted = {
+        "seed": {1.5: "a whole", True: "a whole", "0": "a whole", 10**40: "more than 30 digits: must"},
+        "step": {0.0: "a whole", None: "a whole"},
+        "batch_size": {2.0: "a whole", False: "a whole"},
+        "split": {"tset": "did you mean 'test'?", None: "allowed: train, validation, test"},
+        "dtype": {"float64": "must be a torch.dtype"},
+    }
+    for name, values in wanted.items():
+        for value, message in values.items():
+            arguments = {"batch_size": 2, "seed": 0, name: value}
+            try:
+                task.sample(**arguments)
+            except ValueError as error:
+                assert str(error).startswith(f"{name}=") and message in str(error), error
+            else:
+                raise AssertionError((name, value))
+for slots in (("curent",), (1.5,), (True,)):
+    try:
+        tokens_from_states(torch.zeros(1, 2, 3), slots)
+    except ValueError as error:
+        assert str(error).startswith("slots: "), error
+    else:
+        raise AssertionError(slots)
+small = make_task(TASKS["linear"])
+ours, theirs = small.sample(2, seed=3, step=5), small.sample(2, seed=numpy.int64(3), step=numpy.uint64(5))
+assert torch.equal(ours.states, theirs.states)
+for seed in (1.5, -1, None):
+    try:
+        make_model(ModelConfig(), seed=seed)
+    except ValueError as error:
+        assert "seed=" in str(error)
+    else:
+        raise AssertionError(seed)
+"""
+
+
+def test_arguments_of_other_types_are_named() -> None:
+    # In a process of its own: in the tests all annotations are checked, for users they are not.
+    subprocess.run([sys.executable, "-c", OTHER_TYPES], check=True)
 
 
 def zero_loss(name: str) -> float:
