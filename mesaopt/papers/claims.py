@@ -12,6 +12,18 @@ STANDARD_ERRORS = 3.0
 """A threshold is widened by this many standard errors of the measured noise: a true claim then fails
 by chance about once in 400 times."""
 
+_SAVED = {
+    "id": str,
+    "paper": str,
+    "figure": str,
+    "statement": str,
+    "scale": str,
+    "basis": str,
+    "value": (float, None),
+    "threshold": [(float, None)],
+    "passed": bool,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -120,12 +132,16 @@ def read_claims(folder: Path) -> list[Claim]:
         RunError: there are none, or the file is damaged.
     """
     path = folder / "claims.json"
-    if not path.exists():
+    if not files.exists(path):
         raise RunError(f"{path}: there is no such file; mesaopt reproduce writes it")
     try:
-        return [Claim.from_json(item) for item in files.read_json(path)]
+        claims = [Claim.from_json(item) for item in files.read_json(path, [_SAVED])]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: is not a list of claims: {error!r}") from None
+    for claim in claims:
+        if claim.low is None and claim.high is None:
+            raise RunError(f"{path}: is damaged: {claim.id!r} has no limit: must have one or two")
+    return claims
 
 
 def write_claims(folder: Path, claims: list[Claim]) -> None:

@@ -162,9 +162,9 @@ def reproduce(
     """
     plan = make_plan(what, scale=scale, seeds=seeds, only=only)
     resolve_device(device)
-    out = Path(out)
+    out = files.as_path(out)
     _claim(out, plan, resume=resume)
-    if (out / "DONE").exists():
+    if files.exists(out / "DONE"):
         return read_claims(out)
     with files.only_one_process(out):
         return _reproduce_in(out, get_item(plan.what), plan, device)
@@ -228,7 +228,7 @@ def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
             )
     else:
         files.write_json(out / "config.json", settings)
-    if not (out / "meta.json").exists():
+    if not files.exists(out / "meta.json"):
         files.write_json(out / "meta.json", describe())
 
 
@@ -269,7 +269,7 @@ def _compute_all(
     """Compute what is missing; a part is finished once its file is there, after its figures."""
     measure = functools.cache(lambda: item.measure(plan, runs))
     for part in item.chosen(plan):
-        if _file_of(part, out).exists():
+        if files.exists(_file_of(part, out)):
             display.skip(part.name)
             continue
         display.begin(part.name)

@@ -4,7 +4,6 @@ import io
 from importlib.metadata import version
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -15,7 +14,8 @@ from mesaopt.analysis import Diagnosis, Estimate
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
 from mesaopt.papers.figures import INK, PALETTE, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
-from mesaopt.report.html import inline
+from mesaopt.report.html import page_templates
+from mesaopt.report.svg import inline
 
 _CAPTION = (
     "Left: loss by position on systems that are new in every sequence, with 95 % bands. Middle: share of "
@@ -37,29 +37,26 @@ def write_diagnosis(diagnosis: Diagnosis, path: Path, *, name: str) -> None:
     Raises:
         RunError: the disk is full.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mesaopt", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
     svg = io.StringIO()
     with style():
         draw(diagnosis).savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    page = environment.get_template("diagnosis.html.j2").render(
-        question=QUESTION.format(name),
-        answer=ANSWERS[diagnosis.verdict.answer],
-        chip=_CHIPS[diagnosis.verdict.answer],
-        sentence=diagnosis.verdict.sentence,
-        svg=Markup(inline(svg.getvalue(), "diagnosis", "the evidence")),
-        caption=_CAPTION,
-        sections=sections(diagnosis),
-        note=NOTE,
-        count=f"{diagnosis.num_sequences:,}",
-        version=version("mesaopt"),
+    page = (
+        page_templates()
+        .get_template("diagnosis.html.j2")
+        .render(
+            question=QUESTION.format(name),
+            answer=ANSWERS[diagnosis.verdict.answer],
+            chip=_CHIPS[diagnosis.verdict.answer],
+            sentence=diagnosis.verdict.sentence,
+            svg=Markup(inline(svg.getvalue(), "diagnosis", "the evidence")),
+            caption=_CAPTION,
+            sections=sections(diagnosis),
+            note=NOTE,
+            count=f"{diagnosis.num_sequences:,}",
+            version=version("mesaopt"),
+        )
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, page)
+    files.write(files.as_path(path), page)
 
 
 def draw(diagnosis: Diagnosis) -> Figure:

@@ -1,7 +1,7 @@
 """The report of a folder of results, as one HTML file with everything in it."""
 
 import base64
-import html
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,58 @@ import jinja2
 from markupsafe import Markup
 
 from mesaopt import files
+from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
+from mesaopt.report.svg import inline
 
-# The colours that figures are drawn in and the page's own, which follow its light or dark scheme.
-_PAGE_COLORS = {"#1b1f24": "var(--ink)", "#d8dce2": "var(--grid)"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RUN = {
+    "name": str,
+    "parameters": int,
+    "steps": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "test_loss": float,
+    "seconds": float,
+}
+_INDEX = {
+    "title": str,
+    "introduction": str,
+    "figures": [str],
+    "headings": {str: str},
+    "runs": [_RUN],
+}
+_META = {
+    "started": str,
+    "command": [str],
+    "git": (str, None),
+    "packages": {str: str},
+    "python": str,
+    "platform": str,
+    "processor": str,
+    "cores": (int, None),
+    "num_threads": int,
+    "memory_gib": float,
+    "gpus": [str],
+}
+_FIGURE = {"title": str, "caption": str, "settings": {}, "seconds": float}
+
+
+def page_templates() -> jinja2.Environment:
+    """Return the templates of the pages; whatever is put into them is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("mesaopt", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
 
 
 def write_report(folder: str | Path) -> Path:
     """Write `index.html` into a folder of results.
+
+    The folder may come from anyone: what is in it is checked and escaped, and nothing outside of it is
+    read or written.
 
     Args:
         folder: as `mesaopt reproduce` leaves it, with `claims.json` and `figures/`.
@@ -26,66 +70,71 @@ def write_report(folder: str | Path) -> Path:
         Path of the page.
 
     Raises:
-        RunError: a file that the page needs is missing or damaged, or the disk is full.
+        RunError: a file that the page needs is missing, damaged or a link to elsewhere; the disk is full.
     """
-    folder = Path(folder)
-    claims = read_claims(folder)
-    index = files.read_json(folder / "figures" / "index.json")
-    meta = files.read_json(folder / "meta.json")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mesaopt", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = environment.get_template("template.html.j2").render(
-        title=index["title"],
-        introduction=index["introduction"],
-        config=files.read_json(folder / "config.json"),
-        meta=meta,
-        claims=claims,
-        headings=index["headings"],
-        passed=sum(claim.passed for claim in claims),
-        figures=[_figure(folder / "figures", name) for name in index["figures"]],
-        runs=index["runs"],
-        environment=_environment(meta, files.read_json(folder / "DONE")),
+    folder = files.as_path(folder)
+    claims = read_claims(_inside(folder, "claims.json").parent)
+    index = files.read_json(_inside(folder, "figures", "index.json"), _INDEX)
+    meta = files.read_json(_inside(folder, "meta.json"), _META)
+    files.check(meta["packages"], {"mesaopt": str}, str(folder / "meta.json"), "packages")
+    done = files.read_json(_inside(folder, "DONE"), {"training": float, "measuring": float})
+    page = (
+        page_templates()
+        .get_template("template.html.j2")
+        .render(
+            title=index["title"],
+            introduction=index["introduction"],
+            config=_config(folder),
+            meta=meta,
+            claims=claims,
+            headings=index["headings"],
+            passed=sum(claim.passed for claim in claims),
+            figures=[_figure(folder, name) for name in index["figures"]],
+            runs=index["runs"],
+            environment=_environment(meta, done),
+        )
     )
     path = folder / "index.html"
     files.write(path, page)
     return path
 
 
+def _inside(folder: Path, *names: str) -> Path:
+    """Return the path of a file in a folder, and refuse one that leads out of it."""
+    path = folder.joinpath(*names)
+    with files.explain_os_errors(path, "read"):
+        home, found = os.path.realpath(folder), os.path.realpath(path)
+    if os.path.commonpath([home, found]) != home:
+        raise RunError(f"{path}: is a link to a file outside the folder: must be a file in it")
+    return path
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Read the settings: the scale, and the figures where some were chosen, called parts in old folders."""
+    path = _inside(folder, "config.json")
+    config = files.read_json(path, {"scale": str})
+    for name in {"figures", "parts"} & config.keys():
+        files.check(config[name], [str], str(path), name)
+    return config
+
+
 def _figure(folder: Path, name: str) -> dict[str, Any]:
-    description = files.read_json(folder / f"{name}.json")
-    svg = files.read_text(folder / f"{name}.svg")
-    csv = files.read_text(folder / f"{name}.csv")
+    if not _NAME.fullmatch(name):
+        wanted = "must be letters, digits, '.', '_' and '-', at most 100"
+        raise RunError(
+            f"{folder / 'figures' / 'index.json'}: is damaged: figures: {name!r}: {wanted}"
+        )
+    description = files.read_json(_inside(folder, "figures", f"{name}.json"), _FIGURE)
+    svg = files.read_text(_inside(folder, "figures", f"{name}.svg"))
+    csv = files.read_text(_inside(folder, "figures", f"{name}.csv"))
     encoded = base64.b64encode(csv.encode()).decode()
     return {
         **description,
+        "id": name,
         "settings": _sentence(description["settings"]),
         "svg": Markup(inline(svg, name, description["title"])),
         "csv": f"data:text/csv;base64,{encoded}",
     }
-
-
-def inline(svg: str, name: str, title: str) -> str:
-    """Prepare a drawing for a page: colours that follow its scheme, ids that no other drawing has.
-
-    Args:
-        svg: the drawing.
-        name: unique on the page.
-        title: read out by screen readers.
-
-    Returns:
-        The element.
-    """
-    svg = svg[svg.index("<svg") :]
-    for drawn, page in _PAGE_COLORS.items():
-        svg = svg.replace(drawn, page)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
 def _sentence(settings: dict[str, Any]) -> str:

@@ -186,3 +186,145 @@ def test_a_browser_shows_every_claim_and_misses_nothing(
     assert found["drawings"] == 4
     assert found["fetched"] == []
     assert found["overflow"] <= 0
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+ATTACK = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+
+
+def test_words_of_a_stranger_are_escaped(folder: Path) -> None:
+    claims = json.loads((folder / "claims.json").read_text())
+    texts = ("id", "paper", "figure", "statement", "basis")
+    claims = [claim | dict.fromkeys(texts, ATTACK) for claim in claims[:1]]
+    (folder / "claims.json").write_text(json.dumps(claims))
+    index = json.loads((folder / "figures" / "index.json").read_text())
+    name = index["figures"][0]
+    runs = [run | {"name": ATTACK} for run in index["runs"]]
+    headings = {ATTACK: ATTACK}
+    values = {"title": ATTACK, "introduction": ATTACK, "headings": headings, "runs": runs}
+    change(folder / "figures" / "index.json", **values)
+    texts = {"id": ATTACK, "title": ATTACK, "caption": ATTACK, "settings": {ATTACK: ATTACK}}
+    change(folder / "figures" / f"{name}.json", **texts)
+    (folder / "figures" / f"{name}.csv").write_text(ATTACK)
+    meta = {"started": ATTACK, "processor": ATTACK, "command": [ATTACK], "python": ATTACK}
+    change(folder / "meta.json", **meta, packages={"mesaopt": ATTACK, ATTACK: ATTACK})
+    change(folder / "config.json", scale=ATTACK, parts=[ATTACK])
+    html = write_report(folder).read_text()
+    page = Links(html)
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert html.count("alert(1)") > 15, "everything is shown, as text"
+    assert f'<figure id="{name}">' in html
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../outside",
+        "/etc/passwd",
+        "..",
+        ".hidden",
+        "",
+        "a/b",
+        "a b",
+        'a"onload="x',
+        "a\n",
+        "a" * 101,
+        "é",
+    ],
+)
+def test_names_of_figures_are_plain(folder: Path, name: str) -> None:
+    for ending in ("svg", "csv", "json"):
+        source = next((folder / "figures").glob(f"core-*.{ending}"))
+        shutil.copy(source, folder.parent / f"outside.{ending}")
+    change(folder / "figures" / "index.json", figures=[name])
+    with pytest.raises(RunError, match=r"index\.json: is damaged: figures"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["claims.json", "config.json", "meta.json", "DONE", "figures", "figures/index.json"]
+    + [f"figures/core-weights.{ending}" for ending in ("svg", "csv", "json")],
+)
+def test_links_to_elsewhere_are_not_followed(folder: Path, name: str) -> None:
+    outside = folder.parent / "outside"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(RunError, match="is a link to a file outside the folder"):
+        write_report(folder)
+
+
+def test_links_within_the_folder_and_to_the_folder_are_fine(folder: Path, tmp_path: Path) -> None:
+    (folder / "figures").rename(folder / "drawings")
+    (folder / "figures").symlink_to("drawings")
+    (tmp_path / "link").symlink_to(folder)
+    assert "<svg" in write_report(tmp_path / "link").read_text()
+
+
+def test_nothing_outside_the_folder_is_written(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "precious.txt"
+    target.write_text("important")
+    for name in ("index.html", ".part-index.html"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+    assert write_report(folder).read_text().startswith("<!doctype html>")
+    assert target.read_text() == "important"
+    assert not (folder / "index.html").is_symlink()
+
+
+DAMAGED = {
+    "claims.json": ["", "{}", "null", "[3]", "[{}]", "nonsense", "[" * 9999],
+    "figures/index.json": ["", "[]", "{}", '{"title": 3}'],
+    "meta.json": ["", "[]", "{}", "null"],
+    "config.json": ["", "[]", "{}", '{"scale": "smoke", "parts": 3}', '{"scale": null}'],
+    "DONE": ["", "[]", "{}", '{"training": "long", "measuring": 1}'],
+    "figures/core-weights.json": ["", "[]", "{}", "3"],
+    "figures/core-weights.svg": ["", "<svg>", "nothing drawn"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts]
+)
+def test_every_damaged_file_of_results_is_named_in_one_line(
+    folder: Path, name: str, text: str
+) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(RunError, match=re.escape(Path(name).name)) as error:
+        write_report(folder)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value": "low"},
+        {"value": True},
+        {"threshold": None},
+        {"threshold": []},
+        {"threshold": [1.0]},
+        {"threshold": [None, None]},
+        {"threshold": ["a", "b"]},
+        {"statement": 3},
+        {"id": None},
+        {"passed": "yes"},
+    ],
+)
+def test_claims_are_checked(folder: Path, changes: dict) -> None:
+    path = folder / "claims.json"
+    claims = json.loads(path.read_text())
+    path.write_text(json.dumps([claims[0] | changes]))
+    with pytest.raises(RunError, match=r"claims\.json: is"):
+        read_claims(folder)
+
+
+def test_a_claim_that_says_it_passed_is_judged_again(folder: Path) -> None:
+    path = folder / "claims.json"
+    claims = [claim | {"passed": True} for claim in json.loads(path.read_text())]
+    path.write_text(json.dumps(claims))
+    assert "9 of 12 claims hold; 3 do not" in write_report(folder).read_text()
