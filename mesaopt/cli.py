@@ -3,6 +3,8 @@
 Only what parsing needs is imported here; torch and the rest come when a command runs.
 """
 
+import codecs
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ from importlib import metadata
 import tyro
 
 from mesaopt.arguments import Command
-from mesaopt.errors import MesaoptError
+from mesaopt.errors import MesaoptError, printable
+
+_PLAIN = {"±": "+-", "²": "^2", "·": "-", "×": "x", "−": "-"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,10 +27,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exits with 0 if all went well and all claims hold, 1 if a claim or a run failed, 2 after a usage error
     (a misspelt setting, a folder that holds another run, a full disk), 130 after Ctrl-C.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    _print_in_any_locale()
+    try:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("mesaopt: interrupted; go on with --resume", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        status = 0
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        print(f"mesaopt: {printable(message)}", file=sys.stderr)
+        status = getattr(error, "exit_status", 2)
+        _drop_output()
+    raise SystemExit(status)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Parse the command line and carry it out; return the exit status."""
     if list(arguments) in (["--version"], ["-V"]):
         print(f"mesaopt {metadata.version('mesaopt')}")
-        raise SystemExit(0)
+        return 0
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="mesaopt",
@@ -40,18 +65,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is loaded: threads that wait for one another by spinning take 20 times as long as
     # needed where another program wants a core (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from mesaopt import commands
+    from mesaopt import commands
 
-        status = commands.run(command)
+    return commands.run(command)
+
+
+def _explain(error: Exception) -> str | None:
+    """Say in one line what the user or the machine did not allow; None for a fault of the program."""
+    if isinstance(error, MesaoptError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    text = str(error)
+    no_memory = ("allocate memory", "out of memory", "calculation overflowed", "array is too big")
+    no_memory += ("multiplication overflow", "Maximum allowed dimension", "overflow a 64-bit")
+    if isinstance(error, MemoryError | OverflowError) or any(words in text for words in no_memory):
+        reason = text.splitlines()[0] if text else type(error).__name__
+        return f"this needs more memory than there is; choose smaller sizes ({reason})"
+    return None
+
+
+def _print_in_any_locale() -> None:
+    """Write what the encoding of the output lacks, such as ±, in other words, and never fail."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        lacking = error.object[error.start : error.end]
+        return "".join(_PLAIN.get(character, "?") for character in lacking), error.end
+
+    codecs.register_error("mesaopt", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="mesaopt")
+
+
+def _drop_output() -> None:
+    """Forget output that cannot be written, such as to a full disk: Python would try again at its end."""
+    try:
         sys.stdout.flush()
-    except MesaoptError as error:
-        print(f"mesaopt: {error}", file=sys.stderr)
-        status = error.exit_status
-    except KeyboardInterrupt:
-        print("mesaopt: interrupted; go on with --resume", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stderr.close()
-        status = 0
-    raise SystemExit(status)
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

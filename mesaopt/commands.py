@@ -7,21 +7,29 @@ to load are imported by the command that needs them.
 import json
 import shutil
 import webbrowser
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mesaopt import arguments as args
-from mesaopt import recipes
-from mesaopt.config import MergedAttentionConfig, RunConfig, TaskConfig, override, to_dict
-from mesaopt.console import console, duration, print_json, print_table, words
-from mesaopt.errors import ConfigError, RunError
+from mesaopt import files, recipes
+from mesaopt.config import (
+    MergedAttentionConfig,
+    RunConfig,
+    TaskConfig,
+    override,
+    require_count,
+    to_dict,
+)
+from mesaopt.console import console, duration, print_json, print_line, print_table, words
+from mesaopt.errors import ConfigError, RunError, printable
 
 if TYPE_CHECKING:
     from mesaopt.analysis import Diagnosis, InContextLoss, Predictor
     from mesaopt.papers.plan import Item, Plan
     from mesaopt.training import Run, StepCost
 
+_MOST_SEEDS, _MOST_SEQUENCES = 10**4, 10**8
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
 
@@ -37,6 +45,10 @@ def run(command: args.Command) -> int:
     Raises:
         MesaoptError: it cannot be carried out.
     """
+    values: dict[str, Any] = {f.name: getattr(command, f.name) for f in fields(command)}
+    paths = {name: path for name, path in values.items() if isinstance(path, Path)}
+    values |= {name: files.as_path(path) for name, path in paths.items()}
+    command = type(command)(**values)
     match command:
         case args.List():
             return list_names(command)
@@ -120,8 +132,7 @@ def doctor(command: args.Doctor) -> int:
 
 def train(command: args.Train) -> int:
     """Train seeds of a recipe, or print what that would cost."""
-    if command.seeds < 1:
-        raise ConfigError(f"seeds={command.seeds}: must be 1 or greater")
+    require_count("seeds", command.seeds, smallest=1, largest=_MOST_SEEDS)
     seeds = range(command.seed, command.seed + command.seeds)
     configs = [override(recipes.get(command.recipe, seed=seed), command.set) for seed in seeds]
     from mesaopt.training import RunFolder, run_name, seed_batches, step_cost
@@ -132,7 +143,7 @@ def train(command: args.Train) -> int:
     if command.seeds == 1 and command.out is not None:
         paths = {command.seed: command.out}
     if not command.dry_run:
-        RunFolder.open_all([paths[c.seed] for c in configs], configs, resume=command.resume)
+        RunFolder.check_all([paths[c.seed] for c in configs], configs, resume=command.resume)
     cost = step_cost(configs[0], command.device, seeds=[config.seed for config in groups[0]])
     if command.dry_run:
         return _print_training_cost(configs, cost)
@@ -174,14 +185,13 @@ def _train_groups(
     for run in runs:
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
-        print(f"{loss}, {run.seconds:.0f} s: {run.path}")
+        print_line(f"{loss}, {run.seconds:.0f} s: {run.path}")
     return 0
 
 
 def evaluate(command: args.Evaluate) -> int:
     """Print the in-context losses of a run and of the baselines."""
-    if command.sequences < 1:
-        raise ConfigError(f"sequences={command.sequences}: must be 1 or greater")
+    require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
     from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
@@ -262,10 +272,11 @@ def _loss_row(loss: "InContextLoss") -> dict[str, str]:
 
 def diagnose(command: args.Diagnose) -> int:
     """Print whether there is a mesa-optimizer in a run, and write the page if asked."""
-    if command.sequences < 1:
-        raise ConfigError(f"sequences={command.sequences}: must be 1 or greater")
-    if command.out is not None and command.out.is_dir():
+    require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
+    if command.out is not None and files.is_folder(command.out):
         raise ConfigError(f"out={str(command.out)!r}: is a folder; give a file")
+    if command.out is not None:
+        files.require_writable(command.out)
     from mesaopt import analysis
     from mesaopt.progress import ProgressDisplay, Stage
     from mesaopt.report import write_diagnosis
@@ -286,14 +297,15 @@ def diagnose(command: args.Diagnose) -> int:
             )
         except ValueError as error:
             raise RunError(f"run={str(command.path)!r}: {error}") from error
-    if command.out is not None:
-        write_diagnosis(diagnosis, command.out, name=name)
+    # The page comes last: where it cannot be written, the answer is not lost.
     if command.json:
         print_json(diagnosis.to_json())
-        return 0
-    print_diagnosis(diagnosis, name)
+    else:
+        print_diagnosis(diagnosis, name)
     if command.out is not None:
-        print(f"Page: {command.out}")
+        write_diagnosis(diagnosis, command.out, name=name)
+        if not command.json:
+            print_line(f"Page: {command.out}")
     return 0
 
 
@@ -304,7 +316,7 @@ def print_diagnosis(diagnosis: "Diagnosis", name: str) -> None:
     screen = console()
     verdict = diagnosis.verdict
     color = {"yes": "green", "no": "red", "unclear": "yellow"}[verdict.answer]
-    screen.print(QUESTION.format(name), style="bold", markup=False)
+    screen.print(QUESTION.format(printable(name)), style="bold", markup=False)
     screen.print(ANSWERS[verdict.answer], style=f"bold {color}", end=" ")
     screen.print(f"{verdict.sentence}\n", markup=False)
     for section in sections(diagnosis):
@@ -323,6 +335,8 @@ def reproduce(command: args.Reproduce) -> int:
     from mesaopt.report import write_report
 
     only = command.only.replace(",", " ").split()
+    if command.seeds is not None:
+        require_count("seeds", command.seeds, smallest=1, largest=_MOST_SEEDS)
     if command.dry_run:
         plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
         return _print_costs(plan, command.device)
@@ -337,7 +351,7 @@ def reproduce(command: args.Reproduce) -> int:
     )
     page = write_report(command.out)
     status = print_claims(command.out)
-    print(f"Report: {page}")
+    print_line(f"Report: {page}")
     return status
 
 
@@ -409,10 +423,10 @@ def write_report(command: args.Report) -> int:
     """Write the report of a folder, and show it if asked."""
     from mesaopt import report
 
-    if not command.folder.is_dir():
+    if not files.is_folder(command.folder):
         raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
     page = report.write_report(command.folder)
-    print(page)
+    print_line(page)
     if command.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
@@ -426,6 +440,8 @@ def bench(command: args.Bench) -> int:
 def _bench_training(command: args.Bench) -> int:
     from mesaopt.bench.train import measure_training_step
 
+    if command.threads is not None:
+        require_count("threads", command.threads, smallest=1, largest=4096)
     result = measure_training_step(command.recipe, repeats=command.repeats, threads=command.threads)
     if command.json:
         print_json(asdict(result))

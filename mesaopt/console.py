@@ -7,19 +7,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mesaopt.errors import printable
+
 
 def print_json(value: Any) -> None:
-    """Print a value as readable JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a value as readable JSON, in ASCII: it passes any locale and holds no control characters."""
+    print(json.dumps(value, indent=2))
+
+
+def print_line(text: object) -> None:
+    """Print one line, without control characters."""
+    print(printable(text))
 
 
 def print_table(title: str | None, rows: list[dict[str, str]]) -> None:
     """Print rows as a table as wide as the terminal, or as wide as it needs where there is none."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(rows[0]):
-        table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
+        table.add_column(printable(name), overflow="fold", no_wrap=index == 0, header_style="dim")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(printable, row.values()))
     screen = console()
     screen.print(table, markup=False)
     screen.print()

@@ -26,6 +26,22 @@ class RunError(MesaoptError, RuntimeError):
     """A run cannot go on: its folder is taken, damaged or full, or the device does not exist."""
 
 
+def printable(text: object) -> str:
+    r"""Return text as one line without control characters, which could change a terminal or hide words.
+
+    Args:
+        text: from a file, a path or an error.
+
+    Returns:
+        The text with a space for line ends, and a question mark for other characters that do not print.
+
+    Example:
+        >>> printable("a\n\x1b[31mb")
+        'a ?[31mb'
+    """
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(text))
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Return a hint for a misspelt name: the closest choice, or all of them.
 

@@ -72,6 +72,8 @@ def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
     temporary = path.with_name(TEMPORARY + secrets.token_hex(8) + path.suffix[-16:])
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if exists(path) and not path.is_file() and not path.is_symlink():
+            raise RunError(f"{path}: cannot be written: is a folder or a device; give a file")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             if callable(content):
@@ -316,6 +318,25 @@ def exists(path: Path) -> bool:
         return True
 
 
+def is_folder(path: Path) -> bool:
+    """Say whether there is a folder.
+
+    Args:
+        path: of it.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        RunError: the system does not tell.
+
+    Example:
+        >>> is_folder(Path("no/such/folder"))
+        False
+    """
+    return exists(path) and path.is_dir()
+
+
 def names(folder: Path) -> list[str]:
     """List the names in a folder, sorted; none where there is no folder.
 
@@ -335,6 +356,34 @@ def names(folder: Path) -> list[str]:
     with explain_os_errors(folder, "read"):
         found = os.listdir(folder) if exists(folder) else []
     return sorted(name for name in found if not name.startswith(TEMPORARY))
+
+
+def require_writable(path: Path) -> None:
+    """Check that a file or folder can be made, before the work whose result it will hold.
+
+    Args:
+        path: of it; the folders above it need not exist.
+
+    Raises:
+        RunError: a name is too long, or the folder above does not allow it.
+
+    Example:
+        >>> import tempfile
+        >>> require_writable(Path(tempfile.mkdtemp()) / "a" / "b.html")
+    """
+    with explain_os_errors(path):
+        above = path.absolute().parent
+        while not exists(above):
+            above = above.parent
+        longest = os.pathconf(above, "PC_NAME_MAX")
+        if any(
+            len(os.fsencode(part)) > longest for part in path.absolute().relative_to(above).parts
+        ):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if not above.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def make_folder(path: Path) -> None:

@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from mesaopt.errors import printable
+
 OnProgress = Callable[[int, int], None]
 """Called with the finished and the total number of batches or steps of a longer computation."""
 
@@ -58,7 +60,7 @@ class ProgressDisplay:
         self._started = self._last_line = time.monotonic()
         self._skipped = 0.0
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}"),
@@ -93,7 +95,7 @@ class ProgressDisplay:
         self._stage, self._step, self._loss = self._stages[name], 0, float("nan")
         if not self.console.is_terminal:
             steps = f": {self._stage.steps} steps" if self._stage.steps > 1 else ""
-            self.console.print(f"{name}{steps}", soft_wrap=True)
+            self._print(f"{name}{steps}")
             self._last_line = time.monotonic()
         self._show()
 
@@ -104,7 +106,7 @@ class ProgressDisplay:
             name: of the stage.
         """
         self._skipped += self._stages[name].seconds
-        self.console.print(f"{name}: already done", soft_wrap=True)
+        self._print(f"{name}: already done")
 
     def update(self, step: int, loss: float) -> None:
         """Show the step and loss of the current stage, as an `on_step` of :func:`mesaopt.training.train`.
@@ -117,7 +119,7 @@ class ProgressDisplay:
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line >= _PLAIN_EVERY_SECONDS:
             self._last_line = now
-            self.console.print(f"{self._stage.name}: {self._detail()}", soft_wrap=True)
+            self._print(f"{self._stage.name}: {self._detail()}")
         self._show()
 
     def advance(self, done: int, total: int) -> None:
@@ -130,10 +132,16 @@ class ProgressDisplay:
         self._stage = Stage(self._stage.name, total, self._stage.seconds / max(total, 1))
         self.update(done, float("nan"))
 
+    def _print(self, text: str) -> None:
+        self.console.print(printable(text), soft_wrap=True, markup=False)
+
     def _show(self) -> None:
         done = self._expected_done + self._step * self._stage.seconds_per_step
         self._bar.update(
-            self._task, description=self._stage.name, completed=done, detail=self._detail()
+            self._task,
+            description=printable(self._stage.name),
+            completed=done,
+            detail=self._detail(),
         )
 
     def _detail(self) -> str:

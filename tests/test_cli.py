@@ -11,6 +11,7 @@ from helpers import exit_status as run
 from toy_item import Toy
 
 from mesaopt import recipes
+from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Item
 from mesaopt.training import RunFolder
@@ -235,6 +236,29 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("claims", "nowhere"), "mesaopt reproduce writes it"),
         (("report", "nowhere"), "there is no such folder"),
         (("bench", "train", "--repeats", "0"), "repeats=0: must be 1 or greater"),
+        (("bench", "train", "--threads", "1" + "0" * 9), "must be between 1 and 4096"),
+        (("train", "lsa-1", "--out", "x" * 256), "File name too long"),
+        (("train", "lsa-1", "--out", "x/" + "y" * 256), "File name too long"),
+        (("evaluate", "x" * 256), "File name too long"),
+        (("diagnose", "x", "--out", "y" * 256), "File name too long"),
+        (("claims", "x" * 256), "File name too long"),
+        (("report", "x" * 256), "File name too long"),
+        (("reproduce", "core", "--out", "x" * 256), "File name too long"),
+        (("evaluate", "\x1b[31mx\ny"), "?[31mx y/config.json: there is no such file"),
+        (("evaluate", "\udcff"), "?/config.json: there is no such file"),
+        (("evaluate", "~nobody-of-this-name"), "there is no such home folder"),
+        (
+            ("train", "lsa-1", "--set", "recipe=../../x", "--seeds", "2"),
+            "recipe='../../x': must be",
+        ),
+        (("train", "lsa-1", "--set", "task.noise_std=Infinity"), "noise_std=inf: must be a finite"),
+        (("train", "lsa-1", "--set", "train.batch_size=1" + "0" * 15), "more memory than there is"),
+        (("train", "lsa-1", "--set", "task.length=1" + "0" * 15), "more memory than there is"),
+        (("train", "lsa-1", "--set", "train.steps=1" + "0" * 25), "steps=1"),
+        (("train", "lsa-1", "--seed", "1" + "0" * 25), "seed=1"),
+        (("train", "lsa-1", "--seeds", "1" + "0" * 12), "seeds=1000000000000: must be between"),
+        (("reproduce", "core", "--seeds", "1" + "0" * 9), "seeds=1000000000: must be between"),
+        (("evaluate", "x", "--sequences", "1" + "0" * 17), "must be between 1 and 100000000"),
     ],
 )
 def test_misuse_gets_one_line_and_status_2_and_touches_nothing(
@@ -363,3 +387,102 @@ def test_waiting_threads_sleep_unless_told_otherwise() -> None:
 
     assert policy() == "PASSIVE"
     assert policy(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("short") / "run"
+    assert run("train", "lsa-1", "--out", str(path), "--device", "cpu", "--set", *SHORT) == 0
+    return path
+
+
+def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own."""
+    command = [sys.executable, "-m", "mesaopt", *arguments]
+    found = subprocess.run(command, capture_output=True, env=os.environ | environment)
+    return subprocess.CompletedProcess(
+        command, found.returncode, found.stdout.decode(), found.stderr.decode()
+    )
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+)
+def test_nothing_is_lost_in_an_ascii_locale(locale: dict[str, str], short_run: Path) -> None:
+    done = in_a_process("evaluate", str(short_run), "--sequences", "1", **locale)
+    assert done.returncode == 0, done.stderr
+    assert " +- " in done.stdout
+    assert done.stdout.isascii()
+    done = in_a_process("evaluate", str(short_run / "ä"), **locale)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    out = str(short_run.parent / f"ü-{len(locale)}")
+    done = in_a_process(
+        "train", "lsa-1", "--out", out, "--device", "cpu", "--set", *SHORT, **locale
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [("list",), ("list", "--json"), ("--version",)])
+def test_output_to_a_full_disk_is_one_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mesaopt", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "mesaopt: No space left on device\n"
+
+
+def test_home_is_meant_by_a_tilde_behind_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "lsa-1", "--out=~/runs/x", "--device", "cpu", "--set", *SHORT) == 0
+    assert (tmp_path / "runs" / "x" / "DONE").exists()
+    assert run("evaluate", "~/runs/x", "--sequences", "1") == 0
+    assert not (tmp_path / "~").exists()
+
+
+def test_control_characters_of_a_stranger_do_not_reach_the_terminal(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(results, tmp_path / "\x1b[2J\x9b31m[/red]")
+    nasty = "\x1b]0;owned\x07 \x9b31m \u202egpj.exe \r\n [red]b[/red] [/x] \ud800"
+    claims = json.loads((folder / "claims.json").read_text())
+    claims = [claim | {"statement": nasty, "figure": nasty} for claim in claims]
+    (folder / "claims.json").write_text(json.dumps(claims))
+    assert run("claims", str(folder)) == 1
+    assert run("claims", str(folder), "--json") == 1
+    assert run("report", str(folder)) == 0
+    (folder / "claims.json").write_text("[")
+    assert run("claims", str(folder)) == 2
+    shown = capsys.readouterr()
+    assert "[red]b[/red] [/x]" in shown.out
+    for text in (shown.out, shown.err):
+        assert not [c for c in text if not c.isprintable() and c != "\n"]
+
+
+def test_a_diagnosis_is_not_lost_where_its_page_cannot_be_written(
+    short_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RunError("page.html: the disk is full")
+
+    monkeypatch.setattr("mesaopt.report.write_diagnosis", refuse)
+    page = str(tmp_path / "page.html")
+    folder = shutil.copytree(short_run, tmp_path / "[x]\x1b[red]")
+    assert run("diagnose", str(folder), "--sequences", "1", "--out", page) == 2
+    shown = capsys.readouterr()
+    assert "Is there a mesa-optimizer in [x]?[red]?" in shown.out
+    assert "the disk is full" in shown.err
+    capsys.readouterr()
+    assert run("diagnose", str(folder), "--out", str(folder / "DONE" / "page.html")) == 2
+    assert capsys.readouterr().out == "", "before anything is computed"

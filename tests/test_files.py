@@ -62,3 +62,151 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
         second = subprocess.run(command, capture_output=True, text=True)
     assert "another process is working in this folder" in second.stderr
     assert subprocess.run(command).returncode == 0
+
+
+def test_a_name_of_the_longest_length_is_written(tmp_path: Path) -> None:
+    files.write(tmp_path / ("x" * 255), "text")
+    assert files.names(tmp_path) == ["x" * 255]
+    with pytest.raises(RunError, match="File name too long"):
+        files.write(tmp_path / ("x" * 256), "text")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.EIO, errno.EROFS])
+def test_every_operation_explains_the_system(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("{}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("open", "stat", "listdir", "unlink", "rename", "replace", "mkdir"):
+        monkeypatch.setattr(os, name, refuse)
+    for operation in (
+        lambda: files.write(path, "text"),
+        lambda: files.append_line(path, "line"),
+        lambda: files.read_bytes(path),
+        lambda: files.read_text(path),
+        lambda: files.read_json(path),
+        lambda: files.exists(path),
+        lambda: files.is_folder(path),
+        lambda: files.names(path),
+        lambda: files.make_folder(path / "b"),
+        lambda: files.move(path, path),
+        lambda: files.remove(path),
+        lambda: files.only_one_process(path).__enter__(),
+    ):
+        with pytest.raises(RunError, match=os.strerror(number)) as error:
+            operation()
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+        assert "damaged" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_locked_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with (
+        pytest.raises(RunError, match="cannot be locked: No locks available"),
+        files.only_one_process(tmp_path),
+    ):
+        pass
+
+
+def test_an_error_of_the_work_is_not_one_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError, match="of the work"), files.only_one_process(tmp_path):
+        raise BlockingIOError("of the work")
+
+
+def test_links_folders_and_devices_are_not_written_through(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("important")
+    link.symlink_to(target)
+    with pytest.raises(RunError, match="cannot be written: is a link"):
+        files.append_line(link, "more")
+    files.write(link, "new")
+    assert (target.read_text(), link.read_text()) == ("important", "new")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(RunError, match="is a folder or a device"):
+            files.write(tmp_path / name, "text")
+        with pytest.raises(RunError, match="is not a file"):
+            files.read_text(tmp_path / name)
+
+
+def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write(tmp_path / "a.png", fail)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".safetensors", ""])
+def test_the_temporary_file_has_the_ending_and_nobody_knows_its_name(
+    tmp_path: Path, suffix: str
+) -> None:
+    seen: list[Path] = []
+    for _ in range(2):
+        files.write(tmp_path / f"a{suffix}", seen.append)
+    assert seen[0] != seen[1]
+    assert {path.suffix for path in seen} == {suffix}
+    assert all(path.name.startswith(files.TEMPORARY) for path in seen)
+
+
+IN_ASCII = r"""
+import pathlib, sys
+from mesaopt import files
+path = pathlib.Path(sys.argv[1])
+files.write(path, "\u00b1 \u00e9 ")
+files.append_line(path, "\u00b2")
+assert files.read_text(path) == "\u00b1 \u00e9 \u00b2\n"
+assert path.read_bytes().decode("utf-8") == "\u00b1 \u00e9 \u00b2\n"
+files.write_json(path, {"a": "\u00b1\udcff"})
+assert files.read_json(path) == {"a": "\u00b1\udcff"}
+"""
+
+
+def test_text_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", IN_ASCII, str(tmp_path / "a")]
+    subprocess.run(command, check=True, env=os.environ | ascii_only)
+
+
+def test_whether_a_path_can_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    files.require_writable(tmp_path / "a" / "b" / "c.html")
+    for path, message in (
+        (tmp_path / "file" / "below", "Not a directory"),
+        (tmp_path / "new" / ("x" * 256), "File name too long"),
+    ):
+        with pytest.raises(RunError, match=message):
+            files.require_writable(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "message"),
+    [
+        (True, int, "True: must be a whole number"),
+        (1.0, int, "1.0: must be a whole number"),
+        (float("inf"), float, "inf: must be a finite number"),
+        (True, float, "True: must be a finite number"),
+        (None, str, "None: must be text"),
+        ("a", (int, None), "'a': must be a whole number or null"),
+        ({}, [str], "must be a list"),
+        ([], {str: int}, "must be an object"),
+        ({"a": 1}, {"b": int}, "b is missing"),
+        ({"a": {"b": [1, "x"]}}, {"a": {"b": [int]}}, r"a.b\[1\]='x': must be a whole number"),
+        ({"a": "x"}, {str: int}, "a='x': must be a whole number"),
+    ],
+)
+def test_what_was_read_is_checked(value: object, wanted: object, message: str) -> None:
+    with pytest.raises(RunError, match=f"^a.json: is damaged: .*{message}"):
+        files.check(value, wanted, "a.json")

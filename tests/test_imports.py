@@ -17,7 +17,7 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
-    "progress": set(),
+    "progress": {"errors"},
     "recipes": {"config", "errors"},
     "ops": BASE,
     "tasks": BASE | {"ops"},
@@ -32,7 +32,7 @@ ALLOWED = {
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
 ALLOWED["arguments"] = set()
-ALLOWED["console"] = set()
+ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)
 ALLOWED["cli"] = {"errors", "arguments", "commands"}
 ALLOWED["__main__"] = {"cli"}

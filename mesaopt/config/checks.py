@@ -42,12 +42,13 @@ def require_types(config: Any) -> None:
             raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
 
 
-def require_count(name: str, value: Any, *, smallest: int) -> None:
-    """Check that an argument is a whole number of some size, up to 2**64 - 1."""
+def require_count(name: str, value: Any, *, smallest: int, largest: int = _LARGEST) -> None:
+    """Check that an argument is a whole number of some size."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ConfigError(f"{name}={shown(value)}: must be a whole number")
-    if not smallest <= int(value) <= _LARGEST:
-        wanted = f"between {smallest} and 2**64 - 1" if smallest == 0 else f"{smallest} or greater"
+    if not smallest <= int(value) <= largest:
+        wanted = f"between {smallest} and {'2**64 - 1' if largest == _LARGEST else largest}"
+        wanted = wanted if smallest == 0 or int(value) > largest else f"{smallest} or greater"
         raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
 
 
@@ -69,7 +70,12 @@ def _fits(hint: Any, value: Any) -> bool:
 def _words(hint: Any) -> str:
     if hint is types.NoneType:
         return "None"
-    plain = {int: "a whole number", float: "a finite number", str: "text", tuple: "a tuple"}
+    plain = {
+        int: "a whole number below 2**64",
+        float: "a finite number",
+        str: "text",
+        tuple: "a tuple",
+    }
     kind = get_origin(hint) or hint
     return plain.get(kind) or f"a {kind.__name__}"
 

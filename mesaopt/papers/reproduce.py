@@ -297,7 +297,7 @@ def _write_part(path: Path, results: Results, seconds: float) -> None:
 
 
 def _read_part(path: Path) -> _Finished:
-    value = files.read_json(path)
+    value = files.read_json(path, {"figures": [str], "claims": [{}], "seconds": float})
     try:
         claims = [Claim.from_json(claim) for claim in value["claims"]]
         return _Finished(figures=value["figures"], claims=claims, seconds=value["seconds"])

@@ -82,10 +82,26 @@ class RunFolder:
         Raises:
             RunError: one holds other files, or a run of another configuration.
         """
-        pairs = list(zip(paths, configs, strict=True))
-        for path, config in pairs:
-            cls(path)._reserve(config, resume=resume)
+        cls.check_all(paths, configs, resume=resume)
+        pairs = zip(paths, configs, strict=True)
         return [cls.open(path, config, resume=resume) for path, config in pairs]
+
+    @classmethod
+    def check_all(
+        cls, paths: Sequence[Path], configs: Sequence[RunConfig], *, resume: bool
+    ) -> None:
+        """Check that :meth:`open_all` may open the folders of several runs; nothing is written.
+
+        Args:
+            paths: of the folders.
+            configs: of the runs, one per folder.
+            resume: whether existing runs of the same configurations may be continued.
+
+        Raises:
+            RunError: one holds other files, or a run of another configuration.
+        """
+        for path, config in zip(paths, configs, strict=True):
+            cls(path)._reserve(config, resume=resume)
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, *, resume: bool) -> "RunFolder":
@@ -366,8 +382,9 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
         False
     """
     if not files.exists(path):
+        files.require_writable(path)
         return False
-    if not path.is_dir():
+    if not files.is_folder(path):
         raise RunError(f"out={str(path)!r}: is a file; give a folder")
     names = files.names(path)
     if not names:
