@@ -297,10 +297,13 @@ def _write_part(path: Path, results: Results, seconds: float) -> None:
 
 
 def _read_part(path: Path) -> _Finished:
-    value = files.read_json(path, {"figures": [str], "claims": [{}], "seconds": float})
+    value = files.read_json(path)
     try:
+        files.check(value, {"figures": [str], "claims": [{}], "seconds": float}, str(path))
         claims = [Claim.from_json(claim) for claim in value["claims"]]
         return _Finished(figures=value["figures"], claims=claims, seconds=value["seconds"])
+    except RunError as error:
+        raise RunError(f"{error}; delete it and go on with --resume") from None
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is damaged: {error!r}; delete it and go on with --resume"
         raise RunError(f"{path}: {problem}") from None
