@@ -1,24 +1,31 @@
-"""What the comparisons share: every model and algorithm, scored on the same test sequences."""
+"""The laboratory of von Oswald et al.: settings by scale, and the measurements that several files share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import cast
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt import recipes
 from mesaopt.analysis import (
+    Evaluation,
     InContextLoss,
     Predictor,
+    effective_coefficients,
     in_context_loss,
     learn_inverse,
     line_search_step_size,
     model_predictor,
     tune_ridge,
 )
-from mesaopt.config import stacked
-from mesaopt.papers.plan import Measured, Report
-from mesaopt.papers.uncovering2023.core_measure import average
+from mesaopt.analysis.estimate import Estimate
+from mesaopt.config import RunConfig, stacked
+from mesaopt.papers import laboratory
+from mesaopt.papers.laboratory import Plan, Scale, measurement
+from mesaopt.papers.uncovering2023.published import CURVES
+from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
     PUBLISHED_INVERSES,
@@ -35,38 +42,95 @@ from mesaopt.training import Run
 GRADIENT_STEP = "one gradient step"
 LEAST_SQUARES = "least squares"
 OFFICIAL = ", official"
-"""Marks baselines that leave out the newest pair, as the authors' code does."""
+"""Marks algorithms that leave out the newest pair, as the authors' code does."""
 
-RECIPES: dict[str, tuple[str, ...]] = {
-    "linear": (
-        *("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1"),
-        *("tf-3", "tf-7", "tf-12", "hybrid-mesa"),
-    ),
-    "partial": ("tf-7-partial", "hybrid-mesa-partial"),
-    "nonlinear": ("tf-7-nonlinear", "hybrid-mesa-nonlinear"),
-    "contracting": tuple(
-        f"contracting-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")
-    ),
-    "fixed": tuple(f"fixed-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")),
-}
-"""Recipes whose models are compared on each task."""
-
-_TASKS = {
+TASKS = {
     "linear": "linear",
     "partial": "partial",
     "nonlinear": "nonlinear",
     "contracting": "contracting-constructed",
     "fixed": "fixed-constructed",
 }
-_STACKED = 16  # observations side by side in the authors' baseline for partial observation
-_TUNING_SEQUENCES = 512
+"""Names in `recipes.TASKS` of the tasks that models are compared on."""
+
+COMPARED: dict[str, tuple[str, ...]] = {
+    "linear": (
+        "lsa-1",
+        "lsa-2",
+        "lsa-4",
+        "lsa-6",
+        "mesa-1",
+        "tf-3",
+        "tf-7",
+        "tf-12",
+        "hybrid-mesa",
+    ),
+    "partial": ("tf-7-partial", "hybrid-mesa-partial"),
+    "nonlinear": ("tf-7-nonlinear", "hybrid-mesa-nonlinear"),
+    "contracting": tuple(f"contracting-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")),
+    "fixed": tuple(f"fixed-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")),
+}
+"""Recipes whose models are compared on each task."""
+
+_STACKED = 16  # observations in one token of the authors' baseline for partial observation
+_TUNING = Evaluation(num_sequences=512, split="validation")
+_PUBLISHED_SEQUENCES = 1280
+"""Test sequences behind a published curve: five batches of 256."""
 
 Inputs = Callable[[Tensor], Tensor]
+Algorithms = tuple[dict[str, Predictor], dict[str, float]]
+"""Predictors by name, and what was tuned for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured on, besides `Plan.num_sequences`."""
+
+    map_sequences: int
+    """Test sequences of attention maps."""
+
+
+SETTINGS: dict[Scale, Settings] = {
+    "smoke": Settings(map_sequences=64),
+    "small": Settings(map_sequences=2048),
+    "paper": Settings(map_sequences=2048),
+}
+
+
+class Laboratory(laboratory.Laboratory):
+    """The runs of the first paper and what is measured on them."""
+
+    plan: Plan
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the plan's scale."""
+        return SETTINGS[self.plan.scale]
+
+    def trained(self, recipe: str) -> list[Run]:
+        """Give the runs of a recipe, one per seed; none if the plan has none."""
+        return self.runs.get(recipe, [])
+
+    def as_published(self, recipe: str) -> bool:
+        """Say whether there are runs of a recipe, and all were trained as published."""
+        runs = self.trained(recipe)
+        return bool(runs) and all(_as_published(run.config) for run in runs)
+
+    def test_sequences(self) -> dict[str, int]:
+        """Give the number of test sequences, for the settings of a figure."""
+        return {"test sequences": self.plan.num_sequences}
+
+
+def _as_published(config: RunConfig) -> bool:
+    published = RECIPES[config.recipe].config.train
+    return config.train == replace(
+        published, evaluation_sequences=config.train.evaluation_sequences
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything scored on one task."""
+    """The losses of all models and algorithms on one task, on the same test sequences."""
 
     task: str
     losses: dict[str, InContextLoss]
@@ -76,67 +140,135 @@ class Comparison:
     settings: dict[str, float]
     """What was tuned on validation sequences, by name."""
 
+    def has(self, *names: str) -> bool:
+        """Say whether all these predictors were compared."""
+        return all(name in self.losses for name in names)
 
-@dataclass(frozen=True)
-class Laboratory(Measured):
-    """Comparisons by task, each made for the first figure that asks."""
+    def ratio(
+        self, first: str, second: str, positions: slice = slice(None)
+    ) -> Estimate | None:
+        """Give the ratio of two mean losses; None where one of them was not compared.
 
-    _comparisons: dict[str, Comparison] = field(default_factory=dict)
-
-    def comparison(self, task: str, report: Report) -> Comparison:
-        """Score the models and baselines of a task on fresh test sequences.
-
-        Args:
-            task: "linear", "partial", "nonlinear", "contracting" or "fixed".
-            report: told the batches of 256 test sequences done.
-
-        Returns:
-            The losses.
+        Its variance is that over test sequences, and over the training seeds of both where there are
+        several.
         """
-        if task not in self._comparisons:
-            self._comparisons[task] = self._compare(task, report)
-        return self._comparisons[task]
+        if not self.has(first, second):
+            return None
 
-    def _compare(self, name: str, report: Report) -> Comparison:
-        task = make_task(recipes.TASKS[_TASKS[name]])
-        trained = {recipe: self.runs.get(recipe, []) for recipe in RECIPES[name]}
-        baselines, settings = _BASELINES[name](task)
-        predictors = baselines | {
-            f"{recipe}/{seed}": _predictor(run)
-            for recipe, runs in trained.items()
-            for seed, run in enumerate(runs)
-        }
-        batches = -(-self.plan.num_sequences // 256)
-        losses = in_context_loss(
-            predictors,
-            task,
-            num_sequences=self.plan.num_sequences,
-            report=lambda done: report(done, batches),
-        )
-        seed_losses = {
-            recipe: [losses[f"{recipe}/{seed}"] for seed in range(len(runs))]
-            for recipe, runs in trained.items()
-            if runs
-        }
-        drawn = {baseline: losses[baseline] for baseline in baselines}
-        drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}
-        return Comparison(name, drawn, seed_losses, settings)
+        def mean_losses(loss: InContextLoss) -> Tensor:
+            return loss.losses[:, positions].mean(1)
+
+        a, b = (mean_losses(self.losses[name]) for name in (first, second))
+        ratio = a.mean() / b.mean()
+        variance = ((a - ratio * b).var() / b.mean() ** 2) / len(a)
+        for name, slope in ((first, 1 / b.mean()), (second, ratio / b.mean())):
+            seeds = [mean_losses(one).mean() for one in self.seed_losses.get(name, [])]
+            variance = variance + slope**2 * variance_over_seeds(torch.tensor(seeds))
+        return Estimate(ratio.item(), variance.sqrt().item())
+
+    def mean(self, name: str) -> Estimate:
+        """Give a mean loss with the error of its difference to a published one.
+
+        The error is that of the test sequences of both, and of our training seeds. Theirs is one training.
+        """
+        losses = self.losses[name].losses.mean(1)
+        sequences = losses.var() * (1 / len(losses) + 1 / _PUBLISHED_SEQUENCES)
+        means = torch.tensor([one.mean for one in self.seed_losses.get(name, [])])
+        error = (sequences + variance_over_seeds(means)).sqrt().item()
+        return Estimate(self.losses[name].mean, error)
 
 
-def _predictor(run: Run) -> Predictor:
+def variance_over_seeds(values: Float[Tensor, "seed *shape"]) -> Float[Tensor, "*shape"]:
+    """Give the variance of a mean over seeds; zero where a single one says nothing about it.
+
+    Example:
+        >>> variance_over_seeds(torch.tensor([1.0, 3.0])), variance_over_seeds(torch.tensor([1.0]))
+        (tensor(1.), tensor(0.))
+    """
+    return values.var(0) / len(values) if len(values) > 1 else torch.tensor(0.0)
+
+
+def average(losses: list[InContextLoss]) -> InContextLoss:
+    """Average losses over seeds, sequence by sequence.
+
+    Example:
+        >>> a, b = InContextLoss(torch.zeros(3, 2)), InContextLoss(torch.ones(3, 2))
+        >>> average([a, b]).mean
+        0.5
+    """
+    return InContextLoss(torch.stack([loss.losses for loss in losses]).mean(0))
+
+
+def predictor_of(run: Run) -> Predictor:
+    """Make a predictor of a trained model."""
     return model_predictor(run.model.cpu(), run.config.task.token_slots)
 
 
-Baselines = tuple[dict[str, Predictor], dict[str, float]]
-"""Predictors by name, and what was tuned for them."""
+@measurement
+def compare(lab: Laboratory, task: str) -> Comparison:
+    """Score the models and algorithms of a task on fresh test sequences.
+
+    Args:
+        lab: the runs.
+        task: "linear", "partial", "nonlinear", "contracting" or "fixed".
+
+    Returns:
+        The losses.
+    """
+    where = make_task(recipes.TASKS[TASKS[task]])
+    trained = {recipe: lab.trained(recipe) for recipe in COMPARED[task]}
+    algorithms, settings = _ALGORITHMS[task](where)
+    predictors = algorithms | {
+        f"{recipe}/{seed}": predictor_of(run)
+        for recipe, runs in trained.items()
+        for seed, run in enumerate(runs)
+    }
+    evaluation = Evaluation(num_sequences=lab.plan.num_sequences, on_progress=lab.on_progress)
+    losses = in_context_loss(predictors, where, evaluation)
+    seed_losses = {
+        recipe: [losses[f"{recipe}/{seed}"] for seed in range(len(runs))]
+        for recipe, runs in trained.items()
+        if runs
+    }
+    drawn = {name: losses[name] for name in algorithms}
+    drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}
+    return Comparison(task, drawn, seed_losses, settings)
 
 
-def _least_squares(ridge: float, pairs: Pairs = "all", inputs: Inputs | None = None) -> Predictor:
+@measurement
+def slot_coefficients(lab: Laboratory, recipe: str) -> Float[Tensor, "seed query key value"]:
+    """Give the effective coefficients of runs of one layer, in the slots (current, previous)."""
+    return torch.stack([_coefficients(run) for run in lab.trained(recipe)])
+
+
+@torch.no_grad()
+def _coefficients(run: Run) -> Float[Tensor, "query key value"]:
+    slots = run.config.task.token_slots
+    kept = [slots.index("current"), slots.index("previous")]
+    full = effective_coefficients(run.sequence_model.mixers[0], run.config.task.dim)
+    return full[kept][:, kept][:, :, kept]
+
+
+def published_name(task: str, name: str) -> bool:
+    """Say whether a predictor has published losses on a task."""
+    return name in CURVES[task]
+
+
+def least_squares(
+    ridge: float, pairs: Pairs = "all", inputs: Inputs | None = None
+) -> Predictor:
+    """Make a predictor by ridge least squares on the context."""
+
     def predict(batch: Batch) -> Tensor:
         known = None if inputs is None else inputs(batch.observed)
         return ridge_least_squares(batch.observed, ridge=ridge, inputs=known, pairs=pairs)
 
     return predict
+
+
+def gradient_step(step_size: float) -> Predictor:
+    """Make a predictor by one step of gradient descent on the context."""
+    return lambda batch: gradient_descent(batch.observed, step_size=step_size)
 
 
 def _steps(
@@ -150,24 +282,23 @@ def _steps(
 
 
 def _both(name: str, make: Callable[[Pairs], Predictor]) -> dict[str, Predictor]:
-    """Make a baseline of all pairs, and one without the newest."""
+    """Make an algorithm with all pairs, and one without the newest."""
     return {name: make("all"), name + OFFICIAL: make("official")}
 
 
-def _gradient_step(task: Task) -> Baselines:
+def _tuned_step(task: Task) -> Algorithms:
     size = line_search_step_size(task)
-    predict: Predictor = lambda batch: gradient_descent(batch.observed, step_size=size)  # noqa: E731
-    return {GRADIENT_STEP: predict}, {"step size of one gradient step": size}
+    return {GRADIENT_STEP: gradient_step(size)}, {"step size of one gradient step": size}
 
 
 def _tuned_ridge(task: Task, inputs: Inputs | None = None) -> float:
-    return tune_ridge(task, inputs=inputs, tolerance=0.03, num_sequences=_TUNING_SEQUENCES).value
+    return tune_ridge(task, inputs=inputs, tolerance=0.03, evaluation=_TUNING).value
 
 
-def _linear(task: Task) -> Baselines:
-    baselines, settings = _gradient_step(task)
+def _linear(task: Task) -> Algorithms:
+    algorithms, settings = _tuned_step(task)
     ridge = PUBLISHED_SETTINGS["fully-observed/ridge"].value
-    baselines |= _both(LEAST_SQUARES, lambda pairs: _least_squares(ridge, pairs))
+    algorithms |= _both(LEAST_SQUARES, lambda pairs: least_squares(ridge, pairs))
     published = {
         "6 steps and one": "constructed",
         "3-layer steps": "3-layer",
@@ -175,18 +306,18 @@ def _linear(task: Task) -> Baselines:
     }
     for name, key in published.items():
         inverse = PUBLISHED_INVERSES[key]
-        baselines |= _both(name, lambda pairs, inverse=inverse: _steps(inverse, pairs))
-    return baselines, settings
+        algorithms |= _both(name, lambda pairs, inverse=inverse: _steps(inverse, pairs))
+    return algorithms, settings
 
 
-def _control(published: str) -> Callable[[Task], Baselines]:
-    def make(task: Task) -> Baselines:
-        baselines, settings = _gradient_step(task)
+def _other_matrices(published: str) -> Callable[[Task], Algorithms]:
+    def make(task: Task) -> Algorithms:
+        algorithms, settings = _tuned_step(task)
         ridge = _tuned_ridge(task)
-        baselines[LEAST_SQUARES] = _least_squares(ridge)
+        algorithms[LEAST_SQUARES] = least_squares(ridge)
         inverse = PUBLISHED_INVERSES[published]
-        baselines |= _both("steps", lambda pairs: _steps(inverse, pairs))
-        return baselines, settings | {"ridge of least squares": ridge}
+        algorithms |= _both("steps", lambda pairs: _steps(inverse, pairs))
+        return algorithms, settings | {"ridge of least squares": ridge}
 
     return make
 
@@ -198,38 +329,36 @@ def _learned_steps(
 
     def make(pairs: Pairs) -> Predictor:
         start = neumann_inverse(6, ridge=ridge, scale="frobenius")
-        learned = learn_inverse(
-            task, start, inputs=inputs, pairs=pairs, num_sequences=_TUNING_SEQUENCES
-        )
+        learned = learn_inverse(task, start, inputs=inputs, pairs=pairs, evaluation=_TUNING)
         return _steps(learned, pairs, inputs)
 
     return _both(name, make)
 
 
-def _partial(task: Task) -> Baselines:
-    def side_by_side(states: Tensor) -> Tensor:
+def _partial(task: Task) -> Algorithms:
+    def stack(states: Tensor) -> Tensor:
         return tokens_from_states(states, stacked(_STACKED))
 
-    ridge = _tuned_ridge(task, side_by_side)
-    baselines = _learned_steps(task, "steps on one observation", None, 1.0)
-    baselines |= _learned_steps(task, "steps on 16 observations", side_by_side, ridge)
-    baselines["least squares on 16 observations"] = _least_squares(ridge, inputs=side_by_side)
-    return baselines, {"ridge on 16 observations": ridge}
+    ridge = _tuned_ridge(task, stack)
+    algorithms = _learned_steps(task, "steps on one observation", None, 1.0)
+    algorithms |= _learned_steps(task, "steps on 16 observations", stack, ridge)
+    algorithms["least squares on 16 observations"] = least_squares(ridge, inputs=stack)
+    return algorithms, {"ridge on 16 observations": ridge}
 
 
-def _nonlinear(task: Task) -> Baselines:
+def _nonlinear(task: Task) -> Algorithms:
     features = cast(NonlinearSystem, task).features
     ridge = _tuned_ridge(task, features)
-    baselines = _learned_steps(task, "steps on states", None, 1e-3)
-    baselines |= _learned_steps(task, "steps on features", features, ridge)
-    baselines["least squares on features"] = _least_squares(ridge, inputs=features)
-    return baselines, {"ridge on features": ridge}
+    algorithms = _learned_steps(task, "steps on states", None, 1e-3)
+    algorithms |= _learned_steps(task, "steps on features", features, ridge)
+    algorithms["least squares on features"] = least_squares(ridge, inputs=features)
+    return algorithms, {"ridge on features": ridge}
 
 
-_BASELINES: dict[str, Callable[[Task], Baselines]] = {
+_ALGORITHMS: dict[str, Callable[[Task], Algorithms]] = {
     "linear": _linear,
     "partial": _partial,
     "nonlinear": _nonlinear,
-    "contracting": _control("contracting"),
-    "fixed": _control("fixed-transition"),
+    "contracting": _other_matrices("contracting"),
+    "fixed": _other_matrices("fixed-transition"),
 }
