@@ -18,7 +18,8 @@ from mesaopt.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mesaopt.analysis import Diagnosis
-    from mesaopt.papers.plan import Item, Plan
+    from mesaopt.papers.laboratory import Plan
+    from mesaopt.papers.plan import Study
     from mesaopt.training import StepCost
 
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
@@ -26,7 +27,7 @@ _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
 def list_things(what: str, *, as_json: bool) -> int:
     """Print recipes, items to reproduce and tasks."""
-    from mesaopt.papers.reproduce import ITEMS
+    from mesaopt.papers.reproduce import STUDIES
 
     found: dict[str, list[dict[str, str]]] = {}
     if what in ("all", "recipes"):
@@ -34,7 +35,7 @@ def list_things(what: str, *, as_json: bool) -> int:
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
     if what in ("all", "figures"):
-        found["figures"] = [row for item in ITEMS.values() for row in _names(item)]
+        found["figures"] = [row for study in STUDIES.values() for row in _names(study)]
     if what in ("all", "tasks"):
         found["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
@@ -47,13 +48,15 @@ def list_things(what: str, *, as_json: bool) -> int:
     return 0
 
 
-def _names(item: "Item[Any]") -> list[dict[str, str]]:
-    """Rows for an item and, where there is a choice, for its parts."""
-    scales = ", ".join(item.plans)
-    parts = item.parts if len(item.parts) > 1 else ()
+def _names(study: "Study[Any]") -> list[dict[str, str]]:
+    """Give a row for a study and one for each of its figures."""
+    scales = ", ".join(study.plans)
     return [
-        {"name": item.name, "summary": item.summary, "scales": scales},
-        *({"name": f"{item.name}/{p.name}", "summary": p.summary, "scales": ""} for p in parts),
+        {"name": study.name, "summary": study.summary, "scales": scales},
+        *(
+            {"name": f"{study.name}/{figure.name}", "summary": figure.summary, "scales": ""}
+            for figure in study.figures
+        ),
     ]
 
 
@@ -296,11 +299,12 @@ def reproduce_item(
 
 
 def _print_costs(plan: "Plan", device: str) -> int:
-    from mesaopt.papers.reproduce import costs, get_item
+    from mesaopt.papers.reproduce import costs, get_study
     from mesaopt.training import peak_memory_bytes, resolve_device
 
     resolve_device(device)
-    parts = get_item(plan.what).chosen(plan)
+    study = get_study(plan.what)
+    figures = study.chosen(plan)
     trainings = costs(plan, device=device)
     if trainings:
         rows = [
@@ -314,14 +318,14 @@ def _print_costs(plan: "Plan", device: str) -> int:
             for cost in trainings
         ]
         _print_table(f"{plan.what} at scale {plan.scale}: training", rows)
-    times = [part.seconds(plan) for part in parts]
+    times = [figure.seconds[plan.scale] for figure in figures]
     rows = [
-        {"part": part.name, "what": part.summary, "time": f"about {_duration(seconds)}"}
-        for part, seconds in zip(parts, times, strict=True)
+        {"figure": figure.name, "summary": figure.summary, "time": f"about {_duration(seconds)}"}
+        for figure, seconds in zip(figures, times, strict=True)
     ]
-    _print_table(f"{plan.what} at scale {plan.scale}: parts", rows)
+    _print_table(f"{plan.what} at scale {plan.scale}: figures", rows)
     seconds = sum(cost.seconds for cost in trainings) + sum(times)
-    memory = peak_memory_bytes() + max(part.memory(plan) for part in parts)
+    memory = peak_memory_bytes() + study.memory(plan)
     print(f"time in all  about {_duration(seconds)} here")
     print(f"memory       about {memory / 2**20:.0f} MiB here")
     return 0

@@ -339,8 +339,7 @@ def _read_finished(path: Path) -> _Finished:
 
 def _headings(finished: dict[Figure[Any], _Finished]) -> dict[str, str]:
     """Give the headings that the report writes above claims, by the id of a figure's first claim."""
-    return {
-        one.claims[0].id: f"{figure.name} · {figure.summary}"
-        for figure, one in finished.items()
-        if one.claims
-    }
+    judged = {figure: one.claims[0].id for figure, one in finished.items() if one.claims}
+    if len(judged) < 2:
+        return {}
+    return {first: f"{figure.name} · {figure.summary}" for figure, first in judged.items()}

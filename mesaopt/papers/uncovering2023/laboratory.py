@@ -24,7 +24,6 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import RunConfig, stacked
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Scale, measurement
-from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
@@ -249,9 +248,14 @@ def _coefficients(run: Run) -> Float[Tensor, "query key value"]:
     return full[kept][:, kept][:, :, kept]
 
 
-def published_name(task: str, name: str) -> bool:
-    """Say whether a predictor has published losses on a task."""
-    return name in CURVES[task]
+def rounded(settings: dict[str, float]) -> dict[str, float]:
+    """Round tuned numbers for the line under a figure.
+
+    Example:
+        >>> rounded({"ridge": 0.123456})
+        {'ridge': 0.123}
+    """
+    return {name: float(f"{value:.3g}") for name, value in settings.items()}
 
 
 def least_squares(
