@@ -92,8 +92,10 @@ class Claim:
     def passed(self) -> bool:
         """Whether the value lies within the limits; NaN does not."""
         low, high = self.limits
-        return (-math.inf if low is None else low) <= self.value <= (
-            math.inf if high is None else high
+        return (
+            (-math.inf if low is None else low)
+            <= self.value
+            <= (math.inf if high is None else high)
         )
 
     @property

@@ -223,7 +223,9 @@ def _read_panels(folder: Path, name: str) -> dict[str, PanelData]:
             panels[panel] = PanelData(rows=rows[start:stop], more=saved["more"])
             start = stop
     except (KeyError, TypeError, AttributeError) as error:
-        problem = f"has no panels to draw ({error!r}); it was written before figures could be redrawn"
+        problem = (
+            f"has no panels to draw ({error!r}); it was written before figures could be redrawn"
+        )
         raise RunError(f"{path}: {problem}") from None
     if start != len(rows):
         raise RunError(f"{folder / name}.csv: has {len(rows)} rows: must have {start}")

@@ -62,7 +62,9 @@ class Study(Generic[L]):
 
     def chosen(self, plan: Plan) -> list[Figure[L]]:
         """Give the figures that a plan asks for, in the study's order."""
-        return [figure for figure in self.figures if not plan.figures or figure.name in plan.figures]
+        return [
+            figure for figure in self.figures if not plan.figures or figure.name in plan.figures
+        ]
 
     def _needed(self, plan: Plan) -> tuple[Training, ...]:
         """Give the trainings that some chosen figure reads."""

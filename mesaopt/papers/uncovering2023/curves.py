@@ -1,6 +1,6 @@
 """Names, colours and the two kinds of curves that figures of this paper share: loss by position, by step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,6 +10,7 @@ from mesaopt.papers.figure import Panel
 from mesaopt.papers.plots import DASHED, DOTTED, PALETTE, band, circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import (
+    CONSTRUCTION,
     GRADIENT_STEP,
     LEAST_SQUARES,
     OFFICIAL,
@@ -42,6 +43,7 @@ _COLORS = {
     "tf-7": PALETTE[0],
     "tf-12": PALETTE[3],
     "hybrid-mesa": PALETTE[2],
+    CONSTRUCTION: PALETTE[3],
     GRADIENT_STEP: PALETTE[5],
     "3-layer steps": "#c77fb8",
     "steps on one observation": "#c77fb8",
@@ -82,7 +84,9 @@ def _model_of(name: str) -> str:
     return RECIPES[name].architecture if name in RECIPES else name.removesuffix(OFFICIAL)
 
 
-def loss_by_position(task: str, *names: str, title: str = "", legend: dict[str, Any]) -> Panel[Laboratory]:
+def loss_by_position(
+    task: str, *names: str, title: str = "", legend: dict[str, Any]
+) -> Panel[Laboratory]:
     """Make a panel of loss by position: means with 95 % bands, seeds as thin lines, circles as published.
 
     Args:
@@ -164,6 +168,12 @@ def draw_learning(axes: Axes, rows: Rows, names: Iterable[str]) -> None:
                 lw=1.3,
             )
     axes.set(yscale="log", xlabel="optimiser step", ylabel="test loss")
+
+
+def draw_levels(axes: Axes, levels: Mapping[str, float], **line: Any) -> None:
+    """Draw mean losses of algorithms as horizontal lines."""
+    for name, level in levels.items():
+        axes.axhline(level, color=color_of(name), ls=DASHED, label=name, **line)
 
 
 def by_predictor(rows: Rows) -> dict[str, Rows]:

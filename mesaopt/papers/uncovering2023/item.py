@@ -2,15 +2,19 @@
 
 from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.plan import Study
-from mesaopt.papers.uncovering2023 import losses
+from mesaopt.papers.uncovering2023 import compression, losses, weights
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
 from mesaopt.recipes import RECIPES, select
 
 FIGURES = (
+    compression.fig4,
     losses.fig6c,
     losses.fig7,
+    weights.fig9,
+    weights.fig10,
     losses.fig11,
     losses.fig12,
+    weights.fig13,
 )
 
 

@@ -22,6 +22,7 @@ from mesaopt.analysis import (
 )
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import RunConfig, stacked
+from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Scale, measurement
 from mesaopt.recipes import RECIPES
@@ -34,12 +35,14 @@ from mesaopt.theory import (
     gradient_descent,
     neumann_inverse,
     preconditioned_descent,
+    proposition_1,
     ridge_least_squares,
 )
 from mesaopt.training import Run
 
 GRADIENT_STEP = "one gradient step"
 LEAST_SQUARES = "least squares"
+CONSTRUCTION = "Proposition 1 weights"
 OFFICIAL = ", official"
 """Marks algorithms that leave out the newest pair, as the authors' code does."""
 
@@ -49,6 +52,7 @@ TASKS = {
     "nonlinear": "nonlinear",
     "contracting": "contracting-constructed",
     "fixed": "fixed-constructed",
+    "core": "linear",
 }
 """Names in `recipes.TASKS` of the tasks that models are compared on."""
 
@@ -66,10 +70,13 @@ COMPARED: dict[str, tuple[str, ...]] = {
     ),
     "partial": ("tf-7-partial", "hybrid-mesa-partial"),
     "nonlinear": ("tf-7-nonlinear", "hybrid-mesa-nonlinear"),
-    "contracting": tuple(f"contracting-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")),
+    "contracting": tuple(
+        f"contracting-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")
+    ),
     "fixed": tuple(f"fixed-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")),
+    "core": ("lsa-1", "lsa-2-notebook", "mesa-1"),
 }
-"""Recipes whose models are compared on each task."""
+"""Recipes whose models are compared on each task; the study `core` has a comparison of its own."""
 
 _STACKED = 16  # observations in one token of the authors' baseline for partial observation
 _TUNING = Evaluation(num_sequences=512, split="validation")
@@ -143,9 +150,7 @@ class Comparison:
         """Say whether all these predictors were compared."""
         return all(name in self.losses for name in names)
 
-    def ratio(
-        self, first: str, second: str, positions: slice = slice(None)
-    ) -> Estimate | None:
+    def ratio(self, first: str, second: str, positions: slice = slice(None)) -> Estimate | None:
         """Give the ratio of two mean losses; None where one of them was not compared.
 
         Its variance is that over test sequences, and over the training seeds of both where there are
@@ -209,14 +214,14 @@ def compare(lab: Laboratory, task: str) -> Comparison:
 
     Args:
         lab: the runs.
-        task: "linear", "partial", "nonlinear", "contracting" or "fixed".
+        task: "linear", "partial", "nonlinear", "contracting", "fixed" or "core".
 
     Returns:
         The losses.
     """
     where = make_task(recipes.TASKS[TASKS[task]])
     trained = {recipe: lab.trained(recipe) for recipe in COMPARED[task]}
-    algorithms, settings = _ALGORITHMS[task](where)
+    algorithms, settings = _ALGORITHMS[task](lab, where)
     predictors = algorithms | {
         f"{recipe}/{seed}": predictor_of(run)
         for recipe, runs in trained.items()
@@ -258,9 +263,7 @@ def rounded(settings: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.3g}") for name, value in settings.items()}
 
 
-def least_squares(
-    ridge: float, pairs: Pairs = "all", inputs: Inputs | None = None
-) -> Predictor:
+def least_squares(ridge: float, pairs: Pairs = "all", inputs: Inputs | None = None) -> Predictor:
     """Make a predictor by ridge least squares on the context."""
 
     def predict(batch: Batch) -> Tensor:
@@ -299,7 +302,7 @@ def _tuned_ridge(task: Task, inputs: Inputs | None = None) -> float:
     return tune_ridge(task, inputs=inputs, tolerance=0.03, evaluation=_TUNING).value
 
 
-def _linear(task: Task) -> Algorithms:
+def _linear(_: Laboratory, task: Task) -> Algorithms:
     algorithms, settings = _tuned_step(task)
     ridge = PUBLISHED_SETTINGS["fully-observed/ridge"].value
     algorithms |= _both(LEAST_SQUARES, lambda pairs: least_squares(ridge, pairs))
@@ -314,8 +317,37 @@ def _linear(task: Task) -> Algorithms:
     return algorithms, settings
 
 
-def _other_matrices(published: str) -> Callable[[Task], Algorithms]:
-    def make(task: Task) -> Algorithms:
+_STEP_SIZE_FOLDS = 8
+
+
+@measurement
+def step_sizes(lab: Laboratory) -> Float[Tensor, " fold"]:
+    """Give the best step sizes of gradient descent on independent sets of validation sequences."""
+    task = make_task(recipes.TASKS["linear"])
+    count = lab.plan.num_sequences // _STEP_SIZE_FOLDS
+    folds = [
+        Evaluation(num_sequences=count, seed=seed, split="validation")
+        for seed in range(_STEP_SIZE_FOLDS)
+    ]
+    return torch.tensor([line_search_step_size(task, evaluation=fold) for fold in folds])
+
+
+def _core(lab: Laboratory, _: Task) -> Algorithms:
+    """Make gradient descent, the weights of Proposition 1 for it, and least squares."""
+    config = recipes.get("lsa-1")
+    size, model = step_sizes(lab).mean().item(), SequenceModel(config.sequence_model)
+    weights = proposition_1(config.task.dim, step_size=size, num_heads=2, head_dim=20)
+    model.load_state_dict(weights)
+    ridge = PUBLISHED_SETTINGS["fully-observed/ridge"].value
+    algorithms = {
+        GRADIENT_STEP: gradient_step(size),
+        CONSTRUCTION: model_predictor(model, config.task.token_slots),
+    }
+    return algorithms | _both(LEAST_SQUARES, lambda pairs: least_squares(ridge, pairs)), {}
+
+
+def _other_matrices(published: str) -> Callable[[Laboratory, Task], Algorithms]:
+    def make(_: Laboratory, task: Task) -> Algorithms:
         algorithms, settings = _tuned_step(task)
         ridge = _tuned_ridge(task)
         algorithms[LEAST_SQUARES] = least_squares(ridge)
@@ -339,7 +371,7 @@ def _learned_steps(
     return _both(name, make)
 
 
-def _partial(task: Task) -> Algorithms:
+def _partial(_: Laboratory, task: Task) -> Algorithms:
     def stack(states: Tensor) -> Tensor:
         return tokens_from_states(states, stacked(_STACKED))
 
@@ -350,7 +382,7 @@ def _partial(task: Task) -> Algorithms:
     return algorithms, {"ridge on 16 observations": ridge}
 
 
-def _nonlinear(task: Task) -> Algorithms:
+def _nonlinear(_: Laboratory, task: Task) -> Algorithms:
     features = cast(NonlinearSystem, task).features
     ridge = _tuned_ridge(task, features)
     algorithms = _learned_steps(task, "steps on states", None, 1e-3)
@@ -359,10 +391,11 @@ def _nonlinear(task: Task) -> Algorithms:
     return algorithms, {"ridge on features": ridge}
 
 
-_ALGORITHMS: dict[str, Callable[[Task], Algorithms]] = {
+_ALGORITHMS: dict[str, Callable[[Laboratory, Task], Algorithms]] = {
     "linear": _linear,
     "partial": _partial,
     "nonlinear": _nonlinear,
     "contracting": _other_matrices("contracting"),
     "fixed": _other_matrices("fixed-transition"),
+    "core": _core,
 }
