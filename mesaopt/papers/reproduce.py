@@ -207,21 +207,21 @@ def _reproduce_in(out: Path, study: Study[Any], plan: Plan, device: str) -> list
     with ProgressDisplay(stages) as display:
         runs = _train_all(groups, out / "runs", device, display)
         _compute_all(study, plan, runs, out, display)
-    finished = {figure: _read_finished(_file_of(figure, out)) for figure in figures}
-    claims = [claim for one in finished.values() for claim in one.claims]
+    finished = [_read_finished(_file_of(figure, out)) for figure in figures]
+    claims = [claim for one in finished for claim in one.claims]
     trained = list(itertools.chain.from_iterable(runs.values()))
     index = {
         "title": study.title,
         "introduction": study.introduction,
-        "figures": [name for one in finished.values() for name in one.figures],
-        "headings": _headings(finished),
+        "figures": [name for one in finished for name in one.figures],
+        "headings": _headings(figures, finished),
         "runs": [_run_summary(run) for run in trained],
     }
     files.write_json(out / "figures" / "index.json", index)
     write_claims(out, claims)
     seconds = {
         "training": sum(run.seconds for run in trained),
-        "measuring": sum(one.seconds for one in finished.values()),
+        "measuring": sum(one.seconds for one in finished),
         "this_session": time.perf_counter() - started,
     }
     files.write_json(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
@@ -337,9 +337,11 @@ def _read_finished(path: Path) -> _Finished:
         raise RunError(f"{path}: {problem}") from None
 
 
-def _headings(finished: dict[Figure[Any], _Finished]) -> dict[str, str]:
+def _headings(figures: Sequence[Figure[Any]], finished: Sequence[_Finished]) -> dict[str, str]:
     """Give the headings that the report writes above claims, by the id of a figure's first claim."""
-    judged = {figure: one.claims[0].id for figure, one in finished.items() if one.claims}
-    if len(judged) < 2:
-        return {}
-    return {first: f"{figure.name} · {figure.summary}" for figure, first in judged.items()}
+    headings = {
+        one.claims[0].id: f"{figure.name} · {figure.summary}"
+        for figure, one in zip(figures, finished, strict=True)
+        if one.claims
+    }
+    return headings if len(headings) > 1 else {}
