@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mesaopt import files
 from mesaopt.errors import RunError
@@ -54,6 +54,9 @@ class Claim:
     """Distance from the published number that a faithful re-implementation may have, before noise."""
     basis: str = ""
     """Where the limits come from; needed for `low` and `high`."""
+    noise: Literal["added", "factor"] = "added"
+    """How noise widens `low` and `high`: by adding, or by a factor where the error grows with the value, as
+    that of a ratio of very different numbers does."""
     study: str = ""
     """The study that it belongs to; filled in when the study judges it."""
     paper: str = ""
@@ -85,6 +88,10 @@ class Claim:
         if self.published is not None:
             width = self.tolerance + noise
             return round(self.published - width, 6), round(self.published + width, 6)
+        if self.noise == "factor":
+            share = noise / self.value if noise else 0.0
+            low = None if self.low is None else self.low * math.exp(-share)
+            return low, None if self.high is None else self.high * math.exp(share)
         low = None if self.low is None else self.low - noise
         return low, None if self.high is None else self.high + noise
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -42,13 +42,19 @@ Layout = Callable[[Sequence[PanelData]], Places]
 
 
 def grid(
-    columns: int = 1, *, height: float, width: float = 7.6, sharey: bool | str = False
+    columns: int = 1,
+    *,
+    height: float,
+    rows: int | None = None,
+    width: float = 7.6,
+    sharey: bool | Literal["row"] = False,
 ) -> Layout:
     """Lay panels out in rows of equal axes.
 
     Args:
         columns: panels in a row, at most.
         height: of the whole drawing, in inches.
+        rows: number of rows, in place of `columns`.
         width: of the whole drawing, in inches; the report is made for 7.6.
         sharey: see `matplotlib.figure.Figure.subplots`.
 
@@ -58,7 +64,7 @@ def grid(
 
     def layout(panels: Sequence[PanelData]) -> Places:
         drawing = Drawing(figsize=(width, height))
-        across = min(columns, len(panels))
+        across = min(columns, len(panels)) if rows is None else -(-len(panels) // rows)
         down = -(-len(panels) // across)
         axes = drawing.subplots(down, across, squeeze=False, sharey=sharey).flatten()
         for unused in axes[len(panels) :]:

@@ -2,11 +2,12 @@
 
 from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.plan import Study
-from mesaopt.papers.uncovering2023 import compression, losses, weights
+from mesaopt.papers.uncovering2023 import attention, compression, losses, sensitivities, weights
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
 from mesaopt.recipes import RECIPES, select
 
 FIGURES = (
+    attention.fig3,
     compression.fig4,
     losses.fig6c,
     losses.fig7,
@@ -15,6 +16,11 @@ FIGURES = (
     losses.fig11,
     losses.fig12,
     weights.fig13,
+    attention.fig14,
+    attention.fig15,
+    sensitivities.fig16,
+    sensitivities.fig22,
+    sensitivities.fig23,
 )
 
 

@@ -94,12 +94,33 @@ class Settings:
 
     map_sequences: int
     """Test sequences of attention maps."""
+    sensitivity_checkpoints: int
+    """Checkpoints at which first layers are differentiated, at most."""
+    sensitivity_sequences: int
+    """Test sequences of a trained layer's derivatives."""
+    sensitivity_sequences_while_training: int
+    """Of these, those at every checkpoint."""
 
 
 SETTINGS: dict[Scale, Settings] = {
-    "smoke": Settings(map_sequences=64),
-    "small": Settings(map_sequences=2048),
-    "paper": Settings(map_sequences=2048),
+    "smoke": Settings(
+        map_sequences=64,
+        sensitivity_checkpoints=2,
+        sensitivity_sequences=4,
+        sensitivity_sequences_while_training=2,
+    ),
+    "small": Settings(
+        map_sequences=2048,
+        sensitivity_checkpoints=13,
+        sensitivity_sequences=64,
+        sensitivity_sequences_while_training=16,
+    ),
+    "paper": Settings(
+        map_sequences=2048,
+        sensitivity_checkpoints=16,
+        sensitivity_sequences=64,
+        sensitivity_sequences_while_training=64,
+    ),
 }
 
 
@@ -120,14 +141,15 @@ class Laboratory(laboratory.Laboratory):
     def as_published(self, recipe: str) -> bool:
         """Say whether there are runs of a recipe, and all were trained as published."""
         runs = self.trained(recipe)
-        return bool(runs) and all(_as_published(run.config) for run in runs)
+        return bool(runs) and all(as_published(run.config) for run in runs)
 
     def test_sequences(self) -> dict[str, int]:
         """Give the number of test sequences, for the settings of a figure."""
         return {"test sequences": self.plan.num_sequences}
 
 
-def _as_published(config: RunConfig) -> bool:
+def as_published(config: RunConfig) -> bool:
+    """Say whether a run's training is its recipe's, but for the test sequences."""
     published = RECIPES[config.recipe].config.train
     return config.train == replace(
         published, evaluation_sequences=config.train.evaluation_sequences
@@ -190,6 +212,25 @@ def variance_over_seeds(values: Float[Tensor, "seed *shape"]) -> Float[Tensor, "
         (tensor(1.), tensor(0.))
     """
     return values.var(0) / len(values) if len(values) > 1 else torch.tensor(0.0)
+
+
+def mean_and_error(
+    values: Float[Tensor, "seed sequence *shape"],
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Give the mean over seeds and sequences, and its standard error over both.
+
+    Example:
+        >>> mean_and_error(torch.tensor([[1.0, 3.0]]))
+        (tensor(2.), tensor(1.))
+    """
+    sequences = values.mean(0).var(0) / values.shape[1]
+    return values.mean((0, 1)), (sequences + variance_over_seeds(values.mean(1))).sqrt()
+
+
+def estimate_of(values: Float[Tensor, "seed sequence"]) -> Estimate:
+    """Estimate a mean over seeds and sequences."""
+    mean, error = mean_and_error(values)
+    return Estimate(mean.item(), error.item())
 
 
 def average(losses: list[InContextLoss]) -> InContextLoss:

@@ -246,3 +246,22 @@ LINEARISED = {
 }
 """Figure 5A, by dimension: loss with one layer linear over that of the softmax model, layer 1 to 7, mean
 over five seeds; they spread by 0.09 to 0.45 in the first layer and 0.004 to 0.2 in the others."""
+
+ATTENTION_SHARES: dict[str, tuple[tuple[float, float], ...]] = {
+    "tf-7": ((0.586, 0.236), (0.442, 0.518), (0.020, 0.847), (0.975, 0.024)),
+    "hybrid-mesa": ((0.53, 0.41), (0.65, 0.32), (0.54, 0.41), (0.32, 0.61)),
+}
+"""Shares of attention of the first layer on the token itself and on the previous one, by head: computed
+from the authors' released weights, positions from the sixth on; not printed in the paper."""
+
+SENSITIVITIES: dict[str, tuple[float, ...]] = {
+    "tf-7": (1.229, 1.007, 0.280, 0.036, 0.010, 0.008, 0.0036),
+    "hybrid-mesa": (0.333, 0.323, 0.073, 0.011, 0.003, 0.001, 0.00005),
+    "tf-7-partial": (0.873, 0.674, 0.462, 0.291, 0.133, 0.061, 0.003),
+    "hybrid-mesa-partial": (0.166, 0.163, 0.173, 0.125, 0.073, 0.019, 0.001),
+    "tf-7-nonlinear": (0.313, 0.0735, 0.027, 0.012, 0.009, 0.009, 0.002),
+    "hybrid-mesa-nonlinear": (0.752, 0.504, 0.041, 0.002, 0.0002, 0.0001, 0.0003),
+}
+SENSITIVITY_STEP = 2900
+"""Figures 16, 22 and 23: sensitivity of the last position to tokens 50 ... 45 and the mean of older ones,
+after this many steps."""
