@@ -1,50 +1,85 @@
-"""What the commands of the command line do; :mod:`mesaopt.cli` parses them."""
+"""The commands of the command line: each takes its arguments, prints, and returns the exit status.
+
+:mod:`mesaopt.cli` parses the arguments, :mod:`mesaopt.arguments` declares them. Libraries that are slow
+to load are imported by the command that needs them.
+"""
 
 import json
 import shutil
-import sys
 import webbrowser
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rich.console import Console
-from rich.table import Table
-
+from mesaopt import arguments as args
 from mesaopt import recipes
 from mesaopt.config import MergedAttentionConfig, RunConfig, TaskConfig, override, to_dict
+from mesaopt.console import console, duration, print_json, print_table, words
 from mesaopt.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from mesaopt.analysis import Diagnosis
+    from mesaopt.analysis import Diagnosis, InContextLoss, Predictor
     from mesaopt.papers.laboratory import Plan
     from mesaopt.papers.plan import Study
-    from mesaopt.training import StepCost
+    from mesaopt.training import Run, StepCost
 
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
 
-def list_things(what: str, *, as_json: bool) -> int:
+def run(command: args.Command) -> int:
+    """Carry out a command.
+
+    Args:
+        command: its arguments.
+
+    Returns:
+        The exit status: 0, or 1 where a claim fails.
+
+    Raises:
+        MesaoptError: it cannot be carried out.
+    """
+    match command:
+        case args.List():
+            return list_names(command)
+        case args.Doctor():
+            return doctor(command)
+        case args.Train():
+            return train(command)
+        case args.Evaluate():
+            return evaluate(command)
+        case args.Diagnose():
+            return diagnose(command)
+        case args.Reproduce():
+            return reproduce(command)
+        case args.Claims():
+            return show_claims(command)
+        case args.Report():
+            return write_report(command)
+        case args.Bench():
+            return bench(command)
+
+
+def list_names(command: args.List) -> int:
     """Print recipes, items to reproduce and tasks."""
     from mesaopt.papers.reproduce import STUDIES
 
-    found: dict[str, list[dict[str, str]]] = {}
-    if what in ("all", "recipes"):
-        found["recipes"] = [
+    lists: dict[str, list[dict[str, str]]] = {}
+    if command.what in ("all", "recipes"):
+        lists["recipes"] = [
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
-    if what in ("all", "figures"):
-        found["figures"] = [row for study in STUDIES.values() for row in _names(study)]
-    if what in ("all", "tasks"):
-        found["tasks"] = [
+    if command.what in ("all", "figures"):
+        lists["figures"] = [row for study in STUDIES.values() for row in _names(study)]
+    if command.what in ("all", "tasks"):
+        lists["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
             for task in get_args(TaskConfig)
         ]
-    if as_json:
-        return _print_json(found)
-    for title, rows in found.items():
-        _print_table(title, rows)
+    if command.json:
+        print_json(lists)
+        return 0
+    for title, rows in lists.items():
+        print_table(title, rows)
     return 0
 
 
@@ -60,7 +95,7 @@ def _names(study: "Study[Any]") -> list[dict[str, str]]:
     ]
 
 
-def doctor(*, as_json: bool) -> int:
+def doctor(command: args.Doctor) -> int:
     """Print what this machine has and does."""
     import torch
 
@@ -76,43 +111,35 @@ def doctor(*, as_json: bool) -> int:
         "device that auto means": "cuda" if facts["gpus"] else "cpu",
     }
     del facts["started"], facts["command"]
-    if as_json:
-        return _print_json(facts)
-    rows = [{"": name.replace("_", " "), "here": _words(value)} for name, value in facts.items()]
-    _print_table("this machine", rows)
+    if command.json:
+        print_json(facts)
+        return 0
+    rows = [{"": name.replace("_", " "), "here": words(value)} for name, value in facts.items()]
+    print_table("this machine", rows)
     if free < 1:
         print("Less than 1 GiB of disk is free: runs may stop for lack of it.")
     return 0
 
 
-def train_recipe(
-    name: str,
-    *,
-    out: Path | None,
-    seed: int,
-    seeds: int,
-    changes: Sequence[str],
-    device: str,
-    resume: bool,
-    dry_run: bool,
-) -> int:
+def train(command: args.Train) -> int:
     """Train seeds of a recipe, or print what that would cost."""
-    if seeds < 1:
-        raise ConfigError(f"seeds={seeds}: must be 1 or greater")
-    configs = [override(recipes.get(name, seed=seed + i), changes) for i in range(seeds)]
+    if command.seeds < 1:
+        raise ConfigError(f"seeds={command.seeds}: must be 1 or greater")
+    seeds = range(command.seed, command.seed + command.seeds)
+    configs = [override(recipes.get(command.recipe, seed=seed), command.set) for seed in seeds]
     from mesaopt.training import RunFolder, run_name, seed_batches, step_cost
 
-    groups = seed_batches(configs, device)
-    if seeds == 1:
-        paths = {seed: out or Path("runs") / f"{name}-seed{seed}"}
-    else:
-        paths = {c.seed: (out or Path("runs")) / run_name(c) for c in configs}
-    if not dry_run:
-        RunFolder.open_all([paths[c.seed] for c in configs], configs, resume=resume)
-    cost = step_cost(configs[0], device, seeds=[config.seed for config in groups[0]])
-    if dry_run:
+    groups = seed_batches(configs, command.device)
+    folder = command.out or Path("runs")
+    paths = {config.seed: folder / run_name(config) for config in configs}
+    if command.seeds == 1 and command.out is not None:
+        paths = {command.seed: command.out}
+    if not command.dry_run:
+        RunFolder.open_all([paths[c.seed] for c in configs], configs, resume=command.resume)
+    cost = step_cost(configs[0], command.device, seeds=[config.seed for config in groups[0]])
+    if command.dry_run:
         return _print_training_cost(configs, cost)
-    return _train_groups(groups, paths, cost.seconds, device)
+    return _train_groups(groups, paths, cost.seconds, command.device)
 
 
 def _print_training_cost(configs: list[RunConfig], cost: "StepCost") -> int:
@@ -124,7 +151,7 @@ def _print_training_cost(configs: list[RunConfig], cost: "StepCost") -> int:
         print(f"seeds       {', '.join(str(config.seed) for config in configs)}")
     print(f"parameters  {cost.parameters:,}")
     print(f"steps       {steps:,}")
-    print(f"time        about {_duration(cost.seconds * steps * len(configs))} here")
+    print(f"time        about {duration(cost.seconds * steps * len(configs))} here")
     print(f"memory      about {peak_memory_bytes() / 2**20:.0f} MiB here")
     return 0
 
@@ -149,151 +176,170 @@ def _train_groups(
             runs += train_seeds(group, folders, resume=True, device=device, on_step=display.update)
     for run in runs:
         last = run.metrics[-1]
-        told = f"test loss {last['test_loss']:.4f} after {last['step']} steps, {run.seconds:.0f} s"
-        print(f"{told}: {run.path}")
+        loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
+        print(f"{loss}, {run.seconds:.0f} s: {run.path}")
     return 0
 
 
-def evaluate(path: Path, *, sequences: int, as_json: bool) -> int:
+def evaluate(command: args.Evaluate) -> int:
     """Print the in-context losses of a run and of the baselines."""
-    if sequences < 1:
-        raise ConfigError(f"sequences={sequences}: must be 1 or greater")
-    from mesaopt.analysis import (
-        in_context_loss,
-        line_search_step_size,
-        model_predictor,
-        tune_ridge,
-    )
+    if command.sequences < 1:
+        raise ConfigError(f"sequences={command.sequences}: must be 1 or greater")
+    from mesaopt.analysis import in_context_loss, model_predictor
     from mesaopt.tasks import make_task
-    from mesaopt.theory import gradient_descent, ridge_least_squares
     from mesaopt.training import load_run
 
-    run = load_run(path, device="cpu")
+    run = load_run(command.path, device="cpu")
+    baselines = _tuned_baselines(run)
+    predictors = {name: baseline.predictor for name, baseline in baselines.items()}
+    model = model_predictor(run.model, run.config.task.token_slots)
+    losses = in_context_loss(
+        {run.config.recipe: model, **predictors},
+        make_task(run.config.task),
+        num_sequences=command.sequences,
+    )
+    settings = {name: baseline.setting for name, baseline in baselines.items()}
+    if command.json:
+        print_json({n: _loss_to_json(loss) | settings.get(n, {}) for n, loss in losses.items()})
+        return 0
+    titles = {name: f"{name} {baseline.label}" for name, baseline in baselines.items()}
+    rows = [{"predictor": titles.get(n, n)} | _loss_row(loss) for n, loss in losses.items()]
+    count = len(next(iter(losses.values())).losses)
+    print_table(f"in-context loss by position, {count:,} test sequences", rows)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """A predictor to compare a run with, and its tuned setting."""
+
+    predictor: "Predictor"
+    setting: dict[str, float]
+    label: str
+
+
+def _tuned_baselines(run: "Run") -> dict[str, _Baseline]:
+    """Tune gradient descent and least squares on the task of a run."""
+    from mesaopt.analysis import line_search_step_size, tune_ridge
+    from mesaopt.tasks import make_task
+    from mesaopt.theory import gradient_descent, ridge_least_squares
+
     task = make_task(run.config.task)
     # Merged attention divides by the number of pairs: its step is one on their mean.
     merged = isinstance(run.config.model, MergedAttentionConfig)
     objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
     step_size = line_search_step_size(task, objective=objective)
     ridge = tune_ridge(task).value
-    predictors = {
-        run.config.recipe: model_predictor(run.model, run.config.task.token_slots),
-        "one gradient step": lambda batch: gradient_descent(
-            batch.observed, step_size=step_size, objective=objective
+    return {
+        "one gradient step": _Baseline(
+            lambda batch: gradient_descent(
+                batch.observed, step_size=step_size, objective=objective
+            ),
+            {"step_size": step_size},
+            f"of {step_size:.4f}{unit}",
         ),
-        "least squares": lambda batch: ridge_least_squares(batch.observed, ridge=ridge),
+        "least squares": _Baseline(
+            lambda batch: ridge_least_squares(batch.observed, ridge=ridge),
+            {"ridge": ridge},
+            f"with ridge {ridge:.2g}",
+        ),
     }
-    tuned = {
-        "one gradient step": ("step_size", step_size, f"of {step_size:.4f}{unit}"),
-        "least squares": ("ridge", ridge, f"with ridge {ridge:.2g}"),
-    }
-    losses = in_context_loss(predictors, task, num_sequences=sequences)
-    if as_json:
-        return _print_json(
-            {
-                name: {
-                    "mean": loss.mean,
-                    "standard_error": loss.mean_error,
-                    "positions": list(loss.positions),
-                    "by_position": loss.curve.tolist(),
-                    **({tuned[name][0]: tuned[name][1]} if name in tuned else {}),
-                }
-                for name, loss in losses.items()
-            }
-        )
-    rows = [
-        {
-            "predictor": f"{name} {tuned[name][2]}" if name in tuned else name,
-            "mean": f"{loss.mean:.4f} ± {loss.mean_error:.4f}",
-            **{
-                str(position): f"{value:.3g}"
-                for position, value in zip(loss.positions, loss.curve, strict=True)
-                if position in _POSITIONS
-            },
-        }
-        for name, loss in losses.items()
-    ]
-    count = len(next(iter(losses.values())).losses)
-    _print_table(f"in-context loss by position, {count:,} test sequences", rows)
-    return 0
 
 
-def diagnose(
-    path: Path, *, step: int | None, sequences: int, out: Path | None, as_json: bool
-) -> int:
+def _loss_to_json(loss: "InContextLoss") -> dict[str, Any]:
+    return {
+        "mean": loss.mean,
+        "standard_error": loss.mean_error,
+        "positions": list(loss.positions),
+        "by_position": loss.curve.tolist(),
+    }
+
+
+def _loss_row(loss: "InContextLoss") -> dict[str, str]:
+    by_position = zip(loss.positions, loss.curve, strict=True)
+    return {
+        "mean": f"{loss.mean:.4f} ± {loss.mean_error:.4f}",
+        **{str(p): f"{value:.3g}" for p, value in by_position if p in _POSITIONS},
+    }
+
+
+def diagnose(command: args.Diagnose) -> int:
     """Print whether there is a mesa-optimizer in a run, and write the page if asked."""
-    if sequences < 1:
-        raise ConfigError(f"sequences={sequences}: must be 1 or greater")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"out={str(out)!r}: is a folder; give a file")
+    if command.sequences < 1:
+        raise ConfigError(f"sequences={command.sequences}: must be 1 or greater")
+    if command.out is not None and command.out.is_dir():
+        raise ConfigError(f"out={str(command.out)!r}: is a folder; give a file")
     from mesaopt import analysis
     from mesaopt.progress import ProgressDisplay, Stage
     from mesaopt.report import write_diagnosis
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
 
-    run = load_run(path, device="cpu", step=step)
-    name = path.resolve().name + ("" if step is None else f", step {step}")
+    run = load_run(command.path, device="cpu", step=command.step)
+    name = command.path.resolve().name + ("" if command.step is None else f", step {command.step}")
     stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=20.0)
     with ProgressDisplay([stage]) as display:
         display.begin(stage.name)
         try:
-            found = analysis.diagnose(
+            diagnosis = analysis.diagnose(
                 run.model,
                 make_task(run.config.task),
-                num_sequences=sequences,
+                num_sequences=command.sequences,
                 report=display.advance,
             )
         except ValueError as error:
-            raise RunError(f"run={str(path)!r}: {error}") from error
-    if out is not None:
-        write_diagnosis(found, out, name=name)
-    if as_json:
-        return _print_json(found.to_json())
-    _print_diagnosis(found, name)
-    if out is not None:
-        print(f"Page: {out}")
+            raise RunError(f"run={str(command.path)!r}: {error}") from error
+    if command.out is not None:
+        write_diagnosis(diagnosis, command.out, name=name)
+    if command.json:
+        print_json(diagnosis.to_json())
+        return 0
+    print_diagnosis(diagnosis, name)
+    if command.out is not None:
+        print(f"Page: {command.out}")
     return 0
 
 
-def _print_diagnosis(found: "Diagnosis", name: str) -> None:
+def print_diagnosis(diagnosis: "Diagnosis", name: str) -> None:
+    """Print a diagnosis in sections, the answer first."""
     from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, sections
 
-    console = _console()
-    verdict = found.verdict
+    screen = console()
+    verdict = diagnosis.verdict
     color = {"yes": "green", "no": "red", "unclear": "yellow"}[verdict.answer]
-    console.print(QUESTION.format(name), style="bold", markup=False)
-    console.print(ANSWERS[verdict.answer], style=f"bold {color}", end=" ")
-    console.print(f"{verdict.sentence}\n", markup=False)
-    for section in sections(found):
-        console.print(section.title, style="bold")
-        console.print(section.says, markup=False)
+    screen.print(QUESTION.format(name), style="bold", markup=False)
+    screen.print(ANSWERS[verdict.answer], style=f"bold {color}", end=" ")
+    screen.print(f"{verdict.sentence}\n", markup=False)
+    for section in sections(diagnosis):
+        screen.print(section.title, style="bold")
+        screen.print(section.says, markup=False)
         if section.rows:
-            _print_table(None, section.rows)
+            print_table(None, section.rows)
         else:
-            console.print()
-    console.print(NOTE, style="dim", markup=False)
+            screen.print()
+    screen.print(NOTE, style="dim", markup=False)
 
 
-def reproduce_item(
-    what: str,
-    *,
-    scale: str,
-    out: Path,
-    seeds: int | None,
-    only: Sequence[str],
-    device: str,
-    resume: bool,
-    dry_run: bool,
-) -> int:
+def reproduce(command: args.Reproduce) -> int:
     """Reproduce an item and print its claims, or print what it would cost."""
-    from mesaopt.papers.reproduce import make_plan, reproduce
+    from mesaopt.papers import reproduce as papers
     from mesaopt.report import write_report
 
-    if dry_run:
-        return _print_costs(make_plan(what, scale=scale, seeds=seeds, only=only), device)
-    reproduce(what, scale=scale, out=out, seeds=seeds, only=only, resume=resume, device=device)
-    page = write_report(out)
-    status = show_claims(out, as_json=False)
+    only = command.only.replace(",", " ").split()
+    if command.dry_run:
+        plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
+        return _print_costs(plan, command.device)
+    papers.reproduce(
+        command.what,
+        scale=command.scale,
+        out=command.out,
+        seeds=command.seeds,
+        only=only,
+        resume=command.resume,
+        device=command.device,
+    )
+    page = write_report(command.out)
+    status = print_claims(command.out)
     print(f"Report: {page}")
     return status
 
@@ -313,34 +359,40 @@ def _print_costs(plan: "Plan", device: str) -> int:
                 "parameters": f"{cost.step.parameters:,}",
                 "steps": f"{cost.steps:,}",
                 "ms a step here": f"{cost.step.seconds * 1000:.1f}",
-                "time": _duration(cost.seconds),
+                "time": duration(cost.seconds),
             }
             for cost in trainings
         ]
-        _print_table(f"{plan.what} at scale {plan.scale}: training", rows)
+        print_table(f"{plan.what} at scale {plan.scale}: training", rows)
     times = [figure.seconds[plan.scale] for figure in figures]
     rows = [
-        {"figure": figure.name, "summary": figure.summary, "time": f"about {_duration(seconds)}"}
+        {"figure": figure.name, "summary": figure.summary, "time": f"about {duration(seconds)}"}
         for figure, seconds in zip(figures, times, strict=True)
     ]
-    _print_table(f"{plan.what} at scale {plan.scale}: figures", rows)
+    print_table(f"{plan.what} at scale {plan.scale}: figures", rows)
     seconds = sum(cost.seconds for cost in trainings) + sum(times)
     memory = peak_memory_bytes() + study.memory(plan)
-    print(f"time in all  about {_duration(seconds)} here")
+    print(f"time in all  about {duration(seconds)} here")
     print(f"memory       about {memory / 2**20:.0f} MiB here")
     return 0
 
 
-def show_claims(folder: Path, *, as_json: bool) -> int:
+def show_claims(command: args.Claims) -> int:
     """Print the claims of a folder; the status says whether all hold."""
     from mesaopt.papers.claims import read_claims
 
+    if not command.json:
+        return print_claims(command.folder)
+    claims = read_claims(command.folder)
+    print_json([claim.to_json() for claim in claims])
+    return 0 if all(claim.passed for claim in claims) else 1
+
+
+def print_claims(folder: Path) -> int:
+    """Print the claims of a folder as a table; the status says whether all hold."""
+    from mesaopt.papers.claims import read_claims
+
     claims = read_claims(folder)
-    passed = sum(claim.passed for claim in claims)
-    status = 0 if passed == len(claims) else 1
-    if as_json:
-        _print_json([claim.to_json() for claim in claims])
-        return status
     rows = [
         {
             "": "holds" if claim.passed else "FAILS",
@@ -351,83 +403,51 @@ def show_claims(folder: Path, *, as_json: bool) -> int:
         for claim in claims
     ]
     if rows:
-        _print_table("claims", rows)
+        print_table("claims", rows)
+    passed = sum(claim.passed for claim in claims)
     print(f"{passed} of {len(claims)} claims hold.")
-    return status
+    return 0 if passed == len(claims) else 1
 
 
-def report(folder: Path, *, show: bool) -> int:
+def write_report(command: args.Report) -> int:
     """Write the report of a folder, and show it if asked."""
-    from mesaopt.report import write_report
+    from mesaopt import report
 
-    if not folder.is_dir():
-        raise RunError(f"folder={str(folder)!r}: there is no such folder")
-    page = write_report(folder)
+    if not command.folder.is_dir():
+        raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
+    page = report.write_report(command.folder)
     print(page)
-    if show:
+    if command.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
 
 
-def bench_train(recipe: str, *, repeats: int, threads: int | None, as_json: bool) -> int:
-    """Measure a training step."""
+def bench(command: args.Bench) -> int:
+    """Measure a training step, or the operators."""
+    return _bench_operators(command) if command.what == "ops" else _bench_training(command)
+
+
+def _bench_training(command: args.Bench) -> int:
     from mesaopt.bench.train import measure_training_step
 
-    result = measure_training_step(recipe, repeats=repeats, threads=threads)
-    if as_json:
-        return _print_json(asdict(result))
+    result = measure_training_step(command.recipe, repeats=command.repeats, threads=command.threads)
+    if command.json:
+        print_json(asdict(result))
+        return 0
     rows = [{"": name, "here": value} for name, value in result.describe()]
-    _print_table(f"training step of {result.recipe}", rows)
+    print_table(f"training step of {result.recipe}", rows)
     return 0
 
 
-def bench_ops(*, quick: bool, as_json: bool) -> int:
-    """Measure the operators."""
+def _bench_operators(command: args.Bench) -> int:
     from mesaopt.bench.ops import measure_operators
 
-    report = measure_operators(quick=quick)
-    if as_json:
-        return _print_json(report.to_json())
-    for title, rows in report.tables():
-        _print_table(title, rows)
-    if report.peer_skipped:
-        print(f"peer: skipped, {report.peer_skipped}")
+    result = measure_operators(quick=command.quick)
+    if command.json:
+        print_json(result.to_json())
+        return 0
+    for title, rows in result.tables():
+        print_table(title, rows)
+    if result.peer_skipped:
+        print(f"peer: skipped, {result.peer_skipped}")
     return 0
-
-
-def _print_json(value: Any) -> int:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-    return 0
-
-
-def _print_table(title: str | None, rows: list[dict[str, str]]) -> None:
-    """Print rows as a table as wide as the terminal, or as wide as it needs where there is none."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for index, name in enumerate(rows[0]):
-        table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
-    for row in rows:
-        table.add_row(*row.values())
-    console = _console()
-    console.print(table, markup=False)
-    console.print()
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    if not sys.stdout.isatty():
-        console.width = 120
-    return console
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

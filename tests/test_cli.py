@@ -354,7 +354,7 @@ def test_it_runs_as_a_module_and_closes_quietly() -> None:
 def test_waiting_threads_sleep_unless_told_otherwise() -> None:
     code = (
         "import os\nfrom mesaopt import cli, commands\n"
-        "commands.doctor = lambda **_: print(os.environ['OMP_WAIT_POLICY'], end='') or 0\n"
+        "commands.doctor = lambda _: print(os.environ['OMP_WAIT_POLICY'], end='') or 0\n"
         "cli.main(['doctor'])"
     )
 

@@ -31,8 +31,10 @@ ALLOWED = {
     "report": BASE | {"papers", "analysis"},
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
+ALLOWED["arguments"] = set()
+ALLOWED["console"] = set()
 ALLOWED["commands"] = set(ALLOWED)
-ALLOWED["cli"] = {"errors", "commands"}
+ALLOWED["cli"] = {"errors", "arguments", "commands"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 

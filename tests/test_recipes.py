@@ -1,12 +1,16 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 import mesaopt
 from mesaopt import recipes
+from mesaopt.config import MixerName
+from mesaopt.models import make_model
+from mesaopt.recipes import TaskName, Variant
 from mesaopt.training import Trainer
 
 # The published settings: peak learning rate, schedule, weight decay, batch, steps.
@@ -49,8 +53,12 @@ PUBLISHED |= {
 PUBLISHED |= {
     f"tf-7-dim-{dim}": (rate, "warmup_cosine", 0.05, 64, steps)
     for dim, rate, steps in (
-        *((4, 4e-3, 5000), (6, 4e-3, 5000), (10, 4e-3, 5000)),
-        *((20, 9e-3, 8000), (40, 7e-3, 3500), (60, 4e-3, 2500)),
+        (4, 4e-3, 5000),
+        (6, 4e-3, 5000),
+        (10, 4e-3, 5000),
+        (20, 9e-3, 8000),
+        (40, 7e-3, 3500),
+        (60, 4e-3, 2500),
     )
 }
 PUBLISHED["softmax-2"] = (7e-4, "warmup_cosine", 0.05, 64, 10_000)
@@ -90,6 +98,27 @@ def test_every_recipe_of_the_first_paper_is_held_to_its_publication() -> None:
     assert ours == set(PUBLISHED)
 
 
+FAMILY = {
+    "gated-linear-1": "gated_linear_attention",
+    "delta-1": "delta_rule",
+    "gated-delta-1": "gated_delta_rule",
+    "longhorn-1": "longhorn",
+    "softmax-1": "softmax_attention",
+    "mesanet-1": "mesanet2025",
+}
+
+
+def test_the_family_differs_from_the_mesa_layer_in_its_mixer_alone() -> None:
+    assert [recipe.name for recipe in recipes.select(source="family")] == list(FAMILY)
+    mesa = recipes.get("mesa-1")
+    for name, mixer in FAMILY.items():
+        model = replace(mesa.model, mixers=(mixer,))
+        assert recipes.get(name) == replace(mesa, recipe=name, model=model)
+        assert recipes.RECIPES[name].architecture == name
+    one_layer = {"linear_attention", "mesa", *FAMILY.values()}  # lsa-1 and mesa-1 are published
+    assert one_layer == set(get_args(MixerName))
+
+
 def test_recipes_are_found_under_their_names() -> None:
     assert all(recipe.name == name for name, recipe in recipes.RECIPES.items())
     assert recipes.select() == tuple(recipes.RECIPES.values())
@@ -125,14 +154,14 @@ def test_one_recipe_is_the_standard_of_its_architecture_and_task() -> None:
         assert (recipe.architecture, recipe.task) in standards
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *FAMILY])
 def test_every_recipe_takes_a_step(name: str) -> None:
     config = recipes.get(name)
     small = replace(config.train, batch_size=2, evaluation_sequences=2, warmup_steps=0)
     trainer = Trainer(replace(config, train=small), torch.device("cpu"))
-    weights = [p.detach().clone() for p in trainer.parameters.values()]
+    weights = [p.detach().clone() for p in trainer.model.parameters()]
     assert trainer.step(0).isfinite().all()
-    for before, after in zip(weights, trainer.parameters.values(), strict=True):
+    for before, after in zip(weights, trainer.model.parameters(), strict=True):
         assert after.isfinite().all()
         assert not torch.equal(before, after)
 
@@ -167,9 +196,16 @@ def test_one_layer_does_not_see_the_current_state_twice() -> None:
             assert task.token_slots == wanted, name
 
 
-def test_the_page_on_models_names_them_all_and_its_example_runs() -> None:
+def test_the_page_on_models_names_them_all_and_its_examples_run() -> None:
     page = (Path(mesaopt.__file__).parent.parent / "docs/models.md").read_text()
-    for name in [*PUBLISHED, *recipes.MODELS]:
+    for name in [*PUBLISHED, *FAMILY, *recipes.MODELS]:
         assert f"`{name}`" in page, name
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    exec(code, {})
+    for name, mixer in FAMILY.items():
+        count = sum(p.numel() for p in make_model(recipes.get(name).model).parameters())
+        assert f"| `{name}` | `{mixer}` | {count:,} |" in page
+    for fact in [*get_args(MixerName), *get_args(TaskName), *get_args(Variant)]:
+        assert f"`{fact}`" in page, fact
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        exec(code, {})

@@ -141,7 +141,7 @@ def _measure(config: RunConfig, repeats: int) -> TrainingStep:
         trainer.step(0)
     size = config.train.batch_size
     times = _times(lambda: trainer.step(0), repeats)
-    data_times = _times(lambda: trainer.task.sample(size, seed=0), repeats)
+    data_times = _times(lambda: trainer.data.task.sample(size, seed=0), repeats)
     median = statistics.median(times)
     return TrainingStep(
         recipe=config.recipe,

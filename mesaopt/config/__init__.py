@@ -6,6 +6,7 @@ key is an error that suggests the right one.
 """
 
 from mesaopt.config.models import (
+    FORGETTING_MIXERS,
     MergedAttentionConfig,
     MixerName,
     ModelConfig,
@@ -36,6 +37,7 @@ from mesaopt.config.tasks import (
 )
 
 __all__ = [
+    "FORGETTING_MIXERS",
     "ARProcessConfig",
     "FewShotConfig",
     "LinearSystemConfig",

@@ -7,7 +7,22 @@ from mesaopt.config.checks import require, require_choices, require_positive
 from mesaopt.config.tasks import Numbers, TokenSlot
 from mesaopt.errors import ConfigError, suggest
 
-MixerName = Literal["linear_attention", "softmax_attention", "mesa"]
+MixerName = Literal[
+    "linear_attention",
+    "softmax_attention",
+    "mesa",
+    "mesanet2025",
+    "gated_linear_attention",
+    "delta_rule",
+    "gated_delta_rule",
+    "longhorn",
+]
+"""The layers that can mix a sequence: see `mesaopt.models.mixers`. "mesa" is the layer of von Oswald et al.
+2023, "mesanet2025" that of 2025."""
+FORGETTING_MIXERS: frozenset[MixerName] = frozenset(
+    {"gated_linear_attention", "gated_delta_rule", "mesanet2025"}
+)
+"""Mixers with a forget gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +39,13 @@ class ModelConfig:
     """
 
     numbers: ClassVar[Numbers] = "real"
-    """What its weights are made of."""
-    fits: ClassVar[dict[str, str]] = {
+    """The kind of numbers in its weights."""
+    must_match_task: ClassVar[dict[str, str]] = {
         "numbers": "numbers",
         "token_dim": "token_dim",
         "output_dim": "dim",
     }
-    """What has to be equal to what of the task."""
+    """Settings that must equal a setting of the task: its name here, and there."""
 
     kind: Literal["sequence"] = "sequence"
     """Says in config.json which model it is."""
@@ -49,14 +64,18 @@ class ModelConfig:
     head_dim: int | None = 20
     """Width of a query, key and value of one head; None: the width divided by the heads."""
     positions: Literal["none", "first_layer"] = "none"
-    """Whether queries and keys of the first layer also read where they stand, as sines and cosines laid
-    beside the stream, which makes them twice as wide. Values never do."""
+    """Whether queries and keys of the first layer also read sinusoidal positions, concatenated with the
+    stream, which makes their input twice as wide. Values never do."""
     unit_queries_keys: Literal["none", "after_first"] = "none"
-    """Whether queries and keys of the layers after the first are divided by their Euclidean norms."""
+    """Whether queries and keys of the layers after the first are divided by their Euclidean norms. Those of
+    delta_rule, gated_delta_rule and mesanet2025 always are."""
+    forget_cap: float | None = None
+    """Largest share of the past that a token of full write strength keeps, above 0, at most 1; None: no
+    cap. Only for mixers with a forget gate: gated_linear_attention, gated_delta_rule, mesanet2025."""
     mlp_dim: int | None = None
     """Hidden width of the two-layer network behind every mixer; None: there is none."""
     initial_std: float = 2e-4
-    """Standard deviation of the normal law that every weight starts from."""
+    """Standard deviation of the normal distribution of initial weights."""
     activation_clip: float | None = 4.0
     """The residual stream is clipped to [-activation_clip, activation_clip] after every layer."""
 
@@ -66,6 +85,11 @@ class ModelConfig:
         for mixer in self.mixers:
             if mixer not in get_args(MixerName):
                 raise ConfigError(f"mixers: {mixer!r}: {suggest(mixer, get_args(MixerName))}")
+        if self.forget_cap is not None:
+            require(0 < self.forget_cap <= 1, self, "forget_cap", "above 0 and at most 1")
+            forgets = not FORGETTING_MIXERS.isdisjoint(self.mixers)
+            wanted = f"None: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
+            require(forgets, self, "forget_cap", wanted)
         require_positive(self, "token_dim", "output_dim", "num_heads", "initial_std")
         for name in ("embed_dim", "head_dim", "mlp_dim", "activation_clip"):
             if getattr(self, name) is not None:
@@ -111,13 +135,13 @@ class MergedAttentionConfig:
     """
 
     numbers: ClassVar[Numbers] = "complex"
-    """What its weights are made of."""
-    fits: ClassVar[dict[str, str]] = {
+    """The kind of numbers in its weights."""
+    must_match_task: ClassVar[dict[str, str]] = {
         "numbers": "numbers",
         "dim": "dim",
         "token_slots": "token_slots",
     }
-    """What has to be equal to what of the task."""
+    """Settings that must equal a setting of the task: its name here, and there."""
 
     kind: Literal["merged_attention"] = "merged_attention"
     """Says in config.json which model it is."""

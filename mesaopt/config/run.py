@@ -91,7 +91,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, self, "seed", "0 or greater")
-        for ours, theirs in self.model.fits.items():
+        for ours, theirs in self.model.must_match_task.items():
             have, want = getattr(self.model, ours), getattr(self.task, theirs)
             if have != want:
                 raise ConfigError(f"model.{ours}={have!r}: must be {want!r}, the task's {theirs}")

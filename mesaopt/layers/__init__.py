@@ -2,16 +2,18 @@
 
 from mesaopt.layers.attention import HeadInputs, LayerState, SelfAttention
 from mesaopt.layers.frame import CausalConvolution, Frame, Gates, HeadNorm
-from mesaopt.layers.merged import MergedLinearSelfAttention
-from mesaopt.layers.mesa import MesaLayer, Solver
-from mesaopt.layers.relatives import (
+from mesaopt.layers.linear import (
     DeltaRuleLayer,
     GatedDeltaRuleLayer,
     GatedLinearSelfAttention,
+    LearningRule,
+    LinearAttentionLayer,
     LinearSelfAttention,
     LonghornLayer,
-    SoftmaxSelfAttention,
 )
+from mesaopt.layers.merged import MergedLinearSelfAttention
+from mesaopt.layers.mesa import MesaLayer, Solver
+from mesaopt.layers.softmax import SoftmaxSelfAttention
 
 __all__ = [
     "CausalConvolution",
@@ -23,6 +25,8 @@ __all__ = [
     "HeadInputs",
     "HeadNorm",
     "LayerState",
+    "LearningRule",
+    "LinearAttentionLayer",
     "LinearSelfAttention",
     "LonghornLayer",
     "MergedLinearSelfAttention",

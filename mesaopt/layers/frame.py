@@ -92,10 +92,14 @@ class CausalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, length))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the weights uniformly, as :class:`torch.nn.Conv1d` does."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights uniformly, as :class:`torch.nn.Conv1d` does.
+
+        Args:
+            generator: source of randomness, on the device of the weights; PyTorch's global one if None.
+        """
         bound = 1 / math.sqrt(self.weight.shape[1])
-        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from mesaopt.models.make import Model, make_model
 from mesaopt.models.one_layer import OneLayerModel
-from mesaopt.models.seeds import SideBySide, join, separate, side_by_side
+from mesaopt.models.seeds import SideBySide, join, separate
 from mesaopt.models.sequence import SequenceModel
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "join",
     "make_model",
     "separate",
-    "side_by_side",
 ]

@@ -1,5 +1,6 @@
-"""Models of several seeds, computed as one: a batched model in which nothing is shared."""
+"""Models of several seeds as one module; :mod:`mesaopt.training.seeds` trains it."""
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,19 +8,74 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.layers import SelfAttention
-from mesaopt.models.sequence import SequenceModel
+from mesaopt.layers.frame import CausalConvolution
 
 
 class SideBySide(nn.Module):
-    """Linear maps laid side by side, each for its own part of the last axis: one block-diagonal map.
+    """Models of one shape, computed together.
 
-    y = [W_1 x_1; W_2 x_2; ...] for x = [x_1; x_2; ...].
+    S models of H heads on a stream of width w are one model of S H heads on a stream of width S w, whose
+    linear maps are block-diagonal. So the layers, the operators and their checks are those of one model.
+    Every parameter of the joined model is that of the single models, laid end to end along the first axis.
 
     Args:
-        maps: of one shape, without biases, 1 or more.
+        models: of one configuration, 1 or more; they are left as they are.
 
     Example:
-        >>> both = SideBySide([nn.Linear(2, 3, bias=False), nn.Linear(2, 3, bias=False)])
+        >>> from mesaopt.config import ModelConfig
+        >>> from mesaopt.models import SequenceModel
+        >>> models = [SequenceModel(ModelConfig(initial_std=0.1), seed=seed) for seed in (0, 1)]
+        >>> tokens = torch.randn(2, 3, 7, 40)
+        >>> predictions = SideBySide(models)(tokens)
+        >>> predictions.shape
+        torch.Size([2, 3, 7, 10])
+        >>> torch.allclose(predictions[1], models[1](tokens[1]), atol=1e-5)
+        True
+    """
+
+    def __init__(self, models: Sequence[nn.Module]):
+        super().__init__()
+        self.count = len(models)
+        self.joined = _joined(models)
+
+    def forward(
+        self, tokens: Float[Tensor, "seed batch time token"]
+    ) -> Float[Tensor, "seed batch time output"]:
+        """Compute every model on tokens of its own.
+
+        Args:
+            tokens: [seed, batch, time, token].
+
+        Returns:
+            Predictions [seed, batch, time, output].
+        """
+        wide = torch.cat(list(tokens), dim=-1)  # [B,T,seed*token]
+        return torch.stack(self.joined(wide).chunk(self.count, dim=-1))
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Return the `state_dict` of each model, as views."""
+        return separate(self.joined.state_dict(), self.count)
+
+    def load_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Load a `state_dict` into each model.
+
+        Args:
+            states: one per model, as :meth:`states` returns them.
+
+        Raises:
+            RuntimeError: a name or a shape does not fit.
+        """
+        self.joined.load_state_dict(join(states))
+
+
+class BlockDiagonal(nn.Module):
+    """Linear maps, each on its own part of the last axis: y = [W_1 x_1 + b_1; W_2 x_2 + b_2; ...].
+
+    Args:
+        maps: of one shape, all with biases or all without, 1 or more.
+
+    Example:
+        >>> both = BlockDiagonal([nn.Linear(2, 3), nn.Linear(2, 3)])
         >>> both.weight.shape, both(torch.ones(5, 4)).shape
         (torch.Size([6, 2]), torch.Size([5, 6]))
     """
@@ -27,7 +83,9 @@ class SideBySide(nn.Module):
     def __init__(self, maps: Sequence[nn.Linear]):
         super().__init__()
         self.count = len(maps)
-        self.weight = nn.Parameter(torch.cat([each.weight.detach() for each in maps]))
+        parameters = join([dict(each.named_parameters()) for each in maps])
+        self.weight = nn.Parameter(parameters["weight"].detach())
+        self.bias = nn.Parameter(parameters["bias"].detach()) if "bias" in parameters else None
 
     @property
     def in_features(self) -> int:
@@ -43,48 +101,60 @@ class SideBySide(nn.Module):
         """Apply each map to its part.
 
         Args:
-            x: inputs side by side, [..., maps * in].
+            x: inputs end to end, [..., maps * in].
 
         Returns:
-            Outputs side by side, [..., maps * out].
+            Outputs end to end, [..., maps * out].
         """
         weights = self.weight.unflatten(0, (self.count, -1))  # [map,out,in]
         parts = x.unflatten(-1, (self.count, -1)).flatten(0, -3).transpose(0, 1)  # [map,N,in]
         out = torch.bmm(parts, weights.mT)  # [map,N,out]
-        return out.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        out = out.transpose(0, 1).reshape(*x.shape[:-1], -1)  # [...,map*out]
+        return out if self.bias is None else out + self.bias
 
 
-def side_by_side(models: Sequence[SequenceModel]) -> SequenceModel:
-    """Turn models of one shape into one that computes them all.
+class _Convolution(CausalConvolution):
+    """Convolution of the queries, keys and values of several models.
 
-    S models side by side are one model of S times as many heads, on a stream S times as wide, with
-    block-diagonal linear maps. So the layers and operators of one model, and what they check, serve for
-    many: tokens, predictions and every parameter lie side by side, the former along their last axis, the
-    latter along their first.
-
-    Args:
-        models: of one configuration, 1 or more. Their parts are used up.
-
-    Returns:
-        The model: tokens [batch, time, models * token] to predictions [batch, time, models * output]. A
-        single one is returned as it is.
-
-    Example:
-        >>> from mesaopt.config import ModelConfig
-        >>> models = [SequenceModel(ModelConfig(initial_std=0.1), seed=seed) for seed in (0, 1)]
-        >>> tokens = torch.randn(3, 7, 40)
-        >>> wanted = torch.cat([model(tokens) for model in models], dim=-1)
-        >>> found = side_by_side(models)(torch.cat([tokens, tokens], dim=-1))
-        >>> torch.allclose(found, wanted, atol=1e-5)
-        True
+    The channels come as [q_1, q_2, ..., k_1, k_2, ..., v_1, v_2, ...], the weights model by model.
     """
-    if len(models) > 1:
-        _merge(models)
-    return models[0]
+
+    def __init__(self, convolutions: Sequence[CausalConvolution]):
+        channels, length = convolutions[0].weight.shape
+        self.count = len(convolutions)
+        super().__init__(self.count * channels, length)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time channel"],
+        recent: Float[Tensor, "batch before channel"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time channel"], Float[Tensor, "batch before channel"]]:
+        by_model = x.unflatten(-1, (3, self.count, -1)).transpose(-3, -2).flatten(-3)
+        out, recent = super().forward(by_model, recent)
+        return out.unflatten(-1, (self.count, 3, -1)).transpose(-3, -2).flatten(-3), recent
+
+
+def _joined(modules: Sequence[nn.Module]) -> nn.Module:
+    """Build one module out of modules of one shape."""
+    first = modules[0]
+    if isinstance(first, nn.Linear):
+        return BlockDiagonal([m for m in modules if isinstance(m, nn.Linear)])
+    if isinstance(first, CausalConvolution):
+        joined = _Convolution([m for m in modules if isinstance(m, CausalConvolution)])
+    else:
+        joined = copy.deepcopy(first)
+    if isinstance(joined, SelfAttention):
+        joined.num_heads *= len(modules)
+    own = join([dict(module.named_parameters(recurse=False)) for module in modules])
+    for name, parameter in own.items():  # such as a ridge per head
+        setattr(joined, name, nn.Parameter(parameter.detach()))
+    for name, _ in first.named_children():
+        setattr(joined, name, _joined([module.get_submodule(name) for module in modules]))
+    return joined
 
 
 def join(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Lay the parameters of several models, or what an optimiser knows of them, side by side.
+    """Lay the tensors of several models, or of their optimisers, end to end.
 
     Args:
         models: tensors by name, the same names and shapes in all.
@@ -107,8 +177,8 @@ def separate(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor
     """Undo :func:`join`.
 
     Args:
-        tensors: of models side by side.
-        count: how many there are.
+        tensors: of the joined models.
+        count: number of models.
 
     Returns:
         The tensors of each, as views.
@@ -122,19 +192,3 @@ def separate(tensors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor
         for name, tensor in tensors.items()
     }
     return [{name: parts[i] for name, parts in split.items()} for i in range(count)]
-
-
-def _merge(modules: Sequence[nn.Module]) -> None:
-    """Make the first of these modules all of them."""
-    first = modules[0]
-    own = [dict(module.named_parameters(recurse=False)) for module in modules]
-    for name, parameter in join(own).items():  # such as a ridge per head
-        setattr(first, name, nn.Parameter(parameter.detach()))
-    if isinstance(first, SelfAttention):
-        first.num_heads *= len(modules)
-    for name, child in list(first.named_children()):
-        children = [module.get_submodule(name) for module in modules]
-        if isinstance(child, nn.Linear):
-            setattr(first, name, SideBySide(children))  # type: ignore[arg-type]
-        else:
-            _merge(children)

@@ -6,20 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.config import MixerName, ModelConfig
-from mesaopt.layers import (
-    Frame,
-    LinearSelfAttention,
-    MesaLayer,
-    SelfAttention,
-    SoftmaxSelfAttention,
-)
-
-_MIXERS: dict[MixerName, type[SelfAttention]] = {
-    "linear_attention": LinearSelfAttention,
-    "softmax_attention": SoftmaxSelfAttention,
-    "mesa": MesaLayer,
-}
+from mesaopt.config import ModelConfig
+from mesaopt.layers import CausalConvolution, SelfAttention
+from mesaopt.models.mixers import make_mixer
 
 
 class Block(nn.Module):
@@ -36,7 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.mixer = _mixer(config, layer)
+        self.mixer = make_mixer(config, layer)
         self.mlp = None if config.mlp_dim is None else _mlp(config.width, config.mlp_dim)
         self.clip = config.activation_clip
 
@@ -96,21 +85,25 @@ class SequenceModel(nn.Module):
         self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int) -> None:
-        """Draw every weight matrix from a normal law of standard deviation `initial_std`.
+        """Draw the matrix of every linear map from a normal distribution of deviation `initial_std`.
+
+        Convolutions start as in their layer; ridges, norms and the biases of gates start at fixed values.
 
         Args:
             seed: 0 or greater; the weights are a pure function of it.
         """
         for mixer in self.mixers:
-            mixer.reset_parameters()  # what is no matrix, such as a ridge
+            mixer.reset_parameters()  # parameters that are not drawn, such as a ridge
         random = torch.Generator().manual_seed(seed)
         blocks = [cast(Block, block) for block in self.blocks]
         mlps = [block.mlp for block in blocks if block.mlp is not None]
         for module in (self.embedding, *self.mixers, *mlps, self.readout):
-            for _, parameter in sorted(module.named_parameters()):
-                if parameter.dim() == 2:
-                    initial = torch.randn(parameter.shape, generator=random)
-                    parameter.data.copy_(initial * self.config.initial_std)
+            for _, part in sorted(module.named_modules()):
+                if isinstance(part, nn.Linear):
+                    initial = torch.randn(part.weight.shape, generator=random)
+                    part.weight.data.copy_(initial * self.config.initial_std)
+                elif isinstance(part, CausalConvolution):
+                    part.reset_parameters(generator=random)
 
     @property
     def mixers(self) -> list[SelfAttention]:
@@ -143,15 +136,6 @@ class _FirstSlot(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch time wide"]) -> Float[Tensor, "batch time output"]:
         return x.unflatten(-1, (-1, self.width))[..., : self.output_dim].flatten(-2)
-
-
-def _mixer(config: ModelConfig, layer: int) -> SelfAttention:
-    frame = Frame(
-        positions=config.positions == "first_layer" and layer == 0,
-        unit_keys=config.unit_queries_keys == "after_first" and layer > 0,
-    )
-    layer_type = _MIXERS[config.mixers[layer]]
-    return layer_type(config.width, config.num_heads, config.key_width, frame=frame)
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

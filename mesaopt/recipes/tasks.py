@@ -1,5 +1,7 @@
 """The tasks of von Oswald et al. (arXiv 2309.05858) by name."""
 
+from dataclasses import replace
+
 from mesaopt.config import (
     FewShotConfig,
     LinearSystemConfig,
@@ -10,16 +12,18 @@ from mesaopt.config import (
     stacked,
 )
 
-LINEAR_CONSTRUCTED = LinearSystemConfig()
-CONTRACTING_CONSTRUCTED = LinearSystemConfig(transition="contracting", state_clip=2.0)
-FIXED_CONSTRUCTED = LinearSystemConfig(transition="fixed")
+_CONSTRUCTED = {
+    "linear": LinearSystemConfig(),
+    "contracting": LinearSystemConfig(transition="contracting", state_clip=2.0),
+    "fixed": LinearSystemConfig(transition="fixed"),
+}
 
 TASKS: dict[str, TaskConfig] = {
     "linear": LinearSystemConfig(token_slots=("current",)),
-    "linear-constructed": LINEAR_CONSTRUCTED,
+    "linear-constructed": _CONSTRUCTED["linear"],
     "linear-text": LinearSystemConfig(token_slots=("current",), start="normal"),
-    "contracting-constructed": CONTRACTING_CONSTRUCTED,
-    "fixed-constructed": FIXED_CONSTRUCTED,
+    "contracting-constructed": _CONSTRUCTED["contracting"],
+    "fixed-constructed": _CONSTRUCTED["fixed"],
     "partial": PartiallyObservedConfig(),
     "partial-stacked": PartiallyObservedConfig(token_slots=stacked(16)),
     "partial-text": PartiallyObservedConfig(observation_std=0.5**0.5, start="normal"),
@@ -34,9 +38,13 @@ TASKS: dict[str, TaskConfig] = {
 }
 """As in the authors' code; names that end in `-text` are as in the paper's text, where that differs."""
 
-ONE_LAYER_SLOTS: tuple[TokenSlot, ...] = ("zero", "zero", "current", "previous")
-"""Constructed tokens for models of one layer, which have no use for a second copy of the current state: the
-authors zero it. With it, training escapes its initial plateau some 80 steps earlier than published."""
+ONE_LAYER: dict[str, LinearSystemConfig] = {
+    name: replace(task, token_slots=("zero", "zero", "current", "previous"))
+    for name, task in _CONSTRUCTED.items()
+}
+"""The systems on constructed tokens for models of one layer, which have no use for a second copy of the
+current state: the authors zero it. With it, training escapes its initial plateau some 80 steps earlier than
+published."""
 
 
 def system_of(dim: int, token_slots: tuple[TokenSlot, ...]) -> LinearSystemConfig:

@@ -9,18 +9,7 @@ from dataclasses import replace
 from mesaopt.config import RunConfig, TrainConfig
 from mesaopt.recipes.models import MODELS, WIDTHS
 from mesaopt.recipes.recipe import Recipe
-from mesaopt.recipes.tasks import (
-    CONTRACTING_CONSTRUCTED,
-    FIXED_CONSTRUCTED,
-    LINEAR_CONSTRUCTED,
-    ONE_LAYER_SLOTS,
-    TASKS,
-    system_of,
-)
-
-_ONE_LAYER_LINEAR = replace(LINEAR_CONSTRUCTED, token_slots=ONE_LAYER_SLOTS)
-_ONE_LAYER_CONTRACTING = replace(CONTRACTING_CONSTRUCTED, token_slots=ONE_LAYER_SLOTS)
-_ONE_LAYER_FIXED = replace(FIXED_CONSTRUCTED, token_slots=ONE_LAYER_SLOTS)
+from mesaopt.recipes.tasks import ONE_LAYER, TASKS, system_of
 
 
 def _of_width(architecture: str, width: int, steps: int) -> Recipe:
@@ -71,7 +60,7 @@ RECIPES = (
         task="linear",
         config=RunConfig(
             recipe="lsa-1",
-            task=_ONE_LAYER_LINEAR,
+            task=ONE_LAYER["linear"],
             model=MODELS["lsa-1"],
             train=TrainConfig(steps=3500, learning_rate=2e-4),
         ),
@@ -146,7 +135,7 @@ RECIPES = (
         task="linear",
         config=RunConfig(
             recipe="mesa-1",
-            task=_ONE_LAYER_LINEAR,
+            task=ONE_LAYER["linear"],
             model=MODELS["mesa-1"],
             train=TrainConfig(steps=4500, learning_rate=4e-4, weight_decay=0.1),
         ),
@@ -334,7 +323,7 @@ RECIPES = (
         task="contracting",
         config=RunConfig(
             recipe="contracting-lsa-1",
-            task=_ONE_LAYER_CONTRACTING,
+            task=ONE_LAYER["contracting"],
             model=MODELS["lsa-1"],
             train=TrainConfig(steps=5000, learning_rate=1e-4, weight_decay=0.1),
         ),
@@ -382,7 +371,7 @@ RECIPES = (
         task="contracting",
         config=RunConfig(
             recipe="contracting-mesa-1",
-            task=_ONE_LAYER_CONTRACTING,
+            task=ONE_LAYER["contracting"],
             model=MODELS["mesa-1"],
             train=TrainConfig(steps=5000, learning_rate=4e-4, weight_decay=0.1),
         ),
@@ -394,7 +383,7 @@ RECIPES = (
         task="fixed",
         config=RunConfig(
             recipe="fixed-lsa-1",
-            task=_ONE_LAYER_FIXED,
+            task=ONE_LAYER["fixed"],
             model=MODELS["lsa-1"],
             train=TrainConfig(steps=10_000, learning_rate=1e-3, weight_decay=0.1, batch_size=512),
         ),
@@ -442,7 +431,7 @@ RECIPES = (
         task="fixed",
         config=RunConfig(
             recipe="fixed-mesa-1",
-            task=_ONE_LAYER_FIXED,
+            task=ONE_LAYER["fixed"],
             model=MODELS["mesa-1"],
             train=TrainConfig(steps=5000, learning_rate=4e-4, weight_decay=0.1, batch_size=512),
         ),

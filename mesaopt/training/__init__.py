@@ -1,24 +1,21 @@
-"""Training: the loop, and run folders that a kill cannot spoil."""
+"""Training: steps, loops over them, and run folders that a kill cannot spoil."""
 
 from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
 from mesaopt.training.estimate import StepCost, step_cost
-from mesaopt.training.loop import (
-    DivergedError,
-    Run,
-    load_run,
-    run_name,
-    seed_batches,
-    train,
-    train_seeds,
-)
+from mesaopt.training.loop import DivergedError, OnStep, Run, load_run, run_name, train
+from mesaopt.training.optimizer import Optimizer, learning_rate
 from mesaopt.training.run_folder import Checkpoint, RunFolder, reserve_folder
-from mesaopt.training.trainer import Trainer, learning_rate
+from mesaopt.training.seeds import SeedsTrainer, seed_batches, train_seeds
+from mesaopt.training.trainer import Trainer
 
 __all__ = [
     "Checkpoint",
     "DivergedError",
+    "OnStep",
+    "Optimizer",
     "Run",
     "RunFolder",
+    "SeedsTrainer",
     "StepCost",
     "Trainer",
     "describe",

@@ -1,24 +1,28 @@
-"""The training loop: a run or its seeds, with an evaluation and a checkpoint every so often."""
+"""Training a run: steps, with a test and a checkpoint every so often, in a folder that a kill cannot spoil.
+
+:mod:`mesaopt.training.seeds` trains several seeds of a run at once.
+"""
 
 import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mesaopt import files
-from mesaopt.config import ModelConfig, RunConfig, differences
-from mesaopt.errors import ConfigError, InitialisationWarning, RunError, SolveError
+from mesaopt.config import RunConfig, TrainConfig
+from mesaopt.errors import InitialisationWarning, RunError, SolveError
 from mesaopt.models import Model, SequenceModel, make_model
 from mesaopt.training.environment import resolve_device
+from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.run_folder import RunFolder
-from mesaopt.training.trainer import Trainer, learning_rate
+from mesaopt.training.trainer import Trainer
 
 OnStep = Callable[[int, float], None]
 """Called with the number of finished steps and the newest training loss."""
@@ -27,18 +31,33 @@ _CALL_EVERY = 10  # steps between two calls of `on_step`: reading a loss waits f
 
 
 class DivergedError(RunError):
-    """The loss is no longer a number, or a ridge left its range; the run has failed."""
+    """The loss is no longer a number, or a ridge left its range; the run has failed.
+
+    Example:
+        >>> DivergedError("step 3: training loss inf, test loss nan").exit_status
+        1
+    """
 
     exit_status = 1
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and where it came from."""
+    """A trained model and its run folder, as :func:`train` and :func:`load_run` return them.
+
+    Example:
+        >>> config = RunConfig(recipe="mine")
+        >>> run = Run(Path("runs/mine"), config, make_model(config.model), [], 0.0)
+        >>> run.sequence_model.mixers[0].num_heads
+        4
+    """
 
     path: Path
+    """The run folder."""
     config: RunConfig
+    """All settings."""
     model: Model
+    """With the weights of the checkpoint that was loaded."""
     metrics: list[dict[str, Any]]
     """One entry per evaluation: step, train_loss, test_loss, learning_rate."""
     seconds: float
@@ -58,7 +77,7 @@ class Run:
 
 
 def run_name(config: RunConfig) -> str:
-    """Name the folder of a run, where nobody else does.
+    """Return the default name of a run's folder.
 
     Args:
         config: of the run.
@@ -83,7 +102,7 @@ def train(
 ) -> Run:
     """Train a model in a run folder.
 
-    The folder is whole at every moment: after Ctrl-C, a kill or a full disk, `resume=True` goes on from
+    The folder is whole at every moment. After Ctrl-C, a kill or a full disk, `resume=True` goes on from
     the newest checkpoint and gives the numbers of an uninterrupted run, on the CPU bit for bit. A run
     that has ended is loaded, not repeated.
 
@@ -111,105 +130,12 @@ def train(
         >>> [line["step"] for line in run.metrics]
         [0, 2]
     """
-    return train_seeds([config], [out], resume=resume, device=device, on_step=on_step)[0]
-
-
-def train_seeds(
-    configs: Sequence[RunConfig],
-    outs: Sequence[str | Path],
-    *,
-    resume: bool = False,
-    device: str = "auto",
-    on_step: OnStep | None = None,
-) -> list[Run]:
-    """Train runs that differ in their seeds alone side by side, as one model.
-
-    Every run gets the weights, batches and tests that it would get alone, and a folder of its own that
-    looks as :func:`train` leaves it, but that `seconds` is its share of the time. Sums are split
-    differently, so the numbers agree up to the rounding of float32, which training enlarges step by step.
-    `resume=True` goes on bit for bit on the CPU if it is given the same runs again; runs that have come
-    to different steps, trained alone for instance, are trained in groups. One that diverges stops all.
-
-    Args:
-        configs: what to train, equal but for `seed`, 1 or more; several only of a `ModelConfig`.
-        outs: a folder for each.
-        resume: continue the runs in `outs` where there are any.
-        device: "auto", "cpu", "cuda" or "cuda:<number>".
-        on_step: called with the number of finished steps and the newest training loss, the mean over the
-            seeds, every 10 steps.
-
-    Returns:
-        The trained models with their metrics.
-
-    Raises:
-        ConfigError: the runs cannot be trained side by side.
-        RunError: a folder, a checkpoint or the device does not allow it, or the disk is full.
-        DivergedError: a loss is no longer a number.
-
-    Example:
-        >>> import tempfile
-        >>> from dataclasses import replace
-        >>> from mesaopt import recipes
-        >>> config = recipes.get("lsa-1")
-        >>> short = replace(config.train, steps=2, batch_size=4, evaluation_sequences=4)
-        >>> configs = [replace(config, seed=seed, train=short) for seed in (0, 1)]
-        >>> runs = train_seeds(configs, [tempfile.mkdtemp() for _ in configs], device="cpu")
-        >>> [run.config.seed for run in runs]
-        [0, 1]
-    """
-    paths = [Path(out) for out in outs]
-    _check_seeds(configs, paths)
     where = resolve_device(device)
-    folders = RunFolder.open_all(paths, configs, resume=resume)
-    with contextlib.ExitStack() as stack:
-        unfinished = [folder for folder in folders if not folder.is_done]
-        for folder in unfinished:
-            stack.enter_context(files.only_one_process(folder.path))
-        for start, group in _groups(unfinished):
-            with _num_threads(group[0].meta["num_threads"]):
-                _train_in(group, start, where, on_step)
-    return [load_run(folder.path, device=device) for folder in folders]
-
-
-def seed_batches(configs: Sequence[RunConfig], device: str = "auto") -> list[list[RunConfig]]:
-    """Divide the seeds of one recipe into what is best trained side by side.
-
-    A GPU has room for all of them at once. On a CPU that keeps its cores busy with one, side by side takes
-    6 to 20 % longer than one after the other (docs/performance.md).
-
-    Args:
-        configs: equal but for `seed`.
-        device: "auto", "cpu", "cuda" or "cuda:<number>".
-
-    Returns:
-        Groups for :func:`train_seeds`, in order.
-
-    Raises:
-        RunError: there is no such device here.
-
-    Example:
-        >>> from mesaopt import recipes
-        >>> [len(group) for group in seed_batches([recipes.get("lsa-1", seed=s) for s in (0, 1)], "cpu")]
-        [1, 1]
-    """
-    together = resolve_device(device).type == "cuda" and isinstance(configs[0].model, ModelConfig)
-    return [list(configs)] if together else [[config] for config in configs]
-
-
-def _check_seeds(configs: Sequence[RunConfig], paths: Sequence[Path]) -> None:
-    if not configs or len(configs) != len(paths):
-        raise ConfigError(f"outs: {len(paths)} folders: must be one for each of 1 or more configs")
-    if len(configs) == 1:
-        return
-    first = configs[0]
-    if not isinstance(first.model, ModelConfig):
-        raise ConfigError(f"model.kind={first.model.kind!r}: must be 'sequence' for several seeds")
-    for config in configs[1:]:
-        if changes := differences(replace(config, seed=first.seed), first):
-            raise ConfigError(f"configs: must differ in seed alone ({'; '.join(changes)})")
-    for name, values in (("seeds", [c.seed for c in configs]), ("outs", list(map(str, paths)))):
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{name}={values}: must all be different")
+    folder = RunFolder.open(Path(out), config, resume=resume)
+    if not folder.is_done:
+        with files.only_one_process(folder.path):
+            train_in(folder, where, on_step=on_step)
+    return load_run(folder.path, device=device)
 
 
 def load_run(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:
@@ -218,14 +144,20 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
     Args:
         path: folder of the run.
         step: of the weights; the newest if not given.
-        device: where to put the model.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
 
     Returns:
-        The run; its metrics are all there are.
+        The run; its metrics are those of all steps.
 
     Raises:
-        RunError: there is no run, or a file of it is damaged.
+        RunError: there is no run, no such checkpoint or no such device, or a file is damaged.
         ConfigError: its configuration has an unknown key or a wrong value.
+
+    Example:
+        >>> load_run("no/such/run")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: no/such/run/config.json: there is no such file
     """
     folder = RunFolder(Path(path))
     config, checkpoint = folder.config, folder.load(step)
@@ -240,92 +172,135 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
     return Run(folder.path, config, model, folder.metrics, checkpoint.seconds)
 
 
-def _groups(folders: Sequence[RunFolder]) -> list[tuple[int, list[RunFolder]]]:
-    """Sort runs by the step that they can go on from together, those furthest behind first."""
-    groups, waiting = [], list(folders)
-    while waiting:
-        step = min(folder.resumable_steps[-1] for folder in waiting)
-        group = [folder for folder in waiting if step in folder.resumable_steps]
-        groups.append((step, group))
-        waiting = [folder for folder in waiting if folder not in group]
-    return groups
-
-
-def _train_in(
-    folders: Sequence[RunFolder], start: int, device: torch.device, on_step: OnStep | None
+def train_in(
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    start: int | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Train the seeds of these folders, from a step that all of them can go on from."""
-    config = folders[0].config
-    train = config.train
-    trainer = Trainer(config, device, seeds=[folder.config.seed for folder in folders])
-    checkpoints = [folder.rewind(start) for folder in folders]
-    found = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
-    if found:
-        trainer.restore(found)
-    seconds_before = sum(checkpoint.seconds for checkpoint in found) / len(folders)
-    started = time.perf_counter()
-    step = max(start, 0)
-    losses: list[Tensor] = []
+    """Train the run of a folder to its end.
 
-    def seconds() -> float:
-        """Of each run: its share of the time."""
-        return seconds_before + (time.perf_counter() - started) / len(folders)
+    Args:
+        folder: of a run that has not ended, which no other process works in.
+        device: where to compute.
+        start: one of the folder's :attr:`RunFolder.resumable_steps`; the newest if not given.
+        on_step: called with the number of finished steps and the newest training loss, every 10 steps.
 
+    Raises:
+        RunError: a checkpoint is damaged, or the disk is full.
+        DivergedError: the loss is no longer a number.
+    """
+    settings = folder.config.train
+    with num_threads(folder.meta["num_threads"]):
+        trainer = Trainer(folder.config, device)
+        checkpoint = folder.rewind(start)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        before = 0.0 if checkpoint is None else checkpoint.seconds
+        started = time.perf_counter()
+        first = -1 if checkpoint is None else checkpoint.step
+        for step, losses in evaluation_steps(trainer, settings, after=first, on_step=on_step):
+            with as_diverged_error(step):
+                test_loss = trainer.test_loss()
+            folder.log(metrics_line(folder.config, step, losses, test_loss))
+            seconds = before + time.perf_counter() - started
+            folder.save(trainer.checkpoint(step, seconds))
+        folder.finish(settings.steps, before + time.perf_counter() - started)
+
+
+class Stepper(Protocol):
+    """Anything that trains step by step, such as a :class:`Trainer`."""
+
+    def step(self, step: int) -> Tensor:
+        """Train on the batch of one step and return the loss, or one per seed."""
+        ...
+
+
+def evaluation_steps(
+    trainer: Stepper,
+    settings: TrainConfig,
+    *,
+    after: int = -1,
+    on_step: OnStep | None = None,
+    seeds: str = "",
+) -> Iterator[tuple[int, Tensor | None]]:
+    """Train, and stop wherever an evaluation is due.
+
+    Args:
+        trainer: makes the steps.
+        settings: how many steps, and how often to evaluate.
+        after: the evaluation that was the last; -1 before the first, which comes before all steps.
+        on_step: called with the number of finished steps and the newest training loss, every 10 steps.
+        seeds: names what diverged in the message of an error.
+
+    Yields:
+        The number of finished steps, and the losses of the steps since the last evaluation, [step, ...],
+        None where there were none.
+
+    Raises:
+        DivergedError: a step cannot be made.
+    """
+    step, losses = max(after, 0), []
     while True:
-        due = step % train.evaluate_every == 0 or step == train.steps
-        if due and step > start:
-            metrics = _evaluate(trainer, step, losses)
-            for folder, line, checkpoint in zip(
-                folders, metrics, trainer.checkpoints(step, seconds()), strict=True
-            ):
-                folder.log(line)
-                folder.save(checkpoint)
+        due = step % settings.evaluate_every == 0 or step == settings.steps
+        if due and step > after:
+            yield step, torch.stack(losses) if losses else None
             losses = []
-        if step == train.steps:
-            break
-        with _as_diverged_error(step, trainer.seeds):
+        if step == settings.steps:
+            return
+        with as_diverged_error(step, seeds):
             losses.append(trainer.step(step))
         step += 1
-        if on_step is not None and (step % _CALL_EVERY == 0 or step == train.steps):
+        if on_step is not None and (step % _CALL_EVERY == 0 or step == settings.steps):
             on_step(step, losses[-1].mean().item())
-    for folder in folders:
-        folder.finish(train.steps, seconds())
 
 
-def _evaluate(trainer: Trainer, step: int, losses: list[Tensor]) -> list[dict[str, Any]]:
-    """Give one line of metrics per seed."""
-    with _as_diverged_error(step, trainer.seeds):
-        test_losses = trainer.test_losses()
-    train_losses: list[float | None] = [None] * len(trainer.seeds)
-    if losses:
-        train_losses = [own.mean().item() for own in torch.stack(losses, dim=1)]
-    for seed, train_loss, test_loss in zip(trainer.seeds, train_losses, test_losses, strict=True):
-        if not math.isfinite(test_loss) or not math.isfinite(train_loss or 0.0):
-            values = f"training loss {train_loss}, test loss {test_loss}"
-            where = f"step {step}: seed {seed}"
-            raise DivergedError(f"{where}: {values}; lower train.learning_rate")
-    return [
-        {
-            "step": step,
-            "train_loss": train_loss,
-            "test_loss": test_loss,
-            "learning_rate": learning_rate(trainer.config.train, step),
-        }
-        for train_loss, test_loss in zip(train_losses, test_losses, strict=True)
-    ]
+def metrics_line(
+    config: RunConfig, step: int, losses: Tensor | None, test_loss: float
+) -> dict[str, Any]:
+    """Make the line of metrics of one evaluation.
+
+    Args:
+        config: of the run.
+        step: number of finished steps.
+        losses: training losses since the last evaluation, [step], None where there were none.
+        test_loss: mean loss of the test sequences.
+
+    Returns:
+        step, train_loss (their mean, or None), test_loss and learning_rate.
+
+    Raises:
+        DivergedError: a loss is no number.
+
+    Example:
+        >>> metrics_line(RunConfig(recipe="mine"), 2, torch.tensor([1.5, 1.0]), 1.25)
+        {'step': 2, 'train_loss': 1.25, 'test_loss': 1.25, 'learning_rate': 0.0002}
+    """
+    train_loss = None if losses is None else losses.mean().item()
+    if not math.isfinite(test_loss) or not math.isfinite(train_loss or 0.0):
+        values = f"training loss {train_loss}, test loss {test_loss}"
+        where = f"step {step}: seed {config.seed}"
+        raise DivergedError(f"{where}: {values}; lower train.learning_rate")
+    return {
+        "step": step,
+        "train_loss": train_loss,
+        "test_loss": test_loss,
+        "learning_rate": learning_rate(config.train, step),
+    }
 
 
 @contextlib.contextmanager
-def _as_diverged_error(step: int, seeds: Sequence[int]) -> Generator[None]:
+def as_diverged_error(step: int, seeds: str = "") -> Generator[None]:
+    """Turn errors of weights that left their range into a :class:`DivergedError`."""
     try:
         yield
     except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
-        which = "" if len(seeds) == 1 else f" in one of the seeds {', '.join(map(str, seeds))}"
-        raise DivergedError(f"step {step}: {error}{which}; lower train.learning_rate") from error
+        raise DivergedError(f"step {step}: {error}{seeds}; lower train.learning_rate") from error
 
 
 @contextlib.contextmanager
-def _num_threads(threads: int) -> Generator[None]:
+def num_threads(threads: int) -> Generator[None]:
     """Compute with as many threads as the run began with, since sums depend on how they are split."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

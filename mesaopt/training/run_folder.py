@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -303,48 +302,3 @@ def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _name(saved: str) -> str:
     """Call a parameter what it is called today: once, mixers and MLPs were lists of their own."""
     return re.sub(r"^(mixer|mlp)s\.(\d+)\.", r"blocks.\2.\1.", saved)
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]
-) -> dict[str, Tensor]:
-    """Flatten an optimiser's state into named tensors.
-
-    Args:
-        optimizer: such as AdamW.
-        parameters: its parameters by name.
-
-    Returns:
-        "<parameter>/<name>" to tensor.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> weight.grad = torch.ones(2)
-        >>> optimizer = torch.optim.AdamW([weight])
-        >>> optimizer.step()
-        >>> sorted(optimizer_tensors(optimizer, {"weight": weight}))
-        ['weight/exp_avg', 'weight/exp_avg_sq', 'weight/step']
-    """
-    return {
-        f"{name}/{key}": tensor
-        for name, parameter in parameters.items()
-        for key, tensor in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
-    parameters: dict[str, torch.nn.Parameter],
-    tensors: dict[str, Tensor],
-) -> None:
-    """Undo :func:`optimizer_tensors`.
-
-    Args:
-        optimizer: a fresh one.
-        parameters: its parameters by name.
-        tensors: what :func:`optimizer_tensors` gave.
-    """
-    for name, tensor in tensors.items():
-        parameter, key = name.rsplit("/", 1)
-        target = parameters[parameter]
-        optimizer.state[target][key] = tensor.clone().to(target.device)

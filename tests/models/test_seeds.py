@@ -1,17 +1,21 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from mesaopt import recipes
-from mesaopt.config import ModelConfig
+from mesaopt.config import MixerName, ModelConfig
 from mesaopt.errors import SolveError
-from mesaopt.models import SequenceModel, join, separate, side_by_side
+from mesaopt.layers import Frame, MesaLayer
+from mesaopt.models import SequenceModel, SideBySide, join, separate
 
-# One model of every kind of part: mixers, positions, norms, hidden layers, both ways to read out.
+# One model of every kind of part: positions, norms, hidden layers, both ways to read out.
 KINDS = {
-    "linear": ModelConfig(mixers=("linear_attention",) * 2, initial_std=0.2),
-    "mesa": ModelConfig(mixers=("mesa", "mesa"), initial_std=0.2),
+    mixer: ModelConfig(mixers=(mixer, mixer), initial_std=0.2) for mixer in get_args(MixerName)
+} | {
     "plain": ModelConfig(
         mixers=("softmax_attention", "mesa"),
         embed_dim=12,
@@ -25,41 +29,66 @@ KINDS = {
 }
 
 
+def check_side_by_side(models: list[nn.Module], tokens: torch.Tensor) -> None:
+    """Compare values and gradients with those of the models one by one, in float64."""
+    together = SideBySide(models)
+    outputs = [model(own) for model, own in zip(models, tokens, strict=True)]
+    torch.stack([out.square().mean() for out in outputs]).sum().backward()
+    found = together(tokens)
+    torch.stack([own.square().mean() for own in found]).sum().backward()
+    # float64 at values of about 1: the same sums, perhaps in another order.
+    torch.testing.assert_close(found, torch.stack(outputs), rtol=1e-10, atol=1e-12)
+    gradients = {name: p.grad for name, p in together.joined.named_parameters()}
+    for model, ours in zip(models, separate(gradients, len(models)), strict=True):
+        wanted = {name: p.grad for name, p in model.named_parameters()}
+        assert list(ours) == list(wanted)
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_models_side_by_side_are_the_models(kind: str, count: int) -> None:
     config = KINDS[kind]
+    models: list[nn.Module] = [SequenceModel(config, seed=i).double() for i in range(count)]
     tokens = torch.randn(count, 4, 9, config.token_dim, dtype=torch.float64)
-    alone = [SequenceModel(config, seed=seed).double() for seed in range(count)]
-    again = [SequenceModel(config, seed=seed).double() for seed in range(count)]
-    outputs = [model(own) for model, own in zip(alone, tokens, strict=True)]
-    torch.stack([out.square().mean() for out in outputs]).sum().backward()
-    together = side_by_side(again)
-    wide = together(torch.cat(list(tokens), dim=-1))
-    torch.stack([own.square().mean() for own in wide.chunk(count, dim=-1)]).sum().backward()
-    # float64 at values of about 1: the same sums, perhaps in another order.
-    torch.testing.assert_close(wide, torch.cat(outputs, dim=-1), rtol=1e-10, atol=1e-12)
-    gradients = {name: p.grad for name, p in together.named_parameters()}
-    for model, found in zip(alone, separate(gradients, count), strict=True):
-        wanted = {name: p.grad for name, p in model.named_parameters()}
-        assert list(found) == list(wanted)
-        for name, gradient in wanted.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+    check_side_by_side(models, tokens)
+
+
+def test_convolutions_gates_and_norms_of_heads_stay_with_their_model() -> None:
+    frame = Frame.mesanet2025(forget_cap=0.9)
+    gates = ("log_decay", "beta")
+    models: list[nn.Module] = [
+        MesaLayer(width=6, num_heads=2, head_dim=3, frame=frame, gates=gates).double()
+        for _ in range(3)
+    ]
+    check_side_by_side(models, torch.randn(3, 2, 7, 6, dtype=torch.float64))
+
+
+def test_the_models_are_left_as_they_are() -> None:
+    models = [SequenceModel(KINDS["mesa"], seed=seed) for seed in (0, 1)]
+    tokens = torch.randn(2, 2, 5, 40)
+    together = SideBySide(models)
+    before = together(tokens)
+    with torch.no_grad():
+        for parameter in models[0].parameters():
+            parameter.zero_()
+    assert torch.equal(together(tokens), before)
+    assert models[0].mixers[0].num_heads == KINDS["mesa"].num_heads
 
 
 @pytest.mark.parametrize("name", recipes.MODELS)
 def test_states_of_every_published_model_fit_both_ways(name: str) -> None:
     config = recipes.MODELS[name]
-    states = [SequenceModel(config, seed=seed).state_dict() for seed in (5, 6)]
-    together = side_by_side([SequenceModel(config, seed=seed) for seed in (5, 6)])
-    for found, wanted in zip(separate(together.state_dict(), 2), states, strict=True):
+    models = [SequenceModel(config, seed=seed) for seed in (5, 6)]
+    states = [model.state_dict() for model in models]
+    together = SideBySide(models)
+    for found, wanted in zip(together.states(), states, strict=True):
         assert list(found) == list(wanted)
         assert all(torch.equal(found[n], wanted[n]) for n in wanted)
-    together.load_state_dict(join(states[::-1]))
-    assert torch.equal(
-        separate(together.state_dict(), 2)[0]["blocks.0.mixer.key.weight"],
-        states[1]["blocks.0.mixer.key.weight"],
-    )
+    together.load_states(states[::-1])
+    name = "blocks.0.mixer.key.weight"
+    assert torch.equal(together.states()[0][name], states[1][name])
 
 
 @given(count=st.integers(1, 4), rows=st.integers(1, 3), columns=st.integers(1, 3))
@@ -76,4 +105,4 @@ def test_checks_of_the_operators_stay() -> None:
     models = [SequenceModel(KINDS["mesa"], seed=seed) for seed in (0, 1)]
     models[1].mixers[1].inverse_ridge.data[2] = -1.0
     with pytest.raises((SolveError, ValueError), match="ridge"):
-        side_by_side(models)(torch.randn(2, 5, 80))
+        SideBySide(models)(torch.randn(2, 2, 5, 40))

@@ -1,15 +1,14 @@
 from dataclasses import replace
 from typing import get_args
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_sequence_model import leave_the_start, slow_model
 
 from mesaopt import recipes
-from mesaopt.config import MixerName, ModelConfig
-from mesaopt.layers import MesaLayer
+from mesaopt.config import FORGETTING_MIXERS, MixerName, ModelConfig
 from mesaopt.models import SequenceModel
 
 PARAMETERS = {
@@ -46,67 +45,12 @@ def test_every_published_model_runs_and_has_finite_gradients(name: str) -> None:
         assert weight.grad.isfinite().all(), weight_name
 
 
-def slow_attention(
-    mixer: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, inverse_ridge: float
-) -> np.ndarray:
-    """One head of one sequence, [time, key] and [time, value], by the definitions."""
-    outputs = np.zeros_like(v)
-    for t in range(len(q)):
-        past_k, past_v = k[: t + 1], v[: t + 1]
-        if mixer == "linear_attention":
-            weights = past_k @ q[t]
-        elif mixer == "softmax_attention":
-            weights = np.exp(past_k @ q[t] / np.sqrt(q.shape[1]))
-            weights /= weights.sum()
-        else:
-            gram = past_k.T @ past_k + np.eye(q.shape[1]) / inverse_ridge
-            weights = past_k @ np.linalg.solve(gram, q[t])
-        outputs[t] = weights @ past_v
-    return outputs
+def capped(config: ModelConfig, cap: float | None) -> ModelConfig:
+    """Cap forgetting where there is a mixer that forgets."""
+    return replace(config, forget_cap=None if FORGETTING_MIXERS.isdisjoint(config.mixers) else cap)
 
 
-def slow_positions(length: int, width: int) -> np.ndarray:
-    table = np.zeros((length, width))
-    for t in range(length):
-        for i in range(width // 2):
-            angle = t / 10_000 ** (2 * i / width)
-            table[t, 2 * i], table[t, 2 * i + 1] = np.sin(angle), np.cos(angle)
-    return table
-
-
-def slow_gelu(x: np.ndarray) -> np.ndarray:
-    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-def slow_model(config: ModelConfig, model: SequenceModel, tokens: np.ndarray) -> np.ndarray:
-    """A sequence [time, token] through the model, with loops and in NumPy."""
-    w = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    x = tokens if config.embed_dim is None else tokens @ w["embedding.weight"].T
-    for layer, mixer in enumerate(config.mixers):
-        placed = x
-        if layer == 0 and config.positions == "first_layer":
-            placed = np.concatenate([x, slow_positions(*x.shape)], axis=1)
-        inputs = {"query": placed, "key": placed, "value": x}
-        q, k, v = (inputs[n] @ w[f"blocks.{layer}.mixer.{n}.weight"].T for n in inputs)
-        heads = []
-        for h, columns in enumerate(np.split(np.arange(q.shape[1]), config.num_heads)):
-            a, b = q[:, columns], k[:, columns]
-            if layer > 0 and config.unit_queries_keys == "after_first":
-                a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
-            ridge = w[f"blocks.{layer}.mixer.inverse_ridge"][h] if mixer == "mesa" else 1.0
-            heads.append(slow_attention(mixer, a, b, v[:, columns], ridge))
-        x = x + np.concatenate(heads, axis=1) @ w[f"blocks.{layer}.mixer.output.weight"].T
-        if config.mlp_dim is not None:
-            hidden = slow_gelu(x @ w[f"blocks.{layer}.mlp.0.weight"].T)
-            x = x + hidden @ w[f"blocks.{layer}.mlp.2.weight"].T
-        if config.activation_clip is not None:
-            x = np.clip(x, -config.activation_clip, config.activation_clip)
-    if config.readout == "linear":
-        return x @ w["readout.weight"].T
-    return x[:, : config.output_dim]
-
-
-configs = st.builds(
+uncapped_configs = st.builds(
     ModelConfig,
     mixers=st.lists(st.sampled_from(get_args(MixerName)), min_size=1, max_size=3).map(tuple),
     token_dim=st.just(6),
@@ -121,15 +65,14 @@ configs = st.builds(
     initial_std=st.just(0.4),
     activation_clip=st.sampled_from([None, 1.0]),
 )
+configs = st.builds(capped, uncapped_configs, st.sampled_from([None, 0.9]))
 
 
 @given(config=configs, seed=st.integers(0, 2**20))
 def test_every_stack_computes_its_definition(config: ModelConfig, seed: int) -> None:
     model = SequenceModel(config, seed=seed).double()
     random = torch.Generator().manual_seed(seed)
-    for mixer in model.mixers:
-        if isinstance(mixer, MesaLayer):  # another ridge for every head
-            mixer.inverse_ridge.data.uniform_(0.5, 2.0, generator=random)
+    leave_the_start(model, random)
     tokens = torch.randn(2, 9, 6, generator=random, dtype=torch.float64)
     found = model(tokens)
     wanted = [torch.from_numpy(slow_model(config, model, each.numpy())) for each in tokens]
@@ -159,11 +102,10 @@ def test_positions_know_no_longest_sequence_and_change_equal_tokens() -> None:
     config = ModelConfig(positions="first_layer", initial_std=0.3, activation_clip=None)
     model = SequenceModel(replace(config, mixers=("softmax_attention",)))
     same = torch.ones(1, 1000, 40)
-    query, key = (model.mixers[0]._read(same, None)[0][i] for i in (0, 1))
-    for x in (query, key):
+    inputs = model.mixers[0].head_inputs(same)
+    for x in (inputs.q, inputs.k):
         assert (x[:, 1:] - x[:, :1]).abs().amax((0, 2, 3)).min() > 0.1, "every place is another"
-    values = model.mixers[0]._read(same, None)[0].v
-    assert (values == values[:, :1]).all()
+    assert (inputs.v == inputs.v[:, :1]).all()
     assert model(same).isfinite().all()
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mesaopt import commands
 from mesaopt.analysis import Diagnosis, diagnose
+from mesaopt.arguments import Diagnose
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import ConfigError
 from mesaopt.report import write_diagnosis
@@ -48,13 +49,13 @@ def test_laws_that_a_model_cannot_take_are_named(short: Diagnosis) -> None:
 def test_names_are_printed_as_they_are(
     short: Diagnosis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands._print_diagnosis(short, "run[bold][/red]")
+    commands.print_diagnosis(short, "run[bold][/red]")
     assert "Is there a mesa-optimizer in run[bold][/red]?" in capsys.readouterr().out
 
 
 def test_a_folder_for_a_page_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder; give a file"):
-        commands.diagnose(tmp_path / "no run", step=None, sequences=1, out=tmp_path, as_json=False)
+        commands.diagnose(Diagnose(tmp_path / "no run", sequences=1, out=tmp_path))
 
 
 def test_what_is_bound_is_said_to_be() -> None:

@@ -192,7 +192,7 @@ def test_gradients_are_clipped_element_by_element(short_config: RunConfig) -> No
     )
     trainer = Trainer(config, torch.device("cpu"))
     trainer.step(0)
-    gradients = torch.cat([p.grad.flatten() for p in trainer.parameters.values()])
+    gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     assert gradients.abs().max() == 0.25
     assert (gradients.abs() == 0.25).sum() > 1, "a norm would leave at most one at the bound"
 
@@ -246,7 +246,7 @@ def test_the_sum_over_positions_is_their_number_times_the_mean(short_ar_config: 
     for positions in ("sum", "mean"):
         config = replace(short_ar_config, train=replace(short_ar_config.train, positions=positions))
         trainer = Trainer(config, torch.device("cpu"))
-        losses[positions] = (trainer.test_losses()[0], trainer.step(0).item())
+        losses[positions] = (trainer.test_loss(), trainer.step(0).item())
     for total, mean in zip(*losses.values(), strict=True):
         assert total == pytest.approx(6 * mean, rel=1e-6)  # T - 2 positions, rounded to float32
 
@@ -256,7 +256,7 @@ def test_a_step_in_parts_is_the_step(
 ) -> None:
     weights, losses = [], []
     for part in (8, 3):
-        monkeypatch.setattr(trainer_module, "_LARGEST_PART", part)
+        monkeypatch.setattr(trainer_module, "LARGEST_PART", part)
         trainer = Trainer(short_ar_config, torch.device("cpu"))
         losses.append(trainer.step(0))
         weights.append(trainer.model.layer.key_query.detach())
@@ -300,7 +300,7 @@ def test_token_layouts_train_alike(short_ar_config: RunConfig) -> None:
         losses = [trainer.step(step) for trainer in trainers]
         # The wider products add zeros, perhaps in another order: roundings of float32.
         torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
-    assert trainers[0].test_losses() == pytest.approx(trainers[1].test_losses(), rel=1e-5)
+    assert trainers[0].test_loss() == pytest.approx(trainers[1].test_loss(), rel=1e-5)
 
 
 def test_dead_ends_are_warned_of_in_training_and_not_when_a_run_is_loaded(

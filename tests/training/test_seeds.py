@@ -12,6 +12,7 @@ from mesaopt.errors import ConfigError, RunError
 from mesaopt.training import (
     DivergedError,
     RunFolder,
+    SeedsTrainer,
     Trainer,
     run_name,
     seed_batches,
@@ -80,14 +81,14 @@ def test_seeds_side_by_side_are_the_runs_they_would_be_alone(
 
 def test_data_and_weights_are_those_of_each_seed(short_config: RunConfig) -> None:
     configs = seeds_of(replace(short_config, model=MODELS["linear"]))
-    together = Trainer(configs[0], torch.device("cpu"), seeds=[0, 1, 2])
+    together = SeedsTrainer(configs, torch.device("cpu"))
     alone = [Trainer(config, torch.device("cpu")) for config in configs]
     for step in range(3):
-        wanted = torch.cat([trainer.step(step) for trainer in alone])
+        wanted = torch.stack([trainer.step(step) for trainer in alone])
         # Means of 64 squared errors in float32, and weights that differ by roundings.
         torch.testing.assert_close(together.step(step), wanted, rtol=1e-5, atol=0)
     assert together.test_losses() == pytest.approx(
-        [trainer.test_losses()[0] for trainer in alone], rel=1e-5
+        [trainer.test_loss() for trainer in alone], rel=1e-5
     )
 
 
@@ -111,7 +112,7 @@ def stop_at(count: int, method: str, owner: type, patch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("owner", "method", "count"),
     [
-        *((Trainer, "step", count) for count in (1, 4, 5, 11)),
+        *((SeedsTrainer, "step", count) for count in (1, 4, 5, 11)),
         # Between the folders: four evaluations of three seeds.
         *((RunFolder, "log", count) for count in (1, 4, 11)),
         *((RunFolder, "save", count) for count in (1, 2, 5, 9, 10)),
@@ -146,7 +147,7 @@ def test_a_seed_goes_on_alone_and_seeds_alone_go_on_together(
     configs = seeds_of(replace(short_config, model=MODELS["linear"]), 2)
     folders = folders_in(tmp_path / "together", configs)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(6, "step", Trainer, patch)
+        stop_at(6, "step", SeedsTrainer, patch)
         with pytest.raises(_Interrupted):
             train_seeds(configs, folders, device="cpu")
     run = train(configs[0], folders[0], resume=True, device="cpu")
@@ -169,11 +170,19 @@ def test_runs_at_different_steps_are_trained_in_groups(
         with pytest.raises(_Interrupted):
             train(configs[1], folders[1], device="cpu")  # comes to step 8
     seen: list[tuple[int, ...]] = []
+
+    def record(step: Callable, seeds_of_trainer: Callable) -> Callable:
+        def recording(self: Trainer | SeedsTrainer, number: int) -> torch.Tensor:
+            seen.append((number, *seeds_of_trainer(self)))
+            return step(self, number)
+
+        return recording
+
     with pytest.MonkeyPatch.context() as patch:
-        step = Trainer.step
-        patch.setattr(
-            Trainer, "step", lambda self, n: (seen.append((n, *self.seeds)), step(self, n))[1]
-        )
+        single = record(Trainer.step, lambda trainer: [trainer.config.seed])
+        several = record(SeedsTrainer.step, lambda t: [config.seed for config in t.configs])
+        patch.setattr(Trainer, "step", single)
+        patch.setattr(SeedsTrainer, "step", several)
         runs = train_seeds(configs, folders, resume=True, device="cpu")
     assert seen == [(n, 0, 2) for n in range(12)] + [(n, 1) for n in range(8, 12)]
     assert all([line["step"] for line in run.metrics] == [0, 4, 8, 12] for run in runs)
@@ -185,7 +194,8 @@ def test_finished_seeds_are_not_trained_again(
     configs = seeds_of(short_config)
     folders = folders_in(tmp_path, configs)
     first = train_seeds(configs, folders, device="cpu")
-    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("trained again"))
+    for trainer in (Trainer, SeedsTrainer):
+        monkeypatch.setattr(trainer, "step", lambda *_: pytest.fail("trained again"))
     second = train_seeds(configs, folders, resume=True, device="cpu")
     assert [run.metrics for run in first] == [run.metrics for run in second]
 
@@ -237,7 +247,7 @@ def test_groups_follow_the_device_and_the_model(
 ) -> None:
     configs = seeds_of(short_config)
     assert seed_batches(configs, "cpu") == [[config] for config in configs]
-    monkeypatch.setattr("mesaopt.training.loop.resolve_device", torch.device)
+    monkeypatch.setattr("mesaopt.training.seeds.resolve_device", torch.device)
     assert seed_batches(configs, "cuda") == [configs]
     others = seeds_of(short_ar_config)
     assert seed_batches(others, "cuda") == [[config] for config in others]

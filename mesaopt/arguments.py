@@ -1,0 +1,152 @@
+"""The arguments of every command, one typed object each, as :mod:`mesaopt.cli` parses them and
+:mod:`mesaopt.commands` takes them. Docstrings are the help texts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class List:
+    """Show what there is: recipes to train, items to reproduce, tasks."""
+
+    what: Positional[Literal["all", "recipes", "figures", "tasks"]] = "all"
+    """Which of them."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check this machine: versions, devices, threads, speed, disk."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe in a run folder.
+
+    Ctrl-C or a kill leave a folder that --resume continues, on the CPU bit for bit.
+    """
+
+    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe; mesaopt list recipes shows them."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the run, new or empty [runs/<recipe>-seed<seed>]; of several seeds, the folder of their
+    folders [runs]."""
+    seed: int = 0
+    """Seed of the initial weights and of the training sequences."""
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Number of seeds to train, from --seed on; on a GPU side by side."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Settings to change, such as train.steps=500 model.num_heads=4; --dry-run shows them all."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    resume: bool = False
+    """Continue the run in the folder."""
+    dry_run: bool = False
+    """Print the settings and what the run would cost here, and stop."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a trained run by position, compared with gradient descent and least squares."""
+
+    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run."""
+    sequences: int = 2560
+    """Fresh test sequences, rounded up to batches of 256."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Say whether there is a mesa-optimizer in a trained run: yes, no or unclear, and why.
+
+    The status is 0 whatever the answer.
+    """
+
+    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Step of the checkpoint to diagnose [the last]."""
+    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 1024
+    """Fresh test sequences, rounded up to batches of 256."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None
+    """Write the page with its figure here too."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train, measure and judge an item of a paper, whole or in parts, and write its report.
+
+    Exits with 0 if all claims hold, 1 if one fails, 2 after a usage error.
+    """
+
+    what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
+    """Name of an item, or of a part such as emergence2024/fig1; mesaopt list figures shows them."""
+    scale: Annotated[str, tyro.conf.arg(metavar="smoke|small|paper")] = "small"
+    """Seconds to try it, minutes on a laptop, or as published."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    """Folder of the results, new or empty."""
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Training seeds of every recipe, or sets of sequences [the scale's own numbers]."""
+    only: Annotated[str, tyro.conf.arg(metavar="PART,...")] = ""
+    """Parts of the item to compute, such as fig1,fig3 [all of them]."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    resume: bool = False
+    """Continue what is in the folder."""
+    dry_run: bool = False
+    """Print what it would cost here, and stop."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Show the claims of a folder of results with their verdicts."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder that reproduce has written."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a folder of results anew."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder that reproduce has written."""
+    open: bool = False
+    """Show it in the web browser."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed on this machine, and the operators' errors."""
+
+    what: Positional[Literal["train", "ops"]]
+    """train: one optimiser step of a recipe. ops: the operators, in minutes."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="RECIPE")] = "lsa-2-notebook"
+    """Of train: the recipe whose step is timed."""
+    repeats: int = 30
+    """Of train: timed repetitions, after a warm-up."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Of train: threads to compute with [all cores]."""
+    quick: bool = False
+    """Of ops: small sizes, to see in seconds that everything runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+Command = List | Doctor | Train | Evaluate | Diagnose | Reproduce | Claims | Report | Bench
+"""The arguments of any command."""

@@ -1,0 +1,49 @@
+"""Printing for the commands: JSON, tables, durations."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(value: Any) -> None:
+    """Print a value as readable JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str | None, rows: list[dict[str, str]]) -> None:
+    """Print rows as a table as wide as the terminal, or as wide as it needs where there is none."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
+    for row in rows:
+        table.add_row(*row.values())
+    screen = console()
+    screen.print(table, markup=False)
+    screen.print()
+
+
+def console() -> Console:
+    """Return the standard output, as wide as the terminal, or 120 columns where there is none."""
+    screen = Console(highlight=False)
+    if not sys.stdout.isatty():
+        screen.width = 120
+    return screen
+
+
+def words(value: Any) -> str:
+    """Write a value in a cell of a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Write a time in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,59 @@
+"""Softmax self-attention, in the same frame as the layers that learn a linear map."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mesaopt import ops
+from mesaopt.layers.attention import PLAIN, HeadInputs, SelfAttention
+from mesaopt.layers.frame import Frame
+from mesaopt.ops import KeyValueState, Output
+
+
+class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
+    """Causal softmax self-attention: output P sum_{s <= t} v_s softmax_s(scale k_s . q_t).
+
+    The only layer whose state and steps grow with the past.
+
+    Args:
+        width: width of the residual stream.
+        num_heads: heads.
+        head_dim: width of a query, key and value of one head.
+        frame: positions, convolutions and norms around the operator.
+        scale: factor on the scores, > 0; 1 / sqrt(head_dim) if None.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Source: Vaswani et al., "Attention Is All You Need".
+
+    Example:
+        >>> import torch
+        >>> layer = SoftmaxSelfAttention(width=6, num_heads=2, head_dim=3)
+        >>> layer(torch.randn(4, 7, 6)).shape
+        torch.Size([4, 7, 6])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        frame: Frame = PLAIN,
+        scale: float | None = None,
+    ):
+        super().__init__(width, num_heads, head_dim, frame=frame)
+        self.scale = scale
+
+    def mix(self, inputs: HeadInputs, memory: KeyValueState | None) -> Output:
+        """Apply :func:`mesaopt.ops.softmax_attention` to a sequence."""
+        return ops.softmax_attention(*inputs[:3], scale=self.scale, initial_state=memory)
+
+    def mix_step(self, inputs: HeadInputs, memory: KeyValueState) -> Output:
+        """Apply :func:`mesaopt.ops.softmax_attention_step` to one token."""
+        return ops.softmax_attention_step(*inputs[:3], memory, scale=self.scale)
+
+    def init_memory(self, like: Float[Tensor, "batch head key"]) -> KeyValueState:
+        """Return a cache without pairs."""
+        empty = like[:, None][:, :0]  # [B,0,H,K]
+        return KeyValueState(empty, empty)

@@ -1,0 +1,70 @@
+"""The mixers of a model: one row per name that a configuration can give."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mesaopt.config import FORGETTING_MIXERS, MixerName, ModelConfig
+from mesaopt.layers import (
+    DeltaRuleLayer,
+    Frame,
+    GatedDeltaRuleLayer,
+    GatedLinearSelfAttention,
+    LinearSelfAttention,
+    LonghornLayer,
+    MesaLayer,
+    SelfAttention,
+    SoftmaxSelfAttention,
+)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """The layer behind a name, and what it is built with besides the settings of the model."""
+
+    layer: type[SelfAttention]
+    frame: Frame = Frame()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+MIXERS: dict[MixerName, Mixer] = {
+    "linear_attention": Mixer(LinearSelfAttention),
+    "gated_linear_attention": Mixer(GatedLinearSelfAttention),
+    "delta_rule": Mixer(DeltaRuleLayer, Frame(unit_keys=True)),
+    "gated_delta_rule": Mixer(GatedDeltaRuleLayer, Frame(unit_keys=True)),
+    "longhorn": Mixer(LonghornLayer),
+    "softmax_attention": Mixer(SoftmaxSelfAttention),
+    "mesa": Mixer(MesaLayer),
+    "mesanet2025": Mixer(
+        MesaLayer,
+        Frame.mesanet2025(),
+        settings={"gates": ("log_decay", "beta"), "ridge_floor": 0.25},
+    ),
+}
+"""Every mixer of `ModelConfig.mixers`."""
+
+
+def make_mixer(config: ModelConfig, layer: int) -> SelfAttention:
+    """Build the mixer of one layer.
+
+    Args:
+        config: settings of the model.
+        layer: index of the layer, from 0.
+
+    Returns:
+        The mixer, with initial weights of its own.
+
+    Example:
+        >>> make_mixer(ModelConfig(mixers=("delta_rule",)), 0).frame.unit_keys
+        True
+    """
+    name = config.mixers[layer]
+    mixer = MIXERS[name]
+    unit_keys = config.unit_queries_keys == "after_first" and layer > 0
+    frame = replace(
+        mixer.frame,
+        positions=config.positions == "first_layer" and layer == 0,
+        unit_keys=mixer.frame.unit_keys or unit_keys,
+        forget_cap=config.forget_cap if name in FORGETTING_MIXERS else None,
+    )
+    sizes = (config.width, config.num_heads, config.key_width)
+    return mixer.layer(*sizes, frame=frame, **mixer.settings)
