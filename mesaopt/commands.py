@@ -415,6 +415,10 @@ def write_report(command: args.Report) -> int:
 
     if not command.folder.is_dir():
         raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
+    if command.redraw:
+        from mesaopt.papers.reproduce import redraw
+
+        redraw(command.folder)
     page = report.write_report(command.folder)
     print(page)
     if command.open:

@@ -6,12 +6,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from toy_item import Toy
+from toy_study import Toy
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
 from mesaopt.papers import reproduce as reproduction
-from mesaopt.papers.plan import Item, Plan, Training
+from mesaopt.papers.laboratory import Plan, Training
+from mesaopt.papers.plan import Study
 from mesaopt.papers.uncovering2023.core import CORE
 
 # Examples that are slow on a busy machine are not wrong.
@@ -54,7 +55,7 @@ def short_ar_config() -> RunConfig:
     )
 
 
-def tiny_item(steps: int = 3) -> Item:
+def tiny_study(steps: int = 3) -> Study:
     recipes = ("lsa-1", "lsa-2-notebook", "mesa-1")
     plan = Plan(
         what="core",
@@ -75,22 +76,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished folder of results; tests only read it."""
     out = tmp_path_factory.mktemp("core") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reproduction.ITEMS, "core", tiny_item())
+        patch.setitem(reproduction.STUDIES, "core", tiny_study())
         reproduction.reproduce("core", scale="smoke", out=out, device="cpu")
     return out
 
 
 @pytest.fixture
-def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Item:
-    """Makes `core` the item that `results` was made from."""
-    item = tiny_item()
-    monkeypatch.setitem(reproduction.ITEMS, "core", item)
-    return item
+def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Makes `core` the study that `results` was made from."""
+    study = tiny_study()
+    monkeypatch.setitem(reproduction.STUDIES, "core", study)
+    return study
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
-    """Makes `toy` an item of three parts, and keeps a log of what is computed."""
+    """Makes `toy` a study of three figures, and keeps a log of what is computed."""
     toy = Toy()
-    monkeypatch.setitem(reproduction.ITEMS, "toy", toy.item)
+    monkeypatch.setitem(reproduction.STUDIES, "toy", toy.study)
     return toy

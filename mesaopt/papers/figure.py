@@ -138,8 +138,23 @@ class Figure(Generic[L]):
 
 
 def is_possible(figure: Figure[L], lab: L) -> bool:
-    """Say whether there are runs for a figure."""
+    """Say whether there is a run of the figure's recipes, if it has any."""
     return not figure.recipes or any(lab.runs.get(recipe) for recipe in figure.recipes)
+
+
+def measure(figure: Figure[L], lab: L) -> dict[str, PanelData]:
+    """Measure the panels of a figure, by name; none if it is not possible."""
+    if not is_possible(figure, lab):
+        return {}
+    measured = {panel.name: panel.measure(lab) for panel in figure.panels}
+    return {name: data for name, data in measured.items() if data is not None}
+
+
+def judge(figure: Figure[L], lab: L) -> list[Claim]:
+    """Judge the claims of a figure; those that could not be measured are left out."""
+    if not is_possible(figure, lab):
+        return []
+    return [claim for claim in figure.claims(lab) if claim.measured is not None]
 
 
 def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:
@@ -157,8 +172,7 @@ def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:
         RunError: the disk is full.
     """
     started = time.perf_counter()
-    measured = {panel.name: panel.measure(lab) for panel in figure.panels}
-    panels = {name: data for name, data in measured.items() if data is not None}
+    panels = measure(figure, lab)
     if not panels:
         return None
     name = f"{lab.plan.what}-{figure.name}"
@@ -179,6 +193,17 @@ def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:
     return name
 
 
+def draw(figure: Figure[Any], panels: Mapping[str, PanelData]) -> Drawing:
+    """Draw a figure from the numbers of its panels, by name."""
+    with style():
+        drawn = [panel for panel in figure.panels if panel.name in panels]
+        drawing, places = figure.layout([panels[panel.name] for panel in drawn])
+        for panel, place in zip(drawn, places, strict=True):
+            panel.draw(place, panels[panel.name])
+        figure.finish(drawing)
+    return drawing
+
+
 def draw_figure(figure: Figure[Any], name: str, folder: Path) -> None:
     """Draw a figure from its saved numbers, as `<name>.png`, `.svg` and `.pdf`.
 
@@ -190,13 +215,7 @@ def draw_figure(figure: Figure[Any], name: str, folder: Path) -> None:
     Raises:
         RunError: the numbers are missing or damaged, or the disk is full.
     """
-    panels = _read_panels(folder, name)
-    with style():
-        drawn = [panel for panel in figure.panels if panel.name in panels]
-        drawing, places = figure.layout([panels[panel.name] for panel in drawn])
-        for panel, place in zip(drawn, places, strict=True):
-            panel.draw(place, panels[panel.name])
-        figure.finish(drawing)
+    drawing = draw(figure, _read_panels(folder, name))
 
     def save(path: Path, **metadata: Any) -> None:
         transparent = path.suffix == ".svg"  # it takes the colour of the page it stands on

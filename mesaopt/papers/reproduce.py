@@ -12,7 +12,7 @@ from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.emergence2024.item import EMERGENCE
-from mesaopt.papers.figure import Figure, draw_figure, is_possible, save_figure
+from mesaopt.papers.figure import Figure, draw_figure, judge, save_figure
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.uncovering2023.core import CORE
@@ -306,17 +306,13 @@ def _compute_all(
 
 def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path) -> None:
     started = time.perf_counter()
-    names, claims = [], []
-    if is_possible(figure, lab):
-        name = save_figure(figure, lab, out / "figures")
-        names = [] if name is None else [name]
-        claims = [
-            replace(claim, study=study.name, paper=study.paper, scale=lab.plan.scale)
-            for claim in figure.claims(lab)
-            if claim.measured is not None
-        ]
+    name = save_figure(figure, lab, out / "figures")
+    claims = [
+        replace(claim, study=study.name, paper=study.paper, scale=lab.plan.scale)
+        for claim in judge(figure, lab)
+    ]
     value = {
-        "figures": names,
+        "figures": [] if name is None else [name],
         "claims": [claim.to_json() for claim in claims],
         "seconds": round(time.perf_counter() - started, 2),
     }

@@ -55,9 +55,7 @@ def first_maps(lab: Laboratory, recipe: str) -> list[AttentionMaps]:
         tokens = make_task(run.config.task).sample(count, seed=0, split="test").tokens
         model = run.sequence_model.cpu()
         maps.append(
-            attention_maps(
-                model, tokens, name=PART, offsets=OFFSETS, on_progress=lab.on_progress
-            )
+            attention_maps(model, tokens, name=PART, offsets=OFFSETS, on_progress=lab.on_progress)
         )
     return maps
 
@@ -152,14 +150,13 @@ def _maps_layout(data: PanelData) -> float:
 def _over_seeds(shares: Sequence[Tensor], *, least: bool = False) -> Estimate:
     """Give the mean over seeds of the mean or the least of heads; shares are [sequence, head]."""
     chosen = [
-        of_heads[:, of_heads.mean(0).argmin()] if least else of_heads.mean(1)
-        for of_heads in shares
+        of_heads[:, of_heads.mean(0).argmin()] if least else of_heads.mean(1) for of_heads in shares
     ]
     return estimate_of(torch.stack(chosen))
 
 
 def _every_head_claim(lab: Laboratory, name: str, figure: str) -> Claim:
-    """Judge whether each head of a model looks at the token itself and the previous one, and little else."""
+    """Judge whether each head looks at the token itself and the previous one, and little else."""
     shares = [near_mass(maps, 2) for maps in first_maps(lab, name)]
     heads = ", ".join(f"{a + b:.2f}" for a, b in ATTENTION_SHARES[name])
     published = lab.as_published(name)
@@ -267,8 +264,7 @@ def _measure_fig3(lab: Laboratory) -> PanelData | None:
         "maps": _pixels(of_seeds[0]),
         "near": near_mass(of_seeds[0], 2).mean(0).tolist(),
         "seeds": [
-            {"shares": maps.mass.tolist(), "errors": maps.mass_error.tolist()}
-            for maps in of_seeds
+            {"shares": maps.mass.tolist(), "errors": maps.mass_error.tolist()} for maps in of_seeds
         ],
     }
     return PanelData(rows=rows, more=more)

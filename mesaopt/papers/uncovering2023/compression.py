@@ -1,4 +1,4 @@
-"""Figure 4: linear layers compared with algorithms, reduced to scalars, and mixed with these in training."""
+"""Figure 4: linear layers, algorithms, and the scalars that the layers can be reduced to."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -66,7 +66,7 @@ _STEPS = "6 steps and one" + OFFICIAL
 
 @dataclass(frozen=True)
 class CompressedRun:
-    """Losses of a run, of its compressions and of mixtures, by step, on the test sequences of its training."""
+    """Losses of a run, its compressions and mixtures, by step, on the test sequences of its training."""
 
     recipe: str
     seed: int
@@ -308,7 +308,7 @@ def _six_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     yield Claim(
         name="fig4-compressed-six",
         figure="Fig. 4B",
-        statement="Six linear layers after a short training lose nothing when compressed to scalars (ratio)",
+        statement="Six linear layers after a short training lose nothing by compression to scalars (ratio)",
         measured=_compressed_ratio(runs),
         high=1 + allowed,
         basis=f"no more than 1 in the published picture (0.25 to 0.26), {why}",
@@ -334,8 +334,8 @@ def _long_training_claims(lab: Laboratory) -> Iterable[Claim]:
         yield Claim(
             name=f"fig4-compressed-{recipe}-long",
             figure="Fig. 4B",
-            statement=f"{label_of(recipe)}, trained for {runs[0].end} steps, do lose by compression, unlike "
-            "in the short training of the figure (ratio)",
+            statement=f"{label_of(recipe)}, trained for {runs[0].end} steps, do lose by compression, "
+            "unlike in the short training of the figure (ratio)",
             measured=_ratio([(m.compressed[m.end], m.network[m.end]) for m in runs]),
             low=1.1,
             basis=f"{network:g} to {scalars:g} for the released weights; a tenth counts",

@@ -1,4 +1,4 @@
-"""Names, colours and the two kinds of curves that figures of this paper share: loss by position, by step."""
+"""Names, colours and the curves that figures of this paper share: loss by position, loss by step."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -196,7 +196,7 @@ def _dashes(name: str, seeds: dict[str, Any]) -> Any:
     """Models are solid, algorithms dashed, those without the newest pair dotted."""
     if name in seeds:
         return "solid"
-    return DOTTED if name.endswith(OFFICIAL) else DASHED
+    return DOTTED if name.endswith(OFFICIAL) or name == CONSTRUCTION else DASHED
 
 
 def published_means(

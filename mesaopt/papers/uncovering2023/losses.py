@@ -149,7 +149,7 @@ def _fig7_claims(lab: Laboratory) -> Iterable[Claim]:
     yield Claim(
         name="fig7-hybrid-nonlinear",
         figure="Fig. 7C",
-        statement="Nonlinear: the mesa layer does no worse than seven softmax layers (ratio of mean losses)",
+        statement="Nonlinear: the mesa layer does no worse than seven softmax layers (ratio of losses)",
         measured=nonlinear.ratio("hybrid-mesa-nonlinear", "tf-7-nonlinear"),
         high=1.0,
         basis="0.96 published; smaller counts",

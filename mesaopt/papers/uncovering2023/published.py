@@ -110,6 +110,9 @@ NOTEBOOK_POSITIONS = {
 """Two linear layers in the authors' notebook: loss by position, counted from 0 as there, and the standard
 deviation over five test sets."""
 
+COEFFICIENT = 0.0334
+"""Figures 3B and 13: the effective coefficient of lsa-1 that stands out, its step size."""
+
 COMPRESSED = {"lsa-1": 0.8944}
 INTERPOLATED_BY_STEP = {
     "lsa-1": {0: 1.330, 200: 1.047, 300: 0.9144, 400: 0.8985, 1000: 0.8946, 3400: 0.8921}

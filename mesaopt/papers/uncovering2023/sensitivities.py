@@ -111,9 +111,7 @@ def spread(steps: Sequence[int], count: int) -> list[int]:
         return []
     wanted = [steps[-1] * (i / (count - 1)) ** 2 for i in range(count)]
     if steps[0] < SENSITIVITY_STEP < steps[-1]:
-        place = min(
-            range(1, count - 1), key=lambda i: abs(wanted[i] - SENSITIVITY_STEP), default=0
-        )
+        place = min(range(1, count - 1), key=lambda i: abs(wanted[i] - SENSITIVITY_STEP), default=0)
         wanted[place] = SENSITIVITY_STEP if place else wanted[place]
     return sorted({min(steps, key=lambda step: abs(step - place)) for place in wanted})
 
