@@ -123,7 +123,9 @@ class Figure(Generic[L]):
     caption: str | Callable[[L], str]
     """What is drawn, and what the paper draws differently."""
     recipes: tuple[str, ...] = ()
-    """Recipes whose runs it reads. Without any of their runs it is left out; () is left out never."""
+    """Recipes whose runs it reads."""
+    needs_runs: bool = True
+    """Whether it is left out without any of their runs."""
     panels: tuple[Panel[L], ...] = ()
     layout: Layout
     finish: Callable[[Drawing], None] = _nothing
@@ -138,8 +140,9 @@ class Figure(Generic[L]):
 
 
 def is_possible(figure: Figure[L], lab: L) -> bool:
-    """Say whether there is a run of the figure's recipes, if it has any."""
-    return not figure.recipes or any(lab.runs.get(recipe) for recipe in figure.recipes)
+    """Say whether there are the runs that a figure needs."""
+    needs_runs = figure.needs_runs and figure.recipes
+    return not needs_runs or any(lab.runs.get(recipe) for recipe in figure.recipes)
 
 
 def measure(figure: Figure[L], lab: L) -> dict[str, PanelData]:
