@@ -2,13 +2,22 @@
 
 from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.plan import Study
-from mesaopt.papers.uncovering2023 import attention, compression, losses, sensitivities, weights
+from mesaopt.papers.uncovering2023 import (
+    attention,
+    compression,
+    distilled,
+    losses,
+    regression,
+    sensitivities,
+    weights,
+)
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
 from mesaopt.recipes import RECIPES, select
 
 FIGURES = (
     attention.fig3,
     compression.fig4,
+    distilled.fig5,
     losses.fig6c,
     losses.fig7,
     weights.fig9,
@@ -19,6 +28,8 @@ FIGURES = (
     attention.fig14,
     attention.fig15,
     sensitivities.fig16,
+    distilled.fig19,
+    regression.fig20,
     sensitivities.fig22,
     sensitivities.fig23,
 )
