@@ -94,6 +94,9 @@ class Plan:
         return replace(self, trainings=tuple(replace(t, seeds=seeds) for t in self.trainings))
 
 
+R = TypeVar("R")
+
+
 def ignore_progress(done: int, total: int) -> None:
     """Show nothing."""
 
@@ -127,10 +130,13 @@ class Laboratory:
             self._measured[key] = compute()
         return self._measured[key]
 
+    def remember(self, measured: Callable[..., R], *args: Hashable, value: R) -> None:
+        """Keep a value that was measured elsewhere as that of a measurement."""
+        self._measured[measured.__wrapped__, *args] = value
+
 
 L = TypeVar("L", bound=Laboratory)
 P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def measurement(function: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R]:
@@ -145,7 +151,8 @@ def measurement(function: Callable[Concatenate[L, P], R]) -> Callable[Concatenat
 
     @functools.wraps(function)
     def measured(lab: L, *args: P.args, **kwargs: P.kwargs) -> R:
-        key = (function, args, tuple(sorted(kwargs.items())))
-        return lab.once(key, lambda: function(lab, *args, **kwargs))
+        if kwargs:
+            raise TypeError(f"{function.__name__}: takes positional arguments only")
+        return lab.once((function, *args), lambda: function(lab, *args, **kwargs))
 
     return measured

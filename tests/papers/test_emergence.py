@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mesaopt.papers.figures import style
 
 from mesaopt.papers.emergence2024 import fig1, fig7
 from mesaopt.papers.emergence2024.condition import paired_signs
@@ -14,7 +15,6 @@ from mesaopt.papers.emergence2024.measure import (
     exact,
     theory,
 )
-from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Results
 from mesaopt.tasks import generalised_gaussian
 from mesaopt.theory.ar_process import population_loss

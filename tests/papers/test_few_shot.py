@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mesaopt.papers.figures import style
 from torch import Tensor, nn
 
 from mesaopt import recipes
 from mesaopt.analysis import InContextLoss, TunedPrompt
 from mesaopt.config import FewShotConfig
-from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan, Results
 from mesaopt.papers.uncovering2023 import few_shot, few_shot_figures, fig8, fig18
 from mesaopt.papers.uncovering2023.few_shot import (

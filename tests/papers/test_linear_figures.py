@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from mesaopt.papers.figures import style
+from mesaopt.papers.uncovering2023.uncovering import UNCOVERING
 
 from mesaopt import recipes
 from mesaopt.analysis import Linearization, linearize
 from mesaopt.layers import LinearSelfAttention
 from mesaopt.models import SequenceModel
-from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan
 from mesaopt.papers.uncovering2023 import fig5, fig19, fig20
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
-from mesaopt.papers.uncovering2023.uncovering import UNCOVERING
 from mesaopt.tasks import make_task
 from mesaopt.training import Run
 

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from mesaopt.papers.figures import style
 from torch import Tensor
 
 from mesaopt import recipes
 from mesaopt.models import SequenceModel
-from mesaopt.papers.figures import style
 from mesaopt.papers.plan import Plan, Results
 from mesaopt.papers.uncovering2023 import fig2, fig4ef, fig21, fig24, probing
 from mesaopt.papers.uncovering2023.laboratory import RECIPES, Laboratory

@@ -142,8 +142,10 @@ def _learning(name: str, recipes: Sequence[str], others: Sequence[str], **legend
     """Make a panel of learning curves, compressed and interpolated losses, and levels of algorithms."""
     linear = [recipe for recipe in recipes if recipe in _COMPRESSED_AT_END]
 
-    def measure(lab: Laboratory) -> PanelData:
+    def measure(lab: Laboratory) -> PanelData | None:
         rows = learning_rows(lab, recipes)
+        if not rows:
+            return None
         for recipe in linear:
             rows += _compression_rows(compressed_runs(lab, recipe))
         losses = compare(lab, "linear").losses
@@ -214,7 +216,7 @@ def _draw_compression(axes: Axes, rows: Rows, recipe: str) -> None:
         circles(axes, {end: COMPRESSED[recipe]}, INK)
 
 
-def _ratio(pairs: Sequence[tuple[InContextLoss, InContextLoss]]) -> Estimate:
+def loss_ratio(pairs: Sequence[tuple[InContextLoss, InContextLoss]]) -> Estimate:
     """Give the ratio of mean losses of pairs, one per seed, on the same sequences."""
     ours, theirs = (torch.stack([p.losses.mean(1) for p in ps]) for ps in zip(*pairs, strict=True))
     a, b = ours.mean(0), theirs.mean(0)  # over seeds, by sequence
@@ -225,12 +227,12 @@ def _ratio(pairs: Sequence[tuple[InContextLoss, InContextLoss]]) -> Estimate:
 
 
 def _compressed_ratio(runs: Sequence[CompressedRun]) -> Estimate:
-    return _ratio([(m.compressed[m.extracted], m.network[m.extracted]) for m in runs])
+    return loss_ratio([(m.compressed[m.extracted], m.network[m.extracted]) for m in runs])
 
 
 def _interpolated_ratio(runs: Sequence[CompressedRun], *, end: bool) -> Estimate:
     steps = [m.end if end else m.start for m in runs]
-    return _ratio([(m.interpolated[s], m.network[s]) for m, s in zip(runs, steps, strict=True)])
+    return loss_ratio([(m.interpolated[s], m.network[s]) for m, s in zip(runs, steps, strict=True)])
 
 
 def _learned(runs: Sequence[CompressedRun]) -> bool:
@@ -336,7 +338,7 @@ def _long_training_claims(lab: Laboratory) -> Iterable[Claim]:
             figure="Fig. 4B",
             statement=f"{label_of(recipe)}, trained for {runs[0].end} steps, do lose by compression, "
             "unlike in the short training of the figure (ratio)",
-            measured=_ratio([(m.compressed[m.end], m.network[m.end]) for m in runs]),
+            measured=loss_ratio([(m.compressed[m.end], m.network[m.end]) for m in runs]),
             low=1.1,
             basis=f"{network:g} to {scalars:g} for the released weights; a tenth counts",
         )

@@ -1,5 +1,6 @@
 """Figures 16, 22 and 23: the tokens that first layers depend on, while training and after."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -264,9 +265,9 @@ def _ratio(above: Tensor, below: Tensor) -> Estimate:
     """Give the ratio of two means over seeds and sequences; its noise grows with it."""
     (a, a_error), (b, b_error) = mean_and_error(above), mean_and_error(below)
     share = torch.hypot(a_error / a, b_error / b)
-    share = share.nan_to_num(0.0, posinf=0.0)  # where nothing depends on anything
-    ratio = (a / b).item()
-    return Estimate(ratio, ratio * share.item())
+    ratio, share = (a / b).item(), share.item()
+    # Where nothing depends on anything, there is no noise.
+    return Estimate(ratio, ratio * share if math.isfinite(share) else 0.0)
 
 
 def _binding_claims(lab: Laboratory, number: int, recipes: Sequence[str]) -> Iterable[Claim]:
