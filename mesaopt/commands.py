@@ -61,7 +61,7 @@ def run(command: args.Command) -> int:
 
 def list_names(command: args.List) -> int:
     """Print recipes, items to reproduce and tasks."""
-    from mesaopt.papers.reproduce import STUDIES
+    from mesaopt.papers.reproduce import STUDIES, get_study
 
     lists: dict[str, list[dict[str, str]]] = {}
     if command.what in ("all", "recipes"):
@@ -69,7 +69,7 @@ def list_names(command: args.List) -> int:
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
     if command.what in ("all", "figures"):
-        lists["figures"] = [row for study in STUDIES.values() for row in _names(study)]
+        lists["figures"] = [row for name in STUDIES for row in _names(get_study(name))]
     if command.what in ("all", "tasks"):
         lists["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}

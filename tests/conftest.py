@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import toy_study
 from toy_study import Toy
 
 from mesaopt import recipes
@@ -13,7 +14,7 @@ from mesaopt.config import RunConfig
 from mesaopt.papers import reproduce as reproduction
 from mesaopt.papers.laboratory import Plan, Training
 from mesaopt.papers.plan import Study
-from mesaopt.papers.uncovering2023.core import CORE
+from mesaopt.papers.uncovering2023 import core
 
 # Examples that are slow on a busy machine are not wrong.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
@@ -68,7 +69,7 @@ def tiny_study(steps: int = 3) -> Study:
         ),
         num_sequences=256,
     )
-    return replace(CORE, plans={"smoke": plan})
+    return replace(core.STUDY, plans={"smoke": plan})
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +77,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished folder of results; tests only read it."""
     out = tmp_path_factory.mktemp("core") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reproduction.STUDIES, "core", tiny_study())
+        patch.setattr(core, "STUDY", tiny_study())
         reproduction.reproduce("core", scale="smoke", out=out, device="cpu")
     return out
 
@@ -85,7 +86,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Study:
     """Makes `core` the study that `results` was made from."""
     study = tiny_study()
-    monkeypatch.setitem(reproduction.STUDIES, "core", study)
+    monkeypatch.setattr(core, "STUDY", study)
     return study
 
 
@@ -93,5 +94,6 @@ def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Study:
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     """Makes `toy` a study of three figures, and keeps a log of what is computed."""
     toy = Toy()
-    monkeypatch.setitem(reproduction.STUDIES, "toy", toy.study)
+    monkeypatch.setitem(reproduction.STUDIES, "toy", "toy_study")
+    monkeypatch.setattr(toy_study, "STUDY", toy.study)
     return toy

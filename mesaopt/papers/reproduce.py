@@ -1,5 +1,6 @@
 """Reproduce a study: train its runs, then measure, draw and judge its figures, in a results folder."""
 
+import importlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -11,12 +12,9 @@ from mesaopt import files
 from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
-from mesaopt.papers.emergence2024.item import EMERGENCE
 from mesaopt.papers.figure import Figure, draw_figure, judge, save_figure
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
-from mesaopt.papers.uncovering2023.core import CORE
-from mesaopt.papers.uncovering2023.item import UNCOVERING
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import (
     Run,
@@ -31,8 +29,12 @@ from mesaopt.training import (
     train_seeds,
 )
 
-STUDIES: dict[str, Study[Any]] = {study.name: study for study in (CORE, UNCOVERING, EMERGENCE)}
-"""All that can be reproduced, by name."""
+STUDIES: dict[str, str] = {
+    "core": "mesaopt.papers.uncovering2023.core",
+    "uncovering2023": "mesaopt.papers.uncovering2023.item",
+    "emergence2024": "mesaopt.papers.emergence2024.item",
+}
+"""All that can be reproduced: by name, the module whose `STUDY` it is. It is imported when needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def get_study(name: str) -> Study[Any]:
     """
     if name not in STUDIES:
         raise ConfigError(f"what={name!r}: {suggest(name, STUDIES)}")
-    return STUDIES[name]
+    return importlib.import_module(STUDIES[name]).STUDY
 
 
 def make_plan(
@@ -186,11 +188,12 @@ def redraw(out: str | Path) -> list[str]:
     """
     folder = Path(out) / "figures"
     index = files.read_json(folder / "index.json")
-    known = {f"{s.name}-{figure.name}": figure for s in STUDIES.values() for figure in s.figures}
+    study = get_study(files.read_json(Path(out) / "config.json")["what"])
+    figures = {f"{study.name}-{figure.name}": figure for figure in study.figures}
     for name in index["figures"]:
-        if name not in known:
-            raise RunError(f"{folder / name}.json: {suggest(name, known)}")
-        draw_figure(known[name], name, folder)
+        if name not in figures:
+            raise RunError(f"{folder / name}.json: {suggest(name, figures)}")
+        draw_figure(figures[name], name, folder)
     return index["figures"]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import toy_study
 from toy_study import Toy
 
 from mesaopt.config import RunConfig
@@ -222,7 +223,7 @@ def test_nothing_is_measured_where_all_figures_are_finished(tmp_path: Path, toy:
     toy.log.clear()
     with pytest.MonkeyPatch.context() as patch:
         blind = replace(toy.study, laboratory=None)
-        patch.setitem(STUDIES, "toy", blind)
+        patch.setattr(toy_study, "STUDY", blind)
         assert reproduce("toy", scale="smoke", out=tmp_path, resume=True) == claims
     assert toy.log == []
     assert (tmp_path / "DONE").exists()
@@ -300,6 +301,7 @@ def test_a_name_without_its_letter_names_all_its_figures(monkeypatch: pytest.Mon
     figures = Toy().study.figures
     both = [replace(figures[1], name=name) for name in ("fig2a", "fig2b")]
     study = replace(Toy().study, figures=(figures[0], *both, figures[2]))
-    monkeypatch.setitem(STUDIES, "toy", study)
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    monkeypatch.setattr(toy_study, "STUDY", study)
     assert make_plan("toy/fig2").figures == ("fig2a", "fig2b")
     assert make_plan("toy", only=["fig2b"]).figures == ("fig2b",)

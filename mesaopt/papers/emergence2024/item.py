@@ -3,7 +3,7 @@
 from mesaopt.papers.laboratory import Laboratory, Plan
 from mesaopt.papers.plan import Study
 
-EMERGENCE: Study[Laboratory] = Study(
+STUDY: Study[Laboratory] = Study(
     name="emergence2024",
     paper="emergence2024",
     title="",

@@ -12,18 +12,9 @@ from matplotlib.figure import Figure as Drawing
 
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Plan, Scale, Training
+from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
 from mesaopt.papers.plan import Study
-from mesaopt.papers.plots import (
-    DASHED,
-    INK,
-    KEY_QUERY,
-    OUTPUT_VALUE,
-    PALETTE,
-    MatrixRow,
-    Picture,
-    circles,
-    plain_ticks,
-)
+from mesaopt.papers.plots import DASHED, INK, PALETTE, circles, plain_ticks
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023 import core_claims
 from mesaopt.papers.uncovering2023.core_claims import LSA_1, LSA_2, MESA
@@ -243,7 +234,7 @@ def _plan(scale: Scale, sequences: int, *trainings: Training) -> Plan:
     return Plan(what="core", scale=scale, trainings=trainings, num_sequences=sequences)
 
 
-CORE: Study[Laboratory] = Study(
+STUDY: Study[Laboratory] = Study(
     name="core",
     paper="uncovering2023",
     title="A mesa-optimizer, learned and taken apart",

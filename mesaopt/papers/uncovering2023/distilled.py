@@ -17,18 +17,15 @@ from mesaopt.layers import SelfAttention
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figure import Figure, Panel, grid, stack
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import (
-    INK,
+from mesaopt.papers.matrices import (
     KEY_QUERY,
     OUTPUT_VALUE,
-    PALETTE,
     MatrixRow,
     Picture,
-    circles,
     draw_matrices,
     matrix_data,
-    plain_ticks,
 )
+from mesaopt.papers.plots import INK, PALETTE, circles, plain_ticks
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory, variance_over_seeds
 from mesaopt.papers.uncovering2023.published import LINEARISED

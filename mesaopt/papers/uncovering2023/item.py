@@ -123,7 +123,7 @@ def _plan(scale: Scale, trainings: tuple[Training, ...], num_sequences: int) -> 
     )
 
 
-UNCOVERING: Study[Laboratory] = Study(
+STUDY: Study[Laboratory] = Study(
     name="uncovering2023",
     paper="uncovering2023",
     title="Sequence models compared with the algorithms they may have learned, and taken apart",

@@ -14,7 +14,7 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import (
+from mesaopt.papers.matrices import (
     KEY_QUERY,
     OUTPUT_VALUE,
     MatrixRow,

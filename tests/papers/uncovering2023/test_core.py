@@ -6,7 +6,7 @@ import torch
 from laboratories import compute
 
 from mesaopt.papers.reproduce import get_study
-from mesaopt.papers.uncovering2023.core import CORE
+from mesaopt.papers.uncovering2023.core import STUDY as CORE
 from mesaopt.papers.uncovering2023.core_claims import construction_errors, milestones
 from mesaopt.papers.uncovering2023.laboratory import Laboratory, compare, slot_coefficients
 from mesaopt.papers.uncovering2023.published import LEARNING, MILESTONES

@@ -11,7 +11,7 @@ from laboratories import PLAN, compute, run_of
 from mesaopt import recipes
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.reproduce import make_plan, reproduce
-from mesaopt.papers.uncovering2023.item import UNCOVERING
+from mesaopt.papers.uncovering2023.item import STUDY as UNCOVERING
 from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
 from mesaopt.papers.uncovering2023.published import CURVES
 

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure as Drawing
 
 from mesaopt.analysis import Compressed
 from mesaopt.models import SequenceModel
-from mesaopt.papers.plots import MatrixRow, Picture, draw_matrices, matrix_data, style
+from mesaopt.papers.matrices import MatrixRow, Picture, draw_matrices, matrix_data
+from mesaopt.papers.plots import style
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.weights import compressed, fig9, fig10, fig13
 from mesaopt.recipes import MODELS
