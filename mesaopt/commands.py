@@ -61,14 +61,14 @@ def run(command: args.Command) -> int:
 
 def list_names(command: args.List) -> int:
     """Print recipes, items to reproduce and tasks."""
-    from mesaopt.papers.reproduce import STUDIES, get_study
-
     lists: dict[str, list[dict[str, str]]] = {}
     if command.what in ("all", "recipes"):
         lists["recipes"] = [
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
     if command.what in ("all", "figures"):
+        from mesaopt.papers.reproduce import STUDIES, get_study
+
         lists["figures"] = [row for name in STUDIES for row in _names(get_study(name))]
     if command.what in ("all", "tasks"):
         lists["tasks"] = [

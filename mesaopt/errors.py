@@ -1,11 +1,11 @@
-"""Errors a user can act on. Everything in the package may import this module."""
+"""Errors and warnings of the package. Every module may import this one."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class MesaoptError(Exception):
-    """Base of the errors that are shown to a user as one line, without a traceback.
+    """Base of the errors that the command line shows as one line, without a traceback.
 
     Example:
         >>> raise MesaoptError("out='results': holds another run")
@@ -19,11 +19,11 @@ class MesaoptError(Exception):
 
 
 class ConfigError(MesaoptError, ValueError):
-    """A setting is unknown, malformed or out of range. The message names it and what is allowed."""
+    """A setting is unknown, malformed or out of range. The message names it and the allowed values."""
 
 
 class RunError(MesaoptError, RuntimeError):
-    """A run cannot go on: its folder is taken, damaged or full, or the device is not there."""
+    """A run cannot go on: its folder is taken, damaged or full, or the device does not exist."""
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
@@ -31,7 +31,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 
     Args:
         name: what the user wrote.
-        choices: what would have been right.
+        choices: the names that exist.
 
     Returns:
         A clause to append to an error message.
@@ -52,11 +52,11 @@ class SolveError(MesaoptError, RuntimeError):
 
 
 class SolveWarning(RuntimeWarning):
-    """What :class:`SolveError` says, where a warning was asked for instead."""
+    """A linear system was not solved to its tolerance, where a warning was asked for, not an error."""
 
 
 class InitialisationWarning(UserWarning):
-    """Training cannot leave where it starts, or runs into a saddle. The message says why."""
+    """Training cannot leave its initial weights, or runs into a saddle. The message says why."""
 
 
 class StabilityWarning(RuntimeWarning):

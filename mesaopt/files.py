@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing files by rename, so that they appear whole or not at all; reading them with clear errors."""
 
 import contextlib
 import errno
@@ -12,15 +12,17 @@ from typing import Any
 from mesaopt.errors import RunError
 
 TEMPORARY = ".part-"
-"""Prefix of a file that is still being written; one left behind by a kill is harmless."""
+"""Prefix of a file that is still being written; a file left behind by a kill does no harm."""
 
 
 def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
-    """Write a file under a temporary name, then rename it: a kill leaves the old file or the new one.
+    """Write a file under a temporary name, then rename it.
+
+    A kill leaves the old file or the new one, never a part of one.
 
     Args:
-        path: where the file is to appear; its folder is made if need be.
-        content: text, bytes, or a function that writes to the path it is given.
+        path: of the file; its folder is made if it does not exist.
+        content: text, bytes, or a function that writes to the path that it is called with.
 
     Raises:
         RunError: the disk is full or the folder cannot be written to.
@@ -32,7 +34,7 @@ def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
         >>> path.read_text()
         'hello'
     """
-    # The name keeps its ending, because what writes a picture looks at it.
+    # The name keeps its ending, because matplotlib chooses the format by it.
     temporary = path.with_name(TEMPORARY + path.name)
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,10 +47,10 @@ def write(path: Path, content: str | bytes | Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, by rename.
+    """Write a value as indented JSON, by rename.
 
     Args:
-        path: where the file is to appear.
+        path: of the file.
         value: anything JSON can hold.
 
     Raises:
@@ -65,14 +67,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and see it safely to the disk.
+    """Append one line, and return once it is on the disk.
 
     Args:
-        path: the file.
+        path: of the file.
         line: without its line end.
 
     Raises:
         RunError: the disk is full or the file cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> append_line(path, "one")
+        >>> append_line(path, "two")
+        >>> path.read_text().split()
+        ['one', 'two']
     """
     with explain_os_errors(path), path.open("a") as file:
         file.write(line + "\n")
@@ -84,13 +94,19 @@ def read_text(path: Path) -> str:
     """Read a text file.
 
     Args:
-        path: the file.
+        path: of the file.
 
     Returns:
         Its text.
 
     Raises:
         RunError: the file is missing or is not text.
+
+    Example:
+        >>> read_text(Path("no/such/file"))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: no/such/file: there is no such file
     """
     try:
         return path.read_text()
@@ -104,13 +120,20 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Args:
-        path: the file.
+        path: of the file.
 
     Returns:
         Its value.
 
     Raises:
         RunError: the file is missing or is not JSON.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.json"
+        >>> write_json(path, [1, 2])
+        >>> read_json(path)
+        [1, 2]
     """
     try:
         return json.loads(read_text(path))
@@ -120,10 +143,10 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def only_one_process(folder: Path) -> Generator[None]:
-    """Keep other processes from working in a folder; the system lets go of it when this one ends.
+    """Lock a folder against other processes of this package; the lock ends with this process at the latest.
 
     Args:
-        folder: which must exist.
+        folder: an existing one.
 
     Raises:
         RunError: another process is working in it.
@@ -146,13 +169,20 @@ def only_one_process(folder: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Generator[None]:
-    """Say in one line what the disk refused.
+    """Turn an error of the disk into a :class:`RunError` that says how to go on.
 
     Args:
-        path: what is being written.
+        path: of the file that is being written.
 
     Raises:
         RunError: in place of an OSError.
+
+    Example:
+        >>> with explain_os_errors(Path("a.txt")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: a.txt: the disk is full; free some space and go on with --resume
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Progress of work made of stages: a live bar in a terminal, plain lines elsewhere."""
+"""Progress of work in stages: a live bar in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _PLAIN_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the work.
+    """One stage of the work.
 
     Example:
         >>> Stage("LSA-1, seed 0", steps=400, seconds_per_step=0.01).seconds
@@ -26,20 +26,20 @@ class Stage:
     name: str
     steps: int
     seconds_per_step: float
-    """A guess made beforehand; it is corrected as the work goes on."""
+    """Estimated before the work begins; the display corrects it as the work goes on."""
 
     @property
     def seconds(self) -> float:
-        """The stage's expected time."""
+        """Expected time of the stage."""
         return self.steps * self.seconds_per_step
 
 
 class ProgressDisplay:
-    """Shows the current stage, step, loss and the time left of all stages.
+    """Display of the current stage, its step and loss, and the time left for all stages.
 
     Args:
         stages: all of them, in order.
-        console: where to show it; standard error if not given.
+        console: where to print; standard error if not given.
 
     Example:
         >>> console = Console(file=None, quiet=True)
@@ -82,7 +82,11 @@ class ProgressDisplay:
             self._bar.stop()
 
     def begin(self, name: str) -> None:
-        """Begin a stage; the one before it has ended."""
+        """Begin a stage; the one before it has ended.
+
+        Args:
+            name: of the stage.
+        """
         names = list(self._stages)
         earlier = names[: names.index(name)]
         self._expected_done = sum(self._stages[other].seconds for other in earlier)
@@ -94,12 +98,21 @@ class ProgressDisplay:
         self._show()
 
     def skip(self, name: str) -> None:
-        """Say that a stage had been done before, in an earlier session."""
+        """Print that an earlier session has finished a stage.
+
+        Args:
+            name: of the stage.
+        """
         self._skipped += self._stages[name].seconds
         self.console.print(f"{name}: already done", soft_wrap=True)
 
     def update(self, step: int, loss: float) -> None:
-        """Report the step and loss of the current stage."""
+        """Show the step and loss of the current stage, as an `on_step` of :func:`mesaopt.training.train`.
+
+        Args:
+            step: number of finished steps.
+            loss: the newest; NaN where there is none.
+        """
         self._step, self._loss = step, loss
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line >= _PLAIN_EVERY_SECONDS:
@@ -108,7 +121,12 @@ class ProgressDisplay:
         self._show()
 
     def advance(self, done: int, total: int) -> None:
-        """Report the progress of a stage that finds out as it goes how many steps it has."""
+        """Show the progress of a stage whose number of steps is not known beforehand, as an `OnProgress`.
+
+        Args:
+            done: number of finished steps.
+            total: number of all steps.
+        """
         self._stage = Stage(self._stage.name, total, self._stage.seconds / max(total, 1))
         self.update(done, float("nan"))
 
@@ -126,7 +144,7 @@ class ProgressDisplay:
     def _time_left(self) -> str:
         done = self._expected_done + self._step * self._stage.seconds_per_step
         worked = done - self._skipped
-        # How much slower the machine is than guessed; trusted once something has been done.
+        # How much slower the machine is than estimated; used once some work is done.
         factor = (time.monotonic() - self._started) / worked if worked > 5 else 1.0
         left = (self._expected_total - done) * factor
         return f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"

@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import exit_status
 
-from mesaopt import cli
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.reproduce import reproduce
 from mesaopt.training import RunFolder, load_run, train
 
 DATA = Path(__file__).parent / "data"
-
-
-def status_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as done:
-        cli.main(arguments)
-    return done.value.code
 
 
 def test_an_old_run_loads() -> None:
@@ -55,7 +49,7 @@ def test_an_old_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_an_old_run_is_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of("evaluate", str(DATA / "run"), "--sequences", "1", "--json") == 0
+    assert exit_status("evaluate", str(DATA / "run"), "--sequences", "1", "--json") == 0
     losses = json.loads(capsys.readouterr().out)
     assert list(losses) == ["lsa-1", "one gradient step", "least squares"]
     assert len(losses["lsa-1"]["by_position"]) == 10
@@ -64,13 +58,13 @@ def test_an_old_run_is_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
 def test_claims_of_old_results_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     saved = json.loads((DATA / "results" / "claims.json").read_text())
     assert [claim.to_json() for claim in read_claims(DATA / "results")] == saved
-    assert status_of("claims", str(DATA / "results"), "--json") == 0
+    assert exit_status("claims", str(DATA / "results"), "--json") == 0
     assert json.loads(capsys.readouterr().out) == saved
 
 
 def test_the_report_of_old_results_is_written_anew(tmp_path: Path) -> None:
     folder = shutil.copytree(DATA / "results", tmp_path / "results")
-    assert status_of("report", str(folder)) == 0
+    assert exit_status("report", str(folder)) == 0
     page = (folder / "index.html").read_text()
     figure = json.loads((folder / "figures" / "emergence2024-fig4.json").read_text())
     assert "<svg" in page

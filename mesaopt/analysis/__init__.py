@@ -13,6 +13,7 @@ from mesaopt.analysis.capture import (
     watching,
 )
 from mesaopt.analysis.diagnosis import Diagnosis, diagnose
+from mesaopt.analysis.estimate import Estimate, mean_and_error, variance_over_seeds
 from mesaopt.analysis.few_shot import (
     EarlyAscent,
     TunedPrompt,
@@ -80,6 +81,7 @@ __all__ = [
     "Compressed",
     "Diagnosis",
     "EarlyAscent",
+    "Estimate",
     "InContextLoss",
     "InputMap",
     "Linearization",
@@ -112,6 +114,7 @@ __all__ = [
     "learn_inverse",
     "line_search_step_size",
     "linearize",
+    "mean_and_error",
     "model_predictor",
     "next_token",
     "official_probe_error",
@@ -129,6 +132,7 @@ __all__ = [
     "tune_ridge",
     "unexplained",
     "up_to",
+    "variance_over_seeds",
     "watching",
     "with_layer",
 ]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import TokenSlot
 from mesaopt.models import Model
 from mesaopt.tasks import Batch, Split, Task, tokens_from_states
@@ -51,6 +52,11 @@ class InContextLoss:
     def mean(self) -> float:
         """Mean over sequences and positions: the training loss, where that is no sum over positions."""
         return self.losses.mean().item()
+
+    @property
+    def estimate(self) -> Estimate:
+        """:attr:`mean` with its standard error over sequences."""
+        return Estimate(self.mean, self.mean_error)
 
     @property
     def mean_error(self) -> float:

@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses that check themselves.
+"""Settings of a run, as frozen dataclasses that check themselves.
 
 A configuration is plain Python: variants are made with :func:`dataclasses.replace`, stored as JSON
 with :func:`to_dict`, and read back with :func:`from_dict`, which is strict: an unknown or misspelt

@@ -1,4 +1,4 @@
-"""Checks that every configuration makes of itself."""
+"""Checks of the values of a configuration, used in `__post_init__`."""
 
 import typing
 from typing import Literal, get_args, get_origin
@@ -7,25 +7,25 @@ from mesaopt.errors import ConfigError, suggest
 
 
 def require(condition: bool, config: object, name: str, wanted: str) -> None:
-    """Refuse a setting, with its name, its value and what is wanted, unless a condition holds."""
+    """Raise a ConfigError with the name, value and wanted range of a setting, unless a condition holds."""
     if not condition:
         raise ConfigError(f"{name}={getattr(config, name)!r}: must be {wanted}")
 
 
 def require_positive(config: object, *names: str) -> None:
-    """Refuse settings that are not greater than 0."""
+    """Check that settings are greater than 0."""
     for name in names:
         require(getattr(config, name) > 0, config, name, "greater than 0")
 
 
 def require_not_negative(config: object, *names: str) -> None:
-    """Refuse settings that are less than 0."""
+    """Check that settings are 0 or greater."""
     for name in names:
         require(getattr(config, name) >= 0, config, name, "0 or greater")
 
 
 def require_choices(config: object) -> None:
-    """Check every ``Literal`` field, which Python itself leaves unchecked."""
+    """Check the values of all ``Literal`` fields, which Python does not check."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in get_args(hint):

@@ -1,4 +1,4 @@
-"""Settings of the models."""
+"""Settings of the models: :mod:`mesaopt.models` builds them."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -48,7 +48,7 @@ class ModelConfig:
     """Settings that must equal a setting of the task: its name here, and there."""
 
     kind: Literal["sequence"] = "sequence"
-    """Says in config.json which model it is."""
+    """The kind of model, in config.json."""
     mixers: tuple[MixerName, ...] = ("linear_attention",)
     """The mixer of each layer, first to last."""
     token_dim: int = 40
@@ -56,7 +56,7 @@ class ModelConfig:
     output_dim: int = 10
     """Width of a prediction."""
     embed_dim: int | None = None
-    """Width of the residual stream behind a linear input layer; None: tokens enter as they are."""
+    """Width of the residual stream after a linear input layer; None: tokens enter as they are."""
     readout: Literal["first_slot", "linear"] = "first_slot"
     """Prediction: the first `output_dim` coordinates of the stream, or a linear output layer."""
     num_heads: int = 4
@@ -73,7 +73,7 @@ class ModelConfig:
     """Largest share of the past that a token of full write strength keeps, above 0, at most 1; None: no
     cap. Only for mixers with a forget gate: gated_linear_attention, gated_delta_rule, mesanet2025."""
     mlp_dim: int | None = None
-    """Hidden width of the two-layer network behind every mixer; None: there is none."""
+    """Hidden width of the two-layer network after every mixer; None: there is none."""
     initial_std: float = 2e-4
     """Standard deviation of the normal distribution of initial weights."""
     activation_clip: float | None = 4.0
@@ -97,8 +97,8 @@ class ModelConfig:
         divides = self.head_dim is not None or self.width % self.num_heads == 0
         wanted = f"a divisor of the width {self.width}, or head_dim must be given"
         require(divides, self, "num_heads", wanted)
-        fits = self.readout == "linear" or self.output_dim <= self.width
-        require(fits, self, "output_dim", f"at most {self.width}, the width it is read from")
+        wide_enough = self.readout == "linear" or self.output_dim <= self.width
+        require(wide_enough, self, "output_dim", f"at most {self.width}, the width it is read from")
         pairs = self.positions == "none" or self.width % 2 == 0
         wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
         require(pairs, self, "positions", wanted)
@@ -121,7 +121,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedAttentionConfig:
-    """One layer of complex linear attention with merged weights, and nothing around it.
+    """One layer of complex linear attention with merged weights, whose output is the prediction.
 
     K is the block of the key-query matrix between a previous state as key and a current one as query, V
     the block of the output-value matrix on the current state. Their product makes the gradient step.
@@ -144,19 +144,19 @@ class MergedAttentionConfig:
     """Settings that must equal a setting of the task: its name here, and there."""
 
     kind: Literal["merged_attention"] = "merged_attention"
-    """Says in config.json which model it is."""
+    """The kind of model, in config.json."""
     dim: int = 5
     """Dimension of a state and of a prediction."""
     token_slots: tuple[TokenSlot, ...] = ("current", "previous")
-    """Of the tokens it reads: as in the authors' code, or ("zero", "current", "previous"), the paper's."""
+    """Parts of a token: as in the authors' code, or ("zero", "current", "previous") as in the paper."""
     initial: Literal["diagonal", "normal"] = "diagonal"
-    """Start from multiples of the identity in K and V and zero elsewhere, or from normal entries."""
+    """Initial weights: multiples of the identity in K and V and zero elsewhere, or normal numbers."""
     initial_key_query: float = 0.1
-    """K starts as this multiple of the identity, a_0 in the paper; used by diagonal."""
+    """K starts as this multiple of the identity, a_0 in the paper; only for "diagonal"."""
     initial_value: float = 0.1
-    """V starts as this multiple of the identity, b_0 in the paper; used by diagonal."""
+    """V starts as this multiple of the identity, b_0 in the paper; only for "diagonal"."""
     initial_std: float = 0.01
-    """Standard deviation of the entries, which are real; used by normal."""
+    """Standard deviation of the initial numbers, which are real; only for "normal"."""
     blocks: Literal["all", "core"] = "all"
     """Train every block that can reach the prediction, or K and V only, with zero elsewhere."""
     off_diagonal: Literal["trained", "masked"] = "trained"
@@ -176,4 +176,4 @@ class MergedAttentionConfig:
 
 
 NetworkConfig = ModelConfig | MergedAttentionConfig
-"""The settings of any model; `kind` says in JSON which."""
+"""The settings of any model; in JSON, `kind` names it."""

@@ -1,4 +1,4 @@
-"""Settings as JSON and as text: written, read strictly, changed, compared."""
+"""Configurations as JSON and text: write, read strictly, change, compare."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Turn a configuration into plain JSON values.
 
     Args:
-        config: any dataclass of this module.
+        config: any configuration.
 
     Returns:
         Nested dictionaries, with lists in place of tuples.
@@ -37,12 +37,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
-    """Build a configuration from JSON values, refusing whatever is not exactly one.
+    """Build a configuration from JSON values, and refuse unknown, missing and wrong ones.
 
     Args:
         cls: the dataclass wanted.
-        data: what :func:`to_dict` gave, usually read from `config.json`.
-        where: how an error message calls the place of `data`.
+        data: as :func:`to_dict` returns it, usually read from `config.json`.
+        where: name of the place of `data` in error messages.
 
     Returns:
         The configuration.
@@ -76,7 +76,7 @@ def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Read one JSON value as the type `hint`, one of those that this module uses."""
+    """Read one JSON value as the type `hint`, one of those that configurations use."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where=where)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -87,7 +87,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType:
         return from_dict(_member(arguments, value, where), value, where=where)
     if hint == TokenSlot:
-        return value  # the task itself says what is a slot
+        return value  # the task itself checks its slots
     if origin is Literal and value in arguments:
         return value
     if hint is float and type(value) in (int, float):
@@ -100,7 +100,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _member(members: tuple[type, ...], value: Any, where: str) -> type:
-    """Pick the dataclass that `kind` names; the first one where there is none, as in old run folders."""
+    """Return the dataclass that `kind` names; the first one where it is missing, as in old run folders."""
     by_kind = {member.kind: member for member in members}  # type: ignore[attr-defined]
     kind = value["kind"] if isinstance(value, dict) and "kind" in value else next(iter(by_kind))
     if kind not in by_kind:
@@ -114,7 +114,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     Args:
         config: a configuration.
         assignments: "train.steps=500" or "model.mixers=['mesa']"; values are JSON or plain words. Another
-            `kind` begins with the defaults of that kind, whatever is assigned to it beside.
+            `kind` begins with the defaults of that kind; the other assignments then change those.
 
     Returns:
         The changed configuration, checked.

@@ -1,4 +1,4 @@
-"""Settings of a training, and of a whole run."""
+"""Settings of a training, and of a whole run: its task, model, training and seed."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +16,7 @@ from mesaopt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Which optimiser minimises what: by default AdamW, the mean loss of fresh sequences at every step.
+    """Optimiser, learning rate, batches and evaluations: by default AdamW on fresh sequences at every step.
 
     Example:
         >>> TrainConfig(schedule="linear")
@@ -42,16 +42,16 @@ class TrainConfig:
     warmup_steps: int = 1000
     """Steps from 0 to the peak; used by warmup_cosine."""
     decay_steps: int = 30_000
-    """Step at which the cosine has come down, warm-up included; used by warmup_cosine."""
+    """Last step of the cosine, warm-up included; used by warmup_cosine."""
     final_learning_rate: float = 1e-5
-    """Where the cosine ends; used by warmup_cosine."""
+    """Learning rate after the cosine; used by warmup_cosine."""
     weight_decay: float = 0.05
     """Decoupled weight decay, on every parameter; used by adamw."""
     gradient_clip: float | None = 1.0
     """Every element of every gradient is clipped to [-gradient_clip, gradient_clip], real and imaginary
-    part alike; None: as it is."""
+    part alike; None: not clipped."""
     evaluate_every: int = 100
-    """Steps between two test losses; a checkpoint is written at each."""
+    """Steps between two evaluations; a checkpoint is written at each."""
     evaluation_sequences: int = 2560
     """Test sequences, the same at every evaluation."""
 
@@ -69,7 +69,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All that determines a trained model: recipe name, task, model, training and seed.
+    """All settings of a run, which determine the trained model: task, model, training and seed.
 
     Example:
         >>> RunConfig(recipe="mine", seed=-1)
@@ -79,7 +79,7 @@ class RunConfig:
     """
 
     recipe: str
-    """Name of the recipe it came from."""
+    """Name of the recipe that the settings began with."""
     seed: int = 0
     """Seed of the initial weights and of the training sequences."""
     task: TaskConfig = field(default_factory=LinearSystemConfig)

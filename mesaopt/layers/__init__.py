@@ -1,4 +1,7 @@
-"""Layers: modules with projections around one operator each."""
+"""Layers: modules with projections around one operator each.
+
+The operators are in :mod:`mesaopt.ops`, stacks of layers in :mod:`mesaopt.models`.
+"""
 
 from mesaopt.layers.attention import HeadInputs, LayerState, SelfAttention
 from mesaopt.layers.frame import CausalConvolution, Frame, Gates, HeadNorm

@@ -1,4 +1,8 @@
-"""Self-attention: projections to heads around one operator, for whole sequences and token by token."""
+"""Self-attention: projections to heads around one operator, for whole sequences and token by token.
+
+The base class of all layers is here. :mod:`mesaopt.layers.frame` has the parts around the operator,
+:mod:`mesaopt.layers.linear`, `softmax` and `mesa` have the layers.
+"""
 
 from collections.abc import Collection
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
@@ -31,7 +35,7 @@ class _Resettable(Protocol):
 
 
 class LayerState(NamedTuple):
-    """All that a layer remembers between two calls.
+    """State of a layer between two calls.
 
     Example:
         >>> from mesaopt.layers import LinearSelfAttention
@@ -43,13 +47,20 @@ class LayerState(NamedTuple):
     memory: LinearState | MesaState | KeyValueState
     """State of the operator."""
     recent: Float[Tensor, "batch before channel"] | None = None
-    """Last projections of q, k and v side by side, for the convolutions; None without them."""
+    """Last projections of q, k and v, concatenated, for the convolutions; None without them."""
     seen: int = 0
-    """Tokens so far, for positions; stays 0 without them."""
+    """Number of tokens so far, for positions; stays 0 without them."""
 
 
 class HeadInputs(NamedTuple):
-    """What an operator reads: [batch, time, head, ...], or [batch, head, ...] of one token."""
+    """Inputs of an operator: [batch, time, head, ...], or [batch, head, ...] for one token.
+
+    Example:
+        >>> from mesaopt.layers import LonghornLayer
+        >>> inputs = LonghornLayer(width=6, num_heads=2, head_dim=3).head_inputs(torch.randn(4, 7, 6))
+        >>> inputs.k.shape, inputs.beta.shape, inputs.log_decay is None
+        (torch.Size([4, 7, 2, 3]), torch.Size([4, 7, 2]), True)
+    """
 
     q: Float[Tensor, "*position head key"]
     """Queries."""
@@ -63,7 +74,7 @@ class HeadInputs(NamedTuple):
     """Write strength, None in layers without it."""
 
     def single(self) -> "HeadInputs":
-        """Drop the time axis, where there is one token.
+        """Drop the time axis of a single token.
 
         Returns:
             The inputs of a step.
@@ -73,19 +84,19 @@ class HeadInputs(NamedTuple):
 
 
 class SelfAttention(nn.Module, Generic[Memory]):
-    """Projections to queries, keys and values, an operator on them, and a projection back.
+    """Base class of layers: projections to queries, keys and values, an operator, and a projection back.
 
-    y = P norm(operator(q, k, v, gates)) with q = f(W_q x), k = f(W_k x), v = g(W_v x): what f, g and norm
-    do is the frame's to say, and by default nothing. The projections have no biases and no scaling. With
-    positions p in the frame, as wide as x, q = f(W_q [x; p]) and k = f(W_k [x; p]).
-    Subclasses say what happens in between with :meth:`mix`, :meth:`mix_step` and :meth:`init_memory`.
+    y = P norm(operator(q, k, v, gates)) with q = f(W_q x), k = f(W_k x), v = g(W_v x). The frame sets f, g
+    and norm; by default they do nothing. The projections have no biases and no scaling. With positions p in
+    the frame, as wide as x, q = f(W_q [x; p]) and k = f(W_k [x; p]). A subclass supplies the operator with
+    :meth:`mix`, :meth:`mix_step` and :meth:`init_memory`.
 
     Args:
         width: width of the residual stream.
         num_heads: heads.
         head_dim: width of a query, key and value of one head.
-        frame: convolutions, norms and the cap on forgetting.
-        gates: which gates the operator reads.
+        frame: positions, convolutions, norms and the cap on forgetting.
+        gates: names of the gates that the operator takes, of "log_decay" and "beta".
 
     Raises:
         ConfigError: a setting is out of range.
@@ -129,7 +140,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         self.head_norm = HeadNorm(num_heads, head_dim) if frame.head_norm else None
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, in the order in which the constructor draws them.
+        """Draw all parameters again, in the order in which the constructor draws them.
 
         A layer built on the meta device gets its first values in this way, after `to_empty`.
         """
@@ -137,13 +148,13 @@ class SelfAttention(nn.Module, Generic[Memory]):
             cast(_Resettable, child).reset_parameters()
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        """Mix a sequence from its beginning.
+        """Process a whole sequence.
 
         Args:
             x: [batch, time, width].
 
         Returns:
-            What is to be added to the residual stream, the same shape and type.
+            The update of the residual stream, in the shape and type of x.
 
         Raises:
             ValueError: x has the wrong shape.
@@ -153,16 +164,16 @@ class SelfAttention(nn.Module, Generic[Memory]):
     def extend(
         self, x: Float[Tensor, "batch time width"], state: LayerState | None = None
     ) -> tuple[Float[Tensor, "batch time width"], LayerState]:
-        """Mix a sequence, or any number of further tokens of one, and say how to go on.
+        """Process a chunk of tokens and return the updated state.
 
-        Cutting a sequence anywhere changes rounding only.
+        Where a sequence is cut into chunks changes rounding only.
 
         Args:
-            x: [batch, time, width].
-            state: what earlier calls of this method or of :meth:`step` left behind; None at the beginning.
+            x: [batch, time, width], with time of 1 or more.
+            state: returned by an earlier call of this method or of :meth:`step`; None at the beginning.
 
         Returns:
-            What :meth:`forward` gives at these positions, and the state after the last one.
+            The outputs of :meth:`forward` at these positions, and the state after the last one.
 
         Raises:
             ValueError: x or the state has the wrong shape or type.
@@ -182,14 +193,15 @@ class SelfAttention(nn.Module, Generic[Memory]):
     def step(
         self, x: Float[Tensor, "batch width"], state: LayerState
     ) -> tuple[Float[Tensor, "batch width"], LayerState]:
-        """Mix one more token: the numbers of :meth:`forward`.
+        """Process one token and return the updated state.
 
         Args:
             x: [batch, width].
             state: from :meth:`init_state`, :meth:`extend` or an earlier step.
 
         Returns:
-            The output [batch, width] and the new state. The given one is left as it is.
+            The output of :meth:`forward` at this position, [batch, width], and the new state. The given
+            state is left as it is.
 
         Raises:
             ValueError: x or the state has the wrong shape or type.
@@ -209,12 +221,12 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Return the state of an empty past, on the device of the weights.
 
         Args:
-            batch_size: sequences.
-            dtype: type that the projections come out in, which autocast makes another than that of the
-                weights; that of the weights if None.
+            batch_size: number of sequences.
+            dtype: type of the projections, which under autocast is not that of the weights; that of the
+                weights if None.
 
         Returns:
-            Zeros, in the types that the operator keeps its states in.
+            Zeros, in the types in which the operator keeps its states.
         """
         weight = self.query.weight
         dtype = weight.dtype if dtype is None else dtype
@@ -232,12 +244,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Apply the operator to a sequence.
 
         Args:
-            inputs: what it reads.
+            inputs: its inputs, [batch, time, head, ...].
             memory: its state before the first position; None at the beginning.
 
         Returns:
-            What the operator returned: outputs [batch, time, head, value], and its state after the
-            last position.
+            The outputs [batch, time, head, value], and the state after the last position.
         """
         raise NotImplementedError
 
@@ -245,11 +256,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Apply the operator to one token.
 
         Args:
-            inputs: what it reads, without a time axis.
+            inputs: its inputs, [batch, head, ...].
             memory: its state.
 
         Returns:
-            What the operator returned: outputs [batch, head, value], and its new state.
+            The outputs [batch, head, value], and the new state.
         """
         raise NotImplementedError
 
@@ -257,7 +268,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Return the operator's state of an empty past.
 
         Args:
-            like: a query, of which shape, type and device are taken.
+            like: queries, whose shape, type and device the state follows.
 
         Returns:
             Zeros.
@@ -265,7 +276,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         raise NotImplementedError
 
     def head_inputs(self, x: Float[Tensor, "batch time width"]) -> HeadInputs:
-        """Compute what the operator reads: queries, keys and values behind projections, norms and gates.
+        """Compute the inputs of the operator: queries, keys, values and gates.
 
         Args:
             x: [batch, time, width].
@@ -281,7 +292,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
     def attention_map(
         self, x: Float[Tensor, "batch time width"]
     ) -> Float[Tensor, "batch head time time"]:
-        """Compute how much of every value each output holds: o_t = sum_s map[t, s] v_s.
+        """Compute the weight of every value in every output: o_t = sum_s map[t, s] v_s.
 
         Every operator here is linear in its values, so each has such a map: the weights of softmax
         attention, the products q_t . k_s of linear attention, k_s . (H_t + ridge)^{-1} q_t of mesa.
@@ -303,20 +314,20 @@ class SelfAttention(nn.Module, Generic[Memory]):
             (torch.Size([4, 2, 7, 7]), True)
         """
         inputs = self.head_inputs(x)
-        marks = torch.eye(x.shape[1], dtype=inputs.v.dtype, device=x.device)
-        marks = marks.unsqueeze(1).expand(*inputs.v.shape[:3], -1)  # [B,T,H,T], as values
-        return self.mix(inputs._replace(v=marks), None).output.transpose(1, 2)
+        one_hot = torch.eye(x.shape[1], dtype=inputs.v.dtype, device=x.device)
+        one_hot = one_hot.unsqueeze(1).expand(*inputs.v.shape[:3], -1)  # [B,T,H,T], as values
+        return self.mix(inputs._replace(v=one_hot), None).output.transpose(1, 2)  # [B,H,T,T]
 
     @torch.no_grad()
     def head_products(
         self,
     ) -> tuple[Float[Tensor, "head read read"], Float[Tensor, "head width width"]]:
-        """Multiply out what a head's weights do to tokens; in a plain frame only these products matter.
+        """Multiply the weights of each head: in a plain frame the outputs depend on these products alone.
 
         Returns:
             W_k^T W_q and P W_v of every head, [head, width, width] each, acting on column vectors:
-            a score is key_token^T (W_k^T W_q) query_token, and (P W_v) value_token is what is written.
-            With positions W_k^T W_q acts on [token; position], twice as wide.
+            key_token^T (W_k^T W_q) query_token is a score, (P W_v) value_token the contribution of a value.
+            With positions, W_k^T W_q acts on [token; position], twice as wide.
 
         Source: von Oswald et al., Proposition 1 is stated in these products.
         """
@@ -333,7 +344,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
     def _read(
         self, x: Float[Tensor, "batch time width"], state: LayerState | None
     ) -> tuple[HeadInputs, Float[Tensor, "batch before channel"] | None, int]:
-        """Compute all that the operator reads, what the convolutions need next time, and tokens so far."""
+        """Compute the inputs of the operator, the next `recent` of the state, and the tokens so far."""
         width = self.value.in_features
         if x.dim() != 3 or x.shape[-1] != width:
             shape = tuple(x.shape)
@@ -347,7 +358,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         parts = [self.query(placed), self.key(placed), self.value(x)]
         if self.convolution is not None:
             joined, recent = self.convolution(torch.cat(parts, dim=-1), recent)
-            parts = silu(joined).chunk(3, dim=-1)
+            parts = silu(joined).chunk(3, dim=-1)  # q, k, v: [B,T,H*K] each
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)  # [B,T,H,K]
         if self.frame.unit_keys:
             q, k = normalise(q), normalise(k)
@@ -357,10 +368,12 @@ class SelfAttention(nn.Module, Generic[Memory]):
     def _place(
         self, x: Float[Tensor, "batch time width"], start: int
     ) -> Float[Tensor, "batch time placed"]:
-        """Lay positions beside the stream, or beside each of several: see `models.seeds`."""
+        """Concatenate positions with the stream, or with each of several streams: see `models.seeds`."""
         streams = x.unflatten(-1, (-1, self.width))  # [B,T,stream,width]
         positions = sinusoids(start, x.shape[1], self.width, like=x).unsqueeze(1)
-        return torch.cat([streams, positions.expand_as(streams)], dim=-1).flatten(-2)
+        return torch.cat([streams, positions.expand_as(streams)], dim=-1).flatten(
+            -2
+        )  # [B,T,placed]
 
     def _write(
         self, out: Float[Tensor, "*position head value"]

@@ -1,4 +1,4 @@
-"""What stands between a layer's projections and its operator: convolutions, gates, norms."""
+"""The parts between a layer's projections and its operator: positions, convolutions, gates, norms."""
 
 import math
 from collections.abc import Collection
@@ -15,14 +15,14 @@ from mesaopt.ops.state import working_type
 
 GateName = Literal["log_decay", "beta"]
 
-# Heads begin with memories of 16 to 1024 tokens: long enough to learn what to forget, and spread so
-# that some of them suit the data from the start.
-_SHORTEST, _LONGEST = 16.0, 1024.0
+# Initial memories of the heads, in tokens: long enough to learn what to forget, and spread so that some of
+# them suit the data from the start.
+_SHORTEST_MEMORY, _LONGEST_MEMORY = 16.0, 1024.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What a layer does to queries, keys, values and outputs around its operator; nothing by default.
+    """Settings of a layer around its operator: positions, convolutions, norms; all off by default.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -39,7 +39,7 @@ class Frame:
     """
 
     positions: bool = False
-    """Whether queries and keys, but not values, read :func:`sinusoids` beside the input."""
+    """Whether queries and keys, but not values, are computed from the input and :func:`sinusoids`."""
     convolution: int | None = None
     """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
     unit_keys: bool = False
@@ -48,7 +48,7 @@ class Frame:
     """Whether the output of every head is divided by its root mean square, and rescaled by learned
     weights."""
     forget_cap: float | None = None
-    """What a token of write strength beta = 1 keeps of the past at most, above 0, at most 1:
+    """Largest share of the past that a token of write strength beta = 1 keeps, above 0, at most 1:
     gamma becomes gamma (1 - (1 - forget_cap) beta^2). MesaNet uses 0.9975."""
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Frame:
 
     @classmethod
     def mesanet2025(cls, *, forget_cap: float | None = None) -> "Frame":
-        """Return the frame of MesaNet, in which every relative can be compared with it.
+        """Return the frame of MesaNet; with it, layers differ from MesaNet's in the operator alone.
 
         Args:
             forget_cap: see :attr:`Frame.forget_cap`; only for layers that forget.
@@ -74,11 +74,11 @@ class Frame:
 
 
 class CausalConvolution(nn.Module):
-    """A short convolution of every channel over the tokens so far: y_t = sum_j w_j x_{t-j}.
+    """Short convolution of every channel over the tokens so far: y_t = sum_j w_j x_{t-j}.
 
     Args:
-        channels: how many.
-        length: tokens seen, the current one included, 1 or more.
+        channels: number of channels.
+        length: number of tokens in a sum, the current one included, 1 or more.
 
     Example:
         >>> convolution = CausalConvolution(channels=3, length=4)
@@ -106,17 +106,17 @@ class CausalConvolution(nn.Module):
         x: Float[Tensor, "batch time channel"],
         recent: Float[Tensor, "batch before channel"] | None = None,
     ) -> tuple[Float[Tensor, "batch time channel"], Float[Tensor, "batch before channel"]]:
-        """Convolve.
+        """Convolve a chunk of tokens.
 
         Args:
             x: [batch, time, channel].
             recent: the length - 1 tokens before x; zeros if None.
 
         Returns:
-            The result, shaped as x, and the last length - 1 tokens, to continue with.
+            The result, in the shape of x, and the last length - 1 tokens, for the next call.
 
         Raises:
-            ValueError: `recent` does not fit.
+            ValueError: `recent` has the wrong shape or type.
         """
         length, time = self.weight.shape[1], x.shape[1]
         shape = (x.shape[0], length - 1, x.shape[2])
@@ -138,8 +138,8 @@ class HeadNorm(nn.Module):
     """Divide every head's output by its root mean square: y = w o / sqrt(mean(o^2) + 1e-6).
 
     Args:
-        num_heads: heads.
-        head_dim: width of an output of one head.
+        num_heads: number of heads.
+        head_dim: width of the output of one head.
 
     Example:
         >>> HeadNorm(num_heads=2, head_dim=4)(torch.full((1, 3, 2, 4), 5.0)).unique()
@@ -152,7 +152,7 @@ class HeadNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Begin with weights of 1."""
+        """Set the weights to 1."""
         nn.init.ones_(self.weight)
 
     def forward(
@@ -164,28 +164,28 @@ class HeadNorm(nn.Module):
             x: outputs [..., head, value].
 
         Returns:
-            The same shape and type.
+            The normalised outputs, in the shape and type of x.
         """
         wide = rms_norm(x.to(working_type(x)), x.shape[-1:], eps=1e-6)
         return (wide * self.weight).to(x.dtype)
 
 
 class Gates(nn.Module):
-    """One forget gate and one write strength per head, read off the input.
+    """One forget gate gamma and one write strength beta per head, computed from the input.
 
-    gamma_t = sigmoid(w_gamma x_t + b_gamma), beta_t = sigmoid(w_beta x_t + b_beta). With a cap gamma_t
-    is then multiplied by 1 - (1 - forget_cap) beta_t^2, with beta_t = 1 where there is no such gate.
+    gamma_t = sigmoid(w_gamma x_t + b_gamma), beta_t = sigmoid(w_beta x_t + b_beta). With a cap, gamma_t
+    is then multiplied by 1 - (1 - forget_cap) beta_t^2, with beta_t = 1 in layers without that gate.
 
     Args:
         width: width of the input.
-        num_heads: heads.
-        names: which of the two there are.
+        num_heads: number of heads.
+        names: the gates of the layer, of "log_decay" and "beta".
         forget_cap: above 0, at most 1; no cap if None.
 
     Raises:
-        ConfigError: an unknown gate, or a cap on a forget gate that is not there.
+        ConfigError: a gate is unknown, or there is a cap without a forget gate.
 
-    Source: von Oswald et al. 2025, section 3. They do not say where the biases begin: here heads
+    Source: von Oswald et al. 2025, section 3. The initial biases are not given there: here heads
     remember 16 to 1024 tokens, in equal ratios, at x = 0.
 
     Example:
@@ -228,7 +228,7 @@ class Gates(nn.Module):
         if self.log_decay is not None:
             bias = self.log_decay.bias
             ratios = torch.linspace(0, 1, bias.shape[0], device=bias.device)
-            memories = _SHORTEST * (_LONGEST / _SHORTEST) ** ratios
+            memories = _SHORTEST_MEMORY * (_LONGEST_MEMORY / _SHORTEST_MEMORY) ** ratios
             _set(bias, memories.log())  # sigmoid(log m) = m / (m + 1)
         if self.beta is not None:
             self.beta.bias.zero_()
@@ -245,7 +245,7 @@ class Gates(nn.Module):
             x: [batch, time, width].
 
         Returns:
-            log gamma, 0 or less, and beta in [0, 1], [batch, time, head] each, None where there is none.
+            log gamma, 0 or less, and beta in [0, 1], [batch, time, head] each; None for a missing gate.
         """
         log_decay = beta = None
         if self.beta is not None:
@@ -261,18 +261,19 @@ class Gates(nn.Module):
 def sinusoids(
     start: int, length: int, width: int, *, like: Tensor
 ) -> Float[Tensor, "length width"]:
-    """Say where tokens stand: p_t = (sin w_0 t, cos w_0 t, sin w_1 t, ...), w_i = 10000^(-2 i / width).
+    """Sinusoidal position encodings.
 
-    A formula, not a table: there is no longest sequence.
+    p_t = (sin w_0 t, cos w_0 t, sin w_1 t, ...), w_i = 10000^(-2 i / width). They are computed by formula,
+    so sequences may have any length.
 
     Args:
         start: position of the first token, 0 or greater; positions count from 0.
-        length: tokens.
-        width: of a position, even.
-        like: a tensor whose type and device are taken.
+        length: number of tokens.
+        width: width of an encoding, even.
+        like: a tensor with the type and device of the result.
 
     Returns:
-        [length, width], computed in float64 and rounded.
+        Encodings [length, width], computed in float64 and rounded.
 
     Source: Vaswani et al., "Attention Is All You Need", section 3.5.
 

@@ -9,19 +9,19 @@ from mesaopt.errors import ConfigError
 
 
 class MergedLinearSelfAttention(nn.Module):
-    """Causal linear self-attention as theory writes it, averaged over the pairs seen so far.
+    """Causal linear self-attention as in theory, averaged over the pairs seen so far.
 
     y_t = W_PV E_t E_t^* W_KQ e_t / rho_t, with E_t = [e_1 ... e_t], * the conjugate transpose and rho_t =
     t - 1. At t = 1 there is no pair yet, and the output is zero. Time and memory grow linearly with the
     sequence.
 
     Args:
-        width: of a token e_t, 1 or more.
-        output_width: of an output y_t, 1 or more.
-        trained_key_query: which entries of W_KQ get a gradient, [width, width]; all if not given. The
-            others keep their values under any optimiser that leaves a zero gradient alone.
-        trained_output_value: which entries of W_PV do, [output_width, width].
-        dtype: of the weights and tokens, floating-point or complex.
+        width: width of a token e_t, 1 or more.
+        output_width: width of an output y_t, 1 or more.
+        trained_key_query: mask of the entries of W_KQ that get a gradient, [width, width]; all if None. The
+            others keep their values under any optimiser that does not move a weight of zero gradient.
+        trained_output_value: mask of the entries of W_PV, [output_width, width].
+        dtype: type of the weights and tokens, floating-point or complex.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
 
     Raises:
@@ -67,14 +67,14 @@ class MergedLinearSelfAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew from a normal law of variance 1 / width, so that outputs are of order 1."""
+        """Draw all weights from a normal distribution of variance 1 / width: outputs are of order 1."""
         for parameter in (self.key_query, self.output_value):
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
     def forward(
         self, tokens: Inexact[Tensor, "batch time width"]
     ) -> Inexact[Tensor, "batch time output"]:
-        """Mix a sequence.
+        """Process a whole sequence.
 
         Args:
             tokens: e_1 ... e_T [batch, time, width], in the type of the weights.
@@ -99,9 +99,9 @@ class MergedLinearSelfAttention(nn.Module):
         return summed * _reciprocal_of_pairs(summed)
 
 
-def _trained(weight: Tensor, which: Tensor | None) -> Tensor:
-    """Let gradients reach only some entries. Unlike a hook on the parameter, this survives a copy."""
-    return weight if which is None else torch.where(which, weight, weight.detach())
+def _trained(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Let gradients reach the entries of a mask. Unlike a hook on the parameter, this survives a copy."""
+    return weight if mask is None else torch.where(mask, weight, weight.detach())
 
 
 def _reciprocal_of_pairs(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mesa layer: self-attention that answers with the ridge regression of the past."""
+"""The mesa layer: self-attention by ridge regression on the past."""
 
 import math
 from collections.abc import Callable, Collection
@@ -52,14 +52,13 @@ class MesaLayer(SelfAttention[MesaState]):
         width: width of the residual stream.
         num_heads: heads.
         head_dim: width of a query, key and value of one head.
-        frame: convolutions, norms and the cap on forgetting.
-        gates: which gates there are.
+        frame: positions, convolutions, norms and the cap on forgetting.
+        gates: names of the gates, of "log_decay" and "beta".
         ridge_floor: between 0 and 1: each channel of each head learns
             ridge = ridge_floor + softplus(theta). If None, each head learns lambda = 1 / ridge,
             `inverse_ridge`: unconstrained, as in the authors' code, and a value at or below 0 is an
             error in the operator. Ridges start from 1 either way.
-        ridge_mode: whether the ridge stays as it is ("static"), or is forgotten with the past
-            ("decayed").
+        ridge_mode: "static": the ridge is the same at all positions; "decayed": it decays with the past.
         solver: how to solve.
 
     Raises:
@@ -117,8 +116,8 @@ class MesaLayer(SelfAttention[MesaState]):
             num_heads: heads.
             head_dim: width of a query, key and value of one head.
             unit_keys: whether queries and keys are divided by their norms.
-            forget: whether each head learns a forget gate. The ridge is then forgotten with the past,
-                so inputs that stop exciting some direction make the system singular after a while.
+            forget: whether each head learns a forget gate. The ridge then decays with the past, so inputs
+                that stop exciting some direction make the system singular after a while.
             solver: how to solve.
 
         Returns:
@@ -162,7 +161,7 @@ class MesaLayer(SelfAttention[MesaState]):
         Returns:
             The layer.
 
-        Source: von Oswald et al. 2025; where we differ is said in :class:`Frame` and :class:`Gates`.
+        Source: von Oswald et al. 2025; :class:`Frame` and :class:`Gates` say where we differ.
 
         Example:
             >>> layer = MesaLayer.mesanet2025(width=6, num_heads=2, head_dim=3)
@@ -176,13 +175,13 @@ class MesaLayer(SelfAttention[MesaState]):
 
     @property
     def ridge(self) -> Float[Tensor, " head"] | Float[Tensor, "head key"]:
-        """What is added to the diagonal: one number per head, or per head and channel."""
+        """Ridge on the diagonal: one number per head, or per head and channel."""
         if self.ridge_floor is None:
             return self.inverse_ridge.reciprocal()
         return self.ridge_floor + softplus(self.raw_ridge)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew; the ridges start from 1."""
+        """Draw all parameters again; the ridges start from 1."""
         super().reset_parameters()
         self._reset_ridge()
 
@@ -217,7 +216,7 @@ class MesaLayer(SelfAttention[MesaState]):
             self.raw_ridge.fill_(math.log(math.expm1(1 - self.ridge_floor)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MesaLayer":
-        """Do what `.to`, `.half` and the like ask for, but keep the ridge in float32 at least.
+        """Convert as `.to`, `.half` and others ask, but keep the ridge in float32 at least.
 
         Ridges and sums of squared keys meet in one matrix, which needs the digits of both.
         """

@@ -1,4 +1,7 @@
-"""Models: stacks of layers."""
+"""Models: stacks of layers.
+
+:func:`make_model` builds one from its settings; the layers are in :mod:`mesaopt.layers`.
+"""
 
 from mesaopt.models.make import Model, make_model
 from mesaopt.models.one_layer import OneLayerModel

@@ -1,4 +1,4 @@
-"""From the settings of a model to the model."""
+"""Build a model from its settings."""
 
 from mesaopt.config import MergedAttentionConfig, NetworkConfig
 from mesaopt.models.one_layer import OneLayerModel
@@ -9,11 +9,11 @@ Model = SequenceModel | OneLayerModel
 
 
 def make_model(config: NetworkConfig, *, seed: int = 0) -> Model:
-    """Make the model that the settings are of.
+    """Build a model from its settings.
 
     Args:
-        config: of any model.
-        seed: of the initial weights.
+        config: settings of any kind of model.
+        seed: seed of the initial weights, 0 or greater.
 
     Returns:
         The model, on the CPU.

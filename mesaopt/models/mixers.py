@@ -1,4 +1,4 @@
-"""The mixers of a model: one row per name that a configuration can give."""
+"""The mixers of a model: one row for each name in `ModelConfig.mixers`."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +19,7 @@ from mesaopt.layers import (
 
 @dataclass(frozen=True)
 class Mixer:
-    """The layer behind a name, and what it is built with besides the settings of the model."""
+    """Layer of a mixer's name, with its frame and settings of its own."""
 
     layer: type[SelfAttention]
     frame: Frame = Frame()
@@ -40,7 +40,7 @@ MIXERS: dict[MixerName, Mixer] = {
         settings={"gates": ("log_decay", "beta"), "ridge_floor": 0.25},
     ),
 }
-"""Every mixer of `ModelConfig.mixers`."""
+"""Every mixer by name. Those in `config.FORGETTING_MIXERS` have a forget gate."""
 
 
 def make_mixer(config: ModelConfig, layer: int) -> SelfAttention:

@@ -1,4 +1,4 @@
-"""The model of the theory of emergence: one layer of merged linear attention, and nothing around it."""
+"""The model of Zheng et al.: one layer of complex linear attention with merged weights."""
 
 import warnings
 
@@ -15,24 +15,24 @@ class OneLayerModel(nn.Module):
     """One layer of complex linear attention, whose output is the prediction.
 
     On tokens (x_t ; x_{t-1}) the prediction is the layer's output. On the paper's (0 ; x_t ; x_{t-1}) it
-    is the first slot of e_t + layer(e)_t, where the residual adds the zero that stands there. Both compute
-    the same from the same K and V,
+    is the first slot of e_t + layer(e)_t, where the residual adds the zero in that slot. With the other
+    blocks at zero, both compute the same from the same K and V:
 
-    prediction_t = V S_t K x_t / (t - 1), S_t = sum_{s <= t} x_s x_{s-1}^*,
+    prediction_t = V S_t K x_t / (t - 1), S_t = sum_{s <= t} x_s x_{s-1}^*.
 
-    with the other blocks at zero. A block of the wider matrices that cannot reach the prediction, because
-    it multiplies a zero slot or writes to a slot that nobody reads, is zero.
+    Some blocks of the wider matrices cannot reach the prediction: they multiply a zero slot, or write to a
+    slot that is not read. They are zero.
 
     Args:
-        config: tokens, initial weights, and which of them are trained.
-        seed: of normal initial weights, the same for both token layouts.
-        dtype: torch.complex64 or torch.complex128, of weights and tokens.
+        config: tokens, initial weights, and the trained blocks.
+        seed: seed of normal initial weights, which are the same for both token layouts.
+        dtype: type of weights and tokens, torch.complex64 or torch.complex128.
 
     Warns:
         InitialisationWarning: training from these diagonal weights ends where nothing is learnt.
 
     Source: Zheng et al., section 3 and Assumption 3.1; shorter tokens and no residual in their code. The
-    "ordinary Gaussian" weights of their figures are taken to be real: which is not said.
+    paper does not say whether the "ordinary Gaussian" weights of its figures are real; we take them to be.
 
     Example:
         >>> model = OneLayerModel(MergedAttentionConfig(dim=2))
@@ -71,41 +71,41 @@ class OneLayerModel(nn.Module):
 
     @property
     def key_query_block(self) -> Inexact[Tensor, "dim dim"]:
-        """K: a previous state as key, a current one as query; a view of the layer's matrix."""
+        """K, between a previous state as key and a current one as query; a view of the layer's matrix."""
         return self.layer.key_query[self._previous, self._current]
 
     @property
     def value_block(self) -> Inexact[Tensor, "dim dim"]:
-        """V: from a current state to the prediction; a view of the layer's matrix."""
+        """V, from a current state to the prediction; a view of the layer's matrix."""
         return self.layer.output_value[: self.config.dim, self._current]
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Set the initial weights: multiples of the identity, or real normal numbers in all blocks trained.
+        """Set the initial weights: multiples of the identity, or real normal numbers in the trained blocks.
 
         Args:
-            seed: of normal weights, 0 or greater.
+            seed: seed of normal weights, 0 or greater.
         """
         config, random = self.config, torch.Generator().manual_seed(seed)
         self.layer.key_query.zero_()
         self.layer.output_value.zero_()
         if config.initial == "diagonal":
-            self._warn_of_dead_ends()
+            self._warn_of_stuck_training()
             identity = torch.eye(config.dim, dtype=self.layer.key_query.dtype)
             self.key_query_block.copy_(config.initial_key_query * identity)
             self.value_block.copy_(config.initial_value * identity)
             return
-        # Block by block, so that the token layout does not change what is drawn.
+        # Block by block, so that both token layouts draw the same numbers.
         for block in self._reaching_blocks():
             block.copy_(torch.randn(block.shape, generator=random) * config.initial_std)
 
     def forward(
         self, tokens: Inexact[Tensor, "batch time token"]
     ) -> Inexact[Tensor, "batch time dim"]:
-        """Predict the next state at every position; zero at the first, where no pair is known.
+        """Predict the next state at every position; the first prediction is zero, for want of a pair.
 
         Args:
-            tokens: [batch, time, token_dim], of the model's type.
+            tokens: [batch, time, token_dim], in the type of the weights.
 
         Returns:
             Predictions [batch, time, dim].
@@ -117,7 +117,7 @@ class OneLayerModel(nn.Module):
         return (tokens + y)[..., : self.config.dim] if self.residual else y
 
     def _reaching_blocks(self) -> list[Tensor]:
-        """Blocks that can reach the prediction: K and V first, then the others if they are trained."""
+        """Return the blocks that can reach the prediction: K and V, then the others if they are trained."""
         blocks = [self.key_query_block, self.value_block]
         if self.config.blocks == "core":
             return blocks
@@ -128,7 +128,7 @@ class OneLayerModel(nn.Module):
         return [*blocks, output_value[: self.config.dim, previous]]
 
     def _trained(self, rows: int, columns: int, core_rows: slice) -> Bool[Tensor, "rows columns"]:
-        """Entries that are trained of a matrix with K or V at [core_rows, current]."""
+        """Mask the trained entries of a matrix with K or V at [core_rows, current]."""
         trained = torch.full((rows, columns), self.config.blocks == "all")
         core = trained[core_rows, self._current]
         core.fill_(True)
@@ -136,7 +136,7 @@ class OneLayerModel(nn.Module):
             core.copy_(torch.eye(self.config.dim, dtype=torch.bool))
         return trained
 
-    def _warn_of_dead_ends(self) -> None:
+    def _warn_of_stuck_training(self) -> None:
         a, b = self.config.initial_key_query, self.config.initial_value
         if a + b != 0:
             return
@@ -146,4 +146,6 @@ class OneLayerModel(nn.Module):
             else "gradient descent runs into the saddle at zero, where nothing is learnt"
         )
         message = f"initial_key_query={a}, initial_value={b}: {reason}"
-        warnings.warn(message, InitialisationWarning, stacklevel=5)  # whoever made the model
+        warnings.warn(
+            message, InitialisationWarning, stacklevel=5
+        )  # the caller that made the model

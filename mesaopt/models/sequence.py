@@ -1,4 +1,4 @@
-"""A model over continuous tokens: mixers on a residual stream."""
+"""A model over continuous tokens: mixers on a residual stream. The mixers are in `models.mixers`."""
 
 from typing import cast
 
@@ -15,8 +15,8 @@ class Block(nn.Module):
     """One layer of the residual stream: y = x + mixer(x), then clip(y + mlp(y)).
 
     Args:
-        config: of the model.
-        layer: which one it is, from 0.
+        config: settings of the model.
+        layer: index of the layer, from 0.
 
     Example:
         >>> Block(ModelConfig(), 0)(torch.randn(3, 50, 40)).shape
@@ -30,13 +30,13 @@ class Block(nn.Module):
         self.clip = config.activation_clip
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        """Add to the stream.
+        """Apply the layer to the stream.
 
         Args:
             x: the stream [batch, time, width].
 
         Returns:
-            The stream behind this layer, the same shape.
+            The stream after this layer, in the same shape.
         """
         x = x + self.mixer(x)
         if self.mlp is not None:
@@ -45,21 +45,21 @@ class Block(nn.Module):
 
 
 class SequenceModel(nn.Module):
-    """Tokens in, one prediction per position out.
+    """A stack of mixers on a residual stream: tokens in, one prediction per position out.
 
     x_0 = tokens (or W_in tokens), y_l = x_l + mixer_l(x_l), x_{l+1} = clip(y_l + mlp_l(y_l)), prediction =
-    the first `output_dim` coordinates of x_L (or W_out x_L). mlp(y) = W_2 gelu(W_1 y), or nothing; GELU is
-    its tanh approximation, as in the authors' code. No biases, no layer norm.
+    the first `output_dim` coordinates of x_L (or W_out x_L). mlp(y) = W_2 gelu(W_1 y), or nothing, with the
+    tanh approximation of GELU, as in the authors' code. There are no biases and no layer norm.
 
     Args:
         config: widths, mixers, heads, positions, norms, clipping and the scale of the initial weights.
-        seed: seed of the initial weights, the same on every device.
+        seed: seed of the initial weights, 0 or greater; the weights are the same on every device.
 
     Source: von Oswald et al., sections on models; the authors' code where the text differs. The text has
-    blocks with layer norm and, for all tasks, a hidden layer four times as wide; the code that made the
-    figures has neither, but for a hidden layer of 300 on the nonlinear task. The code of the mesa layer
-    calls keys "values" and the other way round, so that in it positions and norms reach queries and
-    regression targets; here they reach queries and keys, as in softmax attention.
+    blocks with layer norm, and hidden layers four times as wide as the stream. The code behind the figures
+    has neither, except for a hidden layer of 300 on the nonlinear task. The code of the mesa layer swaps
+    the names of keys and values, so that positions and norms reach queries and regression targets; here
+    they reach queries and keys, as in softmax attention.
 
     Example:
         >>> model = SequenceModel(ModelConfig(num_heads=2))
@@ -128,7 +128,7 @@ class SequenceModel(nn.Module):
 
 
 class _FirstSlot(nn.Module):
-    """Reads the first coordinates of the stream, or of each of several side by side."""
+    """Read the first coordinates of the stream, or of each of several streams: see `models.seeds`."""
 
     def __init__(self, width: int, output_dim: int):
         super().__init__()

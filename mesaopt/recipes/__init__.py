@@ -1,4 +1,4 @@
-"""Named configurations: what the published experiments trained, ready to run or to vary.
+"""Named configurations: the trainings of the published experiments, ready to run or to vary.
 
 `RECIPES` has them by name. Each is written down once, in the module of its source:
 :mod:`mesaopt.recipes.uncovering2023`, :mod:`mesaopt.recipes.emergence2024`, and
@@ -66,13 +66,13 @@ def select(
     task: TaskName | None = None,
     variant: Variant | None = None,
 ) -> tuple[Recipe, ...]:
-    """Select recipes by their facts; what is not given does not matter.
+    """Select recipes by their facts; None selects all.
 
     Args:
-        source: the paper they follow.
-        architecture: name of their layers.
-        task: their kind of sequences.
-        variant: how they differ from the standard recipe of their architecture and task.
+        source: the paper that they follow.
+        architecture: the name of their layers.
+        task: the kind of sequences.
+        variant: the difference from the standard recipe of their architecture and task.
 
     Returns:
         The recipes, in the order of `RECIPES`.

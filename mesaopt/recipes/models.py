@@ -89,5 +89,5 @@ MODELS: dict[str, ModelConfig] = {
         for w in WIDTHS
     },
 }
-"""Models by name; recipes say what they are trained on, and how. Those not made by :func:`plain` read
-constructed tokens, which carry what the model would otherwise have to copy."""
+"""Models by name. Those not made by :func:`plain` read constructed tokens, which hold the previous state
+next to the current one, so that the model need not copy it."""

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mesaopt.analysis.diagnosis import Agreement, Diagnosis, Estimate, Inside, Learning, Shift
+from mesaopt.analysis import Estimate
+from mesaopt.analysis.diagnosis import Agreement, Diagnosis, Inside, Learning, Shift
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
 
 QUESTION = "Is there a mesa-optimizer in {}?"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mesaopt import files
-from mesaopt.analysis.diagnosis import Diagnosis, Estimate
+from mesaopt.analysis import Diagnosis, Estimate
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
 from mesaopt.papers.plots import INK, PALETTE, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing but itself, made from a folder of results."""
+"""The report of a folder of results, as one HTML file with everything in it."""
 
 import base64
 import html
@@ -17,16 +17,16 @@ _PAGE_COLORS = {"#1b1f24": "var(--ink)", "#d8dce2": "var(--grid)"}
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `index.html` for a folder that a reproduction filled.
+    """Write `index.html` into a folder of results.
 
     Args:
-        folder: with `claims.json`, `figures/` and `runs/`.
+        folder: as `mesaopt reproduce` leaves it, with `claims.json` and `figures/`.
 
     Returns:
         Path of the page.
 
     Raises:
-        RunError: something the page needs is missing or damaged, or the disk is full.
+        RunError: a file that the page needs is missing or damaged, or the disk is full.
     """
     folder = Path(folder)
     claims = read_claims(folder)
@@ -69,12 +69,12 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
 
 
 def inline(svg: str, name: str, title: str) -> str:
-    """Make a drawing part of a page: its colours, and names that no other drawing has.
+    """Prepare a drawing for a page: colours that follow its scheme, ids that no other drawing has.
 
     Args:
         svg: the drawing.
         name: unique on the page.
-        title: for those who cannot see it.
+        title: read out by screen readers.
 
     Returns:
         The element.

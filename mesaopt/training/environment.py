@@ -1,4 +1,4 @@
-"""The machine a run is on: devices, versions, memory."""
+"""The machine that a run is on: devices, versions, memory."""
 
 import datetime
 import importlib.metadata
@@ -18,7 +18,7 @@ _PACKAGES = ("mesaopt", "torch", "numpy", "scipy", "matplotlib", "safetensors", 
 
 
 def resolve_device(name: str) -> torch.device:
-    """Find a device by name.
+    """Return the device of a name.
 
     Args:
         name: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda" or "cuda:<number>".
@@ -27,7 +27,7 @@ def resolve_device(name: str) -> torch.device:
         The device.
 
     Raises:
-        RunError: there is no such device here.
+        RunError: this machine has no such device.
 
     Example:
         >>> resolve_device("cpu")
@@ -44,10 +44,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def describe() -> dict[str, Any]:
-    """Record what a result depends on besides its configuration.
+    """Describe the software and hardware that a result depends on besides its configuration.
 
     Returns:
-        Plain values: time, command line, git commit, versions, processor, memory, threads.
+        Values for JSON: time, command line, git commit, versions, processor, memory, threads, GPUs.
 
     Example:
         >>> describe()["num_threads"] >= 1
@@ -69,7 +69,7 @@ def describe() -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size of this process so far, in bytes.
+    """Return the largest memory use of this process so far, in bytes of resident memory.
 
     Example:
         >>> peak_memory_bytes() > 2**20
@@ -80,14 +80,14 @@ def peak_memory_bytes() -> int:
 
 
 def _git_state() -> str | None:
-    """Commit of the package's own checkout, with "+changes" where it differs; None outside of one."""
+    """Return the commit of the checkout, with "+changes" where files differ; None outside of one."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Inside somebody else's repository (a virtual environment in it), nothing of ours is tracked.
+        # In a virtual environment inside another repository the package is not tracked.
         if not git("ls-files", "environment.py"):
             return None
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", ".") else "")

@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, metrics and checkpoints, whole at every moment.
+"""The folder of one run: its configuration, metrics and checkpoints, complete at every moment.
 
 config.json               the configuration, read strictly
 meta.json                 versions, hardware, threads and command line
@@ -29,7 +29,7 @@ _RESUMABLE_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on from a step, or that a model needs to be rebuilt.
+    """Weights and optimiser state after a number of steps.
 
     Example:
         >>> Checkpoint(step=0, seconds=0.0, model={}, optimizer={}).step
@@ -37,9 +37,11 @@ class Checkpoint:
     """
 
     step: int
+    """Number of steps done."""
     seconds: float
     """Training time so far."""
     model: dict[str, Tensor]
+    """The `state_dict` of the model."""
     optimizer: dict[str, Tensor]
     """Optimiser state, "<parameter>/<name>" to tensor; empty for a snapshot of weights only."""
 
@@ -49,6 +51,12 @@ class RunFolder:
 
     Args:
         path: of the folder; use :meth:`open` to make or continue one.
+
+    Example:
+        >>> import tempfile
+        >>> folder = RunFolder.open(Path(tempfile.mkdtemp()), RunConfig(recipe="mine"), resume=False)
+        >>> folder.config.recipe, folder.metrics, folder.steps, folder.is_done
+        ('mine', [], [], False)
     """
 
     def __init__(self, path: Path):
@@ -58,18 +66,18 @@ class RunFolder:
     def open_all(
         cls, paths: Sequence[Path], configs: Sequence[RunConfig], *, resume: bool
     ) -> list["RunFolder"]:
-        """Open folders of several runs; nothing is written unless all of them may be written to.
+        """Open the folders of several runs, or none of them where one may not be written to.
 
         Args:
             paths: of the folders.
-            configs: what is to be run in each.
+            configs: of the runs, one per folder.
             resume: whether existing runs of the same configurations may be continued.
 
         Returns:
             The folders.
 
         Raises:
-            RunError: one holds something else, or a run of another configuration.
+            RunError: one holds other files, or a run of another configuration.
         """
         for path in paths:
             reserve_folder(path, resume=resume)
@@ -82,14 +90,14 @@ class RunFolder:
 
         Args:
             path: of the folder.
-            config: what is to be run.
+            config: of the run.
             resume: whether an existing run of the same configuration may be continued.
 
         Returns:
             The folder, with `config.json` and `meta.json` in it.
 
         Raises:
-            RunError: the folder holds something else, or a run of another configuration.
+            RunError: the folder holds other files, or a run of another configuration.
         """
         folder = cls(path)
         if reserve_folder(path, resume=resume):
@@ -105,7 +113,12 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration, read strictly."""
+        """The configuration, read strictly.
+
+        Raises:
+            RunError: there is no run here.
+            ConfigError: a key is unknown or missing, or a value is wrong.
+        """
         path = self.path / "config.json"
         return from_dict(RunConfig, files.read_json(path), where=str(path))
 
@@ -135,8 +148,11 @@ class RunFolder:
         """Mark the run as ended.
 
         Args:
-            steps: optimiser steps taken.
+            steps: number of steps done.
             seconds: training time, over all sessions.
+
+        Raises:
+            RunError: the disk is full.
         """
         files.write_json(self.path / "DONE", {"steps": steps, "seconds": round(seconds, 3)})
 
@@ -144,12 +160,15 @@ class RunFolder:
         """Append one line of metrics.
 
         Args:
-            metrics: plain numbers; "step" is among them.
+            metrics: numbers by name; "step" is among them.
+
+        Raises:
+            RunError: the disk is full.
         """
         files.append_line(self.path / "metrics.jsonl", json.dumps(metrics))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; older ones keep their weights, and the optimiser's state is dropped.
+        """Write a checkpoint, and delete the optimiser state of all but the newest two.
 
         Args:
             checkpoint: the state after `checkpoint.step` steps.
@@ -215,13 +234,13 @@ class RunFolder:
         return found
 
     def rewind(self, last: int | None = None) -> Checkpoint | None:
-        """Go back to a checkpoint, dropping what was logged and saved after it.
+        """Go back to a checkpoint, and delete the metrics and checkpoints after it.
 
         Args:
             last: one of :attr:`resumable_steps`; the newest if not given.
 
         Returns:
-            The checkpoint to go on from; None where the run has to start over.
+            The checkpoint to go on from; None at the beginning.
 
         Raises:
             RunError: the checkpoint is damaged.
@@ -252,17 +271,17 @@ class RunFolder:
 
 
 def reserve_folder(path: Path, *, resume: bool) -> bool:
-    """Decide whether a folder may be written to, before anything is.
+    """Check that a folder may be written to; nothing is written yet.
 
     Args:
         path: of the folder.
-        resume: whether what it holds may be continued.
+        resume: whether a run or results in it may be continued.
 
     Returns:
-        True where it holds something to continue, False where it is new or empty.
+        True where there is something to continue, False where the folder is new or empty.
 
     Raises:
-        RunError: it holds something, and it is not to be continued or is not one of ours.
+        RunError: it holds a run or results and `resume` is false, or it holds other files.
 
     Example:
         >>> reserve_folder(Path("no/such/folder"), resume=False)
@@ -284,7 +303,7 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines that were written to their end; a kill can leave half of one behind."""
+    """Return the lines that were written to their end; a kill can leave half of one behind."""
     text = path.read_text() if path.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()
 
@@ -300,5 +319,5 @@ def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _name(saved: str) -> str:
-    """Call a parameter what it is called today: once, mixers and MLPs were lists of their own."""
+    """Return the present name of a parameter; in old runs mixers and MLPs were lists of their own."""
     return re.sub(r"^(mixer|mlp)s\.(\d+)\.", r"blocks.\2.\1.", saved)

@@ -1,16 +1,16 @@
 import errno
 import math
+import multiprocessing
+import multiprocessing.process
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import Interrupted, interrupt
 
 from mesaopt import files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
@@ -42,24 +42,13 @@ def test_the_same_run_gives_the_same_bytes(short_config: RunConfig, tmp_path: Pa
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "c")
 
 
-class _Interrupted(Exception):
-    pass
-
-
 def stopped_and_resumed(
     config: RunConfig, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Train in one piece and in two, and compare everything."""
     whole = train(config, tmp_path / "whole", device="cpu")
-    step = Trainer.step
-
-    def stopping(self: Trainer, number: int) -> torch.Tensor:
-        if number == stop_at:
-            raise _Interrupted
-        return step(self, number)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-    with pytest.raises(_Interrupted):
+    interrupt(Trainer, "step", after=stop_at, patch=monkeypatch)
+    with pytest.raises(Interrupted):
         train(config, tmp_path / "halves", device="cpu")
     monkeypatch.undo()
     resumed = train(config, tmp_path / "halves", resume=True, device="cpu")
@@ -92,34 +81,35 @@ def test_a_stopped_complex_run_continues_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_killed_process_continues_byte_for_byte(tmp_path: Path) -> None:
-    settings = ["train.steps=600", "train.batch_size=32", "train.evaluation_sequences=64"]
-    settings += ["train.evaluate_every=50", "task.length=20"]
-    command = [sys.executable, "-m", "mesaopt", "train", "lsa-1", "--device", "cpu"]
-    command += ["--resume", "--set", *settings, "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def test_a_killed_process_continues_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["train.steps=240", "train.batch_size=32", "train.evaluation_sequences=64"]
+    settings += ["train.evaluate_every=20", "task.length=20"]
+    config = override(recipes.get("lsa-1"), settings)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("forkserver")  # torch is imported once for all
+    processes.set_forkserver_preload(["mesaopt.training", "torch._dynamo"])
 
-    def start(name: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command, str(tmp_path / name)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def start(name: str) -> multiprocessing.process.BaseProcess:
+        how = {"resume": True, "device": "cpu"}
+        process = processes.Process(target=train, args=(config, tmp_path / name), kwargs=how)
+        process.start()
+        return process
 
     whole = start("whole")
-    kills = 0
-    while kills < 3:
+    for _ in range(3):
         process = start("killed")
         # From the first line of metrics on, at any moment.
-        while not (tmp_path / "killed" / "metrics.jsonl").exists() and process.poll() is None:
+        while not (tmp_path / "killed" / "metrics.jsonl").exists() and process.is_alive():
             time.sleep(0.01)
-        time.sleep(random.uniform(0.0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert start("killed").wait() == 0
-    assert whole.wait() == 0
+        time.sleep(random.uniform(0.0, 0.5))
+        process.kill()
+        process.join()
+    last = start("killed")
+    for process in (whole, last):
+        process.join()
+        assert process.exitcode == 0
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "killed")
     assert len(RunFolder(tmp_path / "killed").metrics) == 13
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import Interrupted, interrupt
 
 from mesaopt.config import ModelConfig, RunConfig
 from mesaopt.errors import ConfigError, RunError
@@ -43,7 +44,7 @@ def folders_in(path: Path, configs: list[RunConfig]) -> list[Path]:
 
 
 def files_of(path: Path) -> dict[str, bytes]:
-    """What must not depend on when it was written, or on how long it took."""
+    """Files whose bytes do not depend on the time of day, or on how long training took."""
     found = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
     return {name: data for name, data in found.items() if name not in ("meta.json", "DONE")}
 
@@ -92,23 +93,6 @@ def test_data_and_weights_are_those_of_each_seed(short_config: RunConfig) -> Non
     )
 
 
-class _Interrupted(Exception):
-    pass
-
-
-def stop_at(count: int, method: str, owner: type, patch: pytest.MonkeyPatch) -> None:
-    """Interrupt a program at a call of a method."""
-    original: Callable = getattr(owner, method)
-    calls = iter(range(10**6))
-
-    def stopping(*arguments: object, **keywords: object) -> object:
-        if next(calls) == count:
-            raise _Interrupted
-        return original(*arguments, **keywords)
-
-    patch.setattr(owner, method, stopping)
-
-
 @pytest.mark.parametrize(
     ("owner", "method", "count"),
     [
@@ -126,8 +110,8 @@ def test_stopped_seeds_continue_bit_for_bit(
     whole, halves = (folders_in(tmp_path / name, configs) for name in ("whole", "halves"))
     train_seeds(configs, whole, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(count, method, owner, patch)
-        with pytest.raises(_Interrupted):
+        interrupt(owner, method, after=count, patch=patch)
+        with pytest.raises(Interrupted):
             train_seeds(configs, halves, device="cpu")
     runs = train_seeds(configs, halves, resume=True, device="cpu")
     assert all(RunFolder(run.path).is_done for run in runs)
@@ -147,8 +131,8 @@ def test_a_seed_goes_on_alone_and_seeds_alone_go_on_together(
     configs = seeds_of(replace(short_config, model=MODELS["linear"]), 2)
     folders = folders_in(tmp_path / "together", configs)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(6, "step", SeedsTrainer, patch)
-        with pytest.raises(_Interrupted):
+        interrupt(SeedsTrainer, "step", after=6, patch=patch)
+        with pytest.raises(Interrupted):
             train_seeds(configs, folders, device="cpu")
     run = train(configs[0], folders[0], resume=True, device="cpu")
     assert [line["step"] for line in run.metrics] == [0, 4, 8, 12]
@@ -166,8 +150,8 @@ def test_runs_at_different_steps_are_trained_in_groups(
     configs = seeds_of(replace(short_config, model=MODELS["linear"]))
     folders = folders_in(tmp_path, configs)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(9, "step", Trainer, patch)
-        with pytest.raises(_Interrupted):
+        interrupt(Trainer, "step", after=9, patch=patch)
+        with pytest.raises(Interrupted):
             train(configs[1], folders[1], device="cpu")  # comes to step 8
     seen: list[tuple[int, ...]] = []
 

@@ -2,14 +2,12 @@
 
 from mesaopt.analysis.diagnosis.diagnose import Diagnosis, diagnose
 from mesaopt.analysis.diagnosis.evidence import Inside, Learning, Memory, ProbeReading
-from mesaopt.analysis.diagnosis.scores import Estimate
 from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, Shift, Verdict
 
 __all__ = [
     "Agreement",
     "Condition",
     "Diagnosis",
-    "Estimate",
     "Inside",
     "Learning",
     "Memory",

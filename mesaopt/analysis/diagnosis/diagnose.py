@@ -27,8 +27,9 @@ from mesaopt.analysis.diagnosis.laws import (
     problem_of,
     taken,
 )
-from mesaopt.analysis.diagnosis.scores import Estimate, Scores, nearest, score
+from mesaopt.analysis.diagnosis.scores import Scores, nearest, score
 from mesaopt.analysis.diagnosis.verdict import Agreement, Shift, Verdict, judge
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.in_context import EVALUATION_BATCH, Predictor
 from mesaopt.tasks import Task
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mesaopt.analysis.diagnosis.laws import Problem
-from mesaopt.analysis.diagnosis.scores import Estimate, ratio, ratio_difference
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.in_context import (
     EVALUATION_BATCH,
-    InContextLoss,
     Predictor,
     evaluation_batches,
     in_context_loss,
@@ -79,8 +78,10 @@ def learning_in_context(
         tuple(model.positions),
         *map(_numbers, (model.curve, model.curve_error)),
         *(_numbers(losses[name].curve) for name in ("zero", "context-free", "optimizer")),
-        gain=ratio(late[rival] - late["model"], late[rival]),
-        fall=ratio_difference((early["model"], early[rival]), (late["model"], late[rival])),
+        gain=Estimate.ratio(late[rival] - late["model"], late[rival]),
+        fall=Estimate.ratio_difference(
+            (early["model"], early[rival]), (late["model"], late[rival])
+        ),
     )
 
 
@@ -111,13 +112,9 @@ def memory_of(predict: Predictor, problem: Problem, *, num_sequences: int, seed:
         for name, task in (("taught", problem.taught), ("fresh", problem.task))
     }
     return Memory(
-        *(_mean(both[name]["model"]) for name in ("taught", "fresh")),
+        *(both[name]["model"].estimate for name in ("taught", "fresh")),
         zero=both["fresh"]["zero"].mean,
     )
-
-
-def _mean(loss: InContextLoss) -> Estimate:
-    return Estimate(loss.mean, loss.mean_error)
 
 
 @dataclass(frozen=True)
@@ -239,7 +236,7 @@ PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // EVALUATION_BATCH
 def probe_estimates(first: ProbeScore, found: ProbeScore) -> tuple[Estimate, Estimate]:
     """Estimate what is read, and how much more that is than what is read in the first layer."""
     r2 = Estimate(found.r2, found.unread_error if found.uninformative else 0.0)
-    return r2, ratio(first.losses - found.losses, found.baseline)
+    return r2, Estimate.ratio(first.losses - found.losses, found.baseline)
 
 
 def _held(slots: Sequence[str | int]) -> tuple[int, ...]:

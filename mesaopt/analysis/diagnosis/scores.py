@@ -1,6 +1,5 @@
 """How far candidates are from a model, in shares of what it predicts and of what it gets wrong."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,76 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.analysis.diagnosis.candidates import Candidate
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.in_context import Predictor, evaluation_batches
 from mesaopt.tasks import Task
 
-STANDARD_ERRORS = 3.0
-"""Half the width of the interval on which a decision rests: noise passes it once in 700 times a side."""
-
 PerSequence = Float[Tensor, " sequence"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number, and its standard error over sequences.
-
-    Example:
-        >>> Estimate(0.9, 0.1).low < 0.7
-        True
-    """
-
-    value: float
-    error: float
-
-    @property
-    def low(self) -> float:
-        """Three standard errors below."""
-        return self.value - STANDARD_ERRORS * self.error
-
-    @property
-    def high(self) -> float:
-        """Three standard errors above."""
-        return self.value + STANDARD_ERRORS * self.error
-
-
-def ratio(part: PerSequence, whole: PerSequence) -> Estimate:
-    """Estimate mean(part) / mean(whole) of paired numbers, with its standard error.
-
-    The error is that of the mean of part - r whole, divided by mean(whole): both vary together, and what
-    they share cancels.
-
-    Example:
-        >>> ratio(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))
-        Estimate(value=0.5, error=0.0)
-    """
-    above, below = part.mean().item(), whole.mean().item()
-    if below == 0:
-        return Estimate(0.0 if above == 0 else math.copysign(math.inf, above), 0.0)
-    return Estimate(above / below, _error(_influence(part, whole)))
-
-
-def ratio_difference(
-    first: tuple[PerSequence, PerSequence], second: tuple[PerSequence, PerSequence]
-) -> Estimate:
-    """Estimate a difference of two ratios (part, whole), all of the same sequences.
-
-    Example:
-        >>> x, y = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
-        >>> ratio_difference((y, x), (x, y))
-        Estimate(value=1.5, error=0.0)
-    """
-    value = ratio(*first).value - ratio(*second).value
-    return Estimate(value, _error(_influence(*first) - _influence(*second)))
-
-
-def _influence(part: PerSequence, whole: PerSequence) -> PerSequence:
-    """Give what every sequence adds to the noise of mean(part) / mean(whole)."""
-    below = whole.mean()
-    return (part - part.mean() / below * whole) / below
-
-
-def _error(influence: PerSequence) -> float:
-    return (influence.std() / len(influence) ** 0.5).item()
 
 
 @dataclass(frozen=True)
@@ -101,7 +35,7 @@ class Scores:
 
     def of_predictions(self, name: str) -> Estimate:
         """Share of what the model predicts that a candidate predicts too: 1 - |f - g|^2 / |f|^2."""
-        return _rest(ratio(self.distance[name], self.size))
+        return 1 - Estimate.ratio(self.distance[name], self.size)
 
     def of_errors(self, name: str) -> Estimate:
         """Share of what the model gets wrong that a candidate gets wrong too: 1 - |f - g|^2 / |f - y|^2.
@@ -109,15 +43,11 @@ class Scores:
         Since f - g is the difference of their errors. Two predictors that are both good agree in what they
         predict, whatever they do; in their mistakes they do not. The truth itself comes to 0.
         """
-        return _rest(ratio(self.distance[name], self.error))
+        return 1 - Estimate.ratio(self.distance[name], self.error)
 
     def nearer(self, first: str, second: str) -> Estimate:
         """By how much the first is nearer to the model than the second, in shares of |f|^2."""
-        return ratio(self.distance[second] - self.distance[first], self.size)
-
-
-def _rest(share: Estimate) -> Estimate:
-    return Estimate(1 - share.value, share.error)
+        return Estimate.ratio(self.distance[second] - self.distance[first], self.size)
 
 
 @torch.no_grad()
@@ -186,7 +116,7 @@ def nearest(scores: Scores, candidates: Sequence[Candidate]) -> Candidate:
     """
     best = min(candidates, key=lambda c: scores.distance[c.name].mean().item())
     by_simplicity = sorted(candidates, key=lambda c: c.num_parameters)  # stable
-    limit = _LITTLE * ratio(scores.distance[best.name], scores.size).value
+    limit = _LITTLE * Estimate.ratio(scores.distance[best.name], scores.size).value
     return next(c for c in by_simplicity if _as_near(scores.nearer(best.name, c.name), limit))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mesaopt.analysis.diagnosis.evidence import Learning
-from mesaopt.analysis.diagnosis.scores import Estimate
+from mesaopt.analysis.estimate import Estimate
 
 Answer = Literal["yes", "no", "unclear"]
 

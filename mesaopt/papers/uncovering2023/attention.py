@@ -17,7 +17,7 @@ from mesaopt.papers.laboratory import Scale, measurement
 from mesaopt.papers.plots import GRID, INK, PALETTE
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.curves import label_of
-from mesaopt.papers.uncovering2023.laboratory import Laboratory, estimate_of
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import ATTENTION_SHARES
 from mesaopt.papers.uncovering2023.weights import pattern_claims, pattern_panel, pattern_row
 from mesaopt.recipes import RECIPES
@@ -152,7 +152,7 @@ def _over_seeds(shares: Sequence[Tensor], *, least: bool = False) -> Estimate:
     chosen = [
         of_heads[:, of_heads.mean(0).argmin()] if least else of_heads.mean(1) for of_heads in shares
     ]
-    return estimate_of(torch.stack(chosen))
+    return Estimate.of(torch.stack(chosen))
 
 
 def _every_head_claim(lab: Laboratory, name: str, figure: str) -> Claim:

@@ -43,7 +43,6 @@ from mesaopt.papers.uncovering2023.laboratory import (
     Laboratory,
     compare,
     rounded,
-    variance_over_seeds,
 )
 from mesaopt.papers.uncovering2023.published import (
     COMPRESSED,
@@ -219,11 +218,7 @@ def _draw_compression(axes: Axes, rows: Rows, recipe: str) -> None:
 def loss_ratio(pairs: Sequence[tuple[InContextLoss, InContextLoss]]) -> Estimate:
     """Give the ratio of mean losses of pairs, one per seed, on the same sequences."""
     ours, theirs = (torch.stack([p.losses.mean(1) for p in ps]) for ps in zip(*pairs, strict=True))
-    a, b = ours.mean(0), theirs.mean(0)  # over seeds, by sequence
-    ratio = a.mean() / b.mean()
-    variance = (a - ratio * b).var() / b.mean() ** 2 / len(a)
-    variance = variance + variance_over_seeds(ours.mean(1) / theirs.mean(1))
-    return Estimate(ratio.item(), variance.sqrt().item())
+    return Estimate.ratio(ours, theirs)
 
 
 def _compressed_ratio(runs: Sequence[CompressedRun]) -> Estimate:

@@ -20,7 +20,7 @@ from mesaopt.analysis import (
     model_predictor,
     tune_ridge,
 )
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.estimate import Estimate, variance_over_seeds
 from mesaopt.config import RunConfig, stacked
 from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
@@ -249,12 +249,11 @@ class Comparison:
             return loss.losses[:, positions].mean(1)
 
         a, b = (mean_losses(self.losses[name]) for name in (first, second))
-        ratio = a.mean() / b.mean()
-        variance = ((a - ratio * b).var() / b.mean() ** 2) / len(a)
-        for name, slope in ((first, 1 / b.mean()), (second, ratio / b.mean())):
-            seeds = [mean_losses(one).mean() for one in self.seed_losses.get(name, [])]
-            variance = variance + slope**2 * variance_over_seeds(torch.tensor(seeds))
-        return Estimate(ratio.item(), variance.sqrt().item())
+        above, below = (
+            torch.tensor([mean_losses(one).mean() for one in self.seed_losses.get(name, [])])
+            for name in (first, second)
+        )
+        return Estimate.ratio_of_models(a, b, above_seeds=above, below_seeds=below)
 
     def mean(self, name: str) -> Estimate:
         """Give a mean loss with the error of its difference to a published one.
@@ -264,37 +263,8 @@ class Comparison:
         losses = self.losses[name].losses.mean(1)
         sequences = losses.var() * (1 / len(losses) + 1 / _PUBLISHED_SEQUENCES)
         means = torch.tensor([one.mean for one in self.seed_losses.get(name, [])])
-        error = (sequences + variance_over_seeds(means)).sqrt().item()
-        return Estimate(self.losses[name].mean, error)
-
-
-def variance_over_seeds(values: Float[Tensor, "seed *shape"]) -> Float[Tensor, "*shape"]:
-    """Give the variance of a mean over seeds; zero where a single one says nothing about it.
-
-    Example:
-        >>> variance_over_seeds(torch.tensor([1.0, 3.0])), variance_over_seeds(torch.tensor([1.0]))
-        (tensor(1.), tensor(0.))
-    """
-    return values.var(0) / len(values) if len(values) > 1 else torch.tensor(0.0)
-
-
-def mean_and_error(
-    values: Float[Tensor, "seed sequence *shape"],
-) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Give the mean over seeds and sequences, and its standard error over both.
-
-    Example:
-        >>> mean_and_error(torch.tensor([[1.0, 3.0]]))
-        (tensor(2.), tensor(1.))
-    """
-    sequences = values.mean(0).var(0) / values.shape[1]
-    return values.mean((0, 1)), (sequences + variance_over_seeds(values.mean(1))).sqrt()
-
-
-def estimate_of(values: Float[Tensor, "seed sequence"]) -> Estimate:
-    """Estimate a mean over seeds and sequences."""
-    mean, error = mean_and_error(values)
-    return Estimate(mean.item(), error.item())
+        mean = self.losses[name].mean
+        return Estimate.from_variances(mean, sequences, variance_over_seeds(means))
 
 
 def average(losses: list[InContextLoss]) -> InContextLoss:

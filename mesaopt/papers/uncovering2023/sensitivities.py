@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mesaopt.analysis import Sensitivity, sensitivity
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.estimate import Estimate, mean_and_error
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale, measurement
@@ -23,8 +23,6 @@ from mesaopt.papers.uncovering2023.laboratory import (
     COMPARED,
     Laboratory,
     as_published,
-    estimate_of,
-    mean_and_error,
 )
 from mesaopt.papers.uncovering2023.published import SENSITIVITIES, SENSITIVITY_STEP
 from mesaopt.recipes import RECIPES
@@ -331,7 +329,7 @@ def _published_claims(
             figure=f"Fig. {number}",
             statement=f"{_model_and_task(name)}: after {SENSITIVITY_STEP} steps the sensitivity of the "
             f"last position to token {50 - back} is {wanted:g}",
-            measured=estimate_of(values),
+            measured=Estimate.of(values),
             low=wanted - FAITHFUL * wanted,
             high=wanted + FAITHFUL * wanted,
             basis=f"{wanted:g} published, {FAITHFUL:.0%} either way",
@@ -375,7 +373,7 @@ def _fig22_claims(lab: Laboratory) -> Iterable[Claim]:
         if not lab.trained(name) or not lab.trained(other):
             continue
         many, few = (
-            estimate_of(torch.stack([one.breadth for one in measured]))
+            Estimate.of(torch.stack([one.breadth for one in measured]))
             for measured in (
                 [history.last for history in histories(lab, name)],
                 final_sensitivities(lab, other),

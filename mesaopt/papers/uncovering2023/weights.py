@@ -28,7 +28,6 @@ from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.laboratory import (
     Laboratory,
     slot_coefficients,
-    variance_over_seeds,
 )
 from mesaopt.papers.uncovering2023.published import KEY_QUERY_ENERGY
 
@@ -40,11 +39,6 @@ _OTHER_TRAINING = 0.05
 def compressed(lab: Laboratory, recipe: str) -> list[Compressed]:
     """Compress the last network of every run of linear layers."""
     return [compress(run.sequence_model.cpu()) for run in lab.trained(recipe)]
-
-
-def over_seeds(values: Tensor) -> Estimate:
-    """Give a mean over seeds and its error; none where one seed says nothing about it."""
-    return Estimate(values.mean().item(), variance_over_seeds(values).sqrt().item())
 
 
 def matrices(rows: Any, height: float, **colors: Any) -> dict[str, Any]:
@@ -112,7 +106,7 @@ def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 9",
         statement="Multiples of the identity explain most of the squared weights that score keys against "
         "queries in layers 1 to 4 (mean share)",
-        measured=over_seeds(early),
+        measured=Estimate.of_seeds(early),
         low=0.5,
         basis="0.92 to 0.98 in the released weights; more than half counts",
     )
@@ -121,7 +115,7 @@ def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 9",
         statement="They explain less of the sixth layer than of the first four (ratio of mean shares; 1 "
         "where they do not explain more than half of the first four)",
-        measured=over_seeds(ratio),
+        measured=Estimate.of_seeds(ratio),
         high=0.8,
         basis="0.38 to 0.58 in the released weights; half of the loss counts",
     )
@@ -134,7 +128,7 @@ def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
             figure="Fig. 9",
             statement=f"Multiples of the identity explain {low} to {high} of the squared weights that "
             f"score keys against queries in layer {where} (mean over heads)",
-            measured=over_seeds(energy[:, layers[0] - 1 : layers[-1]].mean(1)),
+            measured=Estimate.of_seeds(energy[:, layers[0] - 1 : layers[-1]].mean(1)),
             low=low - _OTHER_TRAINING,
             high=high + _OTHER_TRAINING,
             basis=f"the range over heads of the released weights, {_OTHER_TRAINING} for another training",
@@ -213,7 +207,7 @@ def _fig13_claims(lab: Laboratory) -> Iterable[Claim]:
     published = lab.as_published("lsa-1")
     coefficients = slot_coefficients(lab, "lsa-1")
     main = coefficients[:, 0, 1, 0]
-    ratio = over_seeds(other_coefficients(coefficients).abs().flatten(1).amax(1) / main)
+    ratio = Estimate.of_seeds(other_coefficients(coefficients).abs().flatten(1).amax(1) / main)
     smaller = [
         torch.min(one.key_query_energy.mean(), one.output_value_energy.mean())
         for one in compressed(lab, "lsa-1")
@@ -233,7 +227,7 @@ def _fig13_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 13",
         statement="Multiples of the identity explain most of the squared entries of W_k^T W_q and of P W_v "
         "(the smaller share, mean over heads and seeds)",
-        measured=over_seeds(torch.stack(smaller)),
+        measured=Estimate.of_seeds(torch.stack(smaller)),
         low=0.5,
         basis="0.79 and 0.992 in released weights, of another training; more than half counts",
     )
@@ -302,13 +296,12 @@ def pattern_claims(lab: Laboratory) -> Iterable[Claim]:
         )
     ):
         by_seed = torch.stack([pair[place].mean() for pair in shares])
-        error = (by_seed.std() / len(by_seed) ** 0.5).item() if len(by_seed) > 1 else 0.0
         yield Claim(
             name=f"fig3-pattern-{name}",
             figure="Fig. 3B",
             statement=f"One linear layer: {matrix} is a multiple of the identity in the block that "
             f"{block}, as in Proposition 1 (share of its squared entries, mean over heads)",
-            measured=Estimate(by_seed.mean().item(), error),
+            measured=Estimate.of_seeds(by_seed),
             low=0.5,
             basis="multiples of the identity in any block explain 0.79 of W_k^T W_q and 0.992 of P W_v "
             "in the released weights; half in this one counts",

@@ -11,12 +11,13 @@ from torch import nn
 
 from mesaopt import recipes
 from mesaopt.analysis import Sensitivity
+from mesaopt.analysis.estimate import mean_and_error
 from mesaopt.config import RunConfig
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure
 from mesaopt.papers.uncovering2023.attention import fig3, fig14, fig15
-from mesaopt.papers.uncovering2023.laboratory import Laboratory, mean_and_error
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.sensitivities import binding, fig16, fig22, fig23, spread
 from mesaopt.papers.uncovering2023.weights import pattern_shares
 from mesaopt.theory import proposition_1
