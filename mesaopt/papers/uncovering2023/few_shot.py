@@ -325,7 +325,7 @@ def _published_claim(
     statement: str,
     seen: int,
     tolerance: float = 0.0,
-    **claim: str,
+    **claim: Any,
 ) -> Claim:
     """Judge losses [sequence] of every seed, with some pairs seen, by a published mean."""
     return Claim(
@@ -347,7 +347,7 @@ def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Esti
     return Estimate(mean.mean().item(), (variance + seeds) ** 0.5)
 
 
-def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: str) -> Claim:
+def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: Any) -> Claim:
     """Judge that losses rise above the first one, over seeds."""
     ascents = list(map(early_ascent, curves))
     heights = torch.tensor([ascent.height for ascent in ascents])
@@ -362,7 +362,7 @@ def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: s
     )
 
 
-def _positive_claim(measured: Estimate, *, basis: str = "", **claim: str) -> Claim:
+def _positive_claim(measured: Estimate, *, basis: str = "", **claim: Any) -> Claim:
     """Judge that a number is positive by more than noise."""
     noise = f"more than {STANDARD_ERRORS:g} standard errors of {measured.error:.2g}"
     return Claim(
@@ -373,7 +373,7 @@ def _positive_claim(measured: Estimate, *, basis: str = "", **claim: str) -> Cla
     )
 
 
-def _no_ascent_claim(loss: InContextLoss, *, statement: str, **claim: str) -> Claim:
+def _no_ascent_claim(loss: InContextLoss, *, statement: str, **claim: Any) -> Claim:
     ascent = early_ascent(loss)
     return Claim(
         statement=f"{statement} (height above the first loss)",
