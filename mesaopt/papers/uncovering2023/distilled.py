@@ -114,16 +114,14 @@ def _draw_ratios(axes: Axes, data: PanelData) -> None:
 
 
 def _measure_regression(lab: Laboratory) -> PanelData:
-    rows = regression_losses(lab, PUBLISHED_NOISE)
+    rows = sorted(
+        regression_losses(lab, PUBLISHED_NOISE), key=lambda row: PREDICTORS.index(row["predictor"])
+    )
+    panel = "B, loss per dimension"
     return PanelData(
         rows=[
-            _fig5_row(
-                ("B, loss per dimension", name, row["dim"], None),
-                Estimate(row["loss"], row["error"]),
-            )
-            for name in PREDICTORS
-            for row in rows
-            if row["predictor"] == name
+            _fig5_row((panel, r["predictor"], r["dim"], None), Estimate(r["loss"], r["error"]))
+            for r in rows
         ]
     )
 
