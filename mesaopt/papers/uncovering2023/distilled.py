@@ -11,8 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from mesaopt.analysis import Linearization, capture, linearize
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis import Estimate, Linearization, capture, linearize, variance_over_seeds
 from mesaopt.layers import SelfAttention
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figure import Figure, Panel, grid, stack
@@ -27,7 +26,7 @@ from mesaopt.papers.matrices import (
 )
 from mesaopt.papers.plots import INK, PALETTE, circles, plain_ticks
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.papers.uncovering2023.laboratory import Laboratory, variance_over_seeds
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
 from mesaopt.papers.uncovering2023.regression import (
     PREDICTORS,
@@ -375,7 +374,7 @@ def _fig19_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 19",
         statement="They are more similar to the layer they were distilled from than to the other one (mean "
         "cosine, less that with the other, over layers and seeds)",
-        measured=Estimate(gain.mean().item(), variance_over_seeds(gain).sqrt().item()),
+        measured=Estimate.of_seeds(gain),
         low=0.1,
         basis="0 for weights that do not depend on the layer; 0.1 counts",
     )

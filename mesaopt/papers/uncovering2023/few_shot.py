@@ -15,8 +15,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from mesaopt.analysis import InContextLoss, early_ascent
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis import Estimate, InContextLoss, early_ascent, variance_over_seeds
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale
@@ -27,7 +26,6 @@ from mesaopt.papers.uncovering2023.laboratory import (
     Comparison,
     Laboratory,
     average,
-    variance_over_seeds,
 )
 from mesaopt.papers.uncovering2023.prompts import (
     AS_PUBLISHED,
@@ -339,12 +337,10 @@ def _published_claim(
 
 def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Estimate:
     """Average losses [sequence] over seeds; the error counts both, and the sequences of another mean."""
-    mean = torch.stack(list(losses)).mean(0)
-    variance = mean.var().item() / len(mean)
-    if compared_with is not None:
-        variance += mean.var().item() / compared_with
-    seeds = variance_over_seeds(torch.stack([one.mean() for one in losses])).item()
-    return Estimate(mean.mean().item(), (variance + seeds) ** 0.5)
+    mean, seeds = torch.stack(list(losses)).mean(0), torch.stack([one.mean() for one in losses])
+    ours = mean.var().item() / len(mean)
+    theirs = mean.var().item() / compared_with if compared_with else 0.0
+    return Estimate.from_variances(mean.mean(), ours, theirs, variance_over_seeds(seeds).item())
 
 
 def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: Any) -> Claim:
@@ -352,11 +348,11 @@ def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: A
     ascents = list(map(early_ascent, curves))
     heights = torch.tensor([ascent.height for ascent in ascents])
     errors = torch.tensor([ascent.error for ascent in ascents])
-    variance = errors.square().mean().item() + variance_over_seeds(heights).item()
+    sequences, seeds = errors.square().mean().item(), variance_over_seeds(heights).item()
     height = sum(ascent.height for ascent in ascents) / len(ascents)
     places = ", ".join(str(ascent.position - 1) for ascent in ascents)
     return _positive_claim(
-        Estimate(height, variance**0.5),
+        Estimate.from_variances(height, sequences, seeds),
         statement=f"{statement} (height above the first loss, with {places} pairs seen)",
         **claim,
     )

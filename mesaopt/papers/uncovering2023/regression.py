@@ -7,8 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
-from mesaopt.analysis import Evaluation, Predictor, in_context_loss, tune
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis import Estimate, Evaluation, Predictor, in_context_loss, tune
 from mesaopt.config import LinearSystemConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid

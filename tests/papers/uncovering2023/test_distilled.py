@@ -1,6 +1,6 @@
 """Softmax layers made linear in figure 5, and the weights of both in figure 19."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,8 +16,6 @@ from mesaopt.papers.uncovering2023.distilled import fig5, fig19
 from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
 from mesaopt.tasks import make_task
-
-Verdicts = Callable[..., dict[str, bool]]
 
 
 def linearizations(*rows: Sequence[float], loss: float = 0.2) -> list[Linearization]:
@@ -35,28 +33,18 @@ def linearizations(*rows: Sequence[float], loss: float = 0.2) -> list[Linearizat
     ]
 
 
-def replay(monkeypatch: pytest.MonkeyPatch, results: Sequence[Linearization]) -> None:
-    """Let linearisations come out as given, in this order."""
-    left: Iterator[Linearization] = iter(results)
-    monkeypatch.setattr(distilled, "linearize", lambda *args, **settings: next(left))
+def verdicts(
+    dim: int, *rows: Sequence[float], steps: int | None = None, loss: float = 0.2
+) -> dict[str, bool]:
+    """Judge figure 5 by ratios of one dimension."""
+    recipe = f"tf-7-dim-{dim}"
+    runs = [run_of(recipe, steps=steps, seed=seed) for seed in range(len(rows))]
+    lab = Laboratory(PLAN, {recipe: runs})
+    lab.remember(distilled.linearised, recipe, value=linearizations(*rows, loss=loss))
+    return {claim.name: claim.passed for claim in judge(fig5, lab)}
 
 
-@pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> Verdicts:
-    """Judges figure 5 by ratios of one dimension."""
-
-    def verdicts(
-        dim: int, *rows: Sequence[float], steps: int | None = None, loss: float = 0.2
-    ) -> dict[str, bool]:
-        replay(monkeypatch, linearizations(*rows, loss=loss))
-        runs = [run_of(f"tf-7-dim-{dim}", steps=steps, seed=seed) for seed in range(len(rows))]
-        lab = Laboratory(PLAN, {f"tf-7-dim-{dim}": runs})
-        return {claim.name: claim.passed for claim in judge(fig5, lab)}
-
-    return verdicts
-
-
-def test_published_ratios_pass_and_layers_that_are_all_alike_fail(verdicts: Verdicts) -> None:
+def test_published_ratios_pass_and_layers_that_are_all_alike_fail() -> None:
     for dim, row in LINEARISED.items():
         claims = verdicts(dim, row)
         assert len(claims) == 3 + 7
@@ -70,7 +58,7 @@ def test_published_ratios_pass_and_layers_that_are_all_alike_fail(verdicts: Verd
     assert [name for name, passed in bad.items() if not passed] == ["fig5-dim-10-layer-7"]
 
 
-def test_models_that_learned_nothing_are_not_judged_by_published_ratios(verdicts: Verdicts) -> None:
+def test_models_that_learned_nothing_are_not_judged_by_published_ratios() -> None:
     for dim in LINEARISED:
         zero = distilled.zero_loss(run_of(f"tf-7-dim-{dim}"))
         # First states are uniform on [-1, 1], rotations keep their variance of 1/3; 256 sequences, 5 %.
@@ -159,22 +147,24 @@ def distilled_as(model: SequenceModel) -> Linearization:
     )
 
 
-def test_the_same_products_are_similar_whatever_their_factor_and_others_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_same_products_are_similar_whatever_their_factor_and_others_are_not() -> None:
     run = run_of("softmax-2")
     with_identities(run.sequence_model, 0)
-    other = SequenceModel(run.config.model)
+    other = SequenceModel(run.sequence_model.config)
     with_identities(other, 1)
+
+    def judged(linear: Linearization) -> dict[str, bool]:
+        lab = Laboratory(PLAN, {"softmax-2": [run]})
+        lab.remember(distilled.linearised, "softmax-2", value=[linear])
+        return compute(fig19, lab).verdicts
+
     same = distilled_as(run.sequence_model)
-    replay(monkeypatch, [same, distilled_as(other)])
-    assert all(compute(fig19, Laboratory(PLAN, {"softmax-2": [run]})).verdicts.values())
+    assert all(judged(same).values())
     pairs = distilled.pair_weights(run, same)
     torch.testing.assert_close(
         distilled.cosines(pairs.softmax, pairs.linear), torch.ones(2, 2, dtype=torch.float64)
     )
-    others = compute(fig19, Laboratory(PLAN, {"softmax-2": [run]}))
-    assert not others.verdicts["fig19-weights-are-alike"]
+    assert not judged(distilled_as(other))["fig19-weights-are-alike"]
 
 
 def test_figure_19_judges_all_seeds() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mesaopt.analysis import TunedPrompt
 from mesaopt.config import FewShotConfig
-from mesaopt.papers.figure import draw, judge, measure
-from mesaopt.papers.uncovering2023 import few_shot, prompts
+from mesaopt.papers.figure import Figure, draw, judge, measure
+from mesaopt.papers.uncovering2023 import prompts
 from mesaopt.papers.uncovering2023.few_shot import COLORS, LABELS, fig8, fig18
 from mesaopt.papers.uncovering2023.laboratory import Laboratory, PromptSettings
 from mesaopt.papers.uncovering2023.prompts import (
@@ -29,6 +29,9 @@ from mesaopt.theory import ridge_least_squares
 ALGORITHMS = {AS_PUBLISHED, ON_TOKENS, ZERO_SEPARATOR, TRUE_PAIRS}
 
 
+MakeLaboratory = Callable[..., Laboratory]
+
+
 class LeastSquares(nn.Module):
     """What a model of next tokens would do that had learned to perfection."""
 
@@ -43,20 +46,24 @@ class Nothing(nn.Module):
         return 1e-3 * tokens
 
 
-def laboratory_of(recipe: str, *models: nn.Module, steps: int | None = None) -> Laboratory:
-    runs = [run_of(recipe, model, steps=steps) for model in models]  # pyrefly: ignore
-    return Laboratory(PLAN, {recipe: runs})
-
-
 @pytest.fixture(scope="module")
 def algorithms() -> Curves:
     """The losses of least squares, which do not depend on runs."""
     return least_squares_curves(Laboratory(PLAN, {}))
 
 
-@pytest.fixture(autouse=True)
-def _measure_once(algorithms: Curves, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_shot, "least_squares_curves", lambda lab: algorithms)
+@pytest.fixture
+def laboratory_of(algorithms: Curves) -> MakeLaboratory:
+    """Makes a laboratory of models with the recipe of one figure."""
+
+    def make(figure: Figure, *models: nn.Module, steps: int | None = None) -> Laboratory:
+        (recipe,) = figure.recipes
+        runs = [run_of(recipe, model, steps=steps) for model in models]  # pyrefly: ignore
+        lab = Laboratory(PLAN, {recipe: runs})
+        lab.remember(least_squares_curves, value=algorithms)
+        return lab
+
+    return make
 
 
 @pytest.fixture
@@ -100,8 +107,10 @@ def test_the_more_is_known_of_the_pairs_the_better_is_least_squares(algorithms: 
         assert two[20] > 1.5 * one[20]
 
 
-def test_figures_without_models_show_the_algorithms_and_judge_them() -> None:
-    eight, eighteen = (compute(figure, Laboratory(PLAN, {})) for figure in (fig8, fig18))
+def test_figures_without_models_show_the_algorithms_and_judge_them(
+    laboratory_of: MakeLaboratory,
+) -> None:
+    eight, eighteen = (compute(figure, laboratory_of(figure)) for figure in (fig8, fig18))
     assert all(eight.verdicts.values())
     assert len(eight.claims) == 8
     chosen = {
@@ -119,10 +128,10 @@ def test_figures_without_models_show_the_algorithms_and_judge_them() -> None:
 
 
 def test_least_squares_in_place_of_a_model_shows_all_but_what_a_prefix_is_learned_for(
-    learn_vectors: Callable[[float], None],
+    laboratory_of: MakeLaboratory, learn_vectors: Callable[[float], None]
 ) -> None:
     learn_vectors(0.0)
-    computed = compute(fig18, laboratory_of("hybrid-mesa-few-shot", LeastSquares(), steps=5))
+    computed = compute(fig18, laboratory_of(fig18, LeastSquares(), steps=5))
     assert computed.verdicts == {
         "fig18-ascent": True,
         "fig18-separator-helps": True,
@@ -135,11 +144,11 @@ def test_least_squares_in_place_of_a_model_shows_all_but_what_a_prefix_is_learne
 
 
 def test_a_model_that_has_learned_nothing_fails_wherever_something_is_claimed(
-    learn_vectors: Callable[[float], None],
+    laboratory_of: MakeLaboratory, learn_vectors: Callable[[float], None]
 ) -> None:
     learn_vectors(1.0)
-    claims = judge(fig8, laboratory_of("tf-7-few-shot", Nothing(), Nothing()))
-    of_algorithms = {claim.name for claim in judge(fig8, Laboratory(PLAN, {}))}
+    claims = judge(fig8, laboratory_of(fig8, Nothing(), Nothing()))
+    of_algorithms = {claim.name for claim in judge(fig8, laboratory_of(fig8))}
     of_the_model = {claim.name: claim for claim in claims if claim.name not in of_algorithms}
     assert not any(claim.passed for claim in of_the_model.values())
     assert {"fig8-pairs-at-4", "fig8-prefix-at-59", "fig8-second-task"} <= set(of_the_model), (
@@ -148,10 +157,10 @@ def test_a_model_that_has_learned_nothing_fails_wherever_something_is_claimed(
 
 
 def test_a_switch_after_other_pairs_is_said_where_it_is_judged(
-    learn_vectors: Callable[[float], None],
+    laboratory_of: MakeLaboratory, learn_vectors: Callable[[float], None]
 ) -> None:
     learn_vectors(0.0)
-    claims = judge(fig18, laboratory_of("hybrid-mesa-few-shot", Nothing()))
+    claims = judge(fig18, laboratory_of(fig18, Nothing()))
     (claim,) = (claim for claim in claims if claim.name == "fig18-second-task")
     assert "2.2 to 2.35" in claim.why
     assert "after 27 pairs; ours is after 20" in claim.why
@@ -159,11 +168,11 @@ def test_a_switch_after_other_pairs_is_said_where_it_is_judged(
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_circles_are_whole_and_explained_and_seeds_are_drawn(
-    seeds: int, learn_vectors: Callable[[float], None]
+    seeds: int, laboratory_of: MakeLaboratory, learn_vectors: Callable[[float], None]
 ) -> None:
     learn_vectors(1.0)
     models = (Nothing(), LeastSquares())[:seeds]
-    drawing = draw(fig8, measure(fig8, laboratory_of("tf-7-few-shot", *models)))
+    drawing = draw(fig8, measure(fig8, laboratory_of(fig8, *models)))
     one, two, learning = drawing.axes
     circles = [line for line in one.lines if line.get_marker() == "o"]
     assert len(circles) == 4
