@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import torch
+from mesaopt.papers.uncovering2023.core_measure import LSA_1, LSA_2, MESA, MILESTONES, first_layer
 
 from mesaopt import recipes
 from mesaopt.analysis import Predictor, effective_coefficients, in_context_loss, model_predictor
-from mesaopt.papers.uncovering2023.core_measure import LSA_1, LSA_2, MESA, MILESTONES, first_layer
 from mesaopt.tasks import LinearSystem
 from mesaopt.training import Run, load_run, train
 
