@@ -3,8 +3,8 @@
     python benchmarks/emergence_noise.py
 
 prints, for every number that a claim judges on sequences, its standard deviation over 32 sets of 4,000
-training and 4,000 test sequences, times the root of 4,000. The thresholds of the claims use these numbers
-(`_ROOT_SPREAD` in mesaopt/papers/emergence2024/laboratory.py). The seeds, 1000 and up, are in no reproduction.
+training and 4,000 test sequences, times the root of 4,000. The limits of the claims use these numbers
+(`_ROOT_SPREAD` in mesaopt/papers/emergence2024/laboratory.py). No reproduction uses the seeds, 1000 and up.
 """
 
 import numpy as np

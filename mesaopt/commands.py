@@ -185,7 +185,7 @@ def evaluate(command: args.Evaluate) -> int:
     """Print the in-context losses of a run and of the baselines."""
     if command.sequences < 1:
         raise ConfigError(f"sequences={command.sequences}: must be 1 or greater")
-    from mesaopt.analysis import in_context_loss, model_predictor
+    from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
 
@@ -196,7 +196,7 @@ def evaluate(command: args.Evaluate) -> int:
     losses = in_context_loss(
         {run.config.recipe: model, **predictors},
         make_task(run.config.task),
-        num_sequences=command.sequences,
+        Evaluation(num_sequences=command.sequences),
     )
     settings = {name: baseline.setting for name, baseline in baselines.items()}
     if command.json:
@@ -285,7 +285,7 @@ def diagnose(command: args.Diagnose) -> int:
                 run.model,
                 make_task(run.config.task),
                 num_sequences=command.sequences,
-                report=display.advance,
+                on_progress=display.advance,
             )
         except ValueError as error:
             raise RunError(f"run={str(command.path)!r}: {error}") from error

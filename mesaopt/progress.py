@@ -139,9 +139,10 @@ class ProgressDisplay:
     def _detail(self) -> str:
         step = f"step {self._step}/{self._stage.steps}  " if self._stage.steps > 1 else ""
         loss = "" if self._loss != self._loss else f"loss {self._loss:.4f}  "
-        return f"{step}{loss}{self._time_left()}"
+        return f"{step}{loss}{self.time_left()}"
 
-    def _time_left(self) -> str:
+    def time_left(self) -> str:
+        """Return the time left for all stages, such as "60 s left"."""
         done = self._expected_done + self._step * self._stage.seconds_per_step
         worked = done - self._skipped
         # How much slower the machine is than estimated; used once some work is done.

@@ -1,4 +1,4 @@
-"""What all tests share: one thread per worker, a run and results small enough for a test."""
+"""Fixtures of all tests: one thread per worker, a run and results small enough for a test."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def short_config() -> RunConfig:
     """LSA-1 at a size that trains in a second: 12 steps with an evaluation every 4."""
     config = recipes.get("lsa-1")
@@ -39,7 +39,7 @@ def short_config() -> RunConfig:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def short_ar_config() -> RunConfig:
     """A complex layer on few short sequences: 12 steps with an evaluation every 4."""
     config = recipes.get("ar-full-one")

@@ -1,4 +1,4 @@
-"""What every layer promises, run for each of them by tests/layers/test_contract.py.
+"""Contract of every layer, run for each of them by tests/layers/test_contract.py.
 
 A new layer passes by adding a :class:`Case` there.
 """
@@ -32,7 +32,7 @@ class Case:
     name: str
     build: Callable[..., SelfAttention]
     settings: dict[str, Any] = field(default_factory=dict)
-    """What the case is built with, besides the sizes."""
+    """Arguments of the constructor besides the sizes."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Another value of every further argument of the constructor, each alone a different layer."""
     linear_in: tuple[Literal["query", "value"], ...] = ()
@@ -40,7 +40,7 @@ class Case:
     chunk_size: Callable[[int], dict[str, Any]] | None = None
     """The settings that set the chunk size, None in layers without chunks."""
     at_1e8: Literal["finite", "refused", "unsupported"] = "finite"
-    """What inputs of 1e8 give: gradients, a SolveError, or nothing to rely on."""
+    """Result of inputs of 1e8: finite gradients, a SolveError, or nothing to rely on."""
 
     def make(
         self, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any

@@ -42,4 +42,4 @@ def test_finished_stages_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -
     )
     display.skip("one")
     display.begin("two")
-    assert display._time_left() == "60 s left"
+    assert display.time_left() == "60 s left"

@@ -14,6 +14,7 @@ from mesaopt.analysis.capture import (
 )
 from mesaopt.analysis.diagnosis import Diagnosis, diagnose
 from mesaopt.analysis.estimate import Estimate, mean_and_error, variance_over_seeds
+from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.few_shot import (
     EarlyAscent,
     TunedPrompt,
@@ -43,15 +44,15 @@ from mesaopt.analysis.probe_targets import (
 )
 from mesaopt.analysis.probes import (
     Probe,
+    ProbeData,
     ProbeScore,
     ProbeTable,
-    Readings,
+    collect_activations,
     fit_probe,
     official_probe_error,
     probe,
     probe_layers,
-    probe_readings,
-    read_layers,
+    score_probes,
     stream_names,
 )
 from mesaopt.analysis.sensitivity import (
@@ -82,14 +83,15 @@ __all__ = [
     "Diagnosis",
     "EarlyAscent",
     "Estimate",
+    "Evaluation",
     "InContextLoss",
     "InputMap",
     "Linearization",
     "Predictor",
     "Probe",
+    "ProbeData",
     "ProbeScore",
     "ProbeTable",
-    "Readings",
     "Sensitivity",
     "Target",
     "Tuned",
@@ -99,6 +101,7 @@ __all__ = [
     "block_energy",
     "capture",
     "captured_names",
+    "collect_activations",
     "compress",
     "current_token",
     "diagnose",
@@ -122,9 +125,8 @@ __all__ = [
     "preconditioned_token",
     "probe",
     "probe_layers",
-    "probe_readings",
     "product_form",
-    "read_layers",
+    "score_probes",
     "sensitivity",
     "stream_names",
     "tune",

@@ -1,6 +1,6 @@
 """Attention maps of many sequences: their mean, and how much lies where."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, up_to
 from mesaopt.layers import SelfAttention
+from mesaopt.progress import OnProgress
 
 _BATCH = 128  # sequences whose maps are held at once
 
@@ -97,7 +98,7 @@ def attention_maps(
     name: str,
     offsets: Sequence[int] = (0, 1),
     start: int = 6,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> AttentionMaps:
     """Average the attention maps of a layer over sequences, a few at a time.
 
@@ -107,7 +108,7 @@ def attention_maps(
         name: of the attention layer, such as "blocks.0.mixer".
         offsets: see :func:`attention_mass`.
         start: see :func:`attention_mass`.
-        report: told how many sequences are done.
+        on_progress: called with the finished and the total number of sequences.
 
     Returns:
         Mean, spread and masses.
@@ -142,8 +143,8 @@ def attention_maps(
         squares = squares + shift.square() * done * len(batch) / (done + len(batch))
         mean = mean + shift * len(batch) / (done + len(batch))
         done += len(batch)
-        if report is not None:
-            report(done)
+        if on_progress is not None:
+            on_progress(done, len(tokens))
     spread = (squares / (done - 1)).sqrt()
     return AttentionMaps(mean, spread, tuple(offsets), torch.cat(masses))
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mesaopt.analysis.capture import beside, evaluating
+from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
-from mesaopt.tasks import Batch, FewShot, FewShotBatch, Split
+from mesaopt.progress import OnProgress
+from mesaopt.tasks import Batch, FewShot, FewShotBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def tune_prompt(
     learning_rate: float = 1e-3,
     schedule: Literal["constant", "cosine"] = "constant",
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TunedPrompt:
     """Learn the vectors of a few-shot sequence by the loss of a model whose weights stay as they are.
 
@@ -84,7 +86,7 @@ def tune_prompt(
         learning_rate: greater than 0.
         schedule: "constant", or "cosine" down to zero, which gets by with fewer steps.
         seed: of the first vectors and of the sequences.
-        report: told how many steps are done.
+        on_progress: called with the finished and the total number of steps.
 
     Returns:
         The vectors, with the losses and norms on the way.
@@ -125,8 +127,8 @@ def tune_prompt(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if report is not None:
-            report(step + 1)
+        if on_progress is not None:
+            on_progress(step + 1, steps)
     found = held | {name: vectors.detach() for name, vectors in learned.items()}
     on_cpu = {name: vectors.cpu() for name, vectors in found.items()}
     return TunedPrompt(losses=torch.tensor(losses), norms=torch.stack(norms), **on_cpu)
@@ -136,11 +138,7 @@ def few_shot_losses(
     model: Callable[[Tensor], Tensor],
     task: FewShot,
     prompt: TunedPrompt | None = None,
-    *,
-    num_sequences: int = 2560,
-    seed: int = 0,
-    split: Split = "test",
-    report: Callable[[int], None] | None = None,
+    evaluation: Evaluation = Evaluation(),
 ) -> InContextLoss:
     """Score a model by the number of the pair it has to answer.
 
@@ -149,16 +147,11 @@ def few_shot_losses(
             evaluation mode and is given tokens of the type of its weights, or any function of tokens.
         task: the pairs, and the tokens in a sequence; its layout is that of the prompt.
         prompt: vectors to put into the sequence; bare pairs if not given.
-        num_sequences: rounded up to whole batches of 256, 1 or more.
-        seed: of the sequences; one seed makes the same pairs whatever the prompt.
-        split: "test", or "validation" to choose by.
-        report: told how many batches of 256 are done.
+        evaluation: the sequences; 2560 test sequences if not given. One seed makes the same pairs whatever
+            the prompt.
 
     Returns:
         The losses; position i is the i-th pair.
-
-    Raises:
-        ValueError: num_sequences is less than 1.
 
     Source: von Oswald et al., Figures 8 and 18.
 
@@ -180,14 +173,7 @@ def few_shot_losses(
         return module(beside(module, batch.tokens)).to(batch.targets.device)
 
     with contextlib.nullcontext() if module is None else evaluating(module):
-        losses = in_context_loss(
-            {"": predict},
-            laid_out,
-            num_sequences=num_sequences,
-            seed=seed,
-            split=split,
-            report=report,
-        )
+        losses = in_context_loss({"": predict}, laid_out, evaluation)
     return InContextLoss(losses[""].losses)
 
 

@@ -1,6 +1,6 @@
 """The in-context loss: how well a predictor does as a function of the position in the sequence."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.config import TokenSlot
 from mesaopt.models import Model
-from mesaopt.tasks import Batch, Split, Task, tokens_from_states
+from mesaopt.tasks import Batch, Task, tokens_from_states
 
 Predictor = Callable[[Batch], Tensor]
-
-EVALUATION_BATCH = 256
-"""Sequences in one batch of an evaluation; evaluations of any size draw whole batches."""
+"""From a batch to predictions [batch, time, dim]."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +89,17 @@ def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
 def in_context_loss(
     predictors: dict[str, Predictor],
     task: Task,
-    *,
-    num_sequences: int = 2560,
-    seed: int = 0,
-    split: Split = "test",
-    report: Callable[[int], None] | None = None,
+    evaluation: Evaluation = Evaluation(),
 ) -> dict[str, InContextLoss]:
     """Score predictors on the same fresh sequences, so that they can be compared in pairs.
 
     Args:
         predictors: by name; each maps a batch to predictions [batch, time, dim].
-        task: where the sequences come from.
-        num_sequences: rounded up to whole batches of 256, 1 or more.
-        seed: of the sequences.
-        split: "test", or "validation" to tune on.
-        report: told how many batches of 256 are done.
+        task: source of the sequences.
+        evaluation: the sequences; 2560 test sequences if not given.
 
     Returns:
         The losses of each predictor, under its name.
-
-    Raises:
-        ValueError: num_sequences is less than 1.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -120,44 +109,11 @@ def in_context_loss(
         >>> round(loss.mean, 1)
         1.7
     """
-    batches = evaluation_batches(task, num_sequences=num_sequences, seed=seed, split=split)
     losses: dict[str, list[Tensor]] = {name: [] for name in predictors}
     positions = None
-    for done, batch in enumerate(batches, start=1):
+    for batch in evaluation.batches(task):
         positions = batch.positions
         for name, predict in predictors.items():
             losses[name].append(batch.losses(predict(batch)).float())
-        if report is not None:
-            report(done)
     # pop() lets go of the parts, one predictor at a time.
     return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}
-
-
-def evaluation_batches(
-    task: Task, *, num_sequences: int, seed: int, split: Split
-) -> Iterator[Batch]:
-    """Draw the sequences of an evaluation, batch by batch.
-
-    Args:
-        task: where they come from.
-        num_sequences: rounded up to whole batches of 256, 1 or more.
-        seed: of the sequences.
-        split: "test", or "validation" to tune on.
-
-    Returns:
-        The batches, drawn one by one as they are asked for.
-
-    Raises:
-        ValueError: num_sequences is less than 1.
-
-    Example:
-        >>> from mesaopt.config import LinearSystemConfig
-        >>> from mesaopt.tasks import LinearSystem
-        >>> task = LinearSystem(LinearSystemConfig(length=5))
-        >>> [len(b.states) for b in evaluation_batches(task, num_sequences=300, seed=0, split="test")]
-        [256, 256]
-    """
-    if num_sequences < 1:
-        raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
-    steps = range(-(-num_sequences // EVALUATION_BATCH))
-    return (task.sample(EVALUATION_BATCH, seed=seed, step=step, split=split) for step in steps)

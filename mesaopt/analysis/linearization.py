@@ -1,7 +1,7 @@
 """Linearisation: how much of a model's loss depends on its attention layers not being linear."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import beside, capture, evaluating
-from mesaopt.analysis.in_context import Predictor, evaluation_batches, in_context_loss
+from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import Model, SequenceModel
+from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task, generator
 
 LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
@@ -55,7 +57,7 @@ def linearize(
     learning_rate: float = 3e-2,
     num_sequences: int = 2560,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Linearization:
     """Distil every attention layer into a linear one, swap each in alone, and compare losses.
 
@@ -73,7 +75,7 @@ def linearize(
         learning_rate: at the start, greater than 0.
         num_sequences: test sequences, rounded up to whole batches of 256, 1 or more.
         seed: of the first weights and of the sequences.
-        report: told how many steps are done.
+        on_progress: called with the finished and the total number of steps.
 
     Returns:
         Ratios of losses, by layer.
@@ -102,7 +104,8 @@ def linearize(
         raise ValueError("layers=(): must not be empty")
     for index in chosen:
         _check_index(model, index, "layers: ")
-    _check_numbers(learning_rate, steps=steps, batch_size=batch_size, num_sequences=num_sequences)
+    _check_numbers(learning_rate, steps=steps, batch_size=batch_size)
+    evaluation = Evaluation(num_sequences=num_sequences, seed=seed)
 
     def batches() -> Iterator[list[LayerPairs]]:
         for step in range(steps):
@@ -111,20 +114,20 @@ def linearize(
 
     random = generator(seed, _STREAM)
     distilled = [_linear_twin(model.mixers[index], random) for index in chosen]
-    _learn(distilled, batches(), steps, learning_rate, report)
+    _learn(distilled, batches(), steps, learning_rate, on_progress)
 
     with evaluating(model):  # and copies of it
         predictors = {"as it was": _predictor(model)}
         for index, new in zip(chosen, distilled, strict=True):
             predictors[str(index)] = _predictor(with_layer(model, index, new))
-        losses = in_context_loss(predictors, task, num_sequences=num_sequences, seed=seed)
+        losses = in_context_loss(predictors, task, evaluation)
     before = losses["as it was"].losses.double().mean(1)
     after = torch.stack(
         [losses[str(i)].losses.double().mean(1) for i in chosen]
     )  # [layer,sequence]
     ratios = after.mean(1) / before.mean()
     errors = (after - ratios[:, None] * before).std(1) / before.mean() / len(before) ** 0.5
-    (batch,) = evaluation_batches(task, num_sequences=1, seed=seed, split="test")
+    (batch,) = replace(evaluation, num_sequences=1).batches(task)
     missed = [
         unexplained(layer, *pair)
         for layer, pair in zip(distilled, _pairs(model, chosen, batch.tokens), strict=True)
@@ -150,7 +153,7 @@ def distil(
     batch_size: int = 64,
     learning_rate: float = 3e-2,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LinearSelfAttention:
     """Find the linear self-attention layer that comes nearest to what some other layer did.
 
@@ -172,7 +175,7 @@ def distil(
         batch_size: sequences in a step, drawn anew each time.
         learning_rate: at the start, greater than 0.
         seed: of the first weights and of the batches.
-        report: told how many steps are done.
+        on_progress: called with the finished and the total number of steps.
 
     Returns:
         The layer, in the type of the inputs and beside them.
@@ -197,7 +200,11 @@ def distil(
     _draw_weights(layer, random)
     drawn = (torch.from_numpy(random.integers(len(inputs), size=batch_size)) for _ in range(steps))
     _learn(
-        [layer], ([(inputs[rows], outputs[rows])] for rows in drawn), steps, learning_rate, report
+        [layer],
+        ([(inputs[rows], outputs[rows])] for rows in drawn),
+        steps,
+        learning_rate,
+        on_progress,
     )
     return layer
 
@@ -331,7 +338,7 @@ def _learn(
     batches: Iterable[Sequence[LayerPairs]],
     steps: int,
     learning_rate: float,
-    report: Callable[[int], None] | None,
+    on_progress: OnProgress | None,
 ) -> None:
     """Fit each layer to its pairs, all in one optimiser; no layer's loss depends on another."""
     students, scales, optimizer, schedule = [], [], None, None
@@ -350,8 +357,8 @@ def _learn(
         torch.stack(losses).sum().backward()
         optimizer.step()
         schedule.step()
-        if report is not None:
-            report(done)
+        if on_progress is not None:
+            on_progress(done, steps)
     for student in students:
         student.fold()
 

@@ -1,20 +1,21 @@
 """Linear probes: what can be read off the residual stream, fitted on some sequences, scored on others."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, distinct, evaluating
-from mesaopt.analysis.in_context import EVALUATION_BATCH, evaluation_batches
+from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_targets import Target, places
 from mesaopt.config import TokenSlot
 from mesaopt.models import SequenceModel
-from mesaopt.tasks import Batch, Split, Task, squared_error, tokens_from_states
+from mesaopt.progress import OnProgress
+from mesaopt.tasks import Batch, Task, squared_error, tokens_from_states
 
 RIDGE = 1e-9
 """Penalty of a probe by default, relative to the mean variance of its features. It is there for features
@@ -97,27 +98,29 @@ class ProbeScore:
         return 2 / self.dim
 
     @property
-    def unread(self) -> float:
-        """Share of the held-out variance that is not read: mean / uninformative; above 1 if worse."""
-        return self.mean / self.uninformative if self.uninformative else float("nan")
+    def unexplained(self) -> Estimate:
+        """Share of the held-out variance that the probe does not explain: mean / uninformative.
 
-    @property
-    def unread_error(self) -> float:
-        """Standard error of :attr:`unread` over the scored sequences, of which both parts are means."""
-        rest = self.losses - self.unread * self.baseline
-        return (rest.std() / len(rest) ** 0.5).item() / self.uninformative
+        Above 1 where the probe is worse than the mean; the error is over the scored sequences, of which
+        both parts are means. NaN, without an error, where the target does not vary.
+        """
+        if not self.uninformative:
+            return Estimate(float("nan"), 0.0)
+        share = self.mean / self.uninformative
+        rest = self.losses - share * self.baseline
+        return Estimate(share, (rest.std() / len(rest) ** 0.5).item() / self.uninformative)
 
     @property
     def r2(self) -> float:
-        """Share of the held-out variance that is read: 1 - unread."""
-        return 1 - self.unread
+        """Share of the held-out variance that the probe explains: 1 - unexplained."""
+        return 1 - self.unexplained.value
 
 
 @dataclass(frozen=True)
-class Readings:
+class ProbeData:
     """What passed through the parts of a model at some positions, and what a probe is to read there.
 
-    Made by :func:`read_layers`.
+    Made by :func:`collect_activations`.
     """
 
     features: Mapping[str, Float[Tensor, "sequence position feature"]]
@@ -278,19 +281,16 @@ def official_probe_error(
     return squared_error((x @ weight)[None], y[None]).mean().item()
 
 
-def read_layers(
+def collect_activations(
     model: nn.Module,
     task: Task,
     targets: Mapping[str, Target],
     *,
     positions: Sequence[int],
     names: Sequence[str] | None = None,
-    num_sequences: int = 2048,
     slots: tuple[TokenSlot, ...] | None = None,
-    seed: int = 0,
-    split: Split = "test",
-    report: Callable[[int], None] | None = None,
-) -> Readings:
+    evaluation: Evaluation = Evaluation(num_sequences=2048),
+) -> ProbeData:
     """Run a model on fresh sequences and keep what probes are about, at some positions.
 
     Args:
@@ -302,11 +302,8 @@ def read_layers(
             heads of queries, keys and values are laid side by side. Of a
             :class:`mesaopt.models.SequenceModel` the residual stream before and behind every layer if not
             given.
-        num_sequences: rounded up to whole batches of 256, 1 or more.
         slots: of the tokens the model was trained on; those of the task if not given.
-        seed: of the sequences.
-        split: "train", "validation" or "test".
-        report: told how many batches of 256 are done.
+        evaluation: the sequences; 2048 test sequences if not given.
 
     Returns:
         Features and targets, in the type they come in.
@@ -319,10 +316,10 @@ def read_layers(
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> task = LinearSystem(LinearSystemConfig(length=6))
-        >>> readings = read_layers(
+        >>> data = collect_activations(
         ...     SequenceModel(ModelConfig()), task, {"next": next_token}, positions=[5, 6]
         ... )
-        >>> {name: tuple(features.shape) for name, features in readings.features.items()}
+        >>> {name: tuple(features.shape) for name, features in data.features.items()}
         {'blocks.0.input': (2048, 2, 40), 'blocks.0': (2048, 2, 40)}
     """
     names = stream_names(model) if names is None else distinct(names)
@@ -330,20 +327,17 @@ def read_layers(
         raise ValueError("positions, names: must not be empty")
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     read: dict[str, list[Tensor]] = {target: [] for target in targets}
-    batches = evaluation_batches(task, num_sequences=num_sequences, seed=seed, split=split)
-    for done, batch in enumerate(batches, start=1):
+    for batch in evaluation.batches(task):
         _check_positions(positions, batch.targets.shape[1])
         for name, features in _features(model, batch, names, slots).items():
             kept[name].append(features[:, places(positions)])
         for target, of in targets.items():
             read[target].append(of(batch, positions))
-        if report is not None:
-            report(done)
-    return Readings(_joined(kept), _joined(read), tuple(positions))
+    return ProbeData(_joined(kept), _joined(read), tuple(positions))
 
 
-def probe_readings(
-    fit: Readings, score: Readings, *, ridge: float = RIDGE, seed: int = 0
+def score_probes(
+    fit: ProbeData, score: ProbeData, *, ridge: float = RIDGE, seed: int = 0
 ) -> ProbeTable:
     """Probe every target in every part at every position, each by itself.
 
@@ -357,7 +351,7 @@ def probe_readings(
         The scores.
 
     Raises:
-        ValueError: the readings are of different positions, or a part has too few fitting sequences.
+        ValueError: the data are of different positions, or a part has too few fitting sequences.
     """
     if fit.positions != score.positions:
         raise ValueError(f"positions={score.positions}: must be those fitted, {fit.positions}")
@@ -389,31 +383,31 @@ def probe_layers(
     slots: tuple[TokenSlot, ...] | None = None,
     ridge: float = RIDGE,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ProbeTable:
     """Probe the residual stream before and behind every layer, for several targets at several positions.
 
     Probes are fitted on validation sequences and scored on test sequences.
 
     Args:
-        model: as in :func:`read_layers`.
+        model: as in :func:`collect_activations`.
         task: where the sequences come from.
         targets: what is to be read, by name.
         positions: counted from 1.
-        names: as in :func:`read_layers`.
+        names: as in :func:`collect_activations`.
         num_fit: fitting sequences, more than there are features; rounded up to batches of 256.
         num_score: scored sequences, likewise.
-        slots: as in :func:`read_layers`.
+        slots: as in :func:`collect_activations`.
         ridge: see :func:`fit_probe`.
         seed: of the sequences, and of the order in which targets are shuffled for the control.
-        report: told how many batches of 256 are done, fitting ones first.
+        on_progress: called with the finished and the total number of batches of 256, fitting ones first.
 
     Returns:
         The scores.
 
     Raises:
-        ValueError: see :func:`read_layers` and :func:`probe`; too few sequences are refused before any but
-            one is run.
+        ValueError: see :func:`collect_activations` and :func:`probe`; too few sequences are refused before
+            any but one is run.
 
     Example:
         >>> from mesaopt.analysis import current_token, next_token
@@ -429,23 +423,42 @@ def probe_layers(
         >>> [round(table.at(target, "blocks.0", 6).r2, 1) for target in ("current", "next")]
         [1.0, -0.1]
     """
-    first = -(-num_fit // EVALUATION_BATCH)
-    if num_score < 1:
-        raise ValueError(f"num_score={num_score}: must be 1 or greater")
+    fitted, scored = _evaluations(num_fit, num_score, seed, on_progress)
     names = stream_names(model) if names is None else distinct(names)
     one = task.sample(1, seed=seed, split="validation")
     for name, features in _features(model, one, names, slots).items():
-        shape = (first * EVALUATION_BATCH, features.shape[-1])
+        shape = (fitted.num_batches * EVALUATION_BATCH, features.shape[-1])
         _check_enough(f"num_fit={num_fit}", shape, of=f" of {name!r}")
-    common: dict[str, Any] = {"positions": positions, "names": names, "slots": slots, "seed": seed}
-    later = None if report is None else (lambda done: report(first + done))
-    fit = read_layers(
-        model, task, targets, num_sequences=num_fit, split="validation", report=report, **common
+    fit, score = (
+        collect_activations(
+            model,
+            task,
+            targets,
+            positions=positions,
+            names=names,
+            slots=slots,
+            evaluation=evaluation,
+        )
+        for evaluation in (fitted, scored)
     )
-    score = read_layers(
-        model, task, targets, num_sequences=num_score, split="test", report=later, **common
+    return score_probes(fit, score, ridge=ridge, seed=seed)
+
+
+def _evaluations(
+    num_fit: int, num_score: int, seed: int, on_progress: OnProgress | None
+) -> tuple[Evaluation, Evaluation]:
+    """Give the sequences to fit on and to score on, whose progress is counted together."""
+    if num_score < 1:
+        raise ValueError(f"num_score={num_score}: must be 1 or greater")
+    fit = Evaluation(num_sequences=num_fit, seed=seed, split="validation")
+    score = Evaluation(num_sequences=num_score, seed=seed, split="test")
+    if on_progress is None:
+        return fit, score
+    total = fit.num_batches + score.num_batches
+    return (
+        replace(fit, on_progress=lambda done, _: on_progress(done, total)),
+        replace(score, on_progress=lambda done, _: on_progress(fit.num_batches + done, total)),
     )
-    return probe_readings(fit, score, ridge=ridge, seed=seed)
 
 
 def stream_names(model: nn.Module) -> list[str]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, up_to
+from mesaopt.progress import OnProgress
 
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
 
@@ -54,7 +55,7 @@ def sensitivity(
     *,
     name: str,
     position: int,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Sensitivity:
     """Differentiate what a part of a model gives at one position by every input token.
 
@@ -70,7 +71,7 @@ def sensitivity(
         name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream behind
             the first layer; it gives [batch, time, ...].
         position: k, between 1 and T.
-        report: told how many sequences are done.
+        on_progress: called with the finished and the total number of sequences.
 
     Returns:
         The norms, by sequence and token.
@@ -102,8 +103,8 @@ def sensitivity(
         with evaluating(model):
             rows.append(_gradient_norms(output, batch))
         done += len(batch)
-        if report is not None:
-            report(done)
+        if on_progress is not None:
+            on_progress(done, len(tokens))
     norms = torch.cat(rows, dim=1)  # [L,B,T]
     return Sensitivity(position, norms.mean(0), torch.linalg.vector_norm(norms, dim=0))
 

@@ -12,7 +12,8 @@ from numpy.polynomial import Chebyshev, Polynomial, chebyshev
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from mesaopt.analysis.in_context import Predictor, evaluation_batches
+from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.in_context import Predictor
 from mesaopt.tasks import Batch, Task
 from mesaopt.theory import (
     ApproximateInverse,
@@ -58,8 +59,7 @@ def tune(
     spacing: Literal["linear", "log"] = "linear",
     growth: float | None = None,
     tolerance: float = 1e-4,
-    num_sequences: int = 2560,
-    seed: int = 0,
+    evaluation: Evaluation = Evaluation(split="validation"),
 ) -> Tuned:
     """Find the parameter with which a family of predictors has the smallest mean loss.
 
@@ -74,8 +74,7 @@ def tune(
         spacing: search on the value, or on its logarithm; "log" takes bounds greater than 0.
         growth: greater than 1; None: the bounds are final.
         tolerance: of the result, as a share of the interval (of the logarithms) of the last search.
-        num_sequences: rounded up to whole batches of 256.
-        seed: of the sequences.
+        evaluation: the sequences, not of the test split; 2560 validation sequences if not given.
 
     Returns:
         The best value and its loss.
@@ -94,12 +93,12 @@ def tune(
         ...     batch.observed, inverse_temperature=beta
         ... )
         >>> task = LinearSystem(LinearSystemConfig(dim=4, length=16))
-        >>> best = tune(family, task, bounds=(0.01, 100.0), spacing="log", num_sequences=256)
+        >>> best = tune(family, task, bounds=(0.01, 100.0), spacing="log")
         >>> 1 < best.value < 5
         True
     """
     _check_search(bounds, spacing, growth, tolerance)
-    batches = list(_validation(task, num_sequences, seed))
+    batches = list(_batches(task, evaluation))
 
     def loss(value: float) -> float:
         predict = family(value)
@@ -123,8 +122,7 @@ def line_search_step_size(
     num_steps: int = 1,
     objective: Objective = "sum",
     largest: float = 0.1,
-    num_sequences: int = 2560,
-    seed: int = 0,
+    evaluation: Evaluation = Evaluation(split="validation"),
 ) -> float:
     """Find the step size with which gradient descent on the context predicts best.
 
@@ -136,8 +134,7 @@ def line_search_step_size(
         num_steps: steps of gradient descent.
         objective: "sum" or "mean" over the pairs of the context.
         largest: upper end of the first search, > 0.
-        num_sequences: rounded up to whole batches of 256.
-        seed: of the sequences.
+        evaluation: as in :func:`tune`.
 
     Returns:
         The step size, to about 1e-4 of the last upper end.
@@ -160,9 +157,7 @@ def line_search_step_size(
         )
 
     bounds = (0.0, largest)
-    return tune(
-        family, task, bounds=bounds, growth=10.0, num_sequences=num_sequences, seed=seed
-    ).value
+    return tune(family, task, bounds=bounds, growth=10.0, evaluation=evaluation).value
 
 
 def tune_ridge(
@@ -172,8 +167,7 @@ def tune_ridge(
     pairs: Pairs = "all",
     bounds: tuple[float, float] = (1e-5, 1e3),
     tolerance: float = 0.02,
-    num_sequences: int = 512,
-    seed: int = 0,
+    evaluation: Evaluation = Evaluation(num_sequences=512, split="validation"),
 ) -> Tuned:
     """Find the ridge with which least squares on the context predicts best.
 
@@ -185,8 +179,7 @@ def tune_ridge(
         pairs: "all", or "official" without the newest pair.
         bounds: smallest and largest ridge, greater than 0.
         tolerance: as a share of the logarithms between the bounds; a loss is flat around its minimum.
-        num_sequences: rounded up to whole batches of 256.
-        seed: of the sequences.
+        evaluation: as in :func:`tune`; 512 validation sequences if not given.
 
     Returns:
         The ridge and its loss.
@@ -198,7 +191,7 @@ def tune_ridge(
         >>> from mesaopt.config import LinearSystemConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> task = LinearSystem(LinearSystemConfig(dim=4, length=12))
-        >>> tune_ridge(task, num_sequences=256).value < 0.1  # there is hardly any noise
+        >>> tune_ridge(task).value < 0.1  # there is hardly any noise
         True
     """
 
@@ -215,8 +208,7 @@ def tune_ridge(
         bounds=bounds,
         spacing="log",
         tolerance=tolerance,
-        num_sequences=num_sequences,
-        seed=seed,
+        evaluation=evaluation,
     )
 
 
@@ -226,8 +218,7 @@ def fit_polynomial(
     *,
     inputs: InputMap | None = None,
     pairs: Pairs = "all",
-    num_sequences: int = 25_600,
-    seed: int = 0,
+    evaluation: Evaluation = Evaluation(num_sequences=25_600, split="validation"),
 ) -> tuple[float, ...]:
     """Find the best fixed polynomial in the Gram matrix: the bound of Proposition 2 at a given depth.
 
@@ -241,10 +232,9 @@ def fit_polynomial(
             loses a factor of 5.8^degree in relative precision: 7 digits are left at 12.
         inputs: from the observed states to the regression inputs; the states themselves if not given.
         pairs: "all", or "official" without the newest pair.
-        num_sequences: rounded up to whole batches of 256. High degrees need many: a polynomial knows
-            nothing of eigenvalues beyond those it was fitted on, and one sequence in ten thousand has one
-            five times the median. What is fitted on 2560 does not carry over at degree 6.
-        seed: of the sequences.
+        evaluation: as in :func:`tune`; 25,600 validation sequences if not given. High degrees need many: a
+            polynomial knows nothing of eigenvalues beyond those it was fitted on, and one sequence in ten
+            thousand has one five times the median. What is fitted on 2560 does not carry over at degree 6.
 
     Returns:
         The degree + 1 coefficients of H^0, H^1, ..., for :func:`mesaopt.theory.polynomial_prediction` and
@@ -259,15 +249,13 @@ def fit_polynomial(
         >>> from mesaopt.config import LinearSystemConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> task = LinearSystem(LinearSystemConfig())
-        >>> (step_size,) = fit_polynomial(task, 0, num_sequences=2560)
+        >>> (step_size,) = fit_polynomial(task, 0, evaluation=Evaluation(split="validation"))
         >>> 0.030 < step_size < 0.034
         True
     """
     if not 0 <= degree <= 20:
         raise ValueError(f"degree={degree}: must be between 0 and 20")
-    loss = _quadratic_loss(
-        lambda: _validation(task, num_sequences, seed), degree, _SINGLE_STEP, inputs, pairs
-    )
+    loss = _quadratic_loss(lambda: _batches(task, evaluation), degree, _SINGLE_STEP, inputs, pairs)
     best = np.linalg.lstsq(loss.gram.numpy(), loss.cross.numpy(), rcond=None)[0]
     powers = Chebyshev(best, domain=[0, loss.largest]).convert(kind=Polynomial).coef
     return (*map(float, powers), *(0.0,) * (degree + 1 - len(powers)))
@@ -279,8 +267,7 @@ def learn_inverse(
     *,
     inputs: InputMap | None = None,
     pairs: Pairs = "all",
-    num_sequences: int = 2560,
-    seed: int = 0,
+    evaluation: Evaluation = Evaluation(split="validation"),
     iterations: int = 1000,
     learning_rate: float = 0.1,
 ) -> ApproximateInverse:
@@ -297,8 +284,7 @@ def learn_inverse(
             are kept.
         inputs: from the observed states to the regression inputs; the states themselves if not given.
         pairs: "all"; or "official", without the newest pair, as the authors learned theirs.
-        num_sequences: rounded up to whole batches of 256.
-        seed: of the sequences.
+        evaluation: as in :func:`tune`.
         iterations: of Adam, 1 or more.
         learning_rate: at the start, greater than 0.
 
@@ -319,16 +305,14 @@ def learn_inverse(
         >>> from mesaopt.theory import neumann_inverse
         >>> start = neumann_inverse(2, ridge=1e-3, scale="frobenius")
         >>> task = LinearSystem(LinearSystemConfig())
-        >>> learned = learn_inverse(task, start, num_sequences=256, iterations=200)
+        >>> learned = learn_inverse(task, start, iterations=200)
         >>> 1.1 < learned.step_sizes[0] < 1.4  # 1.23 in the paper
         True
     """
     if iterations < 1 or not 0 < learning_rate < math.inf:
         given = f"iterations={iterations}, learning_rate={learning_rate}"
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")
-    loss = _quadratic_loss(
-        lambda: _validation(task, num_sequences, seed), start.degree, start, inputs, pairs
-    )
+    loss = _quadratic_loss(lambda: _batches(task, evaluation), start.degree, start, inputs, pairs)
     nodes, to_coefficients = _interpolation(start.degree, loss.largest)
     learned = torch.tensor([start.step_sizes, start.momenta], dtype=torch.float64)
     learned.requires_grad_()
@@ -366,8 +350,13 @@ def _check_search(
         raise ValueError(f"tolerance={tolerance}: must be between 0 and 1")
 
 
-def _validation(task: Task, num_sequences: int, seed: int) -> Iterator[Batch]:
-    return evaluation_batches(task, num_sequences=num_sequences, seed=seed, split="validation")
+def _batches(task: Task, evaluation: Evaluation) -> Iterator[Batch]:
+    """Draw sequences to tune on, unless they are those that results are measured on."""
+    if evaluation.split == "test":
+        raise ValueError(
+            "evaluation: split='test': must be another, test sequences are for results"
+        )
+    return evaluation.batches(task)
 
 
 def _search(

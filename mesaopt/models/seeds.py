@@ -49,8 +49,8 @@ class SideBySide(nn.Module):
         Returns:
             Predictions [seed, batch, time, output].
         """
-        wide = torch.cat(list(tokens), dim=-1)  # [B,T,seed*token]
-        return torch.stack(self.joined(wide).chunk(self.count, dim=-1))
+        wide = tokens.movedim(0, -2).flatten(-2)  # [B,T,seed*token]
+        return self.joined(wide).unflatten(-1, (self.count, -1)).movedim(-2, 0)
 
     def states(self) -> list[dict[str, Tensor]]:
         """Return the `state_dict` of each model, as views."""

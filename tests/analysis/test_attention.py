@@ -64,14 +64,19 @@ def test_maps_with_signs_count_by_absolute_values() -> None:
 def test_mean_and_spread_of_many_are_those_of_all_at_once(mixer: str) -> None:
     model, tokens, done = make(mixer), draw(), []
     found = attention_maps(
-        model, tokens, name="blocks.0.mixer", offsets=(0, 2), start=3, report=done.append
+        model,
+        tokens,
+        name="blocks.0.mixer",
+        offsets=(0, 2),
+        start=3,
+        on_progress=lambda *progress: done.append(progress),
     )
     maps = capture(model, tokens, ["blocks.0.mixer.attention"])["blocks.0.mixer.attention"]
     torch.testing.assert_close(found.mean, maps.mean(0))
     torch.testing.assert_close(found.spread, maps.std(0))
     torch.testing.assert_close(found.masses, attention_mass(maps, offsets=(0, 2), start=3))
     torch.testing.assert_close(found.mass_error, found.masses.std(0) / 300**0.5)
-    assert done[-1] == 300
+    assert done[-1] == (300, 300)
     assert found.offsets == (0, 2)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import Diagnosis, Estimate, diagnose
+from mesaopt.analysis import Diagnosis, Estimate, Evaluation, diagnose
 from mesaopt.analysis.diagnosis.candidates import Candidate
 from mesaopt.analysis.diagnosis.evidence import Learning, probe_estimates
 from mesaopt.analysis.diagnosis.laws import HISTORY, Imitation, Rescaled
@@ -373,14 +373,14 @@ def candidate(name: str, offset: float, num_parameters: int) -> Candidate:
 
 def test_the_simpler_of_two_equals_is_named() -> None:
     near, same, far = candidate("near", 0.1, 3), candidate("same", 0.1, 2), candidate("far", 0.2, 1)
-    scores = score(lambda b: b.targets, [near, same, far], TASK, num_sequences=256, seed=0)
+    scores = score(lambda b: b.targets, [near, same, far], TASK, Evaluation(num_sequences=256))
     assert nearest(scores, [near, same, far]) is same
     assert nearest(scores, [near, far]) is near
 
 
 def test_shares_are_what_they_are_said_to_be() -> None:
     half = candidate("half", 0.5, 0)
-    scores = score(lambda b: b.targets + 1.0, [half], TASK, num_sequences=256, seed=0)
+    scores = score(lambda b: b.targets + 1.0, [half], TASK, Evaluation(num_sequences=256))
     # The model is 1 off in each of 4 coordinates, the candidate half of that, on the same side.
     assert scores.model_loss == pytest.approx(2.0, rel=1e-6)
     assert scores.of_errors("half").value == pytest.approx(1 - 0.25, rel=1e-6)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mesaopt.analysis import (
+    Evaluation,
     InContextLoss,
     TunedPrompt,
     early_ascent,
@@ -62,7 +63,7 @@ def prompt_of(separator: Tensor | None = None, prefix: Tensor | None = None) -> 
 
 
 def mean_loss(model: nn.Module, prompt: TunedPrompt | None) -> float:
-    return few_shot_losses(model, TRIPLES, prompt, num_sequences=256).mean
+    return few_shot_losses(model, TRIPLES, prompt, Evaluation(num_sequences=256)).mean
 
 
 def test_zero_is_the_best_separator_of_least_squares_and_learning_goes_there() -> None:
@@ -112,7 +113,10 @@ def test_dropout_is_off_and_comes_back() -> None:
     model = nn.Sequential(plain[0], nn.Dropout(0.5))
     found, wanted = (tune_prompt(m, PREFIXED, steps=2, batch_size=4) for m in (model, plain))
     assert torch.equal(found.losses, wanted.losses)
-    losses = [few_shot_losses(m, PREFIXED, found, num_sequences=1).losses for m in (model, plain)]
+    losses = [
+        few_shot_losses(m, PREFIXED, found, Evaluation(num_sequences=1)).losses
+        for m in (model, plain)
+    ]
     assert torch.equal(*losses)
     assert model[1].training
 
@@ -122,14 +126,14 @@ def test_vectors_and_sequences_have_the_type_of_the_weights() -> None:
     model = nn.Linear(4, 4)
     settings = {"steps": 3, "batch_size": 4}
     single = tune_prompt(model, PREFIXED, **settings)
-    loss = few_shot_losses(model, PREFIXED, single, num_sequences=1)
+    loss = few_shot_losses(model, PREFIXED, single, Evaluation(num_sequences=1))
     model.double()
     double = tune_prompt(model, PREFIXED, separator=single.separator, **settings)
     assert double.separator.dtype is double.prefix.dtype is torch.float64
     free = tune_prompt(model, PREFIXED, **settings)
     torch.testing.assert_close(free.losses, single.losses, rtol=1e-5, atol=0)
     for prompt in (single, free):
-        again = few_shot_losses(model, PREFIXED, prompt, num_sequences=1)
+        again = few_shot_losses(model, PREFIXED, prompt, Evaluation(num_sequences=1))
         torch.testing.assert_close(again.losses, loss.losses, rtol=1e-4, atol=1e-5)
 
 
@@ -193,9 +197,15 @@ def test_learning_repeats_itself_and_depends_on_the_seed() -> None:
 
 def test_learning_sees_training_sequences_only() -> None:
     task, done = Recorder(TRIPLES.config), []
-    tune_prompt(LeastSquares(), task, steps=3, batch_size=2, report=done.append)
+    tune_prompt(
+        LeastSquares(),
+        task,
+        steps=3,
+        batch_size=2,
+        on_progress=lambda *progress: done.append(progress),
+    )
     assert task.splits == {"train"}
-    assert done == [1, 2, 3]
+    assert done == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +239,7 @@ def test_losses_are_counted_by_pairs_whatever_the_prompt() -> None:
     }
     # What answers with the token itself makes nothing of a prompt: the losses are those of the pairs.
     losses = {
-        name: few_shot_losses(nn.Identity(), FewShot(PAIRS), prompt, num_sequences=256)
+        name: few_shot_losses(nn.Identity(), FewShot(PAIRS), prompt, Evaluation(num_sequences=256))
         for name, (prompt, _) in prompts.items()
     }
     for name, (_, number) in prompts.items():
@@ -245,20 +255,26 @@ def test_the_vectors_of_a_prompt_reach_the_model() -> None:
         return tokens
 
     prompt = prompt_of(torch.full((4,), 2.0), torch.full((3, 4), 3.0))
-    few_shot_losses(model, TRIPLES, prompt, num_sequences=256)
+    few_shot_losses(model, TRIPLES, prompt, Evaluation(num_sequences=256))
     assert (seen[0][:, :3] == 3).all()
     assert (seen[0][:, 5::3] == 2).all()
 
 
 def test_an_early_ascent_is_there_with_spurious_pairs_and_gone_without() -> None:
     task = FewShot(PAIRS)
-    spurious = early_ascent(few_shot_losses(LeastSquares(0.1), task, num_sequences=2048))
+    spurious = early_ascent(
+        few_shot_losses(LeastSquares(0.1), task, evaluation=Evaluation(num_sequences=2048))
+    )
     assert spurious.height > 5 * spurious.error
     assert 2 <= spurious.position - 1 <= 4, "about as many pairs as half the dimensions"
     assert spurious.peak == pytest.approx(4 / 6 + spurious.height, abs=0.1)
-    true = early_ascent(few_shot_losses(TruePairs(), task, num_sequences=512))
+    true = early_ascent(
+        few_shot_losses(TruePairs(), task, evaluation=Evaluation(num_sequences=512))
+    )
     assert true.height < -3 * true.error
-    zeros = early_ascent(few_shot_losses(torch.zeros_like, task, num_sequences=512))
+    zeros = early_ascent(
+        few_shot_losses(torch.zeros_like, task, evaluation=Evaluation(num_sequences=512))
+    )
     assert abs(zeros.height) < 4 * zeros.error
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mesaopt.analysis import in_context_loss
+from mesaopt.analysis import Evaluation, in_context_loss
 from mesaopt.config import ARProcessConfig, LinearSystemConfig
 from mesaopt.tasks import ARProcess, LinearSystem
 
@@ -18,36 +18,39 @@ def test_predictors_see_the_same_sequences() -> None:
 
         return predict
 
-    losses = in_context_loss({name: spy(name) for name in seen}, TASK, num_sequences=300)
+    losses = in_context_loss(
+        {name: spy(name) for name in seen}, TASK, Evaluation(num_sequences=300)
+    )
     assert len(losses["a"].losses) == 512, "rounded up to whole batches"
     assert torch.equal(torch.cat(seen["a"]), torch.cat(seen["b"]))
     assert torch.equal(losses["a"].losses, losses["b"].losses)
-    in_context_loss({"a": spy("a")}, TASK, num_sequences=300, split="validation")
+    in_context_loss({"a": spy("a")}, TASK, Evaluation(num_sequences=300, split="validation"))
     assert not torch.equal(seen["a"][0], seen["a"][2])
 
 
 def test_standard_errors_are_those_of_the_mean() -> None:
     zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
     means = [
-        in_context_loss(zero, TASK, num_sequences=256, seed=seed)["zero"].mean for seed in range(60)
+        in_context_loss(zero, TASK, Evaluation(num_sequences=256, seed=seed))["zero"].mean
+        for seed in range(60)
     ]
-    claimed = in_context_loss(zero, TASK, num_sequences=256)["zero"].mean_error
+    claimed = in_context_loss(zero, TASK, Evaluation(num_sequences=256))["zero"].estimate.error
     # The deviation of 60 means is known to 1 / sqrt(2 * 59) = 9 %; four of these.
     assert abs(torch.tensor(means).std().item() / claimed - 1) < 0.4
 
 
 def test_no_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="num_sequences=0: must be 1 or greater"):
-        in_context_loss({}, TASK, num_sequences=0)
+        in_context_loss({}, TASK, Evaluation(num_sequences=0))
 
 
 def test_only_scored_positions_are_scored() -> None:
     task = ARProcess(ARProcessConfig(dim=2, length=9, start="sparse"))
     zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
-    loss = in_context_loss(zero, task, num_sequences=256)["zero"]
+    loss = in_context_loss(zero, task, Evaluation(num_sequences=256))["zero"]
     assert loss.positions == range(2, 9)
     assert loss.losses.shape == (256, 7)
     # Sparse states have norm 1: half of it, in float32.
     torch.testing.assert_close(loss.losses, torch.full((256, 7), 0.5), rtol=1e-6, atol=0)
-    everywhere = in_context_loss(zero, TASK, num_sequences=256)["zero"]
+    everywhere = in_context_loss(zero, TASK, Evaluation(num_sequences=256))["zero"]
     assert everywhere.positions == range(1, 21)

@@ -199,10 +199,16 @@ def test_dropout_is_off_and_comes_back() -> None:
     assert model.embedding[1].training
 
 
-def test_progress_is_told_step_by_step() -> None:
-    told: list[int] = []
-    linearize(SequenceModel(CONFIG), TASK, steps=3, num_sequences=1, report=told.append)
-    assert told == [1, 2, 3]
+def test_progress_is_reported_step_by_step() -> None:
+    reported: list[tuple[int, int]] = []
+    linearize(
+        SequenceModel(CONFIG),
+        TASK,
+        steps=3,
+        num_sequences=1,
+        on_progress=lambda *progress: reported.append(progress),
+    )
+    assert reported == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_what_cannot_be_done_is_refused_at_once() -> None:
@@ -216,12 +222,17 @@ def test_what_cannot_be_done_is_refused_at_once() -> None:
             with_layer(model, index, LinearSelfAttention(4, 2, 4))
     with pytest.raises(ValueError, match=r"^layers=\(\): must not be empty$"):
         linearize(model, TASK, layers=())
-    told: list[int] = []
+    reported: list[tuple[int, int]] = []
     numbers = {"steps": 0, "batch_size": 0, "learning_rate": 0.0, "num_sequences": 0}
     for name, value in numbers.items():
         with pytest.raises(ValueError, match=rf"^{name}={value}: must be"):
-            linearize(model, TASK, report=told.append, **{name: value})
-    assert not told
+            linearize(
+                model,
+                TASK,
+                on_progress=lambda *progress: reported.append(progress),
+                **{name: value},
+            )
+    assert not reported
     with pytest.raises(ValueError, match=r"^layer: .*\(4, 1, 4, .*must be \(4, 2, 4"):
         with_layer(model, 1, LinearSelfAttention(4, 1, 4))
 

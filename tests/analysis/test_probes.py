@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from mesaopt import recipes
 from mesaopt.analysis import (
+    Evaluation,
     capture,
+    collect_activations,
     current_token,
     fit_probe,
     next_token,
@@ -17,8 +19,7 @@ from mesaopt.analysis import (
     preconditioned_token,
     probe,
     probe_layers,
-    probe_readings,
-    read_layers,
+    score_probes,
     stream_names,
 )
 from mesaopt.config import LinearSystemConfig, ModelConfig, NonlinearSystemConfig, stacked
@@ -94,7 +95,9 @@ def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
     assert score.shuffled == pytest.approx(score.mean, rel=0.05)
     assert score.uninformative == pytest.approx(5, rel=0.05)
     assert score.r2 < -0.2
-    assert score.unread_error < score.error / score.uninformative, "one sequence is hard for both"
+    assert score.unexplained.error < score.error / score.uninformative, (
+        "one sequence is hard for both"
+    )
     assert abs(score.mean - score.losses.mean().item()) < 1e-12
     assert score.per_coordinate == 0.2
 
@@ -155,14 +158,21 @@ def test_too_few_sequences_for_a_part_are_refused_before_they_are_run() -> None:
             *(model, TASK, {"current": current_token}),
             names=["0.input", "0"],
             num_fit=250,
-            report=done.append,
+            on_progress=lambda *progress: done.append(progress),
             **settings,
         )
     assert model[0].seen == 1
     assert not done
-    fit = read_layers(model, TASK, {"next": next_token}, names=["0"], num_sequences=256, **settings)
+    fit = collect_activations(
+        model,
+        TASK,
+        {"next": next_token},
+        names=["0"],
+        evaluation=Evaluation(num_sequences=256),
+        **settings,
+    )
     with pytest.raises(ValueError, match=f"^fit: {message}"):
-        probe_readings(fit, fit)
+        score_probes(fit, fit)
     with pytest.raises(ValueError, match="^num_score=0: must be 1 or greater"):
         probe_layers(model, TASK, {}, names=["0.input"], num_score=0, **settings)
 
@@ -273,8 +283,8 @@ def test_heads_are_laid_side_by_side_and_names_are_read_once() -> None:
     mixer = "blocks.0.mixer"
     for end in ("queries", "keys", "values"):
         names = [f"{mixer}.{end}", f"{mixer}.{end}"]
-        found = read_layers(
-            model, TASK, {}, positions=[2, 9], names=names, num_sequences=256
+        found = collect_activations(
+            model, TASK, {}, positions=[2, 9], names=names, evaluation=Evaluation(num_sequences=256)
         ).features[names[0]]
         tokens = TASK.sample(256, seed=0, split="test").tokens
         wanted = capture(model, tokens, names)[names[0]][:, [1, 8]]
@@ -283,7 +293,7 @@ def test_heads_are_laid_side_by_side_and_names_are_read_once() -> None:
 
 def test_parts_of_another_shape_are_refused_by_name() -> None:
     model = SequenceModel(ModelConfig(mixers=("softmax_attention",)))
-    read = lambda names: read_layers(model, TASK, {}, positions=[2], names=names)  # noqa: E731
+    read = lambda names: collect_activations(model, TASK, {}, positions=[2], names=names)  # noqa: E731
     message = r"'blocks.0.mixer.attention' gives shape \(256, 4, 12, 12\): must be .*; a map has no"
     with pytest.raises(ValueError, match=message):
         read(["blocks.0.mixer.attention"])
@@ -292,7 +302,7 @@ def test_parts_of_another_shape_are_refused_by_name() -> None:
     # Time in front, as modules of PyTorch have it by default.
     turned = nn.Sequential(Turned(), nn.Linear(10, 4))
     with pytest.raises(ValueError, match=r"'1' gives shape \(12, 256, 4\): must be \[batch, time"):
-        read_layers(turned, TASK, {}, positions=[2], names=["1"], slots=("current",))
+        collect_activations(turned, TASK, {}, positions=[2], names=["1"], slots=("current",))
 
 
 class Turned(nn.Module):
@@ -302,8 +312,9 @@ class Turned(nn.Module):
 
 def test_dropout_is_off_and_comes_back() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(10, 4))
-    settings = {"positions": [7], "num_sequences": 256, "slots": ("current",)}
-    found = read_layers(model, TASK, {"now": current_token}, names=["0"], **settings)
+    evaluation = Evaluation(num_sequences=256)
+    settings = {"positions": [7], "evaluation": evaluation, "slots": ("current",)}
+    found = collect_activations(model, TASK, {"now": current_token}, names=["0"], **settings)
     assert torch.equal(found.features["0"], found.targets["now"])
     assert model[0].training
 
@@ -316,24 +327,26 @@ def test_fitting_and_scoring_see_other_sequences_and_report() -> None:
         num_fit=512,
         num_score=256,
         seed=5,
-        report=done.append,
+        on_progress=lambda *progress: done.append(progress),
     )
-    assert done == [1, 2, 3]
+    assert done == [(1, 3), (2, 3), (3, 3)]
     assert len(table.at("next", "blocks.0", 3).losses) == 256
-    common = {"positions": [3], "num_sequences": 256, "seed": 5}
+    common = {"num_sequences": 256, "seed": 5}
     fit, score = (
-        read_layers(model, TASK, {"next": next_token}, split=split, **common)
-        for split in ("validation", "test")
+        collect_activations(model, TASK, {"next": next_token}, positions=[3], evaluation=evaluation)
+        for evaluation in (Evaluation(split="validation", **common), Evaluation(**common))
     )
     assert not (fit.targets["next"] == score.targets["next"]).any()
     torch.testing.assert_close(
         score.targets["next"], TASK.sample(256, seed=5, split="test").targets[:, [2]]
     )
     with pytest.raises(ValueError, match=r"positions=\(4,\): must be those fitted, \(3,\)"):
-        probe_readings(fit, replace(score, positions=(4,)))
+        score_probes(fit, replace(score, positions=(4,)))
 
 
 @pytest.mark.parametrize("position", [0, 13])
 def test_positions_outside_of_the_sequence_are_refused(position: int) -> None:
     with pytest.raises(ValueError, match=f"position={position}: must be between 1 and 12"):
-        read_layers(SequenceModel(ModelConfig()), TASK, {"next": next_token}, positions=[position])
+        collect_activations(
+            SequenceModel(ModelConfig()), TASK, {"next": next_token}, positions=[position]
+        )

@@ -135,9 +135,15 @@ def test_a_step_of_gradient_descent_has_the_jacobian_of_its_formula() -> None:
 
 def test_many_sequences_are_those_of_one_each() -> None:
     model, tokens = make("softmax_attention"), draw(130)
-    done: list[int] = []
-    found = sensitivity(model, tokens, name="blocks.0", position=6, report=done.append)
-    assert done == [64, 128, 130]
+    done: list[tuple[int, int]] = []
+    found = sensitivity(
+        model,
+        tokens,
+        name="blocks.0",
+        position=6,
+        on_progress=lambda *progress: done.append(progress),
+    )
+    assert done == [(64, 130), (128, 130), (130, 130)]
     for i in (0, 63, 64, 129):
         one = sensitivity(model, tokens[i : i + 1], name="blocks.0", position=6)
         torch.testing.assert_close(found.norms[i : i + 1], one.norms, **EXACT)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mesaopt.analysis import (
+    Evaluation,
     Predictor,
     fit_polynomial,
     in_context_loss,
@@ -47,7 +48,7 @@ def constant(value: float) -> Predictor:
 
 
 def test_the_line_search_finds_the_minimum_of_the_quadratic() -> None:
-    found = line_search_step_size(TASK, num_sequences=512, seed=3)
+    found = line_search_step_size(TASK, evaluation=validation(512, seed=3))
     products, squares = 0.0, 0.0
     for step in range(2):
         batch = TASK.sample(256, seed=3, step=step, split="validation")
@@ -60,20 +61,24 @@ def test_the_line_search_finds_the_minimum_of_the_quadratic() -> None:
 def test_the_line_search_goes_beyond_its_first_end() -> None:
     # One step of 1 / c^2 on the mean of the pairs recovers sparse states of magnitude c.
     task = ARProcess(ARProcessConfig(dim=2, length=9, start="sparse", start_scale=0.5))
-    found = line_search_step_size(task, objective="mean", num_sequences=256)
+    found = line_search_step_size(task, objective="mean", evaluation=validation(256))
     assert found == pytest.approx(4.0, abs=2e-3)  # 1e-4 of the last upper end, 10; twice that
 
 
+def validation(num_sequences: int, seed: int = 0) -> Evaluation:
+    return Evaluation(num_sequences=num_sequences, seed=seed, split="validation")
+
+
 def validation_loss(predict: Predictor, num_sequences: int) -> float:
-    losses = in_context_loss({"": predict}, SMALL, num_sequences=num_sequences, split="validation")
+    losses = in_context_loss({"": predict}, SMALL, validation(num_sequences))
     return losses[""].mean
 
 
 def test_no_search_ever_sees_test_sequences() -> None:
     task = Recorder()
-    tune(constant, task, bounds=(0.0, 1.0), num_sequences=256)
-    fit_polynomial(task, 1, num_sequences=256)
-    learn_inverse(task, neumann_inverse(1), num_sequences=256, iterations=1)
+    tune(constant, task, bounds=(0.0, 1.0), evaluation=validation(256))
+    fit_polynomial(task, 1, evaluation=validation(256))
+    learn_inverse(task, neumann_inverse(1), evaluation=validation(256), iterations=1)
     assert task.splits == {"validation"}
 
 
@@ -82,7 +87,7 @@ def test_a_better_value_than_the_one_found_is_not_around(spacing) -> None:
     def family(beta: float) -> Predictor:
         return lambda batch: kernel_regression(batch.observed, inverse_temperature=beta)
 
-    best = tune(family, SMALL, bounds=(1e-2, 30.0), spacing=spacing, num_sequences=512)
+    best = tune(family, SMALL, bounds=(1e-2, 30.0), spacing=spacing, evaluation=validation(512))
     assert best.loss == pytest.approx(validation_loss(family(best.value), 512), rel=1e-6)
     for value in (0.9 * best.value, 1.1 * best.value):
         assert validation_loss(family(value), 512) > best.loss
@@ -96,7 +101,7 @@ def test_the_ridge_of_a_model_is_found() -> None:
             batch = SMALL.sample(batch_size, **settings)
             return replace(batch, targets=ridge_least_squares(batch.observed, ridge=0.3))
 
-    found = tune_ridge(Shown(), num_sequences=256, tolerance=1e-4)
+    found = tune_ridge(Shown(), evaluation=validation(256), tolerance=1e-4)
     assert found.value == pytest.approx(0.3, rel=5e-3)  # 1e-4 of eight decades is 2e-3
 
 
@@ -106,9 +111,9 @@ def test_the_scan_finds_the_deeper_of_two_valleys() -> None:
         shallow, deep = 1 + 5 * (place - 0.3) ** 2, 20 * (place - 0.85) ** 2
         return lambda batch: batch.targets + min(shallow, deep)
 
-    assert tune(family, SMALL, bounds=(0.0, 1.0), num_sequences=256).value == pytest.approx(
-        0.85, abs=1e-3
-    )
+    assert tune(
+        family, SMALL, bounds=(0.0, 1.0), evaluation=validation(256)
+    ).value == pytest.approx(0.85, abs=1e-3)
 
 
 def test_losses_that_overflow_are_passed_over() -> None:
@@ -116,11 +121,11 @@ def test_losses_that_overflow_are_passed_over() -> None:
     def family(step_size: float) -> Predictor:
         return lambda batch: gradient_descent(batch.observed, step_size=step_size, num_steps=30)
 
-    best = tune(family, SMALL, bounds=(1e-4, 1e4), spacing="log", num_sequences=256)
+    best = tune(family, SMALL, bounds=(1e-4, 1e4), spacing="log", evaluation=validation(256))
     assert math.isfinite(best.loss)
     assert best.value < 1
     with pytest.raises(ValueError, match="no value between them has a finite loss"):
-        tune(family, SMALL, bounds=(1e3, 1e4), num_sequences=256)
+        tune(family, SMALL, bounds=(1e3, 1e4), evaluation=validation(256))
 
 
 def test_a_search_without_an_end_ends() -> None:
@@ -128,8 +133,8 @@ def test_a_search_without_an_end_ends() -> None:
         return lambda batch: batch.targets + 1 / value
 
     with pytest.raises(ValueError, match="the loss still falls at 256"):
-        tune(family, SMALL, bounds=(0.0, 1.0), growth=2.0, num_sequences=256)
-    assert tune(family, SMALL, bounds=(0.0, 1.0), num_sequences=256).value > 0.99
+        tune(family, SMALL, bounds=(0.0, 1.0), growth=2.0, evaluation=validation(256))
+    assert tune(family, SMALL, bounds=(0.0, 1.0), evaluation=validation(256)).value > 0.99
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_a_search_without_an_end_ends() -> None:
         ({"bounds": (0.0, 1.0), "spacing": "log"}, "greater than 0"),
         ({"bounds": (0.0, 1.0), "growth": 1.0}, "growth=1.0: must be greater than 1"),
         ({"bounds": (0.0, 1.0), "tolerance": 0.0}, "tolerance=0.0: must be between 0 and 1"),
-        ({"bounds": (0.0, 1.0), "num_sequences": 0}, "num_sequences=0: must be 1 or greater"),
+        ({"bounds": (0.0, 1.0), "evaluation": Evaluation()}, "split='test': must be another"),
     ],
 )
 def test_searches_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
@@ -155,7 +160,7 @@ def test_the_fitted_polynomial_is_a_minimum(degree: int, pairs) -> None:
             lambda batch: polynomial_prediction(batch.observed, coefficients, pairs=pairs), 512
         )
 
-    best = fit_polynomial(SMALL, degree, pairs=pairs, num_sequences=512)
+    best = fit_polynomial(SMALL, degree, pairs=pairs, evaluation=validation(512))
     assert len(best) == degree + 1
     for place, coefficient in enumerate(best):
         for factor in (0.97, 1.03):
@@ -164,20 +169,25 @@ def test_the_fitted_polynomial_is_a_minimum(degree: int, pairs) -> None:
 
 
 def test_a_polynomial_of_no_degree_is_the_best_step_size() -> None:
-    (best,) = fit_polynomial(TASK, 0, num_sequences=512, seed=3)
-    assert best == pytest.approx(line_search_step_size(TASK, num_sequences=512, seed=3), rel=1e-3)
+    (best,) = fit_polynomial(TASK, 0, evaluation=validation(512, seed=3))
+    assert best == pytest.approx(
+        line_search_step_size(TASK, evaluation=validation(512, seed=3)), rel=1e-3
+    )
 
 
 def test_complex_and_partly_scored_sequences_are_fitted() -> None:
     # One pair of sparse states of norm 1 tells all: H_t = (t - 1) e e^*, and p(z) z should be 1.
     task = ARProcess(ARProcessConfig(dim=2, length=4, start="sparse"))
-    best = fit_polynomial(task, 1, num_sequences=256)
+    best = fit_polynomial(task, 1, evaluation=validation(256))
     assert best == pytest.approx((1.5, -0.5), abs=1e-6)  # z = 1 and 2; the states are float32
 
 
 def test_stacked_inputs_are_fitted() -> None:
     best = fit_polynomial(
-        SMALL, 1, inputs=lambda states: tokens_from_states(states, stacked(2)), num_sequences=256
+        SMALL,
+        1,
+        inputs=lambda states: tokens_from_states(states, stacked(2)),
+        evaluation=validation(256),
     )
 
     def loss(coefficients: tuple[float, ...]) -> float:
@@ -209,7 +219,7 @@ def test_no_step_size_improves_a_learned_inverse(start: ApproximateInverse, pair
             lambda batch: preconditioned_descent(batch.observed, inverse, pairs=pairs), 512
         )
 
-    learned = learn_inverse(SMALL, start, pairs=pairs, num_sequences=512)
+    learned = learn_inverse(SMALL, start, pairs=pairs, evaluation=validation(512))
     assert (learned.ridge, learned.scale, learned.form) == (start.ridge, start.scale, start.form)
     reached = loss(learned)
     assert reached < loss(start)
@@ -226,11 +236,11 @@ def test_learned_steps_reach_the_published_losses() -> None:
     predictors = {}
     for steps, pairs in published:
         start = replace(FROBENIUS, step_sizes=(1.0,) * steps, momenta=(0.0,) * steps)
-        learned = learn_inverse(task, start, pairs=pairs, num_sequences=1280)
+        learned = learn_inverse(task, start, pairs=pairs, evaluation=validation(1280))
         predictors[f"{steps} {pairs}"] = lambda batch, learned=learned, pairs=pairs: (
             preconditioned_descent(batch.observed, learned, pairs=pairs)
         )
-    losses = in_context_loss(predictors, task, num_sequences=2560)
+    losses = in_context_loss(predictors, task, Evaluation(num_sequences=2560))
     for (steps, pairs), expected in published.items():
         found = losses[f"{steps} {pairs}"]
         # Three standard errors of the difference, if theirs is of 1280 sequences (not known).
@@ -242,12 +252,14 @@ def test_the_best_polynomials_reach_the_published_losses() -> None:
     # Standard deviations over fits of as many, from there; ours and theirs differ by the root of two.
     published = {0: (0.898, 0.016), 2: (0.517, 0.022), 5: (0.333, 0.013)}
     task = LinearSystem(LinearSystemConfig())
-    fits = {degree: fit_polynomial(task, degree, num_sequences=1024) for degree in published}
+    fits = {
+        degree: fit_polynomial(task, degree, evaluation=validation(1024)) for degree in published
+    }
     predictors = {
         str(degree): lambda batch, fit=fit: polynomial_prediction(batch.observed, fit)
         for degree, fit in fits.items()
     }
-    losses = in_context_loss(predictors, task, num_sequences=1024, split="validation")
+    losses = in_context_loss(predictors, task, validation(1024))
     for degree, (expected, deviation) in published.items():
         assert abs(losses[str(degree)].mean - expected) < 3 * 2**0.5 * deviation, degree
 
@@ -256,7 +268,7 @@ def test_more_coefficients_lose_less() -> None:
     # In-sample losses of nested families fall strictly, here far beyond rounding.
     losses = []
     for degree in range(4):
-        best = fit_polynomial(SMALL, degree, num_sequences=512)
+        best = fit_polynomial(SMALL, degree, evaluation=validation(512))
         losses.append(
             validation_loss(
                 lambda batch, best=best: polynomial_prediction(batch.observed, best), 512

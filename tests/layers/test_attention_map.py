@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_layers import DIM, HEADS, WIDTH, small_input, small_layer
 from torch import Tensor
 
 from mesaopt.layers import (
@@ -14,19 +15,7 @@ from mesaopt.layers import (
     SoftmaxSelfAttention,
 )
 
-PLAIN = Frame()
-WIDTH, HEADS, DIM = 6, 2, 3
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}  # a few hundred operations in float64
-
-
-def make(kind: type[SelfAttention], frame: Frame = PLAIN, seed: int = 0) -> SelfAttention:
-    torch.manual_seed(seed)
-    return kind(WIDTH, HEADS, DIM, frame=frame).double()
-
-
-def draw(time: int = 9, seed: int = 1) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, time, WIDTH, generator=random, dtype=torch.float64)
 
 
 def scores(layer: SelfAttention, x: Tensor) -> Tensor:
@@ -36,27 +25,27 @@ def scores(layer: SelfAttention, x: Tensor) -> Tensor:
 
 @given(st.integers(1, 12), st.integers(0, 5), st.booleans())
 def test_rows_of_softmax_are_shares(time: int, seed: int, positions: bool) -> None:
-    layer = make(SoftmaxSelfAttention, Frame(positions=positions), seed)
-    maps = layer.attention_map(draw(time, seed))
+    layer = small_layer(SoftmaxSelfAttention, seed, frame=Frame(positions=positions))
+    maps = layer.attention_map(small_input(time=time, seed=seed))
     assert maps.shape == (2, HEADS, time, time)
     assert (maps >= 0).all()
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, HEADS, time).double(), **ROUNDING)
 
 
 def test_softmax_of_scores() -> None:
-    layer, x = make(SoftmaxSelfAttention), draw()
+    layer, x = small_layer(SoftmaxSelfAttention), small_input()
     hidden = torch.ones(9, 9).triu(1).bool()
     wanted = (scores(layer, x) * DIM**-0.5).masked_fill(hidden, -torch.inf).softmax(-1)
     torch.testing.assert_close(layer.attention_map(x), wanted, **ROUNDING)
 
 
 def test_scores_of_linear_attention() -> None:
-    layer, x = make(LinearSelfAttention), draw()
+    layer, x = small_layer(LinearSelfAttention), small_input()
     torch.testing.assert_close(layer.attention_map(x), scores(layer, x).tril(), **ROUNDING)
 
 
 def test_mesa_weighs_by_the_inverse_of_the_keys_so_far() -> None:
-    layer, x = make(MesaLayer), draw()
+    layer, x = small_layer(MesaLayer), small_input()
     inputs, maps = layer.head_inputs(x), layer.attention_map(x)
     eye = torch.eye(DIM, dtype=torch.float64)
     for head in range(HEADS):
@@ -68,7 +57,7 @@ def test_mesa_weighs_by_the_inverse_of_the_keys_so_far() -> None:
 
 
 def test_heads_read_projections_behind_norms() -> None:
-    layer, x = make(SoftmaxSelfAttention, Frame(unit_keys=True)), draw()
+    layer, x = small_layer(SoftmaxSelfAttention, frame=Frame(unit_keys=True)), small_input()
     inputs = layer.head_inputs(x)
     for unit, projection in ((inputs.q, layer.query), (inputs.k, layer.key)):
         plain = projection(x).unflatten(-1, (HEADS, DIM))
@@ -78,7 +67,7 @@ def test_heads_read_projections_behind_norms() -> None:
 
 
 def test_gradients_flow_through_maps() -> None:
-    layer, x = make(SoftmaxSelfAttention), draw().requires_grad_()
+    layer, x = small_layer(SoftmaxSelfAttention), small_input().requires_grad_()
     (slope,) = torch.autograd.grad(layer.attention_map(x)[:, :, 5, 2].sum(), x)
     assert (slope[:, 6:] == 0).all()
     assert (slope[:, :6] != 0).any(-1).all()
@@ -86,6 +75,6 @@ def test_gradients_flow_through_maps() -> None:
 
 @pytest.mark.parametrize("shape", [(9, WIDTH), (2, 9, WIDTH + 1)], ids=str)
 def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    layer = make(LinearSelfAttention)
+    layer = small_layer(LinearSelfAttention)
     with pytest.raises(Exception, match="x has shape|Type-check error"):
         layer.attention_map(torch.zeros(shape, dtype=torch.float64))

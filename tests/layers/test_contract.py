@@ -33,7 +33,7 @@ def solver_chunks(size: int) -> dict[str, Any]:
     return {"solver": Solver(chunk_size=size)}
 
 
-RELATIVES = (
+VARIANTS = (
     Case("linear", LinearSelfAttention, {}, CHANGES, ("query", "value"), chunks),
     Case("gated linear", GatedLinearSelfAttention, {}, CHANGES, ("query", "value"), chunks),
     Case("delta rule", DeltaRuleLayer, {}, CHANGES, ("value",), chunks),
@@ -69,7 +69,7 @@ MESA = (
         changes={"unit_keys": True, "forget": True} | SOLVER_CHANGE,
         linear_in=("query", "value"),
         chunk_size=solver_chunks,
-        at_1e8="refused",  # a ridge of 1 beside 1e16
+        at_1e8="refused",  # a ridge of 1 next to 1e16
     ),
     Case(
         "mesa 2023 with unit keys",
@@ -109,7 +109,7 @@ MESA = (
         chunk_size=solver_chunks,
     ),
 )
-PLACED = (
+POSITIONS = (
     Case(
         "linear with positions",
         LinearSelfAttention,
@@ -140,23 +140,24 @@ PLACED = (
         chunk_size=solver_chunks,
     ),
 )
-CASES = RELATIVES + MESA + PLACED
+GROUPS = {"variants": VARIANTS, "mesa": MESA, "positions": POSITIONS}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*VARIANTS, *MESA, *POSITIONS], ids=lambda case: case.name)
 class TestContract(LayerContract):
     pass
 
 
 @pytest.mark.slow
-def test_layers_compile_into_one_graph() -> None:
+@pytest.mark.parametrize("group", GROUPS)
+def test_layers_compile_into_one_graph(group: str) -> None:
     # In a process of its own: torch.compile cannot follow this suite's checks of shapes.
     here = Path(__file__).parent
     paths = [str(here), str(here.parent)]
     code = (
         f"import sys; sys.path[:0] = {paths!r}\n"
-        "from layer_contract import check_compiled; from test_contract import CASES\n"
-        "check_compiled(CASES)"
+        "from layer_contract import check_compiled; from test_contract import GROUPS\n"
+        f"check_compiled(GROUPS[{group!r}])"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False

@@ -6,6 +6,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from small_layers import SIZES, small_input, small_layer
 
 from mesaopt.errors import ConfigError, SolveError, SolveWarning
 from mesaopt.layers import (
@@ -27,14 +28,9 @@ from mesaopt.ops import reference
 LAYERS = [LinearSelfAttention, MesaLayer]
 
 
-def make(layer: Callable[..., SelfAttention]) -> SelfAttention:
-    torch.manual_seed(0)
-    return layer(6, 2, 5).double()
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 def test_it_is_causal(layer: type[SelfAttention]) -> None:
-    module, x = make(layer), torch.randn(2, 9, 6, dtype=torch.float64)
+    module, x = small_layer(layer), small_input()
     changed = x.clone()
     changed[:, 5:] += 1
     before, after = module(x), module(changed)
@@ -44,14 +40,14 @@ def test_it_is_causal(layer: type[SelfAttention]) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_sequences_do_not_see_one_another(layer: type[SelfAttention]) -> None:
-    module, x = make(layer), torch.randn(3, 9, 6, dtype=torch.float64)
+    module, x = small_layer(layer), small_input(batch=3)
     # A matrix product may split its sums otherwise for another batch size: a few roundings.
     torch.testing.assert_close(module(x)[1:2], module(x[1:2]), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_head_products_are_all_that_matters(layer: type[SelfAttention]) -> None:
-    module, x = make(layer), torch.randn(2, 9, 6, dtype=torch.float64)
+    module, x = small_layer(layer), small_input()
     key_query, value_output = module.head_products()
     if layer is LinearSelfAttention:
         scores = torch.einsum("bsd,hde,bte->bhts", x, key_query, x).tril()
@@ -61,7 +57,7 @@ def test_head_products_are_all_that_matters(layer: type[SelfAttention]) -> None:
 
 
 def test_the_mesa_layer_learns_its_ridge() -> None:
-    module, x = make(MesaLayer), torch.randn(2, 9, 6, dtype=torch.float64)
+    module, x = small_layer(MesaLayer), small_input()
     module.inverse_ridge.data = torch.tensor([0.5, 4.0], dtype=torch.float64)
     q, k, v = (p(x).unflatten(-1, (2, 5)) for p in (module.query, module.key, module.value))
     ridge = torch.tensor([[2.0], [0.25]], dtype=torch.float64)
@@ -72,13 +68,10 @@ def test_the_mesa_layer_learns_its_ridge() -> None:
 
 
 def test_a_ridge_that_left_its_range_is_an_error() -> None:
-    module = make(MesaLayer)
+    module = small_layer(MesaLayer)
     module.inverse_ridge.data[0] = -1.0
     with pytest.raises(ValueError, match="ridge has the value -1: must be greater than 0"):
-        module(torch.randn(1, 3, 6, dtype=torch.float64))
-
-
-SIZES = {"width": 6, "num_heads": 2, "head_dim": 5}
+        module(small_input(batch=1, time=3))
 
 
 def test_mesanet_is_what_its_formulas_say() -> None:
@@ -86,7 +79,7 @@ def test_mesanet_is_what_its_formulas_say() -> None:
     layer = MesaLayer.mesanet2025(**SIZES, ridge_floor=0.4, forget_cap=0.9).double()
     for parameter in layer.parameters():  # leave the symmetric start
         parameter.data += 0.1 * torch.randn_like(parameter)
-    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    x = small_input()
     weights = layer.state_dict()
     projected = torch.cat([x @ weights[f"{n}.weight"].mT for n in ("query", "key", "value")], -1)
     kernel = weights["convolution.weight"].unsqueeze(1)
@@ -121,8 +114,10 @@ def test_mesanet_is_what_its_formulas_say() -> None:
         (SoftmaxSelfAttention, ()),
     ],
 )
-def test_relatives_are_their_operators(layer: type[SelfAttention], gates: tuple[str, ...]) -> None:
-    module, x = make(layer), torch.randn(2, 9, 6, dtype=torch.float64)
+def test_every_layer_applies_its_operator(
+    layer: type[SelfAttention], gates: tuple[str, ...]
+) -> None:
+    module, x = small_layer(layer), small_input()
     q, k, v = (p(x).unflatten(-1, (2, 5)) for p in (module.query, module.key, module.value))
     if module.frame.unit_keys:
         q, k = (u / u.norm(dim=-1, keepdim=True) for u in (q, k))
@@ -136,10 +131,10 @@ def test_relatives_are_their_operators(layer: type[SelfAttention], gates: tuple[
 
 
 def test_the_plain_layer_is_the_one_of_2023() -> None:
-    first, second = make(MesaLayer), make(MesaLayer.uncovering2023)
+    first, second = small_layer(MesaLayer), small_layer(MesaLayer.uncovering2023)
     names = ["inverse_ridge", "query.weight", "key.weight", "value.weight", "output.weight"]
     assert list(first.state_dict()) == list(second.state_dict()) == names
-    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    x = small_input()
     assert torch.equal(first(x), second(x))
 
 
@@ -173,7 +168,7 @@ def test_the_ridge_stays_in_single_precision(
     assert layer.to("meta").ridge.is_meta
 
 
-def test_the_solver_obeys() -> None:
+def test_the_settings_of_the_solver_take_effect() -> None:
     x = torch.randn(2, 40, 6)
 
     def run(**settings: Any) -> torch.Tensor:
@@ -208,7 +203,7 @@ def test_a_state_does_not_keep_the_sequence() -> None:
     ],
 )
 def test_every_part_of_the_frame_changes_something(frame: Frame) -> None:
-    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    x = small_input()
     torch.manual_seed(0)
     plain = GatedLinearSelfAttention(**SIZES).double()
     framed = GatedLinearSelfAttention(**SIZES, frame=frame).double()

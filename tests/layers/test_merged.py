@@ -25,7 +25,9 @@ def definition(tokens: Tensor, key_query: Tensor, output_value: Tensor) -> Tenso
     return outputs
 
 
-def make(width: int, output_width: int, dtype: torch.dtype, **how) -> MergedLinearSelfAttention:
+def merged_layer(
+    width: int, output_width: int, dtype: torch.dtype, **how
+) -> MergedLinearSelfAttention:
     torch.manual_seed(0)
     return MergedLinearSelfAttention(width, output_width, dtype=dtype, **how)
 
@@ -35,7 +37,7 @@ def test_every_chunk_size_equals_the_definition(
     size: tuple[int, ...], chunk_size: int, dtype: torch.dtype
 ) -> None:
     batch, length, width, output_width = size
-    layer = make(width, output_width, dtype, chunk_size=chunk_size)
+    layer = merged_layer(width, output_width, dtype, chunk_size=chunk_size)
     tokens = torch.randn(batch, length, width, dtype=dtype)
     expected = definition(tokens, layer.key_query, layer.output_value)
     # Sums of at most 20 * 6 * 6 products of normals: some hundred roundings of 1.1e-16, on numbers of
@@ -46,7 +48,7 @@ def test_every_chunk_size_equals_the_definition(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk_size", [1, 2, 16])
 def test_gradients(chunk_size: int, dtype: torch.dtype) -> None:
-    layer = make(3, 2, dtype, chunk_size=chunk_size)
+    layer = merged_layer(3, 2, dtype, chunk_size=chunk_size)
     tokens = torch.randn(2, 5, 3, dtype=dtype, requires_grad=True)
 
     def outputs(x: Tensor, key_query: Tensor, output_value: Tensor) -> Tensor:
@@ -62,7 +64,10 @@ def test_gradients(chunk_size: int, dtype: torch.dtype) -> None:
 def test_without_a_pair_the_output_is_zero_and_nothing_is_nan(
     length: int, dtype: torch.dtype
 ) -> None:
-    layer, tokens = make(3, 2, dtype), torch.randn(2, length, 3, dtype=dtype, requires_grad=True)
+    layer, tokens = (
+        merged_layer(3, 2, dtype),
+        torch.randn(2, length, 3, dtype=dtype, requires_grad=True),
+    )
     out = layer(tokens)
     assert (out[:, 0] == 0).all()
     assert (out[:, 1:] != 0).all()
@@ -72,7 +77,10 @@ def test_without_a_pair_the_output_is_zero_and_nothing_is_nan(
 
 
 def test_it_is_causal() -> None:
-    layer, tokens = make(4, 3, torch.complex128), torch.randn(2, 9, 4, dtype=torch.complex128)
+    layer, tokens = (
+        merged_layer(4, 3, torch.complex128),
+        torch.randn(2, 9, 4, dtype=torch.complex128),
+    )
     changed = tokens.clone()
     changed[:, 5:] += 1
     before, after = layer(tokens), layer(changed)
@@ -82,7 +90,10 @@ def test_it_is_causal() -> None:
 
 def test_a_phase_of_all_tokens_turns_the_output_with_it() -> None:
     # Two tokens enter as they are and one as its conjugate, which only a true conjugate gets right.
-    layer, tokens = make(4, 3, torch.complex128), torch.randn(2, 9, 4, dtype=torch.complex128)
+    layer, tokens = (
+        merged_layer(4, 3, torch.complex128),
+        torch.randn(2, 9, 4, dtype=torch.complex128),
+    )
     phase = torch.exp(torch.tensor(0.7j, dtype=torch.complex128))
     torch.testing.assert_close(layer(phase * tokens), phase * layer(tokens), rtol=1e-12, atol=1e-12)
 
@@ -92,7 +103,8 @@ def test_only_the_entries_chosen_are_trained_under_any_optimiser_and_in_a_copy()
         "trained_key_query": torch.rand(4, 4) > 0.5,
         "trained_output_value": torch.rand(3, 4) > 0.5,
     }
-    free, layer = make(4, 3, torch.complex64), copy.deepcopy(make(4, 3, torch.complex64, **chosen))
+    free = merged_layer(4, 3, torch.complex64)
+    layer = copy.deepcopy(merged_layer(4, 3, torch.complex64, **chosen))
     tokens = torch.randn(5, 9, 4, dtype=torch.complex64)
     assert torch.equal(layer(tokens), free(tokens)), "values are those of all weights"
     for module in (free, layer):
@@ -124,7 +136,7 @@ def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
 
 
 def test_tokens_that_do_not_fit_are_refused() -> None:
-    layer = make(4, 3, torch.complex64)
+    layer = merged_layer(4, 3, torch.complex64)
     with pytest.raises(
         ValueError, match=r"tokens has shape \(2, 5, 3\): must be \[batch, time, 4\]"
     ):

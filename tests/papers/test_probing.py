@@ -192,7 +192,9 @@ def test_legends_name_published_numbers_only_where_there_are_some(untrained: Lab
 def test_tokens_held_have_an_error_over_sequences() -> None:
     probed = token_probes(laboratory_of(run_of("hybrid-mesa")), "hybrid-mesa", ignore)
     shares = [probed.score(f"token {t}", layer_name(1), LAST) for t in probing.TOKENS]
-    rest = sum((s.losses - s.unread * s.baseline) / s.uninformative for s in shares if s.r2 > 0)
+    rest = sum(
+        (s.losses - s.unexplained.value * s.baseline) / s.uninformative for s in shares if s.r2 > 0
+    )
     wanted = (rest.std() / len(rest) ** 0.5).item()
     assert probing.tokens_held_error(probed, layer_name(1)) == pytest.approx(wanted)
     assert wanted > 0

@@ -93,6 +93,15 @@ def test_data_and_weights_are_those_of_each_seed(short_config: RunConfig) -> Non
     )
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(short_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of three seeds that were trained side by side in one session."""
+    configs = seeds_of(replace(short_config, model=MODELS["hybrid"]))
+    folders = folders_in(tmp_path_factory.mktemp("uninterrupted"), configs)
+    train_seeds(configs, folders, device="cpu")
+    return folders
+
+
 @pytest.mark.parametrize(
     ("owner", "method", "count"),
     [
@@ -104,18 +113,17 @@ def test_data_and_weights_are_those_of_each_seed(short_config: RunConfig) -> Non
     ],
 )
 def test_stopped_seeds_continue_bit_for_bit(
-    short_config: RunConfig, tmp_path: Path, owner: type, method: str, count: int
+    uninterrupted: list[Path], tmp_path: Path, owner: type, method: str, count: int
 ) -> None:
-    configs = seeds_of(replace(short_config, model=MODELS["hybrid"]))
-    whole, halves = (folders_in(tmp_path / name, configs) for name in ("whole", "halves"))
-    train_seeds(configs, whole, device="cpu")
+    configs = [RunFolder(path).config for path in uninterrupted]
+    halves = folders_in(tmp_path, configs)
     with pytest.MonkeyPatch.context() as patch:
         interrupt(owner, method, after=count, patch=patch)
         with pytest.raises(Interrupted):
             train_seeds(configs, halves, device="cpu")
     runs = train_seeds(configs, halves, resume=True, device="cpu")
     assert all(RunFolder(run.path).is_done for run in runs)
-    for path, other in zip(whole, halves, strict=True):
+    for path, other in zip(uninterrupted, halves, strict=True):
         ours, theirs = files_of(path), files_of(other)
         assert ours["metrics.jsonl"] == theirs["metrics.jsonl"]
         assert set(ours) == set(theirs)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from mesaopt.analysis.diagnosis.laws import Imitation
 from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
-from mesaopt.analysis.in_context import Predictor, evaluation_batches
+from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.in_context import Predictor
 from mesaopt.analysis.tuning import InputMap, tune, tune_ridge
+from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
     Objective,
@@ -51,7 +53,7 @@ def fit_candidates(
     inputs: InputMap | None,
     *,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Candidate]:
     """Fit every candidate to a model, on validation sequences.
 
@@ -63,7 +65,7 @@ def fit_candidates(
         imitation: asks the model.
         inputs: from observations to regression inputs; None: the observations.
         seed: of the sequences.
-        report: told how many are fitted.
+        on_progress: called with the finished and the total number of candidates.
 
     Returns:
         The candidates, with fewest parameters first, then fewest steps.
@@ -81,8 +83,8 @@ def fit_candidates(
     candidates = []
     for done, fit in enumerate(fits, start=1):
         candidates.append(fit())
-        if report is not None:
-            report(done)
+        if on_progress is not None:
+            on_progress(done, len(fits))
     return candidates
 
 
@@ -206,8 +208,7 @@ class _Fitter:
             inputs=self.inputs,
             bounds=(1e-5 * self._variance, 1e4 * self._variance),
             tolerance=1e-3,
-            num_sequences=_TUNING_SEQUENCES,
-            seed=self.seed,
+            evaluation=self._validation(_TUNING_SEQUENCES),
         ).value
 
     @cached_property
@@ -223,10 +224,11 @@ class _Fitter:
     def _first(self) -> Batch:
         return next(self._batches(1))
 
+    def _validation(self, num_sequences: int) -> Evaluation:
+        return Evaluation(num_sequences=num_sequences, seed=self.seed, split="validation")
+
     def _batches(self, num_sequences: int) -> Iterator[Batch]:
-        return evaluation_batches(
-            self.imitation, num_sequences=num_sequences, seed=self.seed, split="validation"
-        )
+        return self._validation(num_sequences).batches(self.imitation)
 
     def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
         """Tune what has the unit of 1 / variance."""
@@ -235,8 +237,7 @@ class _Fitter:
             self.imitation,
             bounds=(low / self._variance, high / self._variance),
             spacing="log",
-            num_sequences=_TUNING_SEQUENCES,
-            seed=self.seed,
+            evaluation=self._validation(_TUNING_SEQUENCES),
         ).value
 
     def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:

@@ -1,8 +1,8 @@
 """Put the question to a model: laws, candidates, scores, evidence, verdict."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,6 @@ from mesaopt.analysis.diagnosis.evidence import (
 from mesaopt.analysis.diagnosis.laws import (
     Imitation,
     Law,
-    Problem,
     other_laws,
     predictor_of,
     problem_of,
@@ -30,7 +29,9 @@ from mesaopt.analysis.diagnosis.laws import (
 from mesaopt.analysis.diagnosis.scores import Scores, nearest, score
 from mesaopt.analysis.diagnosis.verdict import Agreement, Shift, Verdict, judge
 from mesaopt.analysis.estimate import Estimate
-from mesaopt.analysis.in_context import EVALUATION_BATCH, Predictor
+from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.in_context import Predictor
+from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task
 
 
@@ -84,7 +85,7 @@ def diagnose(
     names: Sequence[str] | None = None,
     num_sequences: int = 1024,
     seed: int = 0,
-    report: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Diagnosis:
     """Say whether a model predicts by optimizing on its context.
 
@@ -108,7 +109,7 @@ def diagnose(
             stream of a :class:`mesaopt.models.SequenceModel` if not given, and nothing of other modules.
         num_sequences: test sequences, rounded up to whole batches of 256.
         seed: of all sequences.
-        report: told how much is done, and of how much.
+        on_progress: called with the finished and the total number of batches and fits.
 
     Returns:
         The diagnosis; `.verdict.answer` is "yes", "no" or "unclear".
@@ -134,35 +135,27 @@ def diagnose(
         >>> found.verdict.answer, found.nearest
         ('yes', '1 gradient step')
     """
-    if num_sequences < 1:
-        raise ValueError(f"num_sequences={num_sequences}: must be 1 or greater")
+    test = Evaluation(num_sequences=num_sequences, seed=seed)
     problem = problem_of(task)
     with evaluating(model):
         predict = predictor_of(model, problem.task)
         laws, skipped = taken(predict, other_laws(problem.task))
-        progress = _Progress(report, _amount(num_sequences, len(laws)))
-        inside = look_inside(model, problem, names, seed=seed, report=lambda _: progress.advance())
+        progress = _Progress(on_progress, _amount(test, len(laws)))
+        test = replace(test, on_progress=progress.advance)
+        inside = look_inside(model, problem, names, seed=seed, on_progress=progress.advance)
         candidates = fit_candidates(
             Imitation(problem.task, predict),
             problem.inputs,
             seed=seed,
-            report=lambda _: progress.advance(),
+            on_progress=progress.advance,
         )
-        scores = score(
-            predict,
-            candidates,
-            problem.task,
-            num_sequences=num_sequences,
-            seed=seed,
-            report=progress.advance,
-        )
+        scores = score(predict, candidates, problem.task, test)
         optimizers = [c for c in candidates if c.kind == "optimizer"]
         optimizer = nearest(scores, optimizers)
-        shifts = tuple(
-            _shift(predict, law, optimizer, candidates, num_sequences, seed, progress)
-            for law in laws
-        )
-        learning, memory = _learning(predict, optimizer.predict, problem, num_sequences, seed)
+        shifts = tuple(_shift(predict, law, optimizer, candidates, test) for law in laws)
+        silent = replace(test, on_progress=None)
+        learning = learning_in_context(predict, optimizer.predict, problem, silent)
+        memory = memory_of(predict, problem, silent) if problem.taught is not None else None
     agreements = _agreements(scores, candidates)
     first = nearest(scores, candidates)
     second = next(a.candidate for a in agreements if a.candidate != first.name)
@@ -195,19 +188,10 @@ def _shift(
     law: Law,
     optimizer: Candidate,
     candidates: Sequence[Candidate],
-    num_sequences: int,
-    seed: int,
-    progress: "_Progress",
+    evaluation: Evaluation,
 ) -> Shift:
     others = [c for c in candidates if c.kind == "other"]
-    scores = score(
-        predict,
-        [optimizer, *others],
-        law.task,
-        num_sequences=num_sequences,
-        seed=seed,
-        report=progress.advance,
-    )
+    scores = score(predict, [optimizer, *others], law.task, evaluation)
     rival = _rival(scores, others)
     return Shift(
         law=law.name,
@@ -227,17 +211,6 @@ def _rival(scores: Scores, candidates: Sequence[Candidate]) -> str:
     return min(others, key=lambda name: scores.distance[name].mean().item())
 
 
-def _learning(
-    predict: Predictor, optimizer: Predictor, problem: Problem, num_sequences: int, seed: int
-) -> tuple[Learning, Memory | None]:
-    learning = learning_in_context(
-        predict, optimizer, problem, num_sequences=num_sequences, seed=seed
-    )
-    if problem.taught is None:
-        return learning, None
-    return learning, memory_of(predict, problem, num_sequences=num_sequences, seed=seed)
-
-
 def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreement, ...]:
     by_distance = sorted(candidates, key=lambda c: scores.distance[c.name].mean().item())
     return tuple(
@@ -254,19 +227,21 @@ def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreem
     )
 
 
-def _amount(num_sequences: int, num_laws: int) -> int:
-    """Pieces of work, of about the same length each."""
-    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_laws) * -(-num_sequences // EVALUATION_BATCH)
+def _amount(evaluation: Evaluation, num_laws: int) -> int:
+    """Count the pieces of work, which take about the same time each."""
+    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_laws) * evaluation.num_batches
 
 
 class _Progress:
-    def __init__(self, report: Callable[[int, int], None] | None, total: int):
-        self._report, self._total, self._done = report, total, 0
+    """Counts the pieces of work of all stages together."""
 
-    def advance(self) -> None:
+    def __init__(self, on_progress: OnProgress | None, total: int):
+        self._on_progress, self._total, self._done = on_progress, total, 0
+
+    def advance(self, *_: int) -> None:
         self._done += 1
-        if self._report is not None:
-            self._report(min(self._done, self._total), self._total)
+        if self._on_progress is not None:
+            self._on_progress(min(self._done, self._total), self._total)
 
 
 def _plain(value: Any) -> Any:

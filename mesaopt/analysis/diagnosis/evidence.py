@@ -1,6 +1,6 @@
 """What a diagnosis looks at besides distances: learning in context, memory, and the inside of a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +8,8 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.diagnosis.laws import Problem
 from mesaopt.analysis.estimate import Estimate
-from mesaopt.analysis.in_context import (
-    EVALUATION_BATCH,
-    Predictor,
-    evaluation_batches,
-    in_context_loss,
-)
+from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
+from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.analysis.probe_targets import (
     Target,
     current_token,
@@ -27,6 +23,7 @@ from mesaopt.analysis.probes import (
     stream_names,
 )
 from mesaopt.models import SequenceModel
+from mesaopt.progress import OnProgress
 from mesaopt.theory import PUBLISHED_INVERSES
 
 _LATE = 4  # the last quarter of the positions
@@ -59,16 +56,16 @@ class Learning:
 
 
 def learning_in_context(
-    predict: Predictor, optimizer: Predictor, problem: Problem, *, num_sequences: int, seed: int
+    predict: Predictor, optimizer: Predictor, problem: Problem, evaluation: Evaluation
 ) -> Learning:
     """Measure how the loss falls along sequences, beside what can be known without a context."""
     predictors = {
         "model": predict,
         "zero": lambda batch: torch.zeros_like(batch.targets),
-        "context-free": _context_free_map(problem, seed=seed),
+        "context-free": _context_free_map(problem, seed=evaluation.seed),
         "optimizer": optimizer,
     }
-    losses = in_context_loss(predictors, problem.task, num_sequences=num_sequences, seed=seed)
+    losses = in_context_loss(predictors, problem.task, evaluation)
     model = losses["model"]
     width = max(1, len(model.positions) // _LATE)
     early = {name: loss.losses[:, :width].double().mean(1) for name, loss in losses.items()}
@@ -101,14 +98,12 @@ class Memory:
     """Loss of predicting zero, on fresh systems."""
 
 
-def memory_of(predict: Predictor, problem: Problem, *, num_sequences: int, seed: int) -> Memory:
+def memory_of(predict: Predictor, problem: Problem, evaluation: Evaluation) -> Memory:
     """Score a model on the system it was trained on, and on fresh ones."""
     assert problem.taught is not None
     zero: Predictor = lambda batch: torch.zeros_like(batch.targets)  # noqa: E731
     both = {
-        name: in_context_loss(
-            {"model": predict, "zero": zero}, task, num_sequences=num_sequences, seed=seed
-        )
+        name: in_context_loss({"model": predict, "zero": zero}, task, evaluation)
         for name, task in (("taught", problem.taught), ("fresh", problem.task))
     }
     return Memory(
@@ -176,7 +171,7 @@ def look_inside(
     names: Sequence[str] | None,
     *,
     seed: int,
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Inside | None:
     """Probe layers for neighbours, the next state and the preconditioned input.
 
@@ -186,7 +181,7 @@ def look_inside(
         names: parts, as in :func:`mesaopt.analysis.capture`; None: the residual stream before and behind
             every layer of a :class:`mesaopt.models.SequenceModel`, and nothing of another.
         seed: of the sequences.
-        report: told how many batches of 256 have run.
+        on_progress: called with the finished and the total number of batches.
 
     Returns:
         The readings, or None where no layers are known.
@@ -215,7 +210,7 @@ def look_inside(
         num_fit=_PROBE_SEQUENCES,
         num_score=_PROBE_SEQUENCES // 2,
         seed=seed,
-        report=report,
+        on_progress=on_progress,
     )
     readings = tuple(
         ProbeReading(
@@ -235,8 +230,7 @@ PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // EVALUATION_BATCH
 
 def probe_estimates(first: ProbeScore, found: ProbeScore) -> tuple[Estimate, Estimate]:
     """Estimate what is read, and how much more that is than what is read in the first layer."""
-    r2 = Estimate(found.r2, found.unread_error if found.uninformative else 0.0)
-    return r2, Estimate.ratio(first.losses - found.losses, found.baseline)
+    return 1 - found.unexplained, Estimate.ratio(first.losses - found.losses, found.baseline)
 
 
 def _held(slots: Sequence[str | int]) -> tuple[int, ...]:
@@ -250,9 +244,8 @@ def _context_free_map(problem: Problem, *, seed: int) -> Predictor:
         batch.observed if problem.inputs is None else problem.inputs(batch.observed)
     )
     x, y = [], []
-    for batch in evaluation_batches(
-        problem.task, num_sequences=_PROBE_SEQUENCES, seed=seed, split="validation"
-    ):
+    validation = Evaluation(num_sequences=_PROBE_SEQUENCES, seed=seed, split="validation")
+    for batch in validation.batches(problem.task):
         x.append(known(batch).flatten(0, 1))
         y.append(batch.targets.flatten(0, 1))
     matrix = torch.linalg.lstsq(torch.cat(x), torch.cat(y)).solution

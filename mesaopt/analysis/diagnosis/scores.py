@@ -1,6 +1,6 @@
 """How far candidates are from a model, in shares of what it predicts and of what it gets wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mesaopt.analysis.diagnosis.candidates import Candidate
 from mesaopt.analysis.estimate import Estimate
-from mesaopt.analysis.in_context import Predictor, evaluation_batches
+from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.in_context import Predictor
 from mesaopt.tasks import Task
 
 PerSequence = Float[Tensor, " sequence"]
@@ -55,10 +56,7 @@ def score(
     predict: Predictor,
     candidates: Sequence[Candidate],
     task: Task,
-    *,
-    num_sequences: int,
-    seed: int,
-    report: Callable[[], None] | None = None,
+    evaluation: Evaluation,
 ) -> Scores:
     """Hold candidates against a model on test sequences.
 
@@ -66,9 +64,7 @@ def score(
         predict: the model.
         candidates: the algorithms.
         task: where the sequences come from.
-        num_sequences: rounded up to whole batches of 256.
-        seed: of the sequences.
-        report: called after every batch.
+        evaluation: the sequences.
 
     Returns:
         The scores.
@@ -76,7 +72,7 @@ def score(
     size, error = [], []
     distance: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
     loss: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
-    for batch in evaluation_batches(task, num_sequences=num_sequences, seed=seed, split="test"):
+    for batch in evaluation.batches(task):
         said = predict(batch)
         size.append(_square(said))
         error.append(_square(said - batch.targets))
@@ -84,8 +80,6 @@ def score(
             other = candidate.predict(batch)
             distance[candidate.name].append(_square(said - other))
             loss[candidate.name].append(_square(other - batch.targets) / 2)
-        if report is not None:
-            report()
     return Scores(
         torch.cat(size),
         torch.cat(error),

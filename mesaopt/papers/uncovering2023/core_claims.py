@@ -35,7 +35,7 @@ LSA_1, LSA_2, MESA = "lsa-1", "lsa-2-notebook", "mesa-1"
 
 # Standard deviations over training seeds, from benchmarks/seed_noise.py: eight seeds of LSA-1, four of the
 # others, none of which a reproduction uses, on 10,240 validation sequences that all of them share.
-_SEED_STD = {
+SEED_STD = {
     (LSA_1, 400): 0.0033,
     (LSA_1, 1000): 0.00042,
     (LSA_1, 3400): 0.00049,
@@ -61,7 +61,7 @@ def milestones(lab: Laboratory) -> dict[tuple[str, int], list[InContextLoss]]:
     """Score the checkpoints at steps with a published loss, by recipe and step, one loss per seed."""
     models = {
         (recipe, step): [load_run(run.path, step=step, device="cpu") for run in lab.trained(recipe)]
-        for recipe, step in _SEED_STD
+        for recipe, step in SEED_STD
         if step <= lab.trained(recipe)[0].config.train.steps
     }
     predictors = {
@@ -248,7 +248,7 @@ def _two_layer_claims(lab: Laboratory) -> Iterable[Claim]:
             name="lsa-2-loss-2400",
             figure="official notebook",
             statement="LSA-2 has a loss of 0.425 to 0.445 after 2400 steps",
-            measured=_mean(late, _noise(*late, seed_std=_SEED_STD[LSA_2, 2400])),
+            measured=_mean(late, _noise(*late, seed_std=SEED_STD[LSA_2, 2400])),
             published=0.435,
             tolerance=0.010,
         )
@@ -279,7 +279,7 @@ def _mesa_claims(lab: Laboratory) -> Iterable[Claim]:
         return
     losses, runs = compare(lab, "core").losses, lab.trained(MESA)
     # The paper has five seeds.
-    seed_std = _SEED_STD[MESA, 4400] * (1 / len(runs) + 1 / 5) ** 0.5
+    seed_std = SEED_STD[MESA, 4400] * (1 / len(runs) + 1 / 5) ** 0.5
     layers = [cast(MesaLayer, run.sequence_model.cpu().mixers[0]) for run in runs]
     inverse_ridge = torch.stack([layer.inverse_ridge for layer in layers]).mean().item()
     yield Claim(
@@ -319,7 +319,7 @@ def _milestone_claims(
             continue
         # A tolerance already allows for the noise of the published number.
         seeds = None if tolerance else published_seeds
-        noise = _noise(*by_seed, seed_std=_SEED_STD[recipe, step], published_seeds=seeds)
+        noise = _noise(*by_seed, seed_std=SEED_STD[recipe, step], published_seeds=seeds)
         published = MILESTONES[recipe][step]
         yield Claim(
             name=f"{recipes.RECIPES[recipe].architecture}-loss-{step}",
@@ -359,9 +359,9 @@ def _ratio(ours: InContextLoss, baseline: InContextLoss, seed_error: float) -> E
 
 def _last_seed_std(lab: Laboratory, recipe: str) -> float:
     """Give the spread of seeds at the last milestone that the training reached."""
-    steps = [step for name, step in _SEED_STD if name == recipe]
+    steps = [step for name, step in SEED_STD if name == recipe]
     ended = lab.trained(recipe)[0].config.train.steps
-    return _SEED_STD[recipe, max([s for s in steps if s <= ended], default=steps[0])]
+    return SEED_STD[recipe, max([s for s in steps if s <= ended], default=steps[0])]
 
 
 def judge(lab: Laboratory) -> Iterable[Claim]:

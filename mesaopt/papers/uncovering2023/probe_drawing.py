@@ -225,7 +225,7 @@ def draw_shares(axes: Axes, probed: Probed, targets: Mapping[str, str], position
         axes.errorbar(
             layers,
             [s.r2 for s in scores],
-            yerr=[1.96 * s.unread_error for s in scores],
+            yerr=[1.96 * s.unexplained.error for s in scores],
             color=color,
             label=target,
             **_STYLES["held out"],

@@ -3,23 +3,23 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from mesaopt.analysis import (
+    Evaluation,
+    ProbeData,
     ProbeScore,
     ProbeTable,
-    Readings,
     Target,
+    collect_activations,
     next_token,
     official_probe_error,
     past_token,
     preconditioned_token,
-    probe_readings,
-    read_layers,
+    score_probes,
 )
 from mesaopt.config import stacked
 from mesaopt.models import make_model
@@ -215,24 +215,27 @@ def _probe(
     report: Callable[[int], None],
 ) -> tuple[ProbeTable, Mapping[Key, Tensor]]:
     model = run.model.cpu().eval()
-    settings: dict[str, Any] = {"positions": positions, "num_sequences": num_sequences}
-    fit = read_layers(model, task, targets, split="validation", report=report, **settings)
-    half = num_sequences // _OFFICIAL_BATCH
-    score = read_layers(
-        model, task, targets, split="test", report=lambda done: report(half + done), **settings
+    validation = Evaluation(
+        num_sequences=num_sequences, split="validation", on_progress=lambda done, _: report(done)
     )
-    return probe_readings(fit, score), _official(score)
+    half = num_sequences // _OFFICIAL_BATCH
+    test = Evaluation(num_sequences=num_sequences, on_progress=lambda done, _: report(half + done))
+    fit, score = (
+        collect_activations(model, task, targets, positions=positions, evaluation=evaluation)
+        for evaluation in (validation, test)
+    )
+    return score_probes(fit, score), _official(score)
 
 
-def _official(readings: Readings) -> dict[Key, Tensor]:
+def _official(data: ProbeData) -> dict[Key, Tensor]:
     """Measure errors as published, on every 256 of the sequences that are scored."""
     found = {}
-    for place, position in enumerate(readings.positions):
+    for place, position in enumerate(data.positions):
         if position not in _OFFICIAL_POSITIONS:
             continue
-        for target, values in readings.targets.items():
+        for target, values in data.targets.items():
             outliers = _OUTLIER_SCORE if target in (STEPS, EXACT) else None
-            for name, features in readings.features.items():
+            for name, features in data.features.items():
                 batches = zip(
                     features[:, place].split(_OFFICIAL_BATCH),
                     values[:, place].split(_OFFICIAL_BATCH),
@@ -272,7 +275,7 @@ def tokens_held_error(probed: Probed, name: str) -> float:
     """Give the standard error of :func:`tokens_held`, over sequences and training seeds."""
     keys = [(f"token {t}", name, LAST) for t in TOKENS]
     read = [s for s in (probed.score(*key) for key in keys) if s.r2 > 0]
-    rest = [(s.losses - s.unread * s.baseline) / s.uninformative for s in read]
+    rest = [(s.losses - s.unexplained.value * s.baseline) / s.uninformative for s in read]
     spread = (torch.stack(rest).sum(0).std() / len(rest[0]) ** 0.5).item() if rest else 0.0
     held = [sum(max(table.at(*key).r2, 0.0) for key in keys) for table in probed.tables]
     return math.hypot(spread, _error_over(held))
@@ -282,7 +285,7 @@ def unread(probed: Probed, key: Key) -> tuple[float, float]:
     """Give the share of a target that is not read, held out, and its standard error."""
     score = probed.score(*key)
     seeds = _error_over([mean / score.uninformative for mean in probed.seed_means(*key)])
-    return score.unread, math.hypot(score.unread_error, seeds)
+    return score.unexplained.value, math.hypot(score.unexplained.error, seeds)
 
 
 def quotient(above: tuple[float, float], below: tuple[float, float]) -> tuple[float, float]:

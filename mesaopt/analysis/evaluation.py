@@ -1,0 +1,67 @@
+"""The sequences on which an analysis is made."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mesaopt.progress import OnProgress
+from mesaopt.tasks import Batch, Split, Task
+
+EVALUATION_BATCH = 256
+"""Sequences in one batch of an evaluation; evaluations of any size draw whole batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The number, seed and split of the sequences that an analysis draws.
+
+    The same evaluation draws the same sequences from a task, whatever it is used for.
+
+    Args:
+        num_sequences: rounded up to whole batches of 256, 1 or more.
+        seed: of the sequences.
+        split: "test", or "validation" to fit or to choose something.
+        on_progress: called with the finished and the total number of batches.
+
+    Raises:
+        ValueError: num_sequences is less than 1.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> task = LinearSystem(LinearSystemConfig(length=5))
+        >>> evaluation = Evaluation(num_sequences=300)
+        >>> [len(batch.states) for batch in evaluation.batches(task)]
+        [256, 256]
+    """
+
+    num_sequences: int = 2560
+    """Number of sequences, before it is rounded up to whole batches."""
+    seed: int = 0
+    """Seed of the sequences."""
+    split: Split = "test"
+    """Split of the task that they are drawn from."""
+    on_progress: OnProgress | None = None
+    """Called with the finished and the total number of batches; None: nothing is called."""
+
+    def __post_init__(self) -> None:
+        if self.num_sequences < 1:
+            raise ValueError(f"num_sequences={self.num_sequences}: must be 1 or greater")
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches of 256 sequences."""
+        return -(-self.num_sequences // EVALUATION_BATCH)
+
+    def batches(self, task: Task) -> Iterator[Batch]:
+        """Draw the sequences, batch by batch, and report each batch that has been used.
+
+        Args:
+            task: source of the sequences.
+
+        Returns:
+            The batches, each drawn when it is asked for.
+        """
+        for step in range(self.num_batches):
+            yield task.sample(EVALUATION_BATCH, seed=self.seed, step=step, split=self.split)
+            if self.on_progress is not None:
+                self.on_progress(step + 1, self.num_batches)
