@@ -114,7 +114,7 @@ def _finish(drawing: Drawing) -> None:
 
 
 @measurement
-def _limits(_: Laboratory) -> tuple[float, float]:
+def distances(_: Laboratory) -> tuple[float, float]:
     """Give the largest distances of trained products from theory, and of two ways of training."""
     limits, engines = [], []
     for (start, scale), (learning_rate, steps) in TRAINING.items():
@@ -131,7 +131,7 @@ def _limits(_: Laboratory) -> tuple[float, float]:
 
 def _exact_claims(lab: Laboratory) -> Iterable[Claim]:
     """Judge the population, which has no noise."""
-    limit, engines = _limits(lab)
+    limit, engines = distances(lab)
     random = generator(0, "one-step identity")
     states = random.standard_normal((64, 30, 2 * DIM)).view(np.complex128)
     yield Claim(

@@ -18,6 +18,7 @@ from mesaopt.papers.emergence2024.laboratory import (
     samples,
     theory,
 )
+from mesaopt.papers.figure import Figure, judge
 from mesaopt.tasks import generalised_gaussian
 from mesaopt.theory.ar_process import population_loss
 
@@ -79,8 +80,12 @@ def test_claims_without_noise_hold_whatever_the_number_of_sequences(
 ) -> None:
     verdicts = {name: passed for one in results.values() for name, passed in one.verdicts.items()}
     assert set(verdicts) >= NEEDS_SEQUENCES
-    failed = {name for name, passed in verdicts.items() if not passed}
-    assert failed <= NEEDS_SEQUENCES
+    assert {name for name, passed in verdicts.items() if not passed} <= NEEDS_SEQUENCES
+
+
+def failed(figure: Figure, lab: Laboratory) -> set[str]:
+    """Claims that fail, of those that are not about the number of sequences."""
+    return {claim.name for claim in judge(figure, lab) if not claim.passed} - NEEDS_SEQUENCES
 
 
 def with_samples_of(lab: Laboratory, plan: EmergencePlan = TINY) -> Laboratory:
@@ -100,11 +105,7 @@ def test_another_distribution_is_not_taken_for_the_gaussian(
         return population_loss(generalised_gaussian(1.9, scale), dim=5, length=100)
 
     monkeypatch.setattr(one_step, "exact", wrong)
-    verdicts = compute(one_step.fig1, with_samples_of(lab)).verdicts
-    assert {name for name, passed in verdicts.items() if not passed} - NEEDS_SEQUENCES == {
-        "limit",
-        "engines",
-    }
+    assert failed(one_step.fig1, with_samples_of(lab)) == {"limit", "engines"}
 
 
 def test_a_mask_that_does_nothing_is_noticed(
@@ -116,11 +117,7 @@ def test_a_mask_that_does_nothing_is_noticed(
         return train(engine, start, scale, "trained", **more)
 
     monkeypatch.setattr(weights, "train", unmasked)
-    verdicts = compute(weights.fig7, with_samples_of(lab)).verdicts
-    assert {name for name, passed in verdicts.items() if not passed} - NEEDS_SEQUENCES == {
-        "full-one-loss",
-        "full-one-masked",
-    }
+    assert failed(weights.fig7, with_samples_of(lab)) == {"full-one-loss", "full-one-masked"}
 
 
 def test_thresholds_shrink_with_sequences_and_sets(lab: Laboratory) -> None:
@@ -128,7 +125,9 @@ def test_thresholds_shrink_with_sequences_and_sets(lab: Laboratory) -> None:
         other = with_samples_of(lab, plan)
         repeated = samples(lab, "gaussian") * (sets // 2)
         other.remember(samples, "gaussian", value=repeated)
-        low, high = compute(one_step.fig1, other).claims["gaussian-product"].limits
+        other.remember(one_step.distances, value=one_step.distances(lab))
+        claims = {claim.name: claim for claim in judge(one_step.fig1, other)}
+        low, high = claims["gaussian-product"].limits
         assert low is not None
         assert high is not None
         return high - low
