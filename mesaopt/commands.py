@@ -312,7 +312,7 @@ def print_diagnosis(diagnosis: "Diagnosis", name: str) -> None:
     screen.print(f"{verdict.sentence}\n", markup=False)
     for section in sections(diagnosis):
         screen.print(section.title, style="bold")
-        screen.print(section.says, markup=False)
+        screen.print(section.summary, markup=False)
         if section.rows:
             print_table(None, section.rows)
         else:

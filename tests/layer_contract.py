@@ -203,7 +203,8 @@ class LayerContract:
     def test_every_argument_changes_something(self, case: Case) -> None:
         sizes = {"width": WIDTH + 2, "num_heads": HEADS + 1, "head_dim": DIM + 1}
         changes = sizes | case.changes
-        assert set(changes) == set(inspect.signature(case.build).parameters)
+        # What happens on failure shows in `test_the_solver_obeys`.
+        assert set(changes) == set(inspect.signature(case.build).parameters) - {"on_failure"}
         layer, x = case.make(torch.float32), draw(torch.float32)
         weights, y = layer.state_dict(), layer(x)
         for name, value in changes.items():

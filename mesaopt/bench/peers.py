@@ -26,6 +26,7 @@ from mesaopt.bench.problems import (
     relative_error,
 )
 from mesaopt.bench.timing import threads, time_in_turn
+from mesaopt.ops import Auto
 
 _MODULE = "fla.ops.mesa_net.naive"
 _STEPS = 30  # its default, and that of the paper
@@ -94,7 +95,9 @@ def compare(*, quick: bool) -> list[PeerRow]:
     with threads(1):
         rows = _rows(f"{told}, nothing forgotten", random_problem(*size), {}, quick)
         forgetting = random_problem(*size, decay=0.996)
-        return rows + _rows(f"{told}, mean decay 0.996", forgetting, {"rtol": 1e-4}, quick)
+        return rows + _rows(
+            f"{told}, mean decay 0.996", forgetting, {"solver": Auto(rtol=1e-4)}, quick
+        )
 
 
 def _rows(told: str, problem: Problem, settings: dict[str, Any], quick: bool) -> list[PeerRow]:

@@ -96,13 +96,13 @@ def mesa_with(**settings: Any) -> Operator:
     """Make an operator of tensors alone out of :func:`mesaopt.ops.mesa` and its settings.
 
     Args:
-        settings: such as method and rtol.
+        settings: arguments such as the solver.
 
     Returns:
         A function of the inputs of a problem that returns the output.
 
     Example:
-        >>> mesa_with(method="exact")(**random_problem(1, 4, 2, 3).inputs).shape
+        >>> mesa_with(solver="exact")(**random_problem(1, 4, 2, 3).inputs).shape
         torch.Size([1, 4, 2, 3])
     """
     return lambda **inputs: ops.mesa(**inputs, **settings).output
@@ -164,7 +164,9 @@ def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
     return {
         "mesa": Member(mesa_with(), functools.partial(draw, decay=None)),
         "mesa, decayed ridge": Member(mesa_with(ridge_mode="decayed"), draw),
-        "mesa, forgetting, rtol 1e-4": Member(mesa_with(rtol=1e-4), draw, mesa_with()),
+        "mesa, forgetting, rtol 1e-4": Member(
+            mesa_with(solver=ops.Auto(rtol=1e-4)), draw, mesa_with()
+        ),
         "linear_attention": relative("linear_attention"),
         "gated_linear_attention": relative("gated_linear_attention", "beta", "log_decay"),
         "delta_rule": relative("delta_rule", "beta"),

@@ -1,4 +1,4 @@
-"""Iterations under forgetting with a static ridge, beside those of plain conjugate gradients."""
+"""Iterations under forgetting with a static ridge, compared with plain conjugate gradients."""
 
 import statistics
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt.bench.problems import Problem, errors, mesa_with, random_problem
 from mesaopt.bench.timing import time_in_turn
-from mesaopt.ops import chunked, chunks, iterative, mesa
-from mesaopt.ops.chunked import System
-from mesaopt.ops.iterative import Solved
+from mesaopt.ops import Auto, ConjugateGradient, chunks, mesa
+from mesaopt.ops.mesa.solver import Solved
+from mesaopt.ops.mesa.system import System
 
 RTOL = 1e-4
 GOAL_STEPS = 4  # at a mean decay of 0.97 or more
@@ -27,12 +27,12 @@ class SolverRow:
     decay: float
     """Mean of gamma."""
     chunk_size: int
-    """What mesa picked."""
+    """Positions of a chunk, as mesa chose."""
     steps: int
     """Most steps of a chunk."""
     mean_steps: float
     plain_steps: int
-    """The same of conjugate gradients without a preconditioner."""
+    """Most steps of a chunk by conjugate gradients without a preconditioner."""
     plain_mean_steps: float
     milliseconds: float
     """Fastest solve of mesa, factorisation included; one right-hand side per position."""
@@ -70,10 +70,10 @@ class SolverRow:
 
 
 def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
-    """Count steps.
+    """Count the steps, the operations and the time of one problem.
 
     Args:
-        keys: "random", of no preferred direction, or "uneven", channel i in proportion to 1 / i.
+        keys: "random", without a preferred direction, or "uneven", channel i in proportion to 1 / i.
         decay: mean of gamma.
         quick: T = 128 and K = 16 instead of 1024 and 64.
 
@@ -88,16 +88,16 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
     time, width = (128, 16) if quick else (1024, 64)
     problem = random_problem(1, time, 4, width, decay=decay, spectrum=float(keys == "uneven"))
     with torch.no_grad():
-        chunk_size = _chunk_size(**problem.inputs)
+        chunk_size = _chunk_size(problem)
         system, queries = _system(problem, chunk_size)
         ours, flops = _count(system, queries, preconditioned=True)
         plain, plain_flops = _count(system, queries, preconditioned=False)
         works: dict[str, Callable[[], object]] = {
-            "mesa": lambda: _descend(system, queries, preconditioned=True),
-            "plain": lambda: _descend(system, queries, preconditioned=False),
+            "mesa": lambda: _solve(system, queries, preconditioned=True),
+            "plain": lambda: _solve(system, queries, preconditioned=False),
         }
         seconds = time_in_turn(works, 3 if quick else 9)
-    off = errors(mesa_with(rtol=RTOL), problem, mesa_with())
+    off = errors(mesa_with(solver=Auto(rtol=RTOL)), problem, mesa_with())
     return SolverRow(
         keys=keys,
         decay=decay,
@@ -114,10 +114,10 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
     )
 
 
-def _chunk_size(q: Tensor, k: Tensor, v: Tensor, **rest: Tensor) -> int:
-    """See what chunks the operator picks for such gates."""
-    settings: dict[str, Any] = {**rest, "rtol": RTOL}
-    return mesa(q, k, v, **settings).info.chunk_size
+def _chunk_size(problem: Problem) -> int:
+    """Return the size of chunks that the operator chooses for such gates."""
+    settings: dict[str, Any] = {**problem.inputs, "solver": Auto(rtol=RTOL)}
+    return mesa(**settings).info.chunk_size
 
 
 def _system(problem: Problem, size: int) -> tuple[System, Tensor]:
@@ -126,18 +126,24 @@ def _system(problem: Problem, size: int) -> tuple[System, Tensor]:
     queries, keys = (chunks.split(given[name], size) for name in ("q", "k"))
     beta, gates = (chunks.split(given[n].unsqueeze(-1), size) for n in ("beta", "log_decay"))
     decay = chunks.decays(gates.squeeze(-1))
-    gram, _ = chunks.chain_states(None, (keys * beta * decay.to_end).mT @ keys, decay.whole)
-    rows = given["ridge"][None, :, None, None]
-    system = System(keys, beta, gram, rows, decay.between, decay.from_start, False)
+    gram, _ = chunks.chain_states(None, (keys * beta * decay.to_end).mT @ keys, decay.total)
+    system = System(
+        keys,
+        ridge=given["ridge"][None, :, None, None],
+        beta=beta,
+        start=gram,
+        between=decay.between,
+        since_start=decay.from_start,
+    )
     return system, queries
 
 
 def _count(system: System, queries: Tensor, *, preconditioned: bool) -> tuple[Solved, int]:
     with FlopCounterMode(display=False) as counter:
-        found = _descend(system, queries, preconditioned=preconditioned)
-    return found, counter.get_total_flops()
+        solved = _solve(system, queries, preconditioned=preconditioned)
+    return solved, counter.get_total_flops()
 
 
-def _descend(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
-    known = chunked.precondition(system) if preconditioned else None
-    return iterative.conjugate_gradient(system, known, queries, rtol=RTOL, max_steps=1000)
+def _solve(system: System, queries: Tensor, *, preconditioned: bool) -> Solved:
+    solver = ConjugateGradient(rtol=RTOL, max_steps=1000)
+    return solver.solve(system, solver.prepare(system) if preconditioned else None, queries)

@@ -15,7 +15,7 @@ from mesaopt.layers.linear import (
     LonghornLayer,
 )
 from mesaopt.layers.merged import MergedLinearSelfAttention
-from mesaopt.layers.mesa import MesaLayer, Solver
+from mesaopt.layers.mesa import MesaLayer
 from mesaopt.layers.softmax import SoftmaxSelfAttention
 
 __all__ = [
@@ -36,5 +36,4 @@ __all__ = [
     "MesaLayer",
     "SelfAttention",
     "SoftmaxSelfAttention",
-    "Solver",
 ]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,28 +11,16 @@ from torch.nn.functional import softplus
 from mesaopt.errors import ConfigError
 from mesaopt.layers.attention import PLAIN, HeadInputs, SelfAttention
 from mesaopt.layers.frame import Frame, GateName
-from mesaopt.ops import MesaOutput, MesaState, mesa, mesa_step
-from mesaopt.ops.arguments import OnFailure, RidgeMode
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solver:
-    """How precisely a mesa layer solves, and what happens where it cannot; see :func:`mesaopt.ops.mesa`.
-
-    Example:
-        >>> Solver(rtol=1e-4)
-        Solver(chunk_size=64, rtol=0.0001, max_steps=None, on_failure='raise')
-    """
-
-    chunk_size: int = 64
-    """Most positions processed in parallel, 1 or more; it changes rounding only."""
-    rtol: float | None = None
-    """Relative residual that every position must reach; as far as rounding allows if None. Single
-    steps are always solved directly."""
-    max_steps: int | None = None
-    """Most iterations where a static ridge meets forgetting; 4 * head_dim + 32 if None."""
-    on_failure: OnFailure = "raise"
-    """What a failed solve does; "ignore" never waits for a GPU."""
+from mesaopt.ops import (
+    MesaOutput,
+    MesaState,
+    OnFailure,
+    RidgeMode,
+    SolverLike,
+    as_solver,
+    mesa,
+    mesa_step,
+)
 
 
 class MesaLayer(SelfAttention[MesaState]):
@@ -59,10 +46,13 @@ class MesaLayer(SelfAttention[MesaState]):
             `inverse_ridge`: unconstrained, as in the authors' code, and a value at or below 0 is an
             error in the operator. Ridges start from 1 either way.
         ridge_mode: "static": the ridge is the same at all positions; "decayed": it decays with the past.
-        solver: how to solve.
+        solver: how to solve: a solver of :mod:`mesaopt.ops` or the name of one. Steps are solved directly.
+        chunk_size: most positions processed in parallel, 1 or more; it changes rounding only.
+        on_failure: "raise", "warn" or "ignore" a failed solve; "ignore" never waits for a GPU.
 
     Raises:
         ConfigError: a setting is out of range.
+        ValueError: there is no such solver.
 
     Source: von Oswald et al., equations 4 to 8; von Oswald et al. 2025 for gates and the floor. Where the
     code of the former calls the regression inputs "values" and the targets "keys", keys are the inputs
@@ -84,14 +74,18 @@ class MesaLayer(SelfAttention[MesaState]):
         gates: Collection[GateName] = (),
         ridge_floor: float | None = None,
         ridge_mode: RidgeMode = "static",
-        solver: Solver = Solver(),
+        solver: SolverLike = "auto",
+        chunk_size: int = 64,
+        on_failure: OnFailure = "raise",
     ):
         super().__init__(width, num_heads, head_dim, frame=frame, gates=gates)
         if ridge_floor is not None and not 0 < ridge_floor < 1:
             raise ConfigError(f"ridge_floor={ridge_floor}: must be above 0 and below 1")
         self.ridge_floor = ridge_floor
         self.ridge_mode: RidgeMode = ridge_mode
-        self.solver = solver
+        self.solver = as_solver(solver)
+        self.chunk_size = chunk_size
+        self.on_failure: OnFailure = on_failure
         if ridge_floor is None:
             self.inverse_ridge = nn.Parameter(torch.empty(num_heads))
         else:
@@ -107,7 +101,9 @@ class MesaLayer(SelfAttention[MesaState]):
         *,
         unit_keys: bool = False,
         forget: bool = False,
-        solver: Solver = Solver(),
+        solver: SolverLike = "auto",
+        chunk_size: int = 64,
+        on_failure: OnFailure = "raise",
     ) -> "MesaLayer":
         """Return the layer of "Uncovering mesa-optimization algorithms in Transformers".
 
@@ -118,7 +114,9 @@ class MesaLayer(SelfAttention[MesaState]):
             unit_keys: whether queries and keys are divided by their norms.
             forget: whether each head learns a forget gate. The ridge then decays with the past, so inputs
                 that stop exciting some direction make the system singular after a while.
-            solver: how to solve.
+            solver: as in the class.
+            chunk_size: as in the class.
+            on_failure: as in the class.
 
         Returns:
             The layer; with the switches off, the one that `MesaLayer` makes by itself.
@@ -135,6 +133,7 @@ class MesaLayer(SelfAttention[MesaState]):
         return cls(
             width, num_heads, head_dim, frame=Frame(unit_keys=unit_keys), gates=gates,
             ridge_mode="decayed" if forget else "static", solver=solver,
+            chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
 
     @classmethod
@@ -146,7 +145,9 @@ class MesaLayer(SelfAttention[MesaState]):
         *,
         ridge_floor: float = 0.25,
         forget_cap: float | None = None,
-        solver: Solver = Solver(),
+        solver: SolverLike = "auto",
+        chunk_size: int = 64,
+        on_failure: OnFailure = "raise",
     ) -> "MesaLayer":
         """Return the layer of MesaNet: convolutions, unit keys, both gates, a ridge per channel, norms.
 
@@ -156,7 +157,9 @@ class MesaLayer(SelfAttention[MesaState]):
             head_dim: width of a query, key and value of one head.
             ridge_floor: least ridge, between 0 and 1; it bounds the condition number.
             forget_cap: see :attr:`mesaopt.layers.Frame.forget_cap`; 0.9975 in the paper.
-            solver: how to solve; a tolerance of 1e-4 loses no quality in the paper.
+            solver: as in the class; `Auto(rtol=1e-4)` loses no quality in the paper.
+            chunk_size: as in the class.
+            on_failure: as in the class.
 
         Returns:
             The layer.
@@ -171,6 +174,7 @@ class MesaLayer(SelfAttention[MesaState]):
         return cls(
             width, num_heads, head_dim, frame=Frame.mesanet2025(forget_cap=forget_cap),
             gates=("log_decay", "beta"), ridge_floor=ridge_floor, solver=solver,
+            chunk_size=chunk_size, on_failure=on_failure,
         )  # fmt: skip
 
     @property
@@ -187,12 +191,10 @@ class MesaLayer(SelfAttention[MesaState]):
 
     def mix(self, inputs: HeadInputs, memory: MesaState | None) -> MesaOutput:
         """See :func:`mesaopt.ops.mesa`."""
-        solver = self.solver
         return mesa(
             inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
-            log_decay=inputs.log_decay, ridge_mode=self.ridge_mode,
-            chunk_size=solver.chunk_size, rtol=solver.rtol, max_steps=solver.max_steps,
-            on_failure=solver.on_failure, initial_state=memory,
+            log_decay=inputs.log_decay, ridge_mode=self.ridge_mode, solver=self.solver,
+            chunk_size=self.chunk_size, initial_state=memory, on_failure=self.on_failure,
         )  # fmt: skip
 
     def mix_step(self, inputs: HeadInputs, memory: MesaState) -> MesaOutput:
@@ -200,7 +202,7 @@ class MesaLayer(SelfAttention[MesaState]):
         return mesa_step(
             inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
             log_decay=inputs.log_decay, ridge_mode=self.ridge_mode, state=memory,
-            on_failure=self.solver.on_failure,
+            on_failure=self.on_failure,
         )  # fmt: skip
 
     def init_memory(self, like: Float[Tensor, "batch head key"]) -> MesaState:

@@ -1,4 +1,4 @@
-"""Time cut into chunks: what every chunk-parallel operator shares."""
+"""Arithmetic of time cut into chunks, shared by all chunk-parallel operators."""
 
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ def weigh_past(
     scores: Float[Tensor, "*group chunk position source"],
     between: Float[Tensor, "*group chunk position source"] | None,
 ) -> Float[Tensor, "*group chunk position source"]:
-    """Keep of the scores what lies in the past, weighted by the decays if there are any.
+    """Set scores of the future to zero, and weight those of the past by the decays if there are any.
 
     The scores may be overwritten.
 
@@ -100,7 +100,7 @@ def causal(
     """One where the source does not come after the position, or else zero.
 
     Args:
-        scores: what the mask is for.
+        scores: the scores that the mask is for.
 
     Returns:
         The mask.
@@ -185,10 +185,10 @@ class _DecayBetween(torch.autograd.Function):
 
 
 class Decays(NamedTuple):
-    """What is left of the past, seen from the positions of a chunk. Every number is between 0 and 1.
+    """Shares of the past that are left at the positions of a chunk, each between 0 and 1.
 
     Example:
-        >>> decays(torch.zeros(2, 3)).whole.shape
+        >>> decays(torch.zeros(2, 3)).total.shape
         torch.Size([2, 1, 1])
     """
 
@@ -198,7 +198,7 @@ class Decays(NamedTuple):
     """Of the chunk's initial state, at t."""
     to_end: Float[Tensor, "*group position 1"]
     """Of what was written at s, at the chunk's end."""
-    whole: Float[Tensor, "*group 1 1"]
+    total: Float[Tensor, "*group 1 1"]
     """Of the chunk's initial state, at its end."""
 
 

@@ -12,13 +12,14 @@ U = U_0 - E S^T. Everything else is matrix products, and a chunk acts on the sta
     S_next = S (d_end I - E^T K_end) + U_0^T K_end, with K_end the keys decayed to the chunk's end.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
-from mesaopt.ops.checks import check_gates, check_shapes
-from mesaopt.ops.layout import Layout, lay_out
+from mesaopt.ops.packing import Layout, lay_out
 from mesaopt.ops.state import (
     LinearState,
     Output,
@@ -28,6 +29,7 @@ from mesaopt.ops.state import (
     online_step,
     working_type,
 )
+from mesaopt.ops.validation import check_gates, check_shapes
 
 
 def delta_rule(
@@ -38,7 +40,7 @@ def delta_rule(
     beta: Float[Tensor, "batch time head"] | None = None,
     chunk_size: int = 64,
     initial_state: LinearState | None = None,
-    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+    cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """One gradient step per pair: S_t = S_{t-1} + beta_t (v_t - S_{t-1} k_t) k_t^T, o_t = S_t q_t.
 
@@ -52,8 +54,9 @@ def delta_rule(
         beta: step size [batch, time, head] in [0, 1], 1 if None.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
         initial_state: from an earlier call or step, to continue it; one per sequence.
-        cu_seqlens: boundaries [0, ..., time] of sequences packed along time, integers, best on the CPU;
-            the batch must be 1, and states then have one entry per sequence.
+        cu_seqlens: offsets [0, ..., time] of sequences packed along time, integers, best on the CPU;
+            equal neighbours are an empty sequence. The batch must be 1, and states then have one entry
+            per sequence.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
@@ -116,7 +119,7 @@ def gated_delta_rule(
     beta: Float[Tensor, "batch time head"] | None = None,
     chunk_size: int = 64,
     initial_state: LinearState | None = None,
-    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+    cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """Forget, then one gradient step per pair: S_t = S' + beta_t (v_t - S' k_t) k_t^T, o_t = S_t q_t.
 
@@ -131,7 +134,7 @@ def gated_delta_rule(
         beta: step size [batch, time, head] in [0, 1], 1 if None.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
         initial_state: from an earlier call or step, to continue it; one per sequence.
-        cu_seqlens: boundaries of packed sequences, see :func:`delta_rule`.
+        cu_seqlens: offsets of packed sequences, see :func:`delta_rule`.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
@@ -196,7 +199,7 @@ def longhorn(
     beta: Float[Tensor, "batch time head"] | None = None,
     chunk_size: int = 64,
     initial_state: LinearState | None = None,
-    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+    cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """One implicit step per pair: S_t = argmin_S |S - S_{t-1}|^2 + beta_t |v_t - S k_t|^2, o_t = S_t q_t.
 
@@ -212,7 +215,7 @@ def longhorn(
         beta: weight of the new pair against the old state [batch, time, head] in [0, 1], 1 if None.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
         initial_state: from an earlier call or step, to continue it; one per sequence.
-        cu_seqlens: boundaries of packed sequences, see :func:`delta_rule`.
+        cu_seqlens: offsets of packed sequences, see :func:`delta_rule`.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
@@ -319,19 +322,19 @@ def _write(
     if decay is not None:
         coupling = coupling * decay.between
         early_keys, late_keys = keys * decay.from_start, keys * decay.to_end
-        kept = kept * decay.whole
+        kept = kept * decay.total
     if strength is not None:
         coupling = coupling * strength
         values, early_keys = values * strength, early_keys * strength
-    if cross is None and keys.shape[2] == 1:
+    if not layout.has_past(cross):
         writes = _solve(coupling, values)
-        return writes, None, (writes.mT @ late_keys).squeeze(2)
+        return writes, *layout.carry(chunks.chain_states, None, writes.mT @ late_keys)
     solved = _solve(coupling, torch.cat([values, early_keys], dim=-1))
     fresh, erased = solved.split([values.shape[-1], keys.shape[-1]], dim=-1)  # U_0, E
     starts, last = layout.carry(
         chunks.chain_states, cross, fresh.mT @ late_keys, kept - erased.mT @ late_keys
     )
-    return fresh - erased @ starts.mT, starts, last
+    return fresh - erased @ cast(Tensor, starts).mT, starts, last
 
 
 def _solve(coupling: Tensor, right: Tensor) -> Tensor:

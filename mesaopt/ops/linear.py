@@ -4,8 +4,7 @@ from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
-from mesaopt.ops.checks import check_gates, check_shapes
-from mesaopt.ops.layout import lay_out
+from mesaopt.ops.packing import lay_out
 from mesaopt.ops.state import (
     LinearState,
     Output,
@@ -14,6 +13,7 @@ from mesaopt.ops.state import (
     online_step,
     working_type,
 )
+from mesaopt.ops.validation import check_gates, check_shapes
 
 
 def linear_attention(
@@ -23,7 +23,7 @@ def linear_attention(
     *,
     chunk_size: int = 64,
     initial_state: LinearState | None = None,
-    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+    cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """Causal linear attention, o_t = sum_{s <= t} v_s (k_s . q_t): no scaling, diagonal included.
 
@@ -37,8 +37,9 @@ def linear_attention(
         v: values [batch, time, head, value], the same type.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
         initial_state: from an earlier call or step, to continue it; one per sequence.
-        cu_seqlens: boundaries [0, ..., time] of sequences packed along time, integers, best on the CPU;
-            the batch must be 1, and states then have one entry per sequence.
+        cu_seqlens: offsets [0, ..., time] of sequences packed along time, integers, best on the CPU;
+            equal neighbours are an empty sequence. The batch must be 1, and states then have one entry
+            per sequence.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
@@ -62,10 +63,8 @@ def linear_attention(
         queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
         out = chunks.causal_scores(queries, keys) @ values
         increments = values.mT @ keys
-        if cross is None and increments.shape[2] == 1:  # there is no past to read
-            last = increments.squeeze(2)
-        else:
-            starts, last = layout.carry(chunks.sum_states, cross, increments)
+        starts, last = layout.carry(chunks.sum_states, cross, increments)
+        if starts is not None:
             out = out + queries @ starts.mT
     return Output(layout.join(out).to(q.dtype), LinearState(last))
 
@@ -109,7 +108,7 @@ def gated_linear_attention(
     beta: Float[Tensor, "batch time head"] | None = None,
     chunk_size: int = 64,
     initial_state: LinearState | None = None,
-    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+    cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """Linear attention that forgets: S_t = exp(log_decay_t) S_{t-1} + beta_t v_t k_t^T, o_t = S_t q_t.
 
@@ -123,7 +122,7 @@ def gated_linear_attention(
         beta: write strength [batch, time, head] in [0, 1], 1 if None.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
         initial_state: from an earlier call or step, to continue it; one per sequence.
-        cu_seqlens: boundaries of packed sequences, see :func:`linear_attention`.
+        cu_seqlens: offsets of packed sequences, see :func:`linear_attention`.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
@@ -153,10 +152,8 @@ def gated_linear_attention(
         decay = chunks.decays(layout.cut_gate(log_decay.to(kind)))
         increments = (values * decay.to_end).mT @ keys
         out = ((queries @ keys.mT) * decay.between) @ values
-        if cross is None and increments.shape[2] == 1:  # there is no past to read
-            last = increments.squeeze(2)
-        else:
-            starts, last = layout.carry(chunks.chain_states, cross, increments, decay.whole)
+        starts, last = layout.carry(chunks.chain_states, cross, increments, decay.total)
+        if starts is not None:
             out = out + (queries * decay.from_start) @ starts.mT
     return Output(layout.join(out).to(q.dtype), LinearState(last))
 

@@ -1,13 +1,13 @@
-"""Softmax attention, in the protocol of its relatives."""
+"""Softmax attention, called like the linear operators."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from mesaopt.ops.checks import check_shapes, check_step, check_tensor
-from mesaopt.ops.layout import read_bounds
+from mesaopt.ops.packing import read_lengths
 from mesaopt.ops.state import KeyValueState, Output, full_precision
+from mesaopt.ops.validation import check_number, check_shapes, check_state, check_step
 
 
 def softmax_attention(
@@ -17,7 +17,7 @@ def softmax_attention(
     *,
     scale: float | None = None,
     initial_state: KeyValueState | None = None,
-    cu_seqlens: Int[Tensor, " boundary"] | None = None,
+    cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """Causal softmax attention, o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t), diagonal included.
 
@@ -32,8 +32,9 @@ def softmax_attention(
         v: values [batch, time, head, value], the same type.
         scale: of the scores, > 0; 1 / sqrt(key) if None.
         initial_state: from an earlier call or step, to continue it; one per sequence.
-        cu_seqlens: boundaries [0, ..., time] of sequences packed along time, integers, best on the CPU;
-            the batch must be 1, and states then have one entry per sequence.
+        cu_seqlens: offsets [0, ..., time] of sequences packed along time, integers, best on the CPU;
+            equal neighbours are an empty sequence. The batch must be 1, and states then have one entry
+            per sequence.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and all pairs so far.
@@ -50,11 +51,11 @@ def softmax_attention(
         tensor([3.0000, 4.5000, 3.0000])
     """
     check_shapes(q, k, v)
+    check_number("scale", scale)
     if cu_seqlens is None:
         past = _past_of(initial_state, len(q), k, v, "initial_state")
         return Output(*_attend(q, k, v, past, scale))
-    bounds = read_bounds(cu_seqlens, len(q), q.shape[1])
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    lengths = list(read_lengths(cu_seqlens, len(q), q.shape[1]))
     past = _past_of(initial_state, len(lengths), k, v, "initial_state")
     pasts = _single_states(past) if past is not None else [None] * len(lengths)
     queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
@@ -99,6 +100,7 @@ def softmax_attention_step(
         tensor([[[4.5000]]])
     """
     check_step(q, k, v)
+    check_number("scale", scale)
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # [B,1,H,K], [B,1,H,V]
     output, new = _attend(q, k, v, _past_of(state, len(q), k, v), scale)
     return Output(output.squeeze(1), new)
@@ -110,14 +112,13 @@ def _past_of(
     """Return a state if it fits the call."""
     if state is None:
         return None
-    if not isinstance(state, KeyValueState):
-        raise ValueError(f"{name} has type {type(state).__name__}: must be KeyValueState")
-    past = state.keys.shape[1]
-    check_tensor(f"{name}.keys", state.keys, (sequences, past, *k.shape[2:]), k)
-    check_tensor(f"{name}.values", state.values, (sequences, past, *v.shape[2:]), v)
-    if state.valid is not None:
-        like = torch.empty(0, dtype=torch.bool, device=k.device)
-        check_tensor(f"{name}.valid", state.valid, (sequences, past), like)
+    past = state.keys.shape[1] if isinstance(state, KeyValueState) else 0
+    like = KeyValueState(
+        k[:1, :1].expand(sequences, past, -1, -1),
+        v[:1, :1].expand(sequences, past, -1, -1),
+        torch.empty((), dtype=torch.bool, device=k.device).expand(sequences, past),
+    )
+    check_state(name, state, like)
     return state
 
 
@@ -129,9 +130,9 @@ def _attend(
     scale: float | None,
 ) -> tuple[Tensor, KeyValueState]:
     """Return the outputs and all pairs so far."""
-    if scale is not None and not scale > 0:
-        raise ValueError(f"scale={scale}: must be greater than 0")
     length = q.shape[1]
+    if length == 0:  # an empty sequence
+        return v, KeyValueState(k, v) if past is None else past
     state = KeyValueState(k, v)
     mask = None
     if past is not None:

@@ -1,4 +1,4 @@
-"""What the relatives of mesa return and carry from one call to the next."""
+"""Recurrent states and single steps of the linear-attention variants."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from mesaopt.ops.checks import check_gates, check_step, check_tensor
+from mesaopt.ops.validation import check_gates, check_state, check_step
 
 
 class LinearState(NamedTuple):
-    """The linear map that has been learnt from the past.
+    """Linear map learnt from the past.
 
     Example:
         >>> LinearState(torch.zeros(2, 4, 5, 3)).cross.shape  # 2 sequences, 4 heads, V = 5, K = 3
@@ -23,7 +23,7 @@ class LinearState(NamedTuple):
 
 
 class KeyValueState(NamedTuple):
-    """All the pairs of the past: the only state that grows with the sequence.
+    """All pairs of the past: the only state that grows with the sequence.
 
     Example:
         >>> KeyValueState(torch.zeros(2, 7, 4, 3), torch.zeros(2, 7, 4, 5)).valid is None
@@ -37,7 +37,7 @@ class KeyValueState(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What every relative returns, for a whole sequence and for one token alike.
+    """Result of every operator but mesa, for a whole sequence and for one token alike.
 
     Example:
         >>> from mesaopt.ops import linear_attention
@@ -50,7 +50,7 @@ class Output(NamedTuple):
     output: Inexact[Tensor, "*position head value"]
     """Predictions, of the same type as the queries."""
     state: LinearState | KeyValueState
-    """What to continue from: pass it to the next call or step."""
+    """State to continue from: pass it to the next call or step."""
 
 
 def working_type(x: Tensor) -> torch.dtype:
@@ -117,11 +117,9 @@ def cross_of(
     """
     if state is None:
         return None
-    if not isinstance(state, LinearState):
-        raise ValueError(f"{name} has type {type(state).__name__}: must be LinearState")
     shape = (sequences, q.shape[-2], v.shape[-1], q.shape[-1])
-    like = torch.empty(0, dtype=working_type(q), device=q.device)
-    check_tensor(f"{name}.cross", state.cross, shape, like)
+    like = torch.empty((), dtype=working_type(q), device=q.device).expand(shape)
+    check_state(name, state, LinearState(like))
     return state.cross
 
 

@@ -1,23 +1,24 @@
-"""A diagnosis in words and tables: what the terminal shows and the page is made of."""
+"""A diagnosis in sections of words and tables, for the terminal and for the HTML page."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mesaopt.analysis import Estimate
-from mesaopt.analysis.diagnosis import Agreement, Diagnosis, Inside, Learning, Shift
+from mesaopt.analysis.diagnosis import Agreement, Diagnosis, Learning, ProbeResults, ShiftResult
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
 
 QUESTION = "Is there a mesa-optimizer in {}?"
 ANSWERS = {"yes": "Yes.", "no": "No.", "unclear": "Unclear."}
 NOTE = (
-    "± is one standard error over sequences; every number has to clear its threshold by three. Shares are "
+    "± is one standard error over sequences; every number has to exceed its threshold by three. Shares are "
     "1 - |f - g|² / |f|² of predictions and 1 - |f - g|² / |f - y|² of errors, for the model's prediction "
-    "f, the algorithm's g and the truth y: 1 is the same, 0 is no better than nothing, and less is worse. "
-    "Two good predictors agree in what they predict, whatever they do; in their errors they do not."
+    "f, the algorithm's g and the truth y: 1 means equal, 0 no better than predicting zero, less is worse. "
+    "Two good predictors agree in their predictions, whatever they do inside; in their errors they do not."
 )
 
-Row = dict[str, str]
+TableRow = dict[str, str]
+"""Cells of a table by the title of their column."""
 
 _POSITIONS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 70, 100, 150, 224)
 _SHOWN = 6
@@ -25,28 +26,28 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class Section:
-    """One piece of evidence: what it says, and the numbers."""
+    """One piece of evidence: a summary and a table."""
 
     title: str
-    says: str
-    rows: list[Row]
+    summary: str
+    rows: list[TableRow]
 
 
 def sections(diagnosis: Diagnosis) -> list[Section]:
-    """Lay a diagnosis out, in the order in which it convinces.
+    """Write a diagnosis as sections, the most important first.
 
     Args:
         diagnosis: of any model.
 
     Returns:
-        The sections; all rows of one have the same keys.
+        The sections; all rows of one have the same columns.
     """
     parts = [
         _conditions(diagnosis),
         _learning(diagnosis.learning, diagnosis.optimizer),
         _algorithms(diagnosis),
         _shifts(diagnosis),
-        _inside(diagnosis.inside),
+        _probes(diagnosis.probes),
         _control(diagnosis),
     ]
     return [part for part in parts if part is not None]
@@ -58,11 +59,11 @@ def _conditions(diagnosis: Diagnosis) -> Section:
             "": "met" if condition.met else "NOT MET",
             "condition": condition.name,
             "measured": number(condition.measured),
-            "what is asked": condition.asks,
+            "required": condition.asks,
         }
         for condition in diagnosis.verdict.conditions
     ]
-    return Section("Why", "All of these have to be met for a yes.", rows)
+    return Section("Why", "A yes requires all of these.", rows)
 
 
 def _learning(learning: Learning, optimizer: str) -> Section:
@@ -72,7 +73,7 @@ def _learning(learning: Learning, optimizer: str) -> Section:
         "  its standard error": [f"{error:.1g}" for error in learning.model_error],
         optimizer: list(map(_digits, learning.optimizer)),
         "predicting zero": list(map(_digits, learning.zero)),
-        "the best map without context": list(map(_digits, learning.context_free)),
+        "the best linear map without context": list(map(_digits, learning.context_free)),
     }
     rows = [
         {
@@ -81,12 +82,13 @@ def _learning(learning: Learning, optimizer: str) -> Section:
         }
         for name, values in curves.items()
     ]
-    says = (
-        "Every sequence has a new system. Over the last quarter of the positions the model saves "
-        f"{share(learning.gain)} of the loss of what knows no context, the better of zero and one map for "
-        f"all; that is {share(learning.fall)} of it more than over the first quarter."
+    summary = (
+        "Every sequence has a new system. Over the last quarter of the positions the context saves the "
+        f"model {share(learning.gain)} of the loss without context (the lower of predicting zero and of "
+        f"one linear map for all systems); that is {share(learning.gain_increase)} of it more than over "
+        "the first quarter."
     )
-    return Section("Does it learn in context?", says, rows)
+    return Section("Does it learn in context?", summary, rows)
 
 
 def _algorithms(diagnosis: Diagnosis) -> Section:
@@ -96,22 +98,22 @@ def _algorithms(diagnosis: Diagnosis) -> Section:
     shown = shown[:_SHOWN] + [a for a in others if a not in shown[:_SHOWN]]
     lead = diagnosis.lead
     if abs(lead.value) <= 3 * lead.error:
-        told = f"not to be told apart from the next, {diagnosis.second}"
+        compared = f"not nearer than the second, {diagnosis.second}, by 3 standard errors"
     elif lead.value < 0:
-        told = f"simpler than {diagnosis.second}, which is hardly nearer"
+        compared = f"simpler than {diagnosis.second}, which is hardly nearer"
     else:
-        told = f"nearer than the next, {diagnosis.second}, by {share(lead)} of what it predicts"
+        compared = f"nearer than the second, {diagnosis.second}, by {share(lead)} of |f|²"
     rival = next(a for a in diagnosis.agreements if a.kind == "other")
-    says = (
-        "All learn from the pairs of states seen so far; the parameters of each are those that bring it "
-        "nearest to the model, on other sequences than these. A preconditioned step is one gradient step "
-        f"from an input that a few iterations have brought closer to what least squares asks for. The "
-        f"nearest: {first.candidate}, {told}. Of those that optimize nothing: {rival.candidate}."
+    summary = (
+        "All learn from the pairs of states so far; the parameters of each are those that bring it nearest "
+        "to the model, fitted on validation sequences. A preconditioned step is one gradient step on "
+        "inputs multiplied by an approximate inverse of their Gram matrix. The nearest algorithm: "
+        f"{first.candidate}, {compared}. The nearest that optimizes nothing: {rival.candidate}."
     )
-    return Section("Which algorithm is it?", says, list(map(_algorithm_row, shown)))
+    return Section("Which algorithm is it?", summary, list(map(_algorithm_row, shown)))
 
 
-def _algorithm_row(agreement: Agreement) -> Row:
+def _algorithm_row(agreement: Agreement) -> TableRow:
     fitted = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in agreement.parameters.items()
     )
@@ -128,19 +130,22 @@ def _algorithm_row(agreement: Agreement) -> Row:
 
 
 def _shifts(diagnosis: Diagnosis) -> Section:
-    says = (
-        f"Parameters kept as they are: {diagnosis.optimizer}. What a model was built for ends somewhere, "
-        "at clipped streams and unknown positions: laws beyond that are shown and do not count."
+    summary = (
+        f"The nearest optimizer, {diagnosis.optimizer}, with the same parameters. Larger changes meet "
+        "limits of the model, such as clipped streams and unknown positions: they are shown and do not "
+        "count."
     )
     if diagnosis.skipped:
         skipped = ", ".join(diagnosis.skipped)
-        says += f" Not looked at, since the model cannot take such sequences: {skipped}."
-    return Section("Does it carry over?", says, list(map(_shift_row, diagnosis.shifts)))
+        summary += f" Not measured, since the model cannot process such sequences: {skipped}."
+    return Section(
+        "Does it hold under distribution shifts?", summary, list(map(_shift_row, diagnosis.shifts))
+    )
 
 
-def _shift_row(shift: Shift) -> Row:
+def _shift_row(shift: ShiftResult) -> TableRow:
     return {
-        "sequences": shift.law,
+        "sequences": shift.name,
         "": ("holds" if shift.holds else "FAILS") if shift.counts else "shown only",
         "of predictions": share(shift.predictions),
         "of errors": share(shift.errors),
@@ -149,77 +154,77 @@ def _shift_row(shift: Shift) -> Row:
     }
 
 
-def _inside(inside: Inside | None) -> Section:
-    title = "What is inside?"
-    if inside is None:
-        says = "Not looked at: name the layers of this model to have them probed."
-        return Section(title, says, [])
-    says = " ".join(_findings(inside))
+def _probes(probes: ProbeResults | None) -> Section:
+    title = "Which variables do the layers contain?"
+    if probes is None:
+        return Section(title, "Not measured: name the layers of this model to probe them.", [])
+    summary = " ".join(_probe_sentences(probes))
     rows = [
         {
             f"R² at position {position}": target,
             **{
-                label(name): f"{inside.at(target, name, position).r2.value:.2f}"
-                for name in inside.names
+                label(name): f"{probes.at(target, name, position).r2.value:.2f}"
+                for name in probes.names
             },
         }
-        for position in inside.positions[-1:]
-        for target in inside.targets
+        for position in probes.positions[-1:]
+        for target in probes.targets
     ]
-    return Section(title, says, rows)
+    return Section(title, summary, rows)
 
 
-def _findings(inside: Inside) -> Iterator[str]:
-    position, first = inside.positions[-1], inside.names[0]
-    behind = inside.names[min(1, len(inside.names) - 1)]
-    yield "What a linear probe reads off the stream, on sequences it was not fitted on."
+def _probe_sentences(probes: ProbeResults) -> Iterator[str]:
+    position, first = probes.positions[-1], probes.names[0]
+    second = probes.names[min(1, len(probes.names) - 1)]
+    yield "R² of linear probes, on sequences they were not fitted on."
     previous = steps_back(1)
-    if 1 in inside.held:
-        yield "Tokens show the previous state already: there is nothing to bind."
-    elif previous not in inside.targets:
+    if 1 in probes.input_offsets:
+        yield "Tokens contain the previous state already: there is nothing to bind."
+    elif previous not in probes.targets:
         yield "Sequences are too short to look for the previous state."
     else:
-        before, after = (inside.at(previous, name, position) for name in (first, behind))
-        is_bound = after.rise.low > 0 and after.r2.low > 0.5
+        before, after = (probes.at(previous, name, position) for name in (first, second))
+        is_bound = after.increase.low > 0 and after.r2.low > 0.5
         bound = "is bound to" if is_bound else "is not bound to"
         yield (
-            f"The previous state {bound} the newest token in {label(behind)}: {number(before.r2)} before, "
+            f"The previous state {bound} the newest token in {label(second)}: {number(before.r2)} before, "
             f"{number(after.r2)} after."
         )
     for target in (NEXT, PRECONDITIONED):
-        before = number(inside.at(target, first, position).r2)
-        found = [inside.at(target, name, position) for name in inside.names]
-        best = max(found, key=lambda reading: reading.r2.value)
+        before = number(probes.at(target, first, position).r2)
+        results = [probes.at(target, name, position) for name in probes.names]
+        best = max(results, key=lambda result: result.r2.value)
         yield (
-            f"The {target} "
+            f"R² of the {target} "
             + (
-                f"becomes readable, from {before} to {number(best.r2)} in {label(best.layer)}."
-                if best.rise.low > 0
-                else f"does not become more readable than {before}."
+                f"rises from {before} to {number(best.r2)} in {label(best.layer)}."
+                if best.increase.low > 0
+                else f"does not rise above {before}."
             )
         )
-    yield "Probes show what is there, not what is used: the verdict does not rest on them."
+    yield (
+        "A probe shows that a layer contains a variable, not that the model uses it: the verdict does not "
+        "depend on probes."
+    )
 
 
 def _control(diagnosis: Diagnosis) -> Section | None:
-    title = "The control: one system for all sequences"
+    title = "Control: does it remember a single system?"
     memory = diagnosis.memory
     if memory is None:
         fixed = diagnosis.agreement("one fixed map")
-        says = (
-            "Trained on new systems in every sequence, it can hold none in its weights: one fixed map "
-            f"explains {share(fixed.predictions)} of its predictions."
+        summary = (
+            "It was trained on a new system in every sequence, so its weights cannot contain the system: "
+            f"one fixed map explains {share(fixed.predictions)} of its predictions."
         )
-        return Section(title, says, [])
-    says = (
-        "Trained on one system, a model can hold it in its weights. On that one, and on new ones:"
-    )
+        return Section(title, summary, [])
+    summary = "It was trained on a single system, which its weights can contain. Its losses:"
     rows = [
-        {"loss": "on the system it was trained on", "": number(memory.taught)},
-        {"loss": "on new systems", "": number(memory.fresh)},
+        {"loss": "on the system it was trained on", "": number(memory.training_system)},
+        {"loss": "on new systems", "": number(memory.new_systems)},
         {"loss": "of predicting zero", "": _digits(memory.zero)},
     ]
-    return Section(title, says, rows)
+    return Section(title, summary, rows)
 
 
 def label(layer: str) -> str:
@@ -249,7 +254,7 @@ def number(estimate: Estimate) -> str:
 
 
 def share(estimate: Estimate) -> str:
-    """Write a share in per cent; how far below zero one is does not matter.
+    """Write a share in per cent, or "none" where it is far below zero.
 
     Example:
         >>> share(Estimate(0.9512, 0.0031)), share(Estimate(-7.0, 1.0))
@@ -261,7 +266,7 @@ def share(estimate: Estimate) -> str:
 
 
 def _up(error: float, places: int) -> str:
-    """Write an error, rounded up: none is zero."""
+    """Write an error, rounded up, so that none is shown as zero."""
     return f"{math.ceil(error * 10**places) / 10**places:.{places}f}"
 
 

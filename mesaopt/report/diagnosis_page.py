@@ -18,10 +18,10 @@ from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import inline
 
 _CAPTION = (
-    "Left: loss by position on systems that are new in every sequence, with 95 % bands. Middle: what the "
-    "nearest optimizer explains of the model, its parameters kept, under the law of training and under "
-    "others; grey names do not count. Right, where layers are known: what linear probes read at the last "
-    "position, by depth."
+    "Left: loss by position on systems that are new in every sequence, with 95 % bands. Middle: share of "
+    "the model that the nearest optimizer explains, with the same parameters, on the training distribution "
+    "and under distribution shifts; grey names do not count. Right, where layers are known: R² of linear "
+    "probes at the last position, by depth."
 )
 _CHIPS = {"yes": "good", "no": "bad", "unclear": ""}
 
@@ -63,7 +63,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: Path, *, name: str) -> None:
 
 
 def draw(diagnosis: Diagnosis) -> Figure:
-    """Draw losses by position, agreement by law and probes by depth.
+    """Draw losses by position, agreement by distribution and probes by depth.
 
     Args:
         diagnosis: to be drawn.
@@ -73,9 +73,9 @@ def draw(diagnosis: Diagnosis) -> Figure:
     """
     with style():
         figure = Figure(figsize=(10, 4.1))
-        losses, laws, depth = figure.subplots(1, 3, width_ratios=(1, 1.15, 1))
+        losses, shifts, depth = figure.subplots(1, 3, width_ratios=(1, 1.15, 1))
         _draw_losses(losses, diagnosis)
-        _draw_laws(laws, diagnosis)
+        _draw_shifts(shifts, diagnosis)
         _draw_depth(depth, diagnosis)
     return figure
 
@@ -99,43 +99,47 @@ def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
     _legend_below(axes)
 
 
-def _draw_laws(axes: Axes, diagnosis: Diagnosis) -> None:
+def _draw_shifts(axes: Axes, diagnosis: Diagnosis) -> None:
     own, shifts = diagnosis.agreement(diagnosis.optimizer), diagnosis.shifts
-    laws = [("as trained", True), *((shift.law, shift.counts) for shift in shifts)]
-    places = np.arange(len(laws))
+    rows = [("as trained", True), *((shift.name, shift.counts) for shift in shifts)]
+    places = np.arange(len(rows))
     for offset, color, name in ((-0.19, 0, "predictions"), (0.19, 1, "errors")):
-        shares: list[Estimate] = [getattr(found, name) for found in (own, *shifts)]
+        shares: list[Estimate] = [getattr(one, name) for one in (own, *shifts)]
         values = [max(share.value, 0.0) for share in shares]
         bars = [1.96 * share.error if share.value > 0 else 0.0 for share in shares]
         axes.barh(
             places + offset, values, 0.36, xerr=bars, color=PALETTE[color], label=f"of {name}"
         )
     axes.axvline(0.5, color=PALETTE[4], lw=1)
-    axes.set(xlim=(0, 1.02), yticks=places, xlabel="share explained", title="Does it carry over?")
-    for text, (_, counts) in zip(axes.set_yticklabels([law for law, _ in laws]), laws, strict=True):
+    axes.set(
+        xlim=(0, 1.02), yticks=places, xlabel="share explained", title="Under distribution shifts"
+    )
+    for text, (_, counts) in zip(
+        axes.set_yticklabels([name for name, _ in rows]), rows, strict=True
+    ):
         text.set_color(INK if counts else PALETTE[5])
     axes.invert_yaxis()
     _legend_below(axes)
 
 
 def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
-    inside = diagnosis.inside
-    axes.set(title="What is inside?", ylabel="R² of a linear probe", ylim=(-0.05, 1.05))
-    if inside is None:
-        axes.text(0.5, 0.5, "not looked at", ha="center", transform=axes.transAxes)
+    probes = diagnosis.probes
+    axes.set(title="Probes of the layers", ylabel="R² of a linear probe", ylim=(-0.05, 1.05))
+    if probes is None:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         axes.set(xticks=[])
         return
-    places = np.arange(len(inside.names))
+    places = np.arange(len(probes.names))
     for color, target in enumerate((steps_back(1), NEXT, PRECONDITIONED)):
-        if target not in inside.targets:
+        if target not in probes.targets:
             continue
-        found = [inside.at(target, name, inside.positions[-1]).r2 for name in inside.names]
-        half = [1.96 * estimate.error for estimate in found]
-        values = [max(estimate.value, 0.0) for estimate in found]
+        scores = [probes.at(target, name, probes.positions[-1]).r2 for name in probes.names]
+        half = [1.96 * score.error for score in scores]
+        values = [max(score.value, 0.0) for score in scores]
         axes.errorbar(places, values, half, marker="o", ms=4, color=PALETTE[color], label=target)
-    short = [label(name).removeprefix("layer ") for name in inside.names]
+    short = [label(name).removeprefix("layer ") for name in probes.names]
     axes.set_xticks(places, short, rotation=0 if max(map(len, short)) < 6 else 60)
-    axes.set(xlabel="behind layer")
+    axes.set(xlabel="after layer")
     _legend_below(axes)
 
 

@@ -1,6 +1,7 @@
 """Tasks: batches as pure functions of (seed, step), and the loss they are scored with."""
 
 from mesaopt.tasks.ar_process import ARProcess
+from mesaopt.tasks.base import GeneratedTask, Streams
 from mesaopt.tasks.batch import Batch, Split, Task, tokens_from_states
 from mesaopt.tasks.few_shot import FewShot, FewShotBatch
 from mesaopt.tasks.linear_system import LinearSystem
@@ -33,6 +34,7 @@ __all__ = [
     "FewShot",
     "FewShotBatch",
     "FiniteLaw",
+    "GeneratedTask",
     "IndependentLaw",
     "LinearSystem",
     "NonlinearSystem",
@@ -44,6 +46,7 @@ __all__ = [
     "SparseLaw",
     "Split",
     "StartLaw",
+    "Streams",
     "Task",
     "contracting",
     "from_distribution",

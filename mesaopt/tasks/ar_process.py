@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mesaopt.config import ARProcessConfig
-from mesaopt.tasks.batch import Batch, Split, check_sample, tokens_from_states
-from mesaopt.tasks.random import generator
+from mesaopt.tasks.base import GeneratedTask, Streams, check_sample, streams_of
+from mesaopt.tasks.batch import Batch, Split
 from mesaopt.tasks.start_laws import SampledLaw, Sampler, StartLaw, start_law
 
 _BLOCK = 256  # sequences drawn at a time, the same whatever is asked for
 
 
-class ARProcess:
+class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
     """The first-order autoregressive process of Zheng et al.
 
     x_{t+1} = W x_t with W = diag(exp(i theta_1), ..., exp(i theta_d)), theta_j uniform on [0, 2 pi), new
@@ -44,51 +44,26 @@ class ARProcess:
         torch.complex64
     """
 
+    batch_type = Batch
+
     def __init__(self, config: ARProcessConfig, start: Sampler | StartLaw | None = None):
-        self.config = config
+        super().__init__(config)
         if start is None:
             self.start = start_law(config.start, scale=config.start_scale)
         else:
             self.start = start if isinstance(start, StartLaw) else SampledLaw(start)
 
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        step: int = 0,
-        split: Split = "train",
-        dtype: torch.dtype = torch.complex64,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        """Draw one batch, a pure function of (seed, split, step) on every device.
+    @property
+    def scored(self) -> slice:
+        """All places but the first, which knows no pair of states."""
+        return slice(1, None)
 
-        A smaller batch is the beginning of a larger one. The numbers are computed in complex128 on the
-        CPU, then rounded to `dtype` and moved.
-
-        Args:
-            batch_size: sequences, 1 or more.
-            seed: 0 or greater.
-            step: 0 or greater.
-            split: stream to draw from; streams never overlap.
-            dtype: torch.complex64 or torch.complex128.
-            device: where the batch is put.
-
-        Returns:
-            The batch; states [batch, T, dim], tokens [batch, T - 1, token_dim], targets x_2 ... x_T, and
-            the diagonal matrices W [batch, dim, dim].
-
-        Raises:
-            ConfigError: seed or step is out of range, or the sampler of x_1 returns no such states.
-            ValueError: batch_size or dtype is out of range.
-        """
-        check_sample("complex", batch_size=batch_size, dtype=dtype)
-        blocks = self._draw(batch_size, seed, split, step)
+    def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:
+        """Draw first states and angles, and turn; see :meth:`GeneratedTask.draw`."""
+        blocks = self._blocks(batch_size, streams())
         start, theta = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-        states = self._roll_out(start, theta).to(device=device, dtype=dtype)
-        transition = torch.diag_embed(torch.from_numpy(_turn(theta))).to(states)
-        tokens = tokens_from_states(states[:, :-1], self.config.token_slots)
-        return Batch(tokens, states[:, 1:], states, transition, scored=slice(1, None))
+        transition = torch.diag_embed(torch.from_numpy(_turn(theta)))
+        return {"states": self._roll_out(start, theta), "transition": transition}
 
     def chunks(
         self,
@@ -123,18 +98,19 @@ class ARProcess:
             [256, 256, 88]
         """
         check_sample("complex", num_sequences=num_sequences, chunk_size=chunk_size, dtype=dtype)
-        blocks = self._draw(num_sequences, seed, split, step)
+        streams = streams_of(self.config.kind, seed=seed, step=step, split=split)
+        blocks = self._blocks(num_sequences, streams())
         return (
             self._roll_out(start[i : i + chunk_size], theta[i : i + chunk_size]).to(dtype)
             for start, theta in blocks
             for i in range(0, len(start), chunk_size)
         )
 
-    def _draw(
-        self, count: int, seed: int, split: Split, step: int
+    def _blocks(
+        self, count: int, random: np.random.Generator
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
         """Draw x_1 and theta, [count, dim] each, block by block: all that a sequence is made of."""
-        random, dim = generator(seed, f"ar_process/{split}", step), self.config.dim
+        dim = self.config.dim
 
         def block(left: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
             start = self.start.sample(random, _BLOCK, dim)

@@ -1,4 +1,4 @@
-"""What every task gives: batches that say what is known, what to predict, and where it counts."""
+"""Batches of sequences: the inputs, the targets, and the positions that are scored."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from mesaopt.config import Numbers, TokenSlot
+from mesaopt.config import TokenSlot
 from mesaopt.tasks.losses import squared_error
 
 Split = Literal["train", "validation", "test"]
@@ -80,7 +80,7 @@ class Batch:
 
 @runtime_checkable
 class Task(Protocol):
-    """Where sequences come from.
+    """Anything that draws batches. The tasks of the library are each a :class:`GeneratedTask`.
 
     Example:
         >>> from mesaopt.tasks import LinearSystem
@@ -134,32 +134,3 @@ def _slot(states: Tensor, slot: TokenSlot) -> Tensor:
     steps_back = {"current": 0, "previous": 1, "zero": time}
     k = slot if isinstance(slot, int) else steps_back[slot]
     return torch.nn.functional.pad(states, (0, 0, k, 0))[:, :time]
-
-
-def check_sample(numbers: Numbers, *, dtype: torch.dtype, **counts: int) -> None:
-    """Refuse what no task can sample.
-
-    Args:
-        numbers: what the states of the task are made of.
-        dtype: asked for.
-        counts: how many sequences, under the name of the argument; 1 or more.
-
-    Raises:
-        ValueError: a count is less than 1, or the dtype holds other numbers.
-
-    Example:
-        >>> check_sample("real", dtype=torch.float32, batch_size=0)
-        Traceback (most recent call last):
-        ...
-        ValueError: batch_size=0: must be 1 or greater
-    """
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be 1 or greater")
-    fits = dtype.is_complex if numbers == "complex" else dtype.is_floating_point
-    if not fits:
-        wanted = {
-            "real": "torch.float32 or torch.float64",
-            "complex": "torch.complex64 or torch.complex128",
-        }
-        raise ValueError(f"dtype={dtype}: must be {wanted[numbers]}")

@@ -8,8 +8,9 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from mesaopt.config import FewShotConfig
-from mesaopt.tasks.batch import Batch, Split, check_sample
-from mesaopt.tasks.random import generator, haar_orthogonal
+from mesaopt.tasks.base import GeneratedTask, Streams
+from mesaopt.tasks.batch import Batch
+from mesaopt.tasks.random import haar_orthogonal
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class FewShotBatch(Batch):
     """The matrix of each sequence after the switch; `transition` again where there is none."""
 
 
-class FewShot:
+class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
     """The few-shot regression of von Oswald et al.: y_i = W x_i + noise_std * n_i, one token each.
 
     W is Haar-random orthogonal, new for every sequence, x_i uniform on [-1, 1]^dim and n_i standard normal.
@@ -55,8 +56,7 @@ class FewShot:
         [2, 5]
     """
 
-    def __init__(self, config: FewShotConfig):
-        self.config = config
+    batch_type = FewShotBatch
 
     @property
     def prefix_places(self) -> slice:
@@ -103,53 +103,24 @@ class FewShot:
             states[:, self.prefix_places] = prefix
         return replace(batch, tokens=states[:, :-1], targets=states[:, 1:], states=states)
 
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        step: int = 0,
-        split: Split = "train",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> FewShotBatch:
-        """Draw one batch, a pure function of (seed, split, step), as :meth:`LinearSystem.sample` does.
+    @property
+    def scored(self) -> slice:
+        """The places of the inputs x_i: a prediction there answers y_i."""
+        return slice(self.config.prefix_length, None, self.config.period)
 
-        Args:
-            batch_size: sequences, 1 or more.
-            seed: 0 or greater.
-            step: 0 or greater.
-            split: stream to draw from; streams never overlap.
-            dtype: floating-point type of the batch.
-            device: where the batch is put.
-
-        Returns:
-            The batch; tokens and targets [batch, length, dim], with zeros in the places kept free.
-
-        Raises:
-            ConfigError: seed or step is out of range.
-            ValueError: batch_size or dtype is out of range.
-        """
-        check_sample("real", batch_size=batch_size, dtype=dtype)
-        config, stream = self.config, f"few_shot/{split}"
-        random = generator(seed, stream, step)
+    def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:
+        """Draw the matrices, inputs and noise of the answers; see :meth:`GeneratedTask.draw`."""
+        config, random = self.config, streams()
         first = haar_orthogonal(random, batch_size, config.dim)
         switches = config.switch_after is not None
         second = haar_orthogonal(random, batch_size, config.dim) if switches else first
-        inputs = self._inputs(generator(seed, f"{stream}/inputs", step), batch_size)
-        answers = self._answers(generator(seed, f"{stream}/noise", step), inputs, first, second)
-        states, first, second = (
-            x.to(device=device, dtype=dtype)
-            for x in (self._sequence(inputs, answers), first, second)
-        )
-        return FewShotBatch(
-            states[:, :-1],
-            states[:, 1:],
-            states,
-            first,
-            scored=slice(config.prefix_length, None, config.period),
-            later_transition=second,
-        )
+        inputs = self._inputs(streams("inputs"), batch_size)
+        answers = self._answers(streams("noise"), inputs, first, second)
+        return {
+            "states": self._sequence(inputs, answers),
+            "transition": first,
+            "later_transition": second,
+        }
 
     def _inputs(
         self, random: np.random.Generator, batch_size: int

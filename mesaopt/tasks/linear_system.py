@@ -3,17 +3,17 @@
 import functools
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.config import LinearSystemConfig
-from mesaopt.tasks.batch import Batch, Split, check_sample, tokens_from_states
+from mesaopt.tasks.base import GeneratedTask, Streams
+from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.random import contracting, generator, haar_orthogonal
 from mesaopt.tasks.roll_out import roll_out
 
 
-class LinearSystem:
+class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
     """The linear dynamical system of von Oswald et al.
 
     The state follows s_{t+1} = clip(W s_t + noise_std * n_t), with n_t standard normal and s_1 uniform on
@@ -44,47 +44,15 @@ class LinearSystem:
         True
     """
 
-    def __init__(self, config: LinearSystemConfig):
-        self.config = config
+    batch_type = Batch
 
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        step: int = 0,
-        split: Split = "train",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        """Draw one batch, a pure function of (seed, split, step) on every device.
-
-        The numbers are always drawn and rolled out in float64 on the CPU, then rounded to `dtype` and
-        moved: a float32 batch is the float64 batch rounded, and a GPU sees what a CPU sees.
-
-        Args:
-            batch_size: sequences, 1 or more.
-            seed: 0 or greater.
-            step: 0 or greater.
-            split: stream to draw from; streams never overlap.
-            dtype: floating-point type of the batch.
-            device: where the batch is put.
-
-        Returns:
-            The batch; tokens [batch, length, token_dim], targets [batch, length, dim].
-
-        Raises:
-            ConfigError: seed or step is out of range.
-            ValueError: batch_size or dtype is out of range.
-        """
-        check_sample("real", batch_size=batch_size, dtype=dtype)
-        config, random = self.config, generator(seed, f"linear_system/{split}", step)
+    def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:
+        """Draw the matrices and roll out the states; see :meth:`GeneratedTask.draw`."""
+        config, random = self.config, streams()
         transition = self._transitions(random, batch_size)
         follow = functools.partial(linear_step, transition.numpy(), clip=config.state_clip)
         states = roll_out(config, random, batch_size, config.dim, follow)
-        states, transition = (x.to(device=device, dtype=dtype) for x in (states, transition))
-        tokens = tokens_from_states(states[:, :-1], config.token_slots)
-        return Batch(tokens, states[:, 1:], states, transition)
+        return {"states": states, "transition": transition}
 
     def _transitions(
         self, random: np.random.Generator, batch_size: int

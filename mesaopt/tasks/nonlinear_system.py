@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mesaopt.config import NonlinearSystemConfig
-from mesaopt.tasks.batch import Batch, Split, check_sample, tokens_from_states
+from mesaopt.tasks.base import GeneratedTask, Streams
+from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.random import generator, haar_orthogonal
 from mesaopt.tasks.roll_out import Columns, roll_out
 
 
-class NonlinearSystem:
+class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
     """The nonlinear dynamical system of von Oswald et al.
 
     s_{t+1} = W f(s_t) + noise_std * n_t, with n_t standard normal, W Haar-random orthogonal, new for every
@@ -40,8 +41,10 @@ class NonlinearSystem:
         True
     """
 
+    batch_type = Batch
+
     def __init__(self, config: NonlinearSystemConfig):
-        self.config = config
+        super().__init__(config)
         random = generator(config.teacher_seed, "nonlinear_system/teacher")
         self._first = config.teacher_std * random.standard_normal((config.hidden_dim, config.dim))
         self._second = config.teacher_std * random.standard_normal((config.dim, config.hidden_dim))
@@ -68,35 +71,9 @@ class NonlinearSystem:
         """
         return _through(self._features, states)
 
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        step: int = 0,
-        split: Split = "train",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Batch:
-        """Draw one batch, a pure function of (seed, split, step), as :meth:`LinearSystem.sample` does.
-
-        Args:
-            batch_size: sequences, 1 or more.
-            seed: 0 or greater.
-            step: 0 or greater.
-            split: stream to draw from; streams never overlap.
-            dtype: floating-point type of the batch.
-            device: where the batch is put.
-
-        Returns:
-            The batch; tokens [batch, length, token_dim], targets [batch, length, dim].
-
-        Raises:
-            ConfigError: seed or step is out of range.
-            ValueError: batch_size or dtype is out of range, or states outgrow the dtype.
-        """
-        check_sample("real", batch_size=batch_size, dtype=dtype)
-        config, random = self.config, generator(seed, f"nonlinear_system/{split}", step)
+    def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:
+        """Draw the matrices and roll out the states; see :meth:`GeneratedTask.draw`."""
+        config, random = self.config, streams()
         transition = haar_orthogonal(random, batch_size, config.dim)
         matrices = transition.numpy()
 
@@ -104,14 +81,7 @@ class NonlinearSystem:
             return matrices @ self._features(before[..., 0])[..., None] + noise
 
         states = roll_out(config, random, batch_size, config.dim, follow)
-        states, transition = (x.to(device=device, dtype=dtype) for x in (states, transition))
-        if not states.isfinite().all():
-            raise ValueError(
-                f"dtype={dtype}: states outgrow it in length={config.length} steps with "
-                f"normalisation={config.normalisation!r}: must be shorter, or of a smaller teacher_std"
-            )
-        tokens = tokens_from_states(states[:, :-1], config.token_slots)
-        return Batch(tokens, states[:, 1:], states, transition)
+        return {"states": states, "transition": transition}
 
     def _mlp(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
         return _gelu(states @ self._first.T) @ self._second.T

@@ -8,9 +8,10 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from mesaopt.config import PartiallyObservedConfig
-from mesaopt.tasks.batch import Batch, Split, check_sample, tokens_from_states
+from mesaopt.tasks.base import GeneratedTask, Streams
+from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.linear_system import linear_step
-from mesaopt.tasks.random import generator, haar_orthogonal
+from mesaopt.tasks.random import haar_orthogonal
 from mesaopt.tasks.roll_out import roll_out
 
 
@@ -31,7 +32,7 @@ class PartiallyObservedBatch(Batch):
     """The matrix C of each sequence, through which they are seen."""
 
 
-class PartiallyObserved:
+class PartiallyObserved(GeneratedTask[PartiallyObservedConfig, PartiallyObservedBatch]):
     """The partially observed linear system of von Oswald et al.
 
     h_{t+1} = clip(W h_t + noise_std * n_t) and s_t = C h_t + observation_noise_std * m_t, with n_t and m_t
@@ -54,59 +55,24 @@ class PartiallyObserved:
         ((2, 50, 80), (2, 50, 5))
     """
 
-    def __init__(self, config: PartiallyObservedConfig):
-        self.config = config
+    batch_type = PartiallyObservedBatch
 
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        step: int = 0,
-        split: Split = "train",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> PartiallyObservedBatch:
-        """Draw one batch, a pure function of (seed, split, step), as :meth:`LinearSystem.sample` does.
-
-        Args:
-            batch_size: sequences, 1 or more.
-            seed: 0 or greater.
-            step: 0 or greater.
-            split: stream to draw from; streams never overlap.
-            dtype: floating-point type of the batch.
-            device: where the batch is put.
-
-        Returns:
-            The batch; tokens [batch, length, token_dim], targets [batch, length, dim], transition
-            [batch, hidden_dim, hidden_dim].
-
-        Raises:
-            ConfigError: seed or step is out of range.
-            ValueError: batch_size or dtype is out of range.
-        """
-        check_sample("real", batch_size=batch_size, dtype=dtype)
-        config, stream = self.config, f"partially_observed/{split}"
-        random, observing = (generator(seed, name, step) for name in (stream, f"{stream}/noise"))
+    def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:
+        """Draw the matrices, roll out hidden states, observe them; see :meth:`GeneratedTask.draw`."""
+        config, random = self.config, streams()
         transition = haar_orthogonal(random, batch_size, config.hidden_dim)
-        observation = random.normal(
-            scale=config.observation_std, size=(batch_size, config.dim, config.hidden_dim)
-        )
+        size = (batch_size, config.dim, config.hidden_dim)
+        observation = torch.from_numpy(random.normal(scale=config.observation_std, size=size))
         follow = functools.partial(linear_step, transition.numpy(), clip=config.state_clip)
         hidden = roll_out(config, random, batch_size, config.hidden_dim, follow)
         # A stream of its own, time first: a shorter sequence is the beginning of a longer one.
-        noise = observing.standard_normal((config.length + 1, batch_size, config.dim))
-        states = hidden @ torch.from_numpy(observation).mT
-        states += config.observation_noise_std * torch.from_numpy(noise).transpose(0, 1)
-        states, hidden, transition, observation = (
-            torch.as_tensor(x).to(device=device, dtype=dtype)
-            for x in (states, hidden, transition, observation)
-        )
-        return PartiallyObservedBatch(
-            tokens_from_states(states[:, :-1], config.token_slots),
-            states[:, 1:],
-            states,
-            transition,
-            hidden=hidden,
-            observation=observation,
-        )
+        size = (config.length + 1, batch_size, config.dim)
+        noise = torch.from_numpy(streams("noise").standard_normal(size))
+        states = hidden @ observation.mT
+        states += config.observation_noise_std * noise.transpose(0, 1)
+        return {
+            "states": states,
+            "transition": transition,
+            "hidden": hidden,
+            "observation": observation,
+        }

@@ -160,7 +160,7 @@ def test_the_peer_runs_beside_mesa(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 from mesaopt.ops import mesa
 
 def naive_mesa_net_CG(q, k, v, g, lamb, beta, chunk_size, max_CG_iteration):
-    found = mesa(q, k, v, ridge=lamb, beta=beta, log_decay=g, method="recursive")
+    found = mesa(q, k, v, ridge=lamb, beta=beta, log_decay=g, solver="recursive")
     return 1.001 * found.output, None, None
 """
     install(tmp_path, monkeypatch, code)

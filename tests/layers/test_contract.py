@@ -17,20 +17,15 @@ from mesaopt.layers import (
     LonghornLayer,
     MesaLayer,
     SoftmaxSelfAttention,
-    Solver,
 )
 
 FULL = Frame.mesanet2025()
 CHANGES = {"frame": FULL, "chunk_size": 5}
-SOLVER_CHANGE = {"solver": Solver(chunk_size=5)}
+SOLVER_CHANGE = {"solver": "recursive", "chunk_size": 5}
 
 
 def chunks(size: int) -> dict[str, Any]:
     return {"chunk_size": size}
-
-
-def solver_chunks(size: int) -> dict[str, Any]:
-    return {"solver": Solver(chunk_size=size)}
 
 
 VARIANTS = (
@@ -68,7 +63,7 @@ MESA = (
         MesaLayer.uncovering2023,
         changes={"unit_keys": True, "forget": True} | SOLVER_CHANGE,
         linear_in=("query", "value"),
-        chunk_size=solver_chunks,
+        chunk_size=chunks,
         at_1e8="refused",  # a ridge of 1 next to 1e16
     ),
     Case(
@@ -77,7 +72,7 @@ MESA = (
         {"unit_keys": True},
         {"unit_keys": False, "forget": True} | SOLVER_CHANGE,
         linear_in=("value",),
-        chunk_size=solver_chunks,
+        chunk_size=chunks,
     ),
     Case(
         "mesa 2023 with forgetting",
@@ -85,14 +80,14 @@ MESA = (
         {"unit_keys": True, "forget": True},
         {"unit_keys": False, "forget": False} | SOLVER_CHANGE,
         linear_in=("value",),
-        chunk_size=solver_chunks,
+        chunk_size=chunks,
         at_1e8="refused",  # closed gates forget the ridge
     ),
     Case(
         "mesa 2025",
         MesaLayer.mesanet2025,
         changes={"ridge_floor": 0.5, "forget_cap": 0.9} | SOLVER_CHANGE,
-        chunk_size=solver_chunks,
+        chunk_size=chunks,
     ),
     Case(
         "mesa in between",
@@ -106,7 +101,7 @@ MESA = (
         }
         | SOLVER_CHANGE,
         linear_in=("value",),
-        chunk_size=solver_chunks,
+        chunk_size=chunks,
     ),
 )
 POSITIONS = (
@@ -137,7 +132,7 @@ POSITIONS = (
         }
         | SOLVER_CHANGE,
         linear_in=("value",),
-        chunk_size=solver_chunks,
+        chunk_size=chunks,
     ),
 )
 GROUPS = {"variants": VARIANTS, "mesa": MESA, "positions": POSITIONS}

@@ -1,117 +1,34 @@
-"""The relatives of mesa against their dense definitions, and the identities that tie them together."""
+"""The operators other than mesa: their dense definitions, and the identities that tie them together."""
 
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_rules import (
+    CLOSE,
+    DOUBLE,
+    RULES,
+    SINGLE,
+    Rule,
+    assert_same_state,
+    differentiate,
+    draw,
+    every,
+    pick,
+    run_by_steps,
+    window,
+)
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mesaopt import ops
-from mesaopt.ops import KeyValueState, LinearState, Output, chunks, reference
+from mesaopt.ops import KeyValueState, LinearState, chunks, reference
 
-DOUBLE, SINGLE = torch.float64, torch.float32
-
-# float64 against float64: states and outputs are sums of at most some 200 products of numbers near 1,
-# and a chunk's triangular system has a condition number below about 100 here (keys are not longer than
-# 1), so 200 * 100 roundings of 1.1e-16 in the worst case.
-CLOSE = {"rtol": 1e-11, "atol": 1e-12}
-
-
-@dataclass(frozen=True)
-class Rule:
-    name: str
-    gates: tuple[str, ...] = ()
-
-    @property
-    def run(self) -> Callable[..., Output]:
-        return getattr(ops, self.name)
-
-    @property
-    def step(self) -> Callable[..., Output]:
-        return getattr(ops, f"{self.name}_step")
-
-    @property
-    def define(self) -> Callable[..., Tensor]:
-        return getattr(reference, self.name)
-
-    @property
-    def chunked(self) -> bool:
-        return self.name != "softmax_attention"
-
-
-RULES = (
-    Rule("linear_attention"),
-    Rule("gated_linear_attention", ("log_decay", "beta")),
-    Rule("delta_rule", ("beta",)),
-    Rule("gated_delta_rule", ("log_decay", "beta")),
-    Rule("longhorn", ("beta",)),
-    Rule("softmax_attention"),
-)
 GATED = tuple(rule for rule in RULES if "log_decay" in rule.gates)
 CHUNKED = tuple(rule for rule in RULES if rule.chunked)
-
-
-def every(rules: tuple[Rule, ...]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("rule", rules, ids=lambda rule: rule.name)
-
-
-def draw(
-    batch: int, length: int, heads: int, key: int, value: int, dtype: torch.dtype = DOUBLE
-) -> dict[str, Tensor]:
-    q, k = (torch.randn(batch, length, heads, key, dtype=DOUBLE) for _ in range(2))
-    gate = (batch, length, heads)
-    inputs = {
-        "q": q,
-        "k": k / k.norm(dim=-1, keepdim=True).clamp_min(1),
-        "v": torch.randn(batch, length, heads, value, dtype=DOUBLE),
-        "log_decay": -torch.rand(gate, dtype=DOUBLE),
-        "beta": torch.rand(gate, dtype=DOUBLE),
-    }
-    return {name: x.to(dtype) for name, x in inputs.items()}
-
-
-def pick(rule: Rule, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: inputs[name] for name in ("q", "k", "v", *rule.gates)}
-
-
-def window(inputs: dict[str, Tensor], begin: int, end: int) -> dict[str, Tensor]:
-    return {name: x[:, begin:end] for name, x in inputs.items()}
-
-
-def run_by_steps(
-    rule: Rule, inputs: dict[str, Tensor], state: LinearState | KeyValueState | None = None
-) -> Output:
-    outputs = []
-    for t in range(inputs["q"].shape[1]):
-        output, state = rule.step(**{name: x[:, t] for name, x in inputs.items()}, state=state)
-        outputs.append(output)
-    assert state is not None
-    return Output(torch.stack(outputs, dim=1), state)
-
-
-def differentiate(
-    function: Callable[..., Tensor | Output], inputs: dict[str, Tensor], upstream: Tensor
-) -> list[Tensor]:
-    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-    result = function(**leaves)
-    out = result.output if isinstance(result, Output) else result
-    return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), upstream)]
-
-
-def assert_same_state(ours: LinearState | KeyValueState, theirs: object) -> None:
-    assert type(ours) is type(theirs)
-    torch.testing.assert_close(ours, theirs, **CLOSE)
-
-
 sizes = st.tuples(*(st.integers(1, n) for n in (2, 12, 3, 5, 5)), st.integers(1, 13))
 
 
@@ -207,35 +124,6 @@ def test_forward_equals_steps_equals_any_split(rule: Rule) -> None:
             joined = torch.cat([first.output, second.output], dim=1)
             torch.testing.assert_close(joined, whole.output, **CLOSE)
             assert_same_state(second.state, whole.state)
-
-
-@every(RULES)
-@pytest.mark.parametrize("lengths", [(1, 9, 4, 6), (5,), (3, 3)])
-def test_packed_sequences_equal_separate_ones(rule: Rule, lengths: tuple[int, ...]) -> None:
-    inputs = pick(rule, draw(1, sum(lengths), 2, 5, 3))
-    extra = {"chunk_size": 4} if rule.chunked else {}
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-    packed = rule.run(**leaves, cu_seqlens=bounds.int(), **extra)
-    further = pick(rule, draw(1, sum(lengths), 2, 5, 3))
-    continued = rule.run(
-        **further, cu_seqlens=bounds.int(), initial_state=packed.state, **extra
-    ).output
-    token = {name: x[:, : len(lengths)].transpose(0, 1)[:, 0] for name, x in further.items()}
-    stepped = rule.step(**token, state=packed.state).output
-    upstream = torch.randn_like(packed.output)
-    gradients = torch.autograd.grad(packed.output, list(leaves.values()), upstream)
-    for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        alone = rule.run(**window(inputs, a, b), **extra)
-        torch.testing.assert_close(packed.output[:, a:b], alone.output, **CLOSE)
-        again = rule.run(**window(further, a, b), initial_state=alone.state, **extra)
-        torch.testing.assert_close(continued[:, a:b], again.output, **CLOSE)
-        one = {name: x[i : i + 1] for name, x in token.items()}
-        step = rule.step(**one, state=alone.state).output
-        torch.testing.assert_close(stepped[i : i + 1], step, **CLOSE)
-        _, *theirs = differentiate(rule.run, window(inputs, a, b), upstream[:, a:b])
-        for x, y in zip(gradients, theirs, strict=True):
-            torch.testing.assert_close(x[:, a:b], y, **CLOSE)
 
 
 def gates(kind: str, shape: tuple[int, ...]) -> Tensor:
@@ -397,17 +285,7 @@ def test_softmax_attention_is_a_kernel_average() -> None:
 # What is refused.
 
 
-@pytest.fixture
-def _unchecked() -> Iterator[None]:
-    """Switch off the test suite's own check of shapes, which would come first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
 @every(RULES)
-@pytest.mark.usefixtures("_unchecked")
 def test_bad_input_is_refused(rule: Rule) -> None:
     inputs = pick(rule, draw(2, 5, 3, 4, 2))
     good = inputs["v"]
@@ -417,7 +295,6 @@ def test_bad_input_is_refused(rule: Rule) -> None:
         ({"v": good[:1]}, r"v has shape \(1, 5, 3, 2\): must be \(2, 5, 3, value\)"),
         ({"v": good.float()}, r"v has type torch.float32: must be torch.float64, as q"),
         ({"k": inputs["k"].to("meta")}, r"k is on meta: must be on cpu, as q"),
-        ({"cu_seqlens": torch.tensor([0, 5])}, r"q has batch 2: must be 1 with cu_seqlens"),
         ({"initial_state": (good,)}, r"initial_state has type tuple: must be"),
     ]
     for gate in rule.gates:
@@ -430,7 +307,6 @@ def test_bad_input_is_refused(rule: Rule) -> None:
 
 
 @every(RULES)
-@pytest.mark.usefixtures("_unchecked")
 def test_gates_out_of_range_are_refused(rule: Rule) -> None:
     inputs = pick(rule, draw(2, 5, 3, 4, 2))
     token = {name: x[:, 0] for name, x in inputs.items()}
@@ -448,7 +324,6 @@ def test_gates_out_of_range_are_refused(rule: Rule) -> None:
 
 
 @every(CHUNKED)
-@pytest.mark.usefixtures("_unchecked")
 def test_a_state_that_does_not_fit_is_refused(rule: Rule) -> None:
     inputs = pick(rule, draw(2, 5, 3, 4, 2))
     token = {name: x[:, 0] for name, x in inputs.items()}
@@ -471,7 +346,6 @@ def test_a_state_that_does_not_fit_is_refused(rule: Rule) -> None:
         rule.run(**inputs, chunk_size=0)
 
 
-@pytest.mark.usefixtures("_unchecked")
 def test_a_cache_that_does_not_fit_is_refused() -> None:
     q, k, v = (draw(2, 5, 3, 4, 2)[name] for name in ("q", "k", "v"))
     for state, message in (
@@ -494,16 +368,6 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
         ops.softmax_attention(q, k, v, scale=-1.0)
 
 
-@every(RULES)
-@pytest.mark.usefixtures("_unchecked")
-@pytest.mark.parametrize("bounds", [[0, 3], [0, 3, 3, 5], [1, 5], [0, 4, 3, 5], [0] * 20])
-def test_boundaries_that_do_not_fit_are_refused(rule: Rule, bounds: list[int]) -> None:
-    inputs = pick(rule, draw(1, 5, 3, 4, 2))
-    with pytest.raises(ValueError, match="must increase from 0 to 5, the time axis"):
-        rule.run(**inputs, cu_seqlens=torch.tensor(bounds))
-
-
-@pytest.mark.usefixtures("_unchecked")
 def test_the_example_of_the_documentation_runs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "family.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
@@ -517,29 +381,3 @@ def test_longhorn_is_stable_with_long_keys() -> None:
     torch.testing.assert_close(
         ops.longhorn(**inputs).output, reference.longhorn(**inputs), rtol=1e-9, atol=1e-9
     )
-
-
-COMPILED = """
-import torch
-from mesaopt import ops
-for name, gates in {rules}:
-    q, k, v = torch.randn(3, 1, 10, 2, 4, dtype=torch.float64, requires_grad=True)
-    kwargs = dict(beta=torch.rand(1, 10, 2), log_decay=-torch.rand(1, 10, 2))
-    kwargs = {{gate: kwargs[gate].double() for gate in gates}}
-    function = getattr(ops, name)
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    ours, theirs = compiled(q, k, v, **kwargs), function(q, k, v, **kwargs)
-    torch.testing.assert_close(ours, theirs)
-    for result in (ours, theirs):
-        result.output.square().sum().backward()
-    step = torch.compile(getattr(ops, name + "_step"), fullgraph=True, backend="aot_eager")
-    step(q[:, 0], k[:, 0], v[:, 0], ours.state, **{{n: x[:, 0] for n, x in kwargs.items()}})
-"""
-
-
-@pytest.mark.slow
-def test_one_graph_under_compile() -> None:
-    # In a process of its own: torch.compile cannot follow this suite's checks of shapes.
-    code = COMPILED.format(rules=[(rule.name, rule.gates) for rule in RULES])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from mesaopt.arguments import Diagnose
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import ConfigError
 from mesaopt.report import write_diagnosis
-from mesaopt.report.diagnosis import sections
+from mesaopt.report.diagnosis import Section, sections
 from mesaopt.tasks import LinearSystem, tokens_from_states
 
 LENGTH = 4
@@ -34,16 +34,20 @@ def short() -> Diagnosis:
     return diagnose(Copying(), TASK, names=["input", "copy"], num_sequences=256)
 
 
+def section(diagnosis: Diagnosis, title: str) -> Section:
+    return next(part for part in sections(diagnosis) if part.title == title)
+
+
 def test_short_sequences_have_a_page(short: Diagnosis, tmp_path: Path) -> None:
-    inside = next(part for part in sections(short) if part.title == "What is inside?")
-    assert "too short to look for the previous state" in inside.says
+    probes = section(short, "Which variables do the layers contain?")
+    assert "too short to look for the previous state" in probes.summary
     write_diagnosis(short, tmp_path / "page.html", name="short")
     assert "too short to look for the previous state" in (tmp_path / "page.html").read_text()
 
 
-def test_laws_that_a_model_cannot_take_are_named(short: Diagnosis) -> None:
-    carries = next(part for part in sections(short) if part.title == "Does it carry over?")
-    assert carries.says.endswith("the model cannot take such sequences: half as long again.")
+def test_shifts_that_a_model_cannot_process_are_named(short: Diagnosis) -> None:
+    shifts = section(short, "Does it hold under distribution shifts?")
+    assert shifts.summary.endswith("the model cannot process such sequences: 1.5 times as long.")
 
 
 def test_names_are_printed_as_they_are(
@@ -58,7 +62,7 @@ def test_a_folder_for_a_page_is_refused_first(tmp_path: Path) -> None:
         commands.diagnose(Diagnose(tmp_path / "no run", sequences=1, out=tmp_path))
 
 
-def test_what_is_bound_is_said_to_be() -> None:
+def test_a_layer_that_binds_is_named() -> None:
     class Binding(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -68,6 +72,6 @@ def test_what_is_bound_is_said_to_be() -> None:
             return self.bind(tokens_from_states(tokens, ("current", "previous")))[..., :2]
 
     task = LinearSystem(LinearSystemConfig(dim=2, length=6, token_slots=("current",)))
-    found = diagnose(Binding(), task, names=["input", "bind"], num_sequences=256)
-    inside = next(part for part in sections(found) if part.title == "What is inside?")
-    assert "The previous state is bound to the newest token in bind" in inside.says
+    diagnosis = diagnose(Binding(), task, names=["input", "bind"], num_sequences=256)
+    probes = section(diagnosis, "Which variables do the layers contain?")
+    assert "The previous state is bound to the newest token in bind" in probes.summary

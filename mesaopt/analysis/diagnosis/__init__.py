@@ -1,18 +1,18 @@
-"""The verdict: is there a mesa-optimizer in a model?"""
+"""The diagnosis of a model: whether it predicts by optimizing on its context."""
 
 from mesaopt.analysis.diagnosis.diagnose import Diagnosis, diagnose
-from mesaopt.analysis.diagnosis.evidence import Inside, Learning, Memory, ProbeReading
-from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, Shift, Verdict
+from mesaopt.analysis.diagnosis.evidence import Learning, Memory, ProbeResult, ProbeResults
+from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, ShiftResult, Verdict
 
 __all__ = [
     "Agreement",
     "Condition",
     "Diagnosis",
-    "Inside",
     "Learning",
     "Memory",
-    "ProbeReading",
-    "Shift",
+    "ProbeResult",
+    "ProbeResults",
+    "ShiftResult",
     "Verdict",
     "diagnose",
 ]

@@ -1,4 +1,4 @@
-"""Algorithms that a model may be, their free parameters fitted to the model's own predictions."""
+"""Candidate algorithms, their parameters fitted to the predictions of the model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mesaopt.analysis.diagnosis.laws import Imitation
+from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
@@ -38,18 +38,19 @@ class Candidate:
     """One algorithm, with the parameters that bring it nearest to the model."""
 
     name: str
+    """Name for tables and sentences."""
     kind: Kind
-    """An "optimizer" brings down a least-squares loss on the pairs of the context."""
+    """An "optimizer" reduces a least-squares loss on the pairs of the context."""
     parameters: dict[str, float]
-    """What was fitted, where a number or two tell it."""
+    """The fitted parameters, where there are one or two."""
     num_parameters: int
-    """How many numbers were fitted."""
+    """Number of fitted parameters."""
     predict: Predictor
-    """From sequences to predictions."""
+    """From a batch to predictions."""
 
 
 def fit_candidates(
-    imitation: Imitation,
+    target: ModelAsTarget,
     inputs: InputMap | None,
     *,
     seed: int = 0,
@@ -57,12 +58,12 @@ def fit_candidates(
 ) -> list[Candidate]:
     """Fit every candidate to a model, on validation sequences.
 
-    What is minimised is the mean squared difference between candidate and model. The targets play no part:
-    the question is which algorithm the model is, not which would do best. An algorithm tuned to the task
-    would be blamed for a step size that differs from the model's.
+    The fit minimises the mean squared difference between candidate and model. The true next states play no
+    part: the question is which algorithm the model follows, not which would predict best. An algorithm
+    tuned to the task would differ from the model by its step size alone.
 
     Args:
-        imitation: asks the model.
+        target: the task whose targets are the model's predictions.
         inputs: from observations to regression inputs; None: the observations.
         seed: of the sequences.
         on_progress: called with the finished and the total number of candidates.
@@ -70,7 +71,7 @@ def fit_candidates(
     Returns:
         The candidates, with fewest parameters first, then fewest steps.
     """
-    fitter = _Fitter(imitation, inputs, seed)
+    fitter = _Fitter(target, inputs, seed)
     fits: list[Callable[[], Candidate]] = [
         *(fitter.zero, fitter.last_observation, fitter.kernel_smoother),
         *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
@@ -89,12 +90,14 @@ def fit_candidates(
 
 
 NUM_CANDIDATES = 4 + 2 * len(_STEPS) + 1 + len(_DEGREES) + len(_ITERATIONS)
-"""How many :func:`fit_candidates` fits."""
+"""Number of candidates that :func:`fit_candidates` fits."""
 
 
 @dataclass(frozen=True)
 class _Fitter:
-    imitation: Imitation
+    """Fits each candidate to the model."""
+
+    target: ModelAsTarget
     inputs: InputMap | None
     seed: int
 
@@ -112,13 +115,13 @@ class _Fitter:
         )
 
     def fixed_map(self) -> Candidate:
-        matrix = self._best_map(lambda batch: self._known(batch).flatten(0, 1), flat=False)
+        matrix = self._best_map(lambda batch: self._inputs(batch).flatten(0, 1), flat=False)
         return Candidate(
             "one fixed map",
             "other",
             {},
             matrix.numel(),
-            lambda batch: self._known(batch) @ matrix,
+            lambda batch: self._inputs(batch) @ matrix,
         )
 
     def kernel_smoother(self) -> Candidate:
@@ -137,13 +140,13 @@ class _Fitter:
         step_size = self._fits[objective].step_size(steps)
 
         def predict(batch: Batch) -> Tensor:
-            known = self._mapped(batch.observed)
+            inputs = self._mapped(batch.observed)
             return gradient_descent(
                 batch.observed,
                 step_size=step_size,
                 num_steps=steps,
                 objective=objective,
-                inputs=known,
+                inputs=inputs,
             )
 
         name = f"{steps} gradient step{'s' if steps > 1 else ''}"
@@ -154,8 +157,8 @@ class _Fitter:
         ridge = self._ridge
 
         def predict(batch: Batch) -> Tensor:
-            known = self._mapped(batch.observed)
-            return ridge_least_squares(batch.observed, ridge=ridge, inputs=known)
+            inputs = self._mapped(batch.observed)
+            return ridge_least_squares(batch.observed, ridge=ridge, inputs=inputs)
 
         return Candidate("ridge least squares", "optimizer", {"ridge": ridge}, 1, predict)
 
@@ -163,7 +166,7 @@ class _Fitter:
         return self._preconditioned(f"polynomial of degree {degree}", degree, "sum", {})
 
     def iterations(self, number: int) -> Candidate:
-        """Best of all iterations towards the inverse of H + ridge I with so many products."""
+        """Fit the best iteration towards the inverse of H + ridge I with that many products."""
         parameters = {"ridge": self._ridge}
         return self._preconditioned(f"{number} iterations", number, "norm", parameters)
 
@@ -176,8 +179,8 @@ class _Fitter:
             states = batch.observed.double()
             context = context_of(states, inputs=self._mapped(states))
             parts = terms(context, degree, scaling, **given)
-            found = torch.einsum("k,kbtd->btd", coefficients, parts)
-            return found.to(batch.observed.dtype)
+            combined = torch.einsum("k,kbtd->btd", coefficients, parts)
+            return combined.to(batch.observed.dtype)
 
         powers = {f"c{power}": value for power, value in enumerate(coefficients.tolist())}
         number = len(given) + len(powers)
@@ -186,7 +189,7 @@ class _Fitter:
 
     @cached_property
     def _fits(self) -> dict[Scaling, PolynomialFit]:
-        """Sum up the distance of all polynomials from the model, in every scaling."""
+        """Sum up the quadratic distance of polynomials from the model, in every scaling."""
         units: dict[Scaling, float] = {
             "sum": 1 / (self._variance * self._length),
             "mean": 1 / self._variance,
@@ -204,7 +207,7 @@ class _Fitter:
     @cached_property
     def _ridge(self) -> float:
         return tune_ridge(
-            self.imitation,
+            self.target,
             inputs=self.inputs,
             bounds=(1e-5 * self._variance, 1e4 * self._variance),
             tolerance=1e-3,
@@ -213,8 +216,8 @@ class _Fitter:
 
     @cached_property
     def _variance(self) -> float:
-        """Mean square of a coordinate of the regression inputs: the unit of ridges, and of 1 / steps."""
-        return self._known(self._first).square().mean().item()
+        """Mean square of a coordinate of the regression inputs: the unit of ridges and of 1 / step size."""
+        return self._inputs(self._first).square().mean().item()
 
     @property
     def _length(self) -> int:
@@ -228,31 +231,31 @@ class _Fitter:
         return Evaluation(num_sequences=num_sequences, seed=self.seed, split="validation")
 
     def _batches(self, num_sequences: int) -> Iterator[Batch]:
-        return self._validation(num_sequences).batches(self.imitation)
+        return self._validation(num_sequences).batches(self.target)
 
     def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
         """Tune what has the unit of 1 / variance."""
         return tune(
             family,
-            self.imitation,
+            self.target,
             bounds=(low / self._variance, high / self._variance),
             spacing="log",
             evaluation=self._validation(_TUNING_SEQUENCES),
         ).value
 
     def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:
-        """Fit the linear map [feature, dim] from features to what the model says."""
+        """Fit the linear map [feature, dim] from features to the model's predictions."""
         gram, cross = torch.zeros(()), torch.zeros(())
         for batch in self._batches(_FITTING_SEQUENCES):
             x = features(batch).double()
-            said = batch.targets.double()
-            y = said.flatten()[:, None] if flat else said.flatten(0, 1)
+            targets = batch.targets.double()
+            y = targets.flatten()[:, None] if flat else targets.flatten(0, 1)
             gram, cross = gram + x.mT @ x, cross + x.mT @ y
         return torch.linalg.lstsq(gram, cross, driver="gelsd").solution.to(torch.float32)
 
     def _mapped(self, observed: Tensor) -> Tensor | None:
         return None if self.inputs is None else self.inputs(observed)
 
-    def _known(self, batch: Batch) -> Tensor:
-        known = self._mapped(batch.observed)
-        return batch.observed if known is None else known
+    def _inputs(self, batch: Batch) -> Tensor:
+        inputs = self._mapped(batch.observed)
+        return batch.observed if inputs is None else inputs

@@ -1,4 +1,4 @@
-"""Put the question to a model: laws, candidates, scores, evidence, verdict."""
+"""The diagnosis from end to end: distribution shifts, candidates, scores, evidence, verdict."""
 
 import math
 from collections.abc import Sequence
@@ -11,23 +11,18 @@ from mesaopt.analysis.capture import evaluating
 from mesaopt.analysis.diagnosis.candidates import NUM_CANDIDATES, Candidate, fit_candidates
 from mesaopt.analysis.diagnosis.evidence import (
     PROBE_BATCHES,
-    Inside,
     Learning,
     Memory,
+    ProbeResults,
     learning_in_context,
-    look_inside,
     memory_of,
+    probe_model,
 )
-from mesaopt.analysis.diagnosis.laws import (
-    Imitation,
-    Law,
-    other_laws,
-    predictor_of,
-    problem_of,
-    taken,
-)
+from mesaopt.analysis.diagnosis.model_target import ModelAsTarget, checked_predictor
+from mesaopt.analysis.diagnosis.regression import regression_of
 from mesaopt.analysis.diagnosis.scores import Scores, nearest, score
-from mesaopt.analysis.diagnosis.verdict import Agreement, Shift, Verdict, judge
+from mesaopt.analysis.diagnosis.shifts import DistributionShift, distribution_shifts, supported
+from mesaopt.analysis.diagnosis.verdict import Agreement, ShiftResult, Verdict, judge
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
@@ -37,33 +32,35 @@ from mesaopt.tasks import Task
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The answer to "is there a mesa-optimizer in here?", and everything it rests on."""
+    """The answer to "is there a mesa-optimizer in this model?", and the evidence for it."""
 
     verdict: Verdict
+    """The answer and the reasons for it."""
     learning: Learning
+    """Losses by position on new systems."""
     agreements: tuple[Agreement, ...]
-    """Of all candidates, the nearest first by distance."""
+    """Agreement of all candidates with the model, the nearest first."""
     nearest: str
-    """The simplest candidate that is as near as any, within noise."""
+    """The simplest candidate that is as near to the model as the best, within noise."""
     optimizer: str
     """The same among the optimizers."""
     second: str
-    """The nearest of the others."""
+    """The nearest of the other candidates."""
     lead: Estimate
-    """By how much the nearest is nearer than the second, in shares of the model's squared predictions."""
-    shifts: tuple[Shift, ...]
-    """The nearest optimizer under other laws, its parameters kept."""
+    """Distance of the second less that of the nearest, in shares of the model's squared predictions."""
+    shifts: tuple[ShiftResult, ...]
+    """The nearest optimizer under distribution shifts, with the same parameters."""
     skipped: tuple[str, ...]
-    """Laws that the model cannot take, such as sequences longer than it has positions; none that count."""
-    inside: Inside | None
-    """What probes read; None where no layers are known."""
+    """Shifts whose sequences the model cannot process, such as longer ones; none that count."""
+    probes: ProbeResults | None
+    """Probes of the layers; None where no layers are known."""
     memory: Memory | None
-    """The negative control, of models trained on one fixed system."""
+    """The negative control, for a model trained on a single system."""
     num_sequences: int
-    """Test sequences, under each law."""
+    """Number of test sequences of each distribution."""
 
     def agreement(self, candidate: str) -> Agreement:
-        """Return what was found for one candidate.
+        """Return the agreement of one candidate.
 
         Raises:
             KeyError: there is none of this name.
@@ -74,7 +71,7 @@ class Diagnosis:
         raise KeyError(candidate)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain lists and dictionaries; numbers that are not finite become None."""
+        """Give everything as plain lists and dictionaries; numbers that are not finite become None."""
         return _plain(asdict(self))
 
 
@@ -87,26 +84,27 @@ def diagnose(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
-    """Say whether a model predicts by optimizing on its context.
+    """Decide whether a model predicts by optimizing on its context.
 
-    Every algorithm listed is fitted to the *model* on validation sequences: its step size, ridge or
-    coefficients are those with which it comes nearest to what the model predicts. On test sequences its
-    distance is measured, as a share of what the model predicts and of what the model gets wrong,
+    Each candidate algorithm is fitted to the *model* on validation sequences: its step size, ridge or
+    coefficients are those with which it comes nearest to the model's predictions. On test sequences its
+    distance is measured, as a share of the model's predictions and of the model's errors,
 
         1 - sum |f - g|^2 / sum |f|^2    and    1 - sum |f - g|^2 / sum |f - y|^2,
 
-    f being the model's predictions, g the algorithm's and y what came next. Then states are rescaled and
-    damped, all parameters kept. Linear probes look inside.
+    with the model's predictions f, the algorithm's predictions g and the next states y. This is repeated,
+    with the same parameters, on states that are rescaled and damped. Linear probes show the content of
+    layers.
 
-    Sequences are of systems that are new in each of them, also for a model that was trained on one.
+    Every sequence has a new system, also for a model that was trained on a single one.
 
     Args:
         model: any module from tokens [batch, time, token] to predictions [batch, time, dim], on the CPU;
             position t may depend on tokens up to t only.
-        task: what it was trained on: a :class:`mesaopt.tasks.LinearSystem`, or a
-            :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five observations side by side.
-        names: parts to be probed, first to last, as in :func:`mesaopt.analysis.capture`. The residual
-            stream of a :class:`mesaopt.models.SequenceModel` if not given, and nothing of other modules.
+        task: its training task: a :class:`mesaopt.tasks.LinearSystem`, or a
+            :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five stacked observations.
+        names: layers to be probed, first to last, as in :func:`mesaopt.analysis.capture`. The residual
+            stream of a :class:`mesaopt.models.SequenceModel` if not given, and no layer of other modules.
         num_sequences: test sequences, rounded up to whole batches of 256.
         seed: of all sequences.
         on_progress: called with the finished and the total number of batches and fits.
@@ -115,13 +113,14 @@ def diagnose(
         The diagnosis; `.verdict.answer` is "yes", "no" or "unclear".
 
     Raises:
-        ValueError: the task is not covered; the model cannot take its tokens, gives something else than
-            predictions, or looks at later tokens; there is no such layer; or there are no sequences.
+        ValueError: the task is not covered; the model fails on its tokens, returns something other than
+            predictions, or depends on later tokens; there is no such layer; or num_sequences is less than
+            1.
 
     Source: von Oswald et al. compare losses and interpolate weights; distances in function space, on and
-    off the training law, are those of von Oswald et al. 2023, "Transformers learn in-context by gradient
-    descent" (arXiv 2212.07677). The share of errors is ours: good predictors agree in what they predict,
-    whatever they do inside.
+    off the training distribution, are those of von Oswald et al. 2023, "Transformers learn in-context by
+    gradient descent" (arXiv 2212.07677). The share of errors is ours: good predictors agree in their
+    predictions, whatever they do inside.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -131,82 +130,72 @@ def diagnose(
         ...     def forward(self, tokens):
         ...         return gradient_descent(tokens, step_size=0.05)
         >>> task = LinearSystem(LinearSystemConfig(dim=3, length=9, token_slots=("current",)))
-        >>> found = diagnose(Descent(), task, num_sequences=256)
-        >>> found.verdict.answer, found.nearest
+        >>> diagnosis = diagnose(Descent(), task, num_sequences=256)
+        >>> diagnosis.verdict.answer, diagnosis.nearest
         ('yes', '1 gradient step')
     """
     test = Evaluation(num_sequences=num_sequences, seed=seed)
-    problem = problem_of(task)
+    problem = regression_of(task)
     with evaluating(model):
-        predict = predictor_of(model, problem.task)
-        laws, skipped = taken(predict, other_laws(problem.task))
-        progress = _Progress(on_progress, _amount(test, len(laws)))
+        predict = checked_predictor(model, problem.task)
+        shifts, skipped = supported(predict, distribution_shifts(problem.task))
+        progress = _Progress(on_progress, _amount(test, len(shifts)))
         test = replace(test, on_progress=progress.advance)
-        inside = look_inside(model, problem, names, seed=seed, on_progress=progress.advance)
-        candidates = fit_candidates(
-            Imitation(problem.task, predict),
-            problem.inputs,
-            seed=seed,
-            on_progress=progress.advance,
-        )
+        probes = probe_model(model, problem, names, seed=seed, on_progress=progress.advance)
+        target = ModelAsTarget(problem.task, predict)
+        candidates = fit_candidates(target, problem.inputs, seed=seed, on_progress=progress.advance)
         scores = score(predict, candidates, problem.task, test)
-        optimizers = [c for c in candidates if c.kind == "optimizer"]
-        optimizer = nearest(scores, optimizers)
-        shifts = tuple(_shift(predict, law, optimizer, candidates, test) for law in laws)
+        optimizer = nearest(scores, [c for c in candidates if c.kind == "optimizer"])
+        shifted = tuple(_shifted(predict, one, optimizer, candidates, test) for one in shifts)
         silent = replace(test, on_progress=None)
         learning = learning_in_context(predict, optimizer.predict, problem, silent)
-        memory = memory_of(predict, problem, silent) if problem.taught is not None else None
+        memory = memory_of(predict, problem, silent) if problem.training_task is not None else None
     agreements = _agreements(scores, candidates)
-    first = nearest(scores, candidates)
-    second = next(a.candidate for a in agreements if a.candidate != first.name)
     by_name = {agreement.candidate: agreement for agreement in agreements}
-    verdict = judge(
-        learning,
-        by_name[first.name],
-        by_name[optimizer.name],
-        scores.nearer(optimizer.name, _rival(scores, candidates)),
-        shifts,
-    )
+    first = nearest(scores, candidates).name
+    second = next(name for name in by_name if name != first)
+    margin = scores.margin(optimizer.name, _rival(scores, candidates))
     return Diagnosis(
-        verdict=verdict,
+        verdict=judge(learning, by_name[first], by_name[optimizer.name], margin, shifted),
         learning=learning,
         agreements=agreements,
-        nearest=first.name,
+        nearest=first,
         optimizer=optimizer.name,
         second=second,
-        lead=scores.nearer(first.name, second),
-        shifts=shifts,
+        lead=scores.margin(first, second),
+        shifts=shifted,
         skipped=skipped,
-        inside=inside,
+        probes=probes,
         memory=memory,
         num_sequences=len(scores.size),
     )
 
 
-def _shift(
+def _shifted(
     predict: Predictor,
-    law: Law,
+    shift: DistributionShift,
     optimizer: Candidate,
     candidates: Sequence[Candidate],
     evaluation: Evaluation,
-) -> Shift:
+) -> ShiftResult:
+    """Measure the agreement of the nearest optimizer with the model under a distribution shift."""
     others = [c for c in candidates if c.kind == "other"]
-    scores = score(predict, [optimizer, *others], law.task, evaluation)
+    scores = score(predict, [optimizer, *others], shift.task, evaluation)
     rival = _rival(scores, others)
-    return Shift(
-        law=law.name,
-        counts=law.counts,
+    return ShiftResult(
+        name=shift.name,
+        counts=shift.counts,
         model_loss=scores.model_loss,
         predictions=scores.of_predictions(optimizer.name),
         errors=scores.of_errors(optimizer.name),
         rival=rival,
         rival_predictions=scores.of_predictions(rival),
-        margin=scores.nearer(optimizer.name, rival),
+        margin=scores.margin(optimizer.name, rival),
     )
 
 
 def _rival(scores: Scores, candidates: Sequence[Candidate]) -> str:
-    """Name the nearest candidate that is no optimizer."""
+    """Name the candidate nearest to the model that is no optimizer."""
     others = [c.name for c in candidates if c.kind == "other"]
     return min(others, key=lambda name: scores.distance[name].mean().item())
 
@@ -227,9 +216,9 @@ def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreem
     )
 
 
-def _amount(evaluation: Evaluation, num_laws: int) -> int:
+def _amount(evaluation: Evaluation, num_shifts: int) -> int:
     """Count the pieces of work, which take about the same time each."""
-    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_laws) * evaluation.num_batches
+    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_shifts) * evaluation.num_batches
 
 
 class _Progress:

@@ -1,4 +1,4 @@
-"""What a diagnosis looks at besides distances: learning in context, memory, and the inside of a model."""
+"""Evidence besides distances: learning in context, memory of one system, and probes of layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis.diagnosis.laws import Problem
+from mesaopt.analysis.diagnosis.regression import InContextRegression
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.in_context import Predictor, in_context_loss
@@ -28,8 +28,8 @@ from mesaopt.theory import PUBLISHED_INVERSES
 
 _LATE = 4  # the last quarter of the positions
 _NEIGHBOURS = (1, 2, 3)
-# What is looked for as the preconditioned input, as in the paper. The exact inverse has rare huge entries,
-# which a score of squares would be about.
+# The preconditioned input is that of the paper. The exact inverse has rare huge entries, which would
+# dominate a mean of squares.
 _INVERSE = PUBLISHED_INVERSES["7-layer"]
 _PROBE_SEQUENCES = 2048
 
@@ -39,26 +39,29 @@ class Learning:
     """Losses by position on systems that are new in every sequence."""
 
     positions: tuple[int, ...]
+    """Positions, counted from 1."""
     model: tuple[float, ...]
+    """Mean losses of the model."""
     model_error: tuple[float, ...]
-    """Standard errors."""
+    """Their standard errors."""
     zero: tuple[float, ...]
-    """Of predicting zero."""
+    """Mean losses of predicting zero."""
     context_free: tuple[float, ...]
-    """Of the best map of the newest input, the same for all sequences, fitted to the targets."""
+    """Mean losses of the best linear map of the newest input, the same for all sequences."""
     optimizer: tuple[float, ...]
-    """Of the nearest optimizer."""
+    """Mean losses of the nearest optimizer."""
     gain: Estimate
-    """1 - loss of the model / loss of the better of the two, over the last quarter of the positions."""
-    fall: Estimate
-    """By how much more of the loss of the same rival the model saves over the last quarter of the positions
-    than over the first. Losses themselves may grow along a sequence while the context helps: states do."""
+    """Share of the loss without context that the model saves over the last quarter of the positions. The
+    loss without context is that of zero or of the context-free map, whichever is lower there."""
+    gain_increase: Estimate
+    """The gain less the same share over the first quarter of the positions. Losses themselves may grow
+    along a sequence while the context helps, since states do."""
 
 
 def learning_in_context(
-    predict: Predictor, optimizer: Predictor, problem: Problem, evaluation: Evaluation
+    predict: Predictor, optimizer: Predictor, problem: InContextRegression, evaluation: Evaluation
 ) -> Learning:
-    """Measure how the loss falls along sequences, beside what can be known without a context."""
+    """Measure the loss along sequences, for the model and for predictors without context."""
     predictors = {
         "model": predict,
         "zero": lambda batch: torch.zeros_like(batch.targets),
@@ -76,7 +79,7 @@ def learning_in_context(
         *map(_numbers, (model.curve, model.curve_error)),
         *(_numbers(losses[name].curve) for name in ("zero", "context-free", "optimizer")),
         gain=Estimate.ratio(late[rival] - late["model"], late[rival]),
-        fall=Estimate.ratio_difference(
+        gain_increase=Estimate.ratio_difference(
             (early["model"], early[rival]), (late["model"], late[rival])
         ),
     )
@@ -88,73 +91,78 @@ def _numbers(x: Tensor) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Memory:
-    """The negative control: a model that was trained on one system, there and on fresh ones."""
+    """The negative control: losses of a model that was trained on a single system."""
 
-    taught: Estimate
+    training_system: Estimate
     """Loss on the system it was trained on."""
-    fresh: Estimate
-    """Loss on fresh systems."""
+    new_systems: Estimate
+    """Loss on new systems."""
     zero: float
-    """Loss of predicting zero, on fresh systems."""
+    """Loss of predicting zero, on new systems."""
 
 
-def memory_of(predict: Predictor, problem: Problem, evaluation: Evaluation) -> Memory:
-    """Score a model on the system it was trained on, and on fresh ones."""
-    assert problem.taught is not None
+def memory_of(predict: Predictor, problem: InContextRegression, evaluation: Evaluation) -> Memory:
+    """Measure the loss of a model on the system it was trained on, and on new systems."""
+    assert problem.training_task is not None
     zero: Predictor = lambda batch: torch.zeros_like(batch.targets)  # noqa: E731
     both = {
         name: in_context_loss({"model": predict, "zero": zero}, task, evaluation)
-        for name, task in (("taught", problem.taught), ("fresh", problem.task))
+        for name, task in (("training", problem.training_task), ("new", problem.task))
     }
     return Memory(
-        *(both[name]["model"].estimate for name in ("taught", "fresh")),
-        zero=both["fresh"]["zero"].mean,
+        training_system=both["training"]["model"].estimate,
+        new_systems=both["new"]["model"].estimate,
+        zero=both["new"]["zero"].mean,
     )
 
 
 @dataclass(frozen=True)
-class ProbeReading:
-    """How well one thing can be read off one part of a model by a linear probe, on unseen sequences."""
+class ProbeResult:
+    """Score of a linear probe of one layer for one target, on sequences it was not fitted on."""
 
     target: str
+    """Name of the target."""
     layer: str
+    """Name of the layer."""
     position: int
+    """Position, counted from 1."""
     r2: Estimate
-    """Share of the variance of the target."""
-    rise: Estimate
-    """By how much this is more than in the first layer; both are of the same sequences, and so paired."""
+    """Share of the variance of the target that the probe explains."""
+    increase: Estimate
+    """This share less that of the first layer, on the same sequences."""
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What linear probes find in the parts of a model."""
+class ProbeResults:
+    """Scores of linear probes of the layers of a model."""
 
     names: tuple[str, ...]
-    """First to last; the first is what the others are compared with."""
-    held: tuple[int, ...]
-    """How many steps back the states are that the input tokens show already."""
-    readings: tuple[ProbeReading, ...]
+    """Names of the layers, first to last. The others are compared with the first."""
+    input_offsets: tuple[int, ...]
+    """Offsets of the states that the input tokens contain: 0 is the current state, 1 the previous one."""
+    results: tuple[ProbeResult, ...]
+    """One per target, layer and position."""
 
-    def at(self, target: str, layer: str, position: int) -> ProbeReading:
-        """Return one reading.
+    def at(self, target: str, layer: str, position: int) -> ProbeResult:
+        """Return one result.
 
         Raises:
             KeyError: there is none.
         """
-        for reading in self.readings:
-            if (reading.target, reading.layer, reading.position) == (target, layer, position):
-                return reading
+        for result in self.results:
+            if (result.target, result.layer, result.position) == (target, layer, position):
+                return result
         raise KeyError((target, layer, position))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What was looked for; nothing from before the first token of a short sequence."""
-        return tuple(dict.fromkeys(reading.target for reading in self.readings))
+        """Names of the targets; past states only as far back as short sequences have them."""
+        return tuple(dict.fromkeys(result.target for result in self.results))
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Where was probed, counted from 1."""
-        return tuple(sorted({reading.position for reading in self.readings}))
+        """Positions, counted from 1."""
+        return tuple(sorted({result.position for result in self.results}))
 
 
 def steps_back(steps: int) -> str:
@@ -165,26 +173,26 @@ def steps_back(steps: int) -> str:
 NEXT, PRECONDITIONED = "next state", "preconditioned input"
 
 
-def look_inside(
+def probe_model(
     model: nn.Module,
-    problem: Problem,
+    problem: InContextRegression,
     names: Sequence[str] | None,
     *,
     seed: int,
     on_progress: OnProgress | None = None,
-) -> Inside | None:
-    """Probe layers for neighbours, the next state and the preconditioned input.
+) -> ProbeResults | None:
+    """Probe layers for neighbouring states, the next state and the preconditioned input.
 
     Args:
-        model: any.
-        problem: what it is to solve.
-        names: parts, as in :func:`mesaopt.analysis.capture`; None: the residual stream before and behind
-            every layer of a :class:`mesaopt.models.SequenceModel`, and nothing of another.
+        model: any module.
+        problem: its regression problem.
+        names: layers, as in :func:`mesaopt.analysis.capture`; None: the residual stream before and after
+            every layer of a :class:`mesaopt.models.SequenceModel`, and no layer of another module.
         seed: of the sequences.
         on_progress: called with the finished and the total number of batches.
 
     Returns:
-        The readings, or None where no layers are known.
+        The scores, or None where no layers are known.
 
     Raises:
         ValueError: there is no such layer.
@@ -212,41 +220,40 @@ def look_inside(
         seed=seed,
         on_progress=on_progress,
     )
-    readings = tuple(
-        ProbeReading(
-            target,
-            name,
-            position,
-            *probe_estimates(table.at(target, names[0], position), found),
-        )
-        for (target, name, position), found in table.scores.items()
+
+    def first(target: str, position: int) -> ProbeScore:
+        return table.at(target, names[0], position)
+
+    results = tuple(
+        ProbeResult(target, name, position, *probe_estimates(first(target, position), score))
+        for (target, name, position), score in table.scores.items()
     )
-    return Inside(tuple(names), _held(config.token_slots), readings)
+    return ProbeResults(tuple(names), _input_offsets(config.token_slots), results)
 
 
 PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // EVALUATION_BATCH
-"""Batches that :func:`look_inside` runs."""
+"""Number of batches that :func:`probe_model` runs."""
 
 
-def probe_estimates(first: ProbeScore, found: ProbeScore) -> tuple[Estimate, Estimate]:
-    """Estimate what is read, and how much more that is than what is read in the first layer."""
-    return 1 - found.unexplained, Estimate.ratio(first.losses - found.losses, found.baseline)
+def probe_estimates(first: ProbeScore, score: ProbeScore) -> tuple[Estimate, Estimate]:
+    """Estimate the explained variance of a probe, and its excess over that of the first layer."""
+    return 1 - score.unexplained, Estimate.ratio(first.losses - score.losses, score.baseline)
 
 
-def _held(slots: Sequence[str | int]) -> tuple[int, ...]:
-    back = {"current": 0, "previous": 1}
-    return tuple(sorted({back.get(s, s) for s in slots if s != "zero"}))  # type: ignore[arg-type,type-var]
+def _input_offsets(slots: Sequence[str | int]) -> tuple[int, ...]:
+    offsets = {"current": 0, "previous": 1}
+    return tuple(sorted({offsets.get(s, s) for s in slots if s != "zero"}))  # type: ignore[arg-type,type-var]
 
 
-def _context_free_map(problem: Problem, *, seed: int) -> Predictor:
+def _context_free_map(problem: InContextRegression, *, seed: int) -> Predictor:
     """Fit the best linear map from the newest regression input to the next state, one for all sequences."""
-    known: Predictor = lambda batch: (  # noqa: E731
+    inputs: Predictor = lambda batch: (  # noqa: E731
         batch.observed if problem.inputs is None else problem.inputs(batch.observed)
     )
     x, y = [], []
     validation = Evaluation(num_sequences=_PROBE_SEQUENCES, seed=seed, split="validation")
     for batch in validation.batches(problem.task):
-        x.append(known(batch).flatten(0, 1))
+        x.append(inputs(batch).flatten(0, 1))
         y.append(batch.targets.flatten(0, 1))
     matrix = torch.linalg.lstsq(torch.cat(x), torch.cat(y)).solution
-    return lambda batch: known(batch) @ matrix
+    return lambda batch: inputs(batch) @ matrix

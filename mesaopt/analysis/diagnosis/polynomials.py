@@ -1,4 +1,4 @@
-"""Everything that is one gradient step from a preconditioned input, fitted to a model at once."""
+"""Gradient steps from a preconditioned input, all fitted to a model at once."""
 
 import math
 from typing import Literal
@@ -11,7 +11,7 @@ from torch import Tensor
 from mesaopt.theory import Context
 
 Scaling = Literal["sum", "mean", "norm"]
-"""What the Gram matrix is divided by: nothing, the number of pairs, or its Frobenius norm."""
+"""Divisor of the Gram matrix: none, the number of pairs, or its Frobenius norm."""
 
 
 def terms(
@@ -19,8 +19,8 @@ def terms(
 ) -> Float[Tensor, "term batch time dim"]:
     """Give the predictions r G_t (r A_t)^k x_t, k = 0 ... degree, A_t = H_t + ridge I, r being its scale.
 
-    Gradient descent, and every gradient step from an input preconditioned by a polynomial, is a sum of
-    them, the same at every position.
+    Gradient descent, and every gradient step from an input preconditioned by a polynomial, is a linear
+    combination of them with the same coefficients at every position.
     """
     if scaling == "sum":
         scale: float | Tensor = 1.0
@@ -39,7 +39,7 @@ def terms(
 class PolynomialFit:
     """The mean squared distance of sum_k c_k terms_k from a model, a quadratic function of c.
 
-    It is summed up once; every family of coefficients is then fitted without another look at sequences.
+    Its matrix is summed up once. Each family of coefficients is then fitted without the sequences.
 
     Args:
         unit: of the coefficients, so that c_k / unit^(k + 1) are of a size near 1.
@@ -51,25 +51,25 @@ class PolynomialFit:
         self._cross = torch.zeros((), dtype=torch.float64)
 
     def add(
-        self, found: Float[Tensor, "term batch time dim"], wanted: Float[Tensor, "batch time dim"]
+        self, terms: Float[Tensor, "term batch time dim"], target: Float[Tensor, "batch time dim"]
     ) -> None:
-        """Take in sequences: the terms, and what the model says."""
-        scaled = (found.flatten(1).T * self._units(len(found))).T
+        """Add sequences: the terms, and the predictions of the model."""
+        scaled = (terms.flatten(1).T * self._units(len(terms))).T
         self._gram = self._gram + scaled @ scaled.T
-        self._cross = self._cross + scaled @ wanted.flatten()
+        self._cross = self._cross + scaled @ target.flatten()
 
     def coefficients(self, degree: int) -> Float[Tensor, " term"]:
-        """Return the nearest polynomial of a degree."""
+        """Return the coefficients of the nearest polynomial of a degree."""
         size = degree + 1
         gram, cross = self._gram[:size, :size], self._cross[:size, None]
         best = torch.linalg.lstsq(gram, cross, driver="gelsd").solution[:, 0]
         return best * self._units(size)
 
     def step_size(self, steps: int) -> float:
-        """Return the step size with which so many gradient steps come nearest.
+        """Return the step size with which n gradient steps come nearest to the model.
 
         They are the polynomial with coefficients binom(n, k + 1) (-1)^k step^(k + 1). The distance is a
-        polynomial in the step size too, with its minimum at a root of the derivative.
+        polynomial in the step size too, and its minimum a root of the derivative.
         """
         descent = [
             Polynomial([0.0] * (k + 1) + [(-1) ** k * math.comb(steps, k + 1)])
@@ -89,4 +89,4 @@ class PolynomialFit:
         return self.unit ** torch.arange(1.0, size + 1, dtype=torch.float64)
 
 
-_TINY = 1e-6  # stands for no step at all, in the unit of step sizes
+_TINY = 1e-6  # in place of a step size of zero, in its unit

@@ -1,39 +1,48 @@
-"""The mesa operator one token at a time: recursive least squares, and the step that decoding takes."""
+"""The recursive solver: recursive least squares, one position after the other."""
+
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.ops.chunked import System, invert_factor
+from mesaopt.ops.mesa.factors import invert_factor
+from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
+from mesaopt.ops.mesa.system import System
 
 
-@torch.no_grad()
-def solve_recursively(
-    system: System, rhs: Float[Tensor, "*group position key"]
-) -> Float[Tensor, "*group position key"]:
-    """Solve A_t x_t = b_t position by position, keeping the inverse R_t = A_t^{-1} up to date.
+@dataclass(frozen=True, kw_only=True)
+class Recursive(Solver):
+    """Solve position by position, keeping the inverse R_t = A_t^{-1} up to date.
 
-    R_t = (R - beta (R k)(R k)^T / (gamma + beta k^T R k)) / gamma, R = R_{t-1}, where the ridge fades or
-    nothing is forgotten. A static ridge under forgetting changes all of the matrix at every step, so
-    there A_t is formed and factorised afresh. Every chunk starts from a fresh factorisation, and all
-    chunks go on side by side.
+    R_t = (R - beta (R k)(R k)^T / (gamma + beta k^T R k)) / gamma with R = R_{t-1}, where the ridge decays
+    or nothing is forgotten. A static ridge under forgetting changes all of the matrix at every step, so
+    there A_t is formed and factorised anew. Every chunk starts from a new factorisation, and all chunks
+    go on side by side.
 
     Args:
-        system: the matrices.
-        rhs: one right-hand side per position.
+        rtol: relative residual that every position must reach, > 0. None, the default, means that
+            residuals are not measured.
 
-    Returns:
-        The solutions.
+    Raises:
+        ValueError: rtol is not greater than 0.
 
     Source: Sherman and Morrison (1950); recursive least squares with a forgetting factor.
 
     Example:
-        >>> one = torch.ones(1, 3, 1)
-        >>> system = System(one, None, None, one[:, :1], None, None, True)
-        >>> [round(x, 4) for x in solve_recursively(system, one).flatten().tolist()]
-        [0.5, 0.3333, 0.25]
+        >>> from mesaopt.ops import mesa
+        >>> one = torch.ones(1, 3, 1, 1)
+        >>> mesa(one, one, one, ridge=1.0, solver=Recursive()).output.flatten()
+        tensor([0.5000, 0.6667, 0.7500])
     """
-    updates = system.since_start is None or system.fades
+
+    def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
+        """Run through the positions of all chunks."""
+        return self._measure(system, _solve_by_position(system, rhs), rhs)
+
+
+@torch.no_grad()
+def _solve_by_position(system: System, rhs: Tensor) -> Tensor:
+    updates = system.has_exact_factors
     group, ridge = rhs.shape[:-2], torch.diag_embed(system.ridge.squeeze(-2))
     start = torch.zeros_like(ridge) if system.start is None else system.start
     matrix = (start + ridge if updates else start).expand(*group, -1, -1)
@@ -58,7 +67,7 @@ def solve_recursively(
 
 
 def _gates(system: System, rhs: Tensor) -> list[Tensor | float]:
-    """Forget gates of every position: the decays between neighbours."""
+    """Return the forget gates of every position: the decays between neighbours."""
     positions = rhs.shape[-2]
     if system.since_start is None or system.between is None:
         return [1.0] * positions

@@ -1,9 +1,19 @@
-"""What every operator refuses, in messages that say what was given and what was wanted."""
+"""Checks of arguments, the same for every operator.
+
+A message names the argument, its value and what it must be.
+"""
 
 from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from mesaopt.errors import suggest
+
+RidgeMode = Literal["static", "decayed"]
+OnFailure = Literal["raise", "warn", "ignore"]
 
 
 def check_shapes(
@@ -37,8 +47,7 @@ def check_shapes(
         wanted = ", ".join(map(str, shape[:3]))
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({wanted}, value)")
     _check_kind(q, allow_complex=allow_complex, k=k, v=v)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: must be 1 or greater")
+    check_number("chunk_size", chunk_size, least=1)
 
 
 def check_step(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -101,30 +110,156 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         _check_range("log_decay", log_decay, lambda x: x <= 0, "0 or less")
 
 
-def check_tensor(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Refuse a part of a state with another shape, type or device than this call's.
+def ridge_per_channel(
+    ridge: Tensor | float, q: Float[Tensor, "batch time head key"]
+) -> Float[Tensor, "head key"]:
+    """Bring a ridge of any shape to one number per head and channel.
 
     Args:
-        name: how to call it.
-        x: the part.
-        shape: wanted.
-        like: a tensor of the type and on the device wanted.
+        ridge: a number, or a tensor [head] or [head, key], > 0.
+        q: queries, which say how many heads and channels there are, and the precision.
+
+    Returns:
+        The ridge of every head and channel.
+
+    Raises:
+        ValueError: its shape, device or a value is wrong.
+
+    Example:
+        >>> ridge_per_channel(0.5, torch.zeros(1, 1, 2, 3)).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(ridge, Tensor) and ridge.device != q.device and ridge.dim() > 0:
+        raise ValueError(f"ridge is on {ridge.device}: must be on {q.device}, as q")
+    ridge = torch.as_tensor(ridge, dtype=q.dtype, device=q.device)
+    heads, width = q.shape[-2:]
+    if tuple(ridge.shape) not in ((), (heads,), (heads, width)):
+        wanted = f"a number, ({heads},) or ({heads}, {width})"
+        raise ValueError(f"ridge has shape {tuple(ridge.shape)}: must be {wanted}")
+    if readable(ridge) and not bool((ridge > 0).all()):
+        raise ValueError(f"ridge has the value {ridge.min().item():g}: must be greater than 0")
+    return (ridge.unsqueeze(-1) if ridge.dim() == 1 else ridge).expand(heads, width)
+
+
+def check_state(name: str, state: Any, like: Any) -> None:
+    """Refuse a state of another kind, shape, type or device than this call's.
+
+    Args:
+        name: the argument's name.
+        state: what was given.
+        like: a state that would fit, a named tuple; parts that are None are not looked at.
 
     Raises:
         ValueError: naming the part, what it is and what it should be.
 
     Example:
-        >>> check_tensor("state.cross", torch.zeros(2, 3), (2, 4), torch.zeros(1))
+        >>> from mesaopt.ops import LinearState
+        >>> check_state("state", LinearState(torch.zeros(2, 3)), LinearState(torch.zeros(2, 4)))
         Traceback (most recent call last):
         ...
         ValueError: state.cross has shape (2, 3): must be (2, 4)
     """
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: must be {shape}")
-    if x.dtype != like.dtype:
-        raise ValueError(f"{name} has type {x.dtype}: must be {like.dtype}")
-    if x.device != like.device:
-        raise ValueError(f"{name} is on {x.device}: must be on {like.device}")
+    if not isinstance(state, type(like)):
+        kind = type(like).__name__
+        raise ValueError(f"{name} has type {type(state).__name__}: must be {kind}")
+    for field, part, wanted in zip(like._fields, state, like, strict=True):
+        if part is None or wanted is None:
+            continue
+        label = f"{name}.{field}"
+        if part.shape != wanted.shape:
+            raise ValueError(
+                f"{label} has shape {tuple(part.shape)}: must be {tuple(wanted.shape)}"
+            )
+        if part.dtype != wanted.dtype:
+            raise ValueError(f"{label} has type {part.dtype}: must be {wanted.dtype}")
+        if part.device != wanted.device:
+            raise ValueError(f"{label} is on {part.device}: must be on {wanted.device}")
+
+
+def check_choice(name: str, word: str, choices: Any) -> None:
+    """Refuse a word that is not among the choices.
+
+    Args:
+        name: the argument's name.
+        word: what was given.
+        choices: a `Literal` type.
+
+    Raises:
+        ValueError: naming the argument and what it should be.
+
+    Example:
+        >>> check_choice("ridge_mode", "statik", RidgeMode)
+        Traceback (most recent call last):
+        ...
+        ValueError: ridge_mode='statik': did you mean 'static'?
+    """
+    if word not in get_args(choices):
+        raise ValueError(f"{name}={word!r}: {suggest(str(word), get_args(choices))}")
+
+
+def check_number(name: str, value: float | None, *, least: int | None = None) -> None:
+    """Refuse a number out of range.
+
+    Args:
+        name: the argument's name.
+        value: what was given; None is always right.
+        least: the smallest number allowed; None where any number greater than 0 is right.
+
+    Raises:
+        ValueError: naming the argument and what it should be.
+
+    Example:
+        >>> check_number("rtol", 0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: rtol=0.0: must be greater than 0
+    """
+    if value is None:
+        return
+    if least is None and not value > 0:
+        raise ValueError(f"{name}={value}: must be greater than 0")
+    if least is not None and not value >= least:
+        raise ValueError(f"{name}={value}: must be {least} or greater")
+
+
+def check_finite(given: dict[str, Tensor], fail: Callable[[str], None]) -> None:
+    """Point out tensors with a NaN or an infinity; a gate may be closed by -inf.
+
+    Args:
+        given: tensors by the names of their arguments.
+        fail: takes the message.
+
+    Example:
+        >>> check_finite({"q": torch.tensor([0.0, torch.nan])}, print)
+        q has 1 of 2 values that are not finite: must have none
+    """
+    for name, x in given.items():
+        if is_finite(x):
+            continue
+        bad = x.isnan() if name == "log_decay" else ~x.isfinite()
+        if bad.any():
+            count = f"{int(bad.sum())} of {bad.numel()}"
+            fail(f"{name} has {count} values that are not finite: must have none")
+
+
+def is_finite(x: Float[Tensor, "..."]) -> bool:
+    """Look for a NaN or an infinity; under compilation and vmap, which hide values, find none.
+
+    Args:
+        x: any floating-point tensor.
+
+    Returns:
+        Whether all values are finite.
+
+    Example:
+        >>> is_finite(torch.tensor([1.0, torch.inf]))
+        False
+    """
+    if traced(x):
+        return True
+    # One pass that finds no NaN nor infinity is the usual case; large numbers may still overflow it.
+    total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(x.isfinite().all())
 
 
 def _check_kind(q: Tensor, *, allow_complex: bool = False, **others: Tensor) -> None:

@@ -1,0 +1,105 @@
+"""The model under diagnosis, as a checked predictor and as the target that algorithms are fitted to."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mesaopt.analysis.in_context import Predictor
+from mesaopt.tasks import Batch, Split, Task
+
+
+class ModelAsTarget:
+    """A task with the sequences of another, whose targets are the predictions of a model.
+
+    Fitting an algorithm to this task fits it to the model. Batches are kept, so that the model runs once on
+    each.
+
+    Args:
+        task: source of the sequences.
+        predict: the model.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> task = LinearSystem(LinearSystemConfig(dim=2, length=3))
+        >>> twice = ModelAsTarget(task, lambda batch: 2 * batch.observed)
+        >>> batch = twice.sample(1, seed=0)
+        >>> bool((batch.targets == 2 * batch.observed).all())
+        True
+    """
+
+    def __init__(self, task: Task, predict: Predictor):
+        self._task, self._predict = task, predict
+        self._batches: dict[tuple[int, int, int, Split], Batch] = {}
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        step: int = 0,
+        split: Split = "train",
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """Draw one batch, or return it if it was drawn before."""
+        key = (batch_size, seed, step, split)
+        if key not in self._batches:
+            batch = self._task.sample(batch_size, seed=seed, step=step, split=split, device=device)
+            self._batches[key] = replace(batch, targets=self._predict(batch))
+        return self._batches[key]
+
+
+def checked_predictor(model: nn.Module, task: Task) -> Predictor:
+    """Make a predictor of a module, after a test on a few sequences.
+
+    Returns:
+        The predictor. It gives the model a copy of the tokens, and raises ValueError where the model fails
+        or does not return predictions.
+
+    Raises:
+        ValueError: the model fails, or its output is not one prediction per position, is not finite or
+            depends on later tokens.
+    """
+
+    @torch.no_grad()
+    def predict(batch: Batch) -> Tensor:
+        tokens = batch.tokens.clone()  # a model may change its input in place
+        try:
+            predictions = model(tokens)
+        except Exception as error:
+            given = f"given {_described(batch.tokens)}, it raised {type(error).__name__}"
+            raise ValueError(f"model: {given}: {error}") from error
+        if not isinstance(predictions, Tensor):
+            raise ValueError(f"model: it gives a {type(predictions).__name__}: must be a tensor")
+        if predictions.shape != batch.targets.shape:
+            wanted = f"must be {tuple(batch.targets.shape)}, that of the next states"
+            raise ValueError(f"model: its output has shape {tuple(predictions.shape)}: {wanted}")
+        return predictions
+
+    _check_predictor(predict, few_sequences(task))
+    return predict
+
+
+def few_sequences(task: Task) -> Batch:
+    """Draw the sequences on which a model is tested first."""
+    return task.sample(8, seed=0, split="validation")
+
+
+def _described(tokens: Tensor) -> str:
+    return f"tokens {tuple(tokens.shape)} of {str(tokens.dtype).removeprefix('torch.')}"
+
+
+def _check_predictor(predict: Predictor, batch: Batch) -> None:
+    predictions = predict(batch)
+    if not predictions.isfinite().all():
+        raise ValueError("model: its output is not finite")
+    half = batch.tokens.shape[1] // 2
+    if half == 0:
+        return  # a single token has no later ones
+    # Swap in the second halves of other sequences: unlike a flip, that changes every statistic of them.
+    tokens = batch.tokens.clone()
+    tokens[:, half:] = tokens[:, half:].roll(1, dims=0)
+    change = (predict(replace(batch, tokens=tokens)) - predictions)[:, :half].abs().max()
+    if change > 1e-3 * predictions.abs().max():  # rounding changes float32 by 1e-6
+        raise ValueError("model: its predictions depend on later tokens: must be causal")

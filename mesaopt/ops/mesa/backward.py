@@ -1,0 +1,304 @@
+"""Solving a call's systems and differentiating the solution implicitly."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mesaopt.ops import chunks
+from mesaopt.ops.mesa.factors import Factors
+from mesaopt.ops.mesa.failures import check_factors, check_residuals
+from mesaopt.ops.mesa.preconditioner import Preconditioner
+from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
+from mesaopt.ops.mesa.system import System
+from mesaopt.ops.packing import Layout
+from mesaopt.ops.state import full_precision
+from mesaopt.ops.validation import OnFailure
+
+
+class Answer(NamedTuple):
+    """Solutions, how good they are, and the readout of their own chunk."""
+
+    solved: Solved
+    read: Float[Tensor, "*group position value"]
+    """sum_{s <= t} D_ts beta_s (k_s . x_t) v_s, over the sources of the chunk."""
+
+
+def solve_and_read(
+    system: System,
+    rhs: Float[Tensor, "*group position key"],
+    values: Float[Tensor, "*group position value"],
+    *,
+    solver: Solver,
+    on_failure: OnFailure,
+    layout: Layout,
+) -> Answer:
+    """Solve the systems of all chunks, and read out the values that the chunks themselves hold.
+
+    Args:
+        system: the matrices, [batch, head, chunk, position, ...].
+        rhs: one right-hand side per position.
+        values: one value per position.
+        solver: how to solve.
+        on_failure: what to do where a solve fails, also in the backward pass.
+        layout: the chunks, for messages.
+
+    Returns:
+        Solutions and readout, differentiable in the system, the right-hand sides and the values:
+        through the steps for solvers with a fixed number of them, implicitly for the others.
+
+    Raises:
+        SolveError: a factorisation or a tolerance was missed, and `on_failure` is "raise"; the same
+            holds in the backward pass.
+
+    Example:
+        >>> from mesaopt.ops import Exact
+        >>> from mesaopt.ops.packing import lay_out
+        >>> one = torch.ones(1, 1, 1, 1, 1)
+        >>> layout = lay_out(one[0], 1, None)
+        >>> settings = {"solver": Exact(), "on_failure": "raise", "layout": layout}
+        >>> round(solve_and_read(System(one, one), one, 3 * one, **settings).read.item(), 4)
+        1.5
+    """
+    prepared = solver.prepare(system)
+    if isinstance(prepared, Factors):
+        check_factors(prepared.failed, on_failure, layout)
+    call = _Call(solver, on_failure, layout, system.ridge_decays, type(prepared))
+    if solver.implicit:
+        return _solve(call, system, rhs, values, prepared)
+    solved = call.solve(system, prepared, rhs)
+    return Answer(solved, _read(system, solved.solution, values)[0])
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is no tensor of a solve: the same forward and backward."""
+
+    solver: Solver
+    on_failure: OnFailure
+    layout: Layout
+    ridge_decays: bool
+    prepared_type: type
+
+    def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
+        """Solve, and check the residuals where there is a tolerance."""
+        solved = self.solver.solve(system, prepared, rhs)
+        check_residuals(solved, self.solver, self.on_failure, self.layout)
+        return solved
+
+    def regroup(self, tensors: tuple[Any, ...]) -> Prepared:
+        """Undo the flattening of what the solver prepared."""
+        if self.prepared_type is Factors:
+            return Factors(*tensors)
+        return Preconditioner(*tensors) if self.prepared_type is Preconditioner else None
+
+
+class _Arguments(NamedTuple):
+    """Arguments of :class:`_Solve`, in order; the tensors that the solver prepared follow them."""
+
+    call: _Call
+    rhs: Tensor
+    values: Tensor | None
+    keys: Tensor
+    ridge: Tensor
+    beta: Tensor | None
+    start: Tensor | None
+    between: Tensor | None
+    since_start: Tensor | None
+
+    @property
+    def system(self) -> System:
+        return System(*self[3:], ridge_decays=self.call.ridge_decays)
+
+
+class _Results(NamedTuple):
+    """Results of :class:`_Solve`, in order: those of :class:`Solved`, the readout and its scores."""
+
+    solution: Tensor
+    residual: Tensor
+    accepted: Tensor
+    steps: Tensor
+    read: Tensor
+    scores: Tensor
+
+
+class _SavedForBackward(NamedTuple):
+    """Tensors that the backward pass needs; those that the solver prepared follow them."""
+
+    solution: Tensor
+    scores: Tensor
+    values: Tensor | None
+    keys: Tensor
+    ridge: Tensor
+    beta: Tensor | None
+    start: Tensor | None
+    between: Tensor | None
+    since_start: Tensor | None
+
+    def system(self, call: _Call) -> System:
+        return System(*self[3:], ridge_decays=call.ridge_decays)
+
+
+def _split(kind: type[Any], tensors: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """Take the fields of a named tuple from the front, and return the rest too."""
+    count = len(kind._fields)
+    return kind(*tensors[:count]), tuple(tensors[count:])
+
+
+def _solve(
+    call: _Call, system: System, rhs: Tensor, values: Tensor | None, prepared: Prepared
+) -> Answer:
+    """Solve with implicit gradients."""
+    arguments = (*_Arguments(call, rhs, values, *system[:-1]), *(prepared or ()))
+    # Where nothing will be differentiated, compilation hands the class below one argument too many.
+    if torch.compiler.is_compiling() and not (
+        torch.is_grad_enabled()
+        and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    ):
+        results = _Results(*_Solve.forward(*arguments))
+    else:
+        results = _Results(*_Solve.apply(*arguments))
+    return Answer(Solved(*results[:4]), results.read)
+
+
+def _read(system: System, solution: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the readout and its scores."""
+    scores = chunks.weigh_past(solution @ system.keys.mT, system.between)
+    return scores @ (values if system.beta is None else values * system.beta), scores
+
+
+class _Solve(torch.autograd.Function):
+    """x_t = A_t^{-1} b_t for all t of every chunk and its readout, differentiated implicitly.
+
+    With the gradient dx, the readout's share included, and z_t = A_t^{-1} dx_t: db = z, and everything
+    in A_t gets the gradient of -z_t^T A_t x_t with z and x held fixed. The backward pass is made of
+    differentiable operations, itself among them, so second derivatives come for free.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        given, prepared = _split(_Arguments, inputs)
+        system, values = given.system, given.values
+        solved = given.call.solve(system, given.call.regroup(prepared), given.rhs)
+        if values is None:  # in the backward pass, where there is nothing to read
+            return (*solved, given.rhs.new_empty(0), given.rhs.new_empty(0))
+        return (*solved, *_read(system, solved.solution, values))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        given, prepared = _split(_Arguments, inputs)
+        results = _Results(*output)
+        saved = _SavedForBackward(
+            results.solution, results.scores, given.values, *given.system[:-1]
+        )
+        tensors = (*saved, *prepared)
+        ctx.call = given.call
+        ctx.provided = tuple(x is not None for x in tensors)
+        ctx.save_for_backward(*(x for x in tensors if x is not None))  # compilation drops a None
+        ctx.mark_non_differentiable(
+            results.residual, results.accepted, results.steps, results.scores
+        )
+        # Zeros for the scores would cost as much as computing them.
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_results = _Results(*cast(Any, grads))
+        like = d_results.read if d_results.solution is None else d_results.solution
+        if like is None:
+            return (None,) * len(ctx.needs_input_grad)
+        tensors = iter(ctx.saved_tensors)
+        unpacked = tuple(next(tensors) if provided else None for provided in ctx.provided)
+        saved, prepared = _split(_SavedForBackward, unpacked)
+        with full_precision(like):  # a compiled backward pass may be under autocast
+            gradients = _pull_back(ctx.call, saved, prepared, d_results.solution, d_results.read)
+        return (*gradients, *[None] * len(prepared))
+
+
+def _pull_back(
+    call: _Call,
+    saved: _SavedForBackward,
+    prepared: tuple[Tensor | None, ...],
+    d_solution: Tensor | None,
+    d_read: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of :class:`_Arguments`; at least one of those of the results is given."""
+    system, keys = saved.system(call), saved.keys
+    d_scores = None
+    if d_read is None:
+        saved = saved._replace(values=None)
+    else:
+        d_scores = d_read @ cast(Tensor, saved.values).mT
+        weighed = chunks.weigh_past(d_scores, saved.between)
+        through = weighed @ (keys if saved.beta is None else keys * saved.beta)
+        d_solution = through if d_solution is None else d_solution + through
+    rhs = cast(Tensor, d_solution)
+    adjoint = _solve(call, system, rhs, None, call.regroup(prepared)).solved.solution
+    # The saved scores have no derivative.
+    if torch.is_grad_enabled() or saved.scores.numel() == 0:
+        scores = chunks.weigh_past(saved.solution @ keys.mT, saved.between)
+        saved = saved._replace(scores=scores)
+    d_values, d_keys, d_beta, d_between = _pull_back_local(saved, adjoint, d_read, d_scores)
+    d_start, d_ridge, d_since_start = _pull_back_start(system, saved.solution, adjoint)
+    d_system = (d_keys, d_ridge, d_beta, d_start, d_between, d_since_start)
+    return None, adjoint, d_values, *d_system
+
+
+def _pull_back_local(
+    saved: _SavedForBackward, adjoint: Tensor, d_read: Tensor | None, d_scores: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of values, keys, beta and between: two attentions ahead, on joined features.
+
+    With w_ts = D_ts (v_s . do_t - k_s . z_t) and a_s = sum_t w_ts x_t:
+    dk_s = beta_s (a_s - sum_t D_ts (k_s . x_t) z_t), dbeta_s = k_s . a_s,
+    dv_s = beta_s sum_t D_ts (k_s . x_t) do_t, dD_ts = beta_s (k_s . x_t) (v_s . do_t - k_s . z_t).
+    """
+    keys, beta, between, values = saved.keys, saved.beta, saved.between, saved.values
+    d_between = d_values = None
+    d_scores = _subtract_product(d_scores, adjoint, keys.mT)
+    if between is not None:
+        d_between = chunks.weigh_past((saved.solution @ keys.mT) * d_scores, None)
+        d_between = d_between if beta is None else d_between * beta.mT
+    toward = chunks.weigh_past(d_scores, between).mT @ saved.solution
+    if values is None:
+        away = saved.scores.mT @ adjoint
+    else:
+        joined = saved.scores.mT @ torch.cat([cast(Tensor, d_read), adjoint], -1)
+        d_values, away = joined.split((values.shape[-1], keys.shape[-1]), -1)
+    d_beta, d_keys = None, toward - away
+    if beta is not None:
+        d_beta, d_keys = (keys * toward).sum(-1, keepdim=True), d_keys * beta
+        d_values = None if d_values is None else d_values * beta
+    return d_values, d_keys, d_beta, d_between
+
+
+def _subtract_product(x: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Subtract left @ right from x, in the memory of x where nothing remembers it."""
+    if x is None:
+        return -(left @ right)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x - left @ right
+    flat = (t.flatten(0, -3) for t in (x, left, right))  # [G,C,C], [G,C,K], [G,K,C]
+    return torch.baddbmm(*flat, alpha=-1, out=x.flatten(0, -3)).view_as(x)
+
+
+def _pull_back_start(
+    system: System, solution: Tensor, adjoint: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of -sum_t z_t^T (f_t start + ridge_t) x_t for start, ridge and f."""
+    start, ridge, since_start = system.start, system.ridge, system.since_start
+    d_start = d_since_start = None
+    product = adjoint * solution
+    kept = solution if since_start is None else solution * since_start
+    if start is not None:
+        d_start = -(adjoint.mT @ kept)
+    if since_start is not None:
+        past = solution * ridge if system.ridge_decays else torch.zeros_like(solution)
+        past = past if start is None else past + solution @ start
+        d_since_start = -(adjoint * past).sum(-1, keepdim=True)
+        product = product * since_start if system.ridge_decays else product
+    return d_start, -product.sum_to_size(ridge.shape), d_since_start

@@ -1,0 +1,270 @@
+"""Sequences of one call cut into chunks: a batch of equal lengths, or several packed along time.
+
+All operators take packed sequences by `cu_seqlens` under one contract: integers [sequences + 1] that
+start at 0, never decrease and end at the length of the time axis, with a batch of 1. Equal neighbours
+are an empty sequence, whose state passes through unchanged. States have one entry per sequence.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mesaopt.ops import chunks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Time cut into chunks, none of which holds positions of two sequences.
+
+    Made by :func:`lay_out`.
+
+    Example:
+        >>> layout = lay_out(torch.zeros(1, 5, 1, 3), 2, torch.tensor([0, 3, 5]))
+        >>> layout.sequences, layout.counts
+        (2, (2, 1))
+        >>> layout.cut(torch.arange(1.0, 6.0).reshape(1, 5, 1, 1)).flatten().tolist()
+        [1.0, 2.0, 3.0, 0.0, 4.0, 5.0]
+    """
+
+    length: int
+    """Positions along the time axis."""
+    chunk_size: int
+    """Positions of a chunk, no more than the longest sequence has."""
+    sequences: int
+    """Number of sequences, and so of states."""
+    lengths: tuple[int, ...] | None = None
+    """Positions of every packed sequence; None where sequences lie along the batch axis."""
+    slots: Int[Tensor, " time"] | None = None
+    """Place of each position among the positions of all chunks; None as above."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Chunks of every packed sequence, or of every item of the batch."""
+        lengths = (self.length,) if self.lengths is None else self.lengths
+        return tuple(-(-length // self.chunk_size) for length in lengths)
+
+    def resized(self, chunk_size: int) -> "Layout":
+        """Return the layout of the same sequences in chunks of another size.
+
+        Args:
+            chunk_size: positions of a chunk, 1 or more.
+
+        Returns:
+            The layout.
+        """
+        if self.lengths is None or self.slots is None:
+            return replace(self, chunk_size=min(chunk_size, self.length))
+        return _lay_out_packed(self.lengths, chunk_size, self.slots.device)
+
+    def cut(
+        self, x: Float[Tensor, "batch time head dim"]
+    ) -> Float[Tensor, "batch head chunk position dim"]:
+        """Cut time into chunks, filled up with zeros.
+
+        Args:
+            x: [batch, time, head, dim].
+
+        Returns:
+            [batch, head, chunk, position, dim], contiguous.
+        """
+        if self.slots is None:
+            return chunks.split(x, self.chunk_size)
+        batch, _, heads, dim = x.shape
+        room = x.new_zeros(batch, heads, sum(self.counts) * self.chunk_size, dim)
+        filled = room.index_copy(2, self.slots, x.transpose(1, 2))
+        return filled.unflatten(2, (-1, self.chunk_size))
+
+    def cut_gate(
+        self, x: Float[Tensor, "batch time head"]
+    ) -> Float[Tensor, "batch head chunk position"]:
+        """Cut a gate as :meth:`cut` does; zero where filled up.
+
+        Args:
+            x: [batch, time, head].
+
+        Returns:
+            [batch, head, chunk, position].
+        """
+        return self.cut(x.unsqueeze(-1)).squeeze(-1)
+
+    def join(
+        self, x: Float[Tensor, "batch head chunk position dim"]
+    ) -> Float[Tensor, "batch time head dim"]:
+        """Undo :meth:`cut`.
+
+        Args:
+            x: [batch, head, chunk, position, dim].
+
+        Returns:
+            [batch, time, head, dim].
+        """
+        if self.slots is None:
+            return chunks.join(x, self.length)
+        return x.flatten(2, 3).index_select(2, self.slots).transpose(1, 2)
+
+    def has_past(self, initial: object | None) -> bool:
+        """Return whether some chunk has a past: an initial state, or an earlier chunk.
+
+        Args:
+            initial: the initial state; None for zero.
+
+        Returns:
+            Whether the states at the chunks' starts are worth computing.
+        """
+        return initial is not None or max(self.counts) > 1
+
+    def carry(
+        self,
+        scan: Callable[..., tuple[Tensor, Tensor]],
+        initial: Float[Tensor, "sequence head value key"] | None,
+        *parts: Tensor,
+    ) -> tuple[
+        Float[Tensor, "batch head chunk value key"] | None,
+        Float[Tensor, "sequence head value key"],
+    ]:
+        """Carry a state from chunk to chunk, anew for every sequence.
+
+        Args:
+            scan: from (initial, *parts) to the states at the chunks' starts and the last state, such as
+                :func:`mesaopt.ops.chunks.sum_states`.
+            initial: the states to begin with, or None for zero.
+            parts: the scan's other arguments, [batch, head, chunk, ...]; the first holds what each chunk
+                adds to the state.
+
+        Returns:
+            The state at the start of every chunk, None if all are zero, and that at the end of every
+            sequence.
+        """
+        increments = parts[0]
+        if not self.has_past(initial):
+            return None, self._one_per_sequence(increments)
+        if self.lengths is None:
+            return scan(initial, *parts)
+        # split() and cat(), since slicing in a loop would make the backward pass quadratic.
+        pieces = zip(*(x.split(self.counts, dim=2) for x in parts), strict=True)
+        zero = increments.new_zeros(*increments.shape[:2], *increments.shape[3:])
+        begin = [None] * self.sequences if initial is None else initial.split(1)
+        starts, ends = [], []
+        for first, piece, count in zip(begin, pieces, self.counts, strict=True):
+            if count == 0:
+                ends.append(zero if first is None else first)
+                continue
+            states, end = scan(first, *piece)
+            starts.append(states)
+            ends.append(end)
+        return torch.cat(starts, dim=2), torch.cat(ends)
+
+    def _one_per_sequence(self, x: Tensor) -> Tensor:
+        """Turn the only chunk of each sequence [batch, head, chunk, ...] into [sequence, head, ...]."""
+        if self.lengths is None:
+            return x.squeeze(2)
+        each = x.squeeze(0).transpose(0, 1)  # [chunk, head, ...]
+        if all(self.lengths):
+            return each
+        full = [place for place, length in enumerate(self.lengths) if length]
+        index = torch.tensor(full, device=x.device)
+        return each.new_zeros(self.sequences, *each.shape[1:]).index_copy(0, index, each)
+
+    def locate(self, batch: int, chunk: int) -> tuple[int, int]:
+        """Find a chunk's sequence, and the chunk's first position in that sequence.
+
+        Args:
+            batch: index along the batch axis.
+            chunk: index along the chunk axis.
+
+        Returns:
+            The sequence's number and the position, both from 0.
+
+        Example:
+            >>> lay_out(torch.zeros(1, 5, 1, 3), 2, torch.tensor([0, 3, 5])).locate(0, 2)
+            (1, 0)
+        """
+        if self.lengths is None:
+            return batch, chunk * self.chunk_size
+        sequence = 0
+        while chunk >= self.counts[sequence]:
+            chunk -= self.counts[sequence]
+            sequence += 1
+        return sequence, chunk * self.chunk_size
+
+
+def lay_out(
+    q: Float[Tensor, "batch time head key"],
+    chunk_size: int,
+    cu_seqlens: Int[Tensor, " offset"] | None,
+) -> Layout:
+    """Decide on the chunks of a call.
+
+    Args:
+        q: queries [batch, time, head, key].
+        chunk_size: positions of a chunk, 1 or more; shorter sequences make shorter chunks.
+        cu_seqlens: offsets of packed sequences, see :func:`read_lengths`; None for a plain batch.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ValueError: the offsets are not as described.
+
+    Example:
+        >>> lay_out(torch.zeros(4, 100, 1, 3), 64, None).sequences
+        4
+    """
+    batch, length = q.shape[:2]
+    if cu_seqlens is None:
+        return Layout(length, min(chunk_size, length), batch)
+    return _lay_out_packed(read_lengths(cu_seqlens, batch, length), chunk_size, q.device)
+
+
+def _lay_out_packed(lengths: tuple[int, ...], chunk_size: int, device: torch.device) -> Layout:
+    size = min(chunk_size, max(lengths))
+    each = torch.tensor(lengths)
+    counts = (each + size - 1) // size
+    # How far a sequence moves: from where it begins in time to where its first chunk begins.
+    moved = (counts.cumsum(0) - counts) * size - (each.cumsum(0) - each)
+    slots = torch.arange(sum(lengths)) + moved.repeat_interleave(each)
+    return Layout(sum(lengths), size, len(lengths), lengths, slots.to(device))
+
+
+def read_lengths(cu_seqlens: Int[Tensor, "..."], batch: int, length: int) -> tuple[int, ...]:
+    """Read the lengths of packed sequences off their offsets.
+
+    Args:
+        cu_seqlens: integers [sequences + 1] that start at 0, never decrease and end at `length`. Read on
+            the host: best kept on the CPU.
+        batch: size of the batch, which must be 1.
+        length: positions along the time axis.
+
+    Returns:
+        The length of every sequence, 0 for an empty one.
+
+    Raises:
+        ValueError: the offsets are not as described, or the batch is not 1.
+
+    Example:
+        >>> read_lengths(torch.tensor([0, 3, 3, 5]), 1, 5)
+        (3, 0, 2)
+        >>> read_lengths(torch.tensor([0, 3, 4]), 1, 5)
+        Traceback (most recent call last):
+        ...
+        ValueError: cu_seqlens is [0, 3, 4]: must start at 0, never decrease and end at 5, the time axis
+    """
+    kind = cu_seqlens.dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise ValueError(f"cu_seqlens has type {kind}: must be an integer type")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ValueError(
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)}: must be (sequences + 1,)"
+        )
+    if batch != 1:
+        raise ValueError(f"q has batch {batch}: must be 1 with cu_seqlens")
+    offsets = [int(x) for x in cu_seqlens.tolist()]
+    lengths = tuple(b - a for a, b in zip(offsets, offsets[1:], strict=False))
+    if offsets[0] != 0 or offsets[-1] != length or min(lengths) < 0:
+        shown = str(offsets) if len(offsets) < 10 else f"[{offsets[0]}, ..., {offsets[-1]}]"
+        wanted = f"must start at 0, never decrease and end at {length}, the time axis"
+        raise ValueError(f"cu_seqlens is {shown}: {wanted}")
+    return lengths

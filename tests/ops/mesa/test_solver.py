@@ -1,0 +1,84 @@
+"""Solvers: what they report, and what they refuse."""
+
+import pytest
+from mesa_problems import CLOSE, make
+
+from mesaopt.errors import SolveError, SolveWarning
+from mesaopt.ops import Auto, Chebyshev, ConjugateGradient, Exact, Neumann, Recursive, mesa
+
+
+def test_info_says_what_ran_and_why():
+    inputs = make(10)
+    info = mesa(**inputs).info
+    assert (info.solver, "static ridge" in info.reason) == (ConjugateGradient(), True)
+    assert info.steps.shape == info.residual.shape == (2, 2, 1)
+    info = mesa(**inputs, ridge_mode="decayed", chunk_size=4).info
+    assert (info.solver, info.steps.max()) == (Exact(), 0)
+    assert info.worst_residual <= CLOSE
+    batch, head, position = info.worst_at
+    assert info.residual[batch, head, position // info.chunk_size] == info.worst_residual
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        Auto(rtol=1e-9, max_steps=1),
+        ConjugateGradient(rtol=1e-9, max_steps=1),
+        Neumann(rtol=1e-9, steps=1),
+        Chebyshev(rtol=1e-9, steps=1),
+    ],
+    ids=str,
+)
+def test_a_missed_tolerance_is_raised_warned_of_or_ignored(solver):
+    inputs = make(20)
+    with pytest.raises(SolveError, match=r"relative residual of .* at batch .* must be 1.0e-09"):
+        mesa(**inputs, solver=solver)
+    with pytest.warns(SolveWarning, match="relative residual"):
+        mesa(**inputs, solver=solver, on_failure="warn")
+    info = mesa(**inputs, solver=solver, on_failure="ignore").info
+    assert info.worst_residual > 1e-9
+    assert (info.steps == 1).all()
+
+
+@pytest.mark.parametrize("solver", [Exact(rtol=1e-30), Recursive(rtol=1e-30)], ids=str)
+def test_direct_solvers_measure_where_there_is_a_tolerance(solver):
+    inputs = make(20)
+    with pytest.raises(SolveError, match="must be 1.0e-30 or less; 0 steps were taken"):
+        mesa(**inputs, ridge_mode="decayed", solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("exact", Exact()),
+        ("cg", ConjugateGradient()),
+        ("recursive", Recursive()),
+        ("neumann", Neumann(steps=30)),
+        ("chebyshev", Chebyshev(steps=30)),
+    ],
+)
+def test_names_stand_for_solvers_with_default_settings(name, solver):
+    inputs = make(9)
+    named, given = (mesa(**inputs, ridge_mode="decayed", solver=x) for x in (name, solver))
+    assert named.info.solver == given.info.solver == solver
+    assert named.output.equal(given.output)
+
+
+@pytest.mark.parametrize("solver", [Auto, Exact, ConjugateGradient, Recursive, Neumann, Chebyshev])
+def test_a_tolerance_out_of_range_is_named(solver):
+    with pytest.raises(ValueError, match="rtol=0.0: must be greater than 0"):
+        solver(rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        (Auto, "max_steps"),
+        (ConjugateGradient, "max_steps"),
+        (Neumann, "steps"),
+        (Chebyshev, "steps"),
+    ],
+)
+def test_a_number_of_steps_out_of_range_is_named(solver, name):
+    with pytest.raises(ValueError, match=f"{name}=-1: must be 0 or greater"):
+        solver(**{name: -1})
