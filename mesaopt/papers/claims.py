@@ -74,12 +74,13 @@ class Claim:
         """The measured number; NaN where there is none."""
         if self.measured is None:
             return math.nan
-        return getattr(self.measured, "value", self.measured)
+        return self.measured if isinstance(self.measured, (int, float)) else self.measured.value
 
     @property
     def error(self) -> float | None:
         """Standard error of the measured number; None where it has none."""
-        return getattr(self.measured, "error", None)
+        exact = self.measured is None or isinstance(self.measured, (int, float))
+        return None if exact else self.measured.error
 
     @property
     def limits(self) -> tuple[float | None, float | None]:

@@ -1,6 +1,7 @@
 """Laboratories: a study's runs, and everything that its figures measure on them, each thing once."""
 
 import functools
+import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -118,6 +119,9 @@ class Laboratory:
         (6, 6)
     """
 
+    plan: Any
+    """The :class:`Plan`, or the study's own kind of it."""
+
     def __init__(self, plan: Plan, runs: Runs):
         self.plan, self.runs = plan, runs
         self.on_progress: OnProgress = ignore_progress
@@ -132,7 +136,7 @@ class Laboratory:
 
     def remember(self, measured: Callable[..., R], *args: Hashable, value: R) -> None:
         """Keep a value that was measured elsewhere as that of a measurement."""
-        self._measured[measured.__wrapped__, *args] = value
+        self._measured[inspect.unwrap(measured), *args] = value
 
 
 L = TypeVar("L", bound=Laboratory)

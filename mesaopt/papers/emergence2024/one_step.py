@@ -123,8 +123,12 @@ def distances(_: Laboratory) -> tuple[float, float]:
         limit = train(engine, start, scale, plain, times=CONVERGED).product[-1]
         limits.append(np.abs(limit / theory(start, scale).product - 1).max())
         closed = ClosedForm.of(start_law(start, scale=scale), dim=DIM, length=LENGTH)
-        settings = {"learning_rate": learning_rate, "steps": steps, "off_diagonal": "masked"}
-        first, second = (descend(e, starts(), **settings).product for e in (engine, closed))
+        first, second = (
+            descend(
+                e, starts(), learning_rate=learning_rate, steps=steps, off_diagonal="masked"
+            ).product
+            for e in (engine, closed)
+        )
         engines.append(np.abs(first / second - 1).max())
     return float(max(limits)), float(max(engines))
 
@@ -354,7 +358,7 @@ def _scale_panels(start: StartName) -> tuple[Panel[Laboratory], ...]:
     return tuple(panels)
 
 
-def _other_scales(number: int, start: StartName, caption: str, **declared: str) -> Figure:
+def _other_scales(number: int, start: StartName, caption: str, **declared: Any) -> Figure:
     """Declare the figure of a distribution at the other scales."""
     unconfirmed = (
         " (The paper's numbering and choice of panels for its appendix are not confirmed.)"
