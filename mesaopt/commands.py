@@ -452,6 +452,6 @@ def _bench_operators(command: args.Bench) -> int:
         return 0
     for title, rows in result.tables():
         print_table(title, rows)
-    if result.peer_skipped:
-        print(f"peer: skipped, {result.peer_skipped}")
+    if reason := result.flash_linear_attention_skipped:
+        print(f"flash-linear-attention: skipped, {reason}")
     return 0

@@ -320,7 +320,7 @@ def test_bench_prints_the_operators_tables(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Report:
-        peer_skipped = "it is elsewhere"
+        flash_linear_attention_skipped = "it is elsewhere"
 
         def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
             return [("speed", [{"operator": "mesa", "goal": "25 ms"}])]
@@ -334,7 +334,7 @@ def test_bench_prints_the_operators_tables(
     )
     assert run("bench", "ops") == 0
     out = capsys.readouterr().out
-    for word in ("speed", "mesa", "25 ms", "peer: skipped, it is elsewhere"):
+    for word in ("speed", "mesa", "25 ms", "flash-linear-attention: skipped, it is elsewhere"):
         assert word in out
     assert run("bench", "ops", "--quick", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"speed": []}

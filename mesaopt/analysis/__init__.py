@@ -1,4 +1,4 @@
-"""Analyses: what a trained model does, and how its weights do it."""
+"""Analyses of trained models: their predictions, their activations and their weights."""
 
 from mesaopt.analysis.attention import (
     AttentionMaps,
@@ -8,9 +8,9 @@ from mesaopt.analysis.attention import (
 from mesaopt.analysis.capture import (
     capture,
     captured_names,
+    capturing,
     evaluating,
     up_to,
-    watching,
 )
 from mesaopt.analysis.diagnosis import Diagnosis, diagnose
 from mesaopt.analysis.estimate import Estimate, mean_and_error, variance_over_seeds
@@ -35,6 +35,8 @@ from mesaopt.analysis.linearization import (
     unexplained,
     with_layer,
 )
+from mesaopt.analysis.polynomial_fits import fit_polynomial, learn_inverse
+from mesaopt.analysis.probe_data import ProbeData, collect_activations, stream_names
 from mesaopt.analysis.probe_targets import (
     Target,
     current_token,
@@ -44,16 +46,13 @@ from mesaopt.analysis.probe_targets import (
 )
 from mesaopt.analysis.probes import (
     Probe,
-    ProbeData,
     ProbeScore,
     ProbeTable,
-    collect_activations,
     fit_probe,
     official_probe_error,
     probe,
     probe_layers,
     score_probes,
-    stream_names,
 )
 from mesaopt.analysis.sensitivity import (
     Sensitivity,
@@ -62,8 +61,6 @@ from mesaopt.analysis.sensitivity import (
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
-    fit_polynomial,
-    learn_inverse,
     line_search_step_size,
     tune,
     tune_ridge,
@@ -101,6 +98,7 @@ __all__ = [
     "block_energy",
     "capture",
     "captured_names",
+    "capturing",
     "collect_activations",
     "compress",
     "current_token",
@@ -135,6 +133,5 @@ __all__ = [
     "unexplained",
     "up_to",
     "variance_over_seeds",
-    "watching",
     "with_layer",
 ]

@@ -1,4 +1,4 @@
-"""Attention maps of many sequences: their mean, and how much lies where."""
+"""Attention maps averaged over sequences, and the share of attention by offset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mesaopt.analysis.capture import evaluating, up_to
 from mesaopt.layers import SelfAttention
 from mesaopt.progress import OnProgress
 
-_BATCH = 128  # sequences whose maps are held at once
+_BATCH = 128  # sequences whose maps are in memory at once
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class AttentionMaps:
     """
 
     mean: Float[Tensor, "head time time"]
-    """Mean over sequences, [head, t, s]: what output t takes of value s."""
+    """Mean over sequences, [head, t, s]: the weight of value s in output t."""
     spread: Float[Tensor, "head time time"]
     """Standard deviation over sequences."""
     offsets: tuple[int, ...]
-    """Tokens back that were asked for: 0 is the token itself, 1 the previous one."""
+    """Offsets: 0 is the token itself, 1 the previous one."""
     masses: Float[Tensor, "sequence head offset"]
-    """What :func:`attention_mass` gives for each sequence."""
+    """Shares of attention by sequence, from :func:`attention_mass`."""
 
     @property
     def mass(self) -> Float[Tensor, "head offset"]:
@@ -50,12 +50,11 @@ def attention_mass(
     offsets: Sequence[int] = (0, 1),
     start: int = 6,
 ) -> Float[Tensor, "batch head offset"]:
-    """Say what share of an attention map lies a given number of tokens back.
+    """Give the share of an attention map at given offsets.
 
     mass_d = mean over t >= start of |map[t, t - d]| / sum_s |map[t, s]|. Rows of softmax attention sum to
-    one, and their shares are the weights themselves; maps of linear attention have signs, and their
-    shares are those of the absolute values. Of a row without any weight, such as all those of a head that
-    does nothing, every share is 0.
+    one, and their shares are the weights themselves. Maps of linear attention have signs, and their shares
+    are those of the absolute values. The shares of a row of zeros are 0.
 
     Args:
         maps: from :meth:`mesaopt.layers.SelfAttention.attention_map`, or of any other model.
@@ -137,7 +136,7 @@ def attention_maps(
         with evaluating(model):
             maps = maps_of(batch).double()
         masses.append(attention_mass(maps, offsets=offsets, start=start))
-        # Welford's sums, a batch at a time: nothing is lost where the spread is small beside the mean.
+        # Welford's sums, batch by batch: exact where the spread is much smaller than the mean.
         shift = maps.mean(0) - mean
         squares = squares + (maps - maps.mean(0)).square().sum(0)
         squares = squares + shift.square() * done * len(batch) / (done + len(batch))

@@ -1,4 +1,4 @@
-"""Captured activations: what the parts of a model, any model, pass on while it computes."""
+"""Activations of the layers of any model, captured while it runs."""
 
 import contextlib
 import difflib
@@ -11,38 +11,38 @@ from torch.utils.hooks import RemovableHandle
 
 from mesaopt.layers import SelfAttention
 
-Reading = Callable[[Any, Any], Any]
-"""Takes a module and what it is called with first, and gives a tensor."""
+ReadInput = Callable[[Any, Any], Any]
+"""From a module and its first argument to a tensor."""
 
-INPUTS: dict[str, Reading] = {"input": lambda _, given: given}
-"""What can be read off the input of any module: the end of a name behind the module's own."""
+INPUTS: dict[str, ReadInput] = {"input": lambda _, given: given}
+"""Tensors computed from the input of any module, by the end of a name after that of the module."""
 
-HEAD_INPUTS: dict[str, Reading] = {
+HEAD_INPUTS: dict[str, ReadInput] = {
     "queries": lambda layer, given: layer.head_inputs(given).q,
     "keys": lambda layer, given: layer.head_inputs(given).k,
     "values": lambda layer, given: layer.head_inputs(given).v,
     "attention": lambda layer, given: layer.attention_map(given),
 }
-"""What can be read off the input of a :class:`mesaopt.layers.SelfAttention` besides."""
+"""Further tensors computed from the input of a :class:`mesaopt.layers.SelfAttention`."""
 
 
 def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Run a model once and keep what some of its parts gave.
+    """Run a model once and return the activations of some of its parts.
 
-    A name is that of a module, as in :meth:`torch.nn.Module.named_modules`, and means its output; behind it
-    may stand an end that says what else: `.input`, `.output`, and of the package's attention layers
-    `.queries`, `.keys`, `.values` (behind norms, [batch, time, head, channel]) and `.attention`
-    ([batch, head, time, time], see :meth:`mesaopt.layers.SelfAttention.attention_map`). A submodule of that
-    name comes first. "input" and "output" alone are those of the model.
+    The name of a module, as in :meth:`torch.nn.Module.named_modules`, means its output. An end after the
+    name means another tensor: `.input`, `.output`, and for the package's attention layers `.queries`,
+    `.keys`, `.values` (after norms, [batch, time, head, channel]) and `.attention` ([batch, head, time,
+    time], see :meth:`mesaopt.layers.SelfAttention.attention_map`). A submodule of that name comes first.
+    "input" and "output" alone are those of the model.
 
     Args:
-        model: any module; it stays in the mode it is in, so call `model.eval()` first if it has dropout.
-        x: what it is called with.
-        names: what to keep, in a list; nothing else is held in memory.
+        model: any module. Its mode does not change, so call `model.eval()` first if it has dropout.
+        x: its argument.
+        names: the parts, in a list; nothing else is kept in memory.
 
     Returns:
-        The tensors by name: copies, without gradients, as they were at that moment, whatever the model
-        does to them in place later. Of a tuple, which attention modules of PyTorch return, the first.
+        The tensors by name: copies without gradients, made before the model can change them in place. Of a
+        tuple, as attention modules of PyTorch return it, the first element.
 
     Raises:
         ValueError: `names` is a single name, there is no module of that name (the nearest are listed), it
@@ -60,7 +60,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         ...
         ValueError: names: 'block.0' is no part of the model; nearest: blocks.0, blocks.2, blocks.1
     """
-    with torch.no_grad(), watching(model, names) as found:
+    with torch.no_grad(), capturing(model, names) as found:
         model(x)
     for name in names:
         if name not in found:
@@ -69,8 +69,8 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep what parts of a model give while it runs inside the block, for models called in their own way.
+def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Capture activations while a model runs inside the block, for models with other arguments.
 
     Args:
         model: any module.
@@ -84,14 +84,14 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
-        >>> with watching(model, ["0"]) as found:
+        >>> with capturing(model, ["0"]) as found:
         ...     _ = model(torch.zeros(2, 3))
         >>> found["0"].shape
         torch.Size([2, 4])
     """
     parts = {name: _find(model, name, "names") for name in distinct(names)}
     found: dict[str, Tensor] = {}
-    busy = False  # computing what is to be kept runs submodules again
+    busy = False  # computing a tensor runs submodules again
 
     def keep(name: str, compute: Callable[[], Any]) -> None:
         nonlocal busy
@@ -115,17 +115,17 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
-    """Cut a model off behind one of its parts.
+    """Cut a model off after one of its parts.
 
-    What comes behind the part is not computed, and gradients flow through what comes before it.
+    Later parts are not computed. Gradients flow through the part and all before it.
 
     Args:
         model: any module.
         name: of a part, as in :func:`capture`. If it runs several times, the first one counts.
 
     Returns:
-        The function from the model's input to what the part gives; it raises ValueError where the part
-        does not run or gives no tensor.
+        The function from the model's input to the activation of the part. It raises ValueError where the
+        part does not run or its output is no tensor.
 
     Raises:
         ValueError: there is no part of that name.
@@ -178,8 +178,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def beside(model: nn.Module, x: Tensor) -> Tensor:
-    """Bring a tensor to where a model's weights are, in their type; as it is if there are none.
+def like_weights(model: nn.Module, x: Tensor) -> Tensor:
+    """Move a tensor to the device and type of a model's weights, if it has any.
 
     Args:
         model: any module.
@@ -189,7 +189,7 @@ def beside(model: nn.Module, x: Tensor) -> Tensor:
         The tensor, or a copy.
 
     Example:
-        >>> beside(nn.Linear(2, 2).double(), torch.zeros(3)).dtype
+        >>> like_weights(nn.Linear(2, 2).double(), torch.zeros(3)).dtype
         torch.float64
     """
     return x.to(next((w for w in model.parameters() if w.is_floating_point()), x))
@@ -205,7 +205,7 @@ def distinct(names: Sequence[str]) -> list[str]:
         The names in their order.
 
     Raises:
-        ValueError: it is a single name, whose letters would be taken for names.
+        ValueError: it is a single name, whose letters would be read as names.
 
     Example:
         >>> distinct(["blocks.1", "blocks.0", "blocks.1"])
@@ -217,13 +217,13 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def captured_names(model: nn.Module) -> list[str]:
-    """List all that :func:`capture` can be asked for in a model.
+    """List the names that :func:`capture` knows in a model.
 
     Args:
         model: any module.
 
     Returns:
-        Names of modules, and of what their attention layers have besides.
+        Names of modules, with their ends.
 
     Example:
         >>> captured_names(nn.Sequential(nn.Linear(3, 4)))
@@ -240,21 +240,21 @@ def captured_names(model: nn.Module) -> list[str]:
 
 
 class _Part(NamedTuple):
-    """Where a name points: to what is read off a module's input, or to its output if that is None."""
+    """The tensor of a name: computed from the input of a module, or its output if `read` is None."""
 
     module: nn.Module
-    read: Reading | None
+    read: ReadInput | None
 
-    def on_run(self, tell: Callable[[Callable[[], Any]], None]) -> RemovableHandle:
-        """Call `tell` whenever the module runs, with a function that computes what is asked for."""
+    def on_run(self, receive: Callable[[Callable[[], Any]], None]) -> RemovableHandle:
+        """Call `receive` whenever the module runs, with a function that computes the tensor."""
         read = self.read
         if read is None:
             return self.module.register_forward_hook(
-                lambda _, __, result: tell(lambda: _first(result))
+                lambda _, __, result: receive(lambda: _first(result))
             )
 
         return self.module.register_forward_pre_hook(  # it may change its input in place
-            lambda module, given, named, read=read: tell(
+            lambda module, given, named, read=read: receive(
                 lambda: read(module, next(iter((*given, *named.values())), None))
             ),
             with_kwargs=True,
@@ -262,14 +262,14 @@ class _Part(NamedTuple):
 
 
 class _Reached(Exception):
-    """Raised to stop a model behind the part that was asked for."""
+    """Raised to stop a model after the part that was asked for."""
 
     def __init__(self, value: Any):
         super().__init__()
         self.value = value
 
 
-def _ends(module: nn.Module) -> dict[str, Reading | None]:
+def _ends(module: nn.Module) -> dict[str, ReadInput | None]:
     heads = HEAD_INPUTS if isinstance(module, SelfAttention) else {}
     return {**INPUTS, "output": None, **heads}
 
@@ -288,7 +288,7 @@ def _find(model: nn.Module, name: str, argument: str) -> _Part:
 
 
 def _first(value: Any) -> Any:
-    """Take the first of what a module returns several of."""
+    """Take the first of several outputs."""
     return value[0] if isinstance(value, tuple | list) and value else value
 
 

@@ -1,4 +1,4 @@
-"""Few-shot use: what a model trained on next tokens makes of pairs, and how a prompt helps it."""
+"""Few-shot use of a model trained on next tokens: its losses on pairs, and learned prompts."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mesaopt.analysis.capture import beside, evaluating
+from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
 from mesaopt.progress import OnProgress
@@ -20,16 +20,16 @@ from mesaopt.tasks import Batch, FewShot, FewShotBatch
 
 @dataclass(frozen=True, kw_only=True)
 class TunedPrompt:
-    """Vectors to put between the pairs and in front of them, and how they were learned.
+    """Learned vectors between the pairs and in front of them, with the history of their training.
 
     Example:
         >>> TunedPrompt(separator=torch.zeros(10), losses=torch.ones(5), norms=torch.ones(5, 1)).prefix
     """
 
     separator: Float[Tensor, " dim"] | None = None
-    """What stands behind every pair, called EOS in the paper; None: pair follows pair."""
+    """The vector after every pair, called EOS in the paper; None: there is none."""
     prefix: Float[Tensor, "prefix dim"] | None = None
-    """What stands in front of the first pair; None: nothing."""
+    """The vectors in front of the first pair; None: there are none."""
     losses: Float[Tensor, " step"]
     """Loss of the training batch, before every step."""
     norms: Float[Tensor, "step vector"]
@@ -38,7 +38,7 @@ class TunedPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyAscent:
-    """How far a loss rises above its first value before it falls.
+    """Rise of a loss above its first value before it falls.
 
     Example:
         >>> EarlyAscent(position=5, peak=1.92, height=0.23, error=0.03).height > 3 * 0.03
@@ -46,7 +46,7 @@ class EarlyAscent:
     """
 
     position: int
-    """Where the loss is highest behind the first position, counted as the positions of the loss are."""
+    """Position of the highest loss after the first position, counted as the positions of the loss are."""
     peak: float
     """The mean loss there."""
     height: float
@@ -73,14 +73,14 @@ def tune_prompt(
 
         min over EOS, P of E 1/2 |y_i - f([P, x_1, y_1, EOS, x_2, y_2, EOS, ..., x_i])|^2.
 
-    What the layout of the task has room for is learned; a separator that is given is held.
+    The vectors that the layout of the task has room for are learned; a given separator is kept.
 
     Args:
         model: maps tokens [batch, time, dim] to predictions of the same shape; no gradient reaches its
             weights, and it computes in evaluation mode, in which recurrent layers of PyTorch need the CPU.
             Sequences and vectors have the type of its weights.
         task: with layout "triples" for a separator, or a prefix_length, or both.
-        separator: [dim], to hold while the prefix is learned.
+        separator: [dim], kept while the prefix is learned.
         steps: of Adam, 1 or more.
         batch_size: sequences in a step, 1 or more.
         learning_rate: greater than 0.
@@ -110,16 +110,16 @@ def tune_prompt(
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule={schedule!r}: must be 'constant' or 'cosine'")
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    like = beside(model, torch.zeros(()))
-    held = {} if separator is None else {"separator": separator.detach().to(like)}
-    learned = _first_vectors(task, held=separator is not None, seed=seed, like=like)
+    like = like_weights(model, torch.zeros(()))
+    fixed = {} if separator is None else {"separator": separator.detach().to(like)}
+    learned = _first_vectors(task, separator_given=separator is not None, seed=seed, like=like)
     optimizer = torch.optim.Adam(learned.values(), lr=learning_rate)
     losses, norms = [], []
     for step in range(steps):
         if schedule == "cosine":
             optimizer.param_groups[0]["lr"] = _cosine(learning_rate, step / steps)
         batch = task.sample(batch_size, seed=seed, step=step, dtype=like.dtype, device=like.device)
-        tokens = task.fill(batch, **held, **learned).tokens
+        tokens = task.fill(batch, **fixed, **learned).tokens
         with evaluating(model):
             loss = batch.losses(functional_call(model, weights, (tokens,))).mean()
         losses.append(loss.item())
@@ -129,8 +129,8 @@ def tune_prompt(
         optimizer.step()
         if on_progress is not None:
             on_progress(step + 1, steps)
-    found = held | {name: vectors.detach() for name, vectors in learned.items()}
-    on_cpu = {name: vectors.cpu() for name, vectors in found.items()}
+    vectors = fixed | learned
+    on_cpu = {name: vector.detach().cpu() for name, vector in vectors.items()}
     return TunedPrompt(losses=torch.tensor(losses), norms=torch.stack(norms), **on_cpu)
 
 
@@ -147,8 +147,8 @@ def few_shot_losses(
             evaluation mode and is given tokens of the type of its weights, or any function of tokens.
         task: the pairs, and the tokens in a sequence; its layout is that of the prompt.
         prompt: vectors to put into the sequence; bare pairs if not given.
-        evaluation: the sequences; 2560 test sequences if not given. One seed makes the same pairs whatever
-            the prompt.
+        evaluation: the sequences; 2560 test sequences if not given. A seed draws the same pairs for
+            every prompt.
 
     Returns:
         The losses; position i is the i-th pair.
@@ -161,33 +161,33 @@ def few_shot_losses(
         >>> list(loss.positions), round(loss.mean, 1)
         ([1, 2, 3], 1.7)
     """
-    laid_out = _laid_out(task, prompt)
+    with_room = _with_room(task, prompt)
     module = model if isinstance(model, nn.Module) else None
 
     def predict(batch: Batch) -> Tensor:
         if prompt is not None:
             pairs = cast(FewShotBatch, batch)
-            batch = laid_out.fill(pairs, separator=prompt.separator, prefix=prompt.prefix)
+            batch = with_room.fill(pairs, separator=prompt.separator, prefix=prompt.prefix)
         if module is None:
             return model(batch.tokens)
-        return module(beside(module, batch.tokens)).to(batch.targets.device)
+        return module(like_weights(module, batch.tokens)).to(batch.targets.device)
 
     with contextlib.nullcontext() if module is None else evaluating(module):
-        losses = in_context_loss({"": predict}, laid_out, evaluation)
+        losses = in_context_loss({"": predict}, with_room, evaluation)
     return InContextLoss(losses[""].losses)
 
 
 def early_ascent(loss: InContextLoss) -> EarlyAscent:
     """Measure how far a loss rises above its first value before it falls.
 
-    Each half of the sequences says where the loss of the other half is taken: the best of many places on
-    the same sequences would look like a rise where there is none.
+    The position of the maximum on one half of the sequences is where the loss of the other half is
+    measured: the maximum over many positions on the same sequences would show a rise where there is none.
 
     Args:
         loss: of 4 sequences and 2 positions or more.
 
     Returns:
-        The highest place behind the first, and its height above the first with a standard error.
+        The highest position after the first, and its height above the first with a standard error.
 
     Raises:
         ValueError: there are too few sequences or positions.
@@ -215,23 +215,25 @@ def early_ascent(loss: InContextLoss) -> EarlyAscent:
 
 
 def _highest(losses: Float[Tensor, "sequence position"]) -> int:
-    """Give the place behind the first where the mean loss is highest."""
+    """Give the index after the first where the mean loss is highest."""
     return 1 + int(losses[:, 1:].mean(0).argmax())
 
 
-def _laid_out(task: FewShot, prompt: TunedPrompt | None) -> FewShot:
-    """Lay the same pairs out with room for a prompt."""
+def _with_room(task: FewShot, prompt: TunedPrompt | None) -> FewShot:
+    """Make the task of the same pairs with room for a prompt."""
     bare = prompt is None or prompt.separator is None
     prefix_length = 0 if prompt is None or prompt.prefix is None else len(prompt.prefix)
     layout = "pairs" if bare else "triples"
     return FewShot(replace(task.config, layout=layout, prefix_length=prefix_length))
 
 
-def _first_vectors(task: FewShot, *, held: bool, seed: int, like: Tensor) -> dict[str, Tensor]:
-    """Draw standard normal vectors for the places of a layout, apart from a separator that is held."""
+def _first_vectors(
+    task: FewShot, *, separator_given: bool, seed: int, like: Tensor
+) -> dict[str, Tensor]:
+    """Draw standard normal vectors for the layout, without the separator if that is given."""
     config = task.config
     shapes: dict[str, tuple[int, ...]] = {}
-    if config.layout == "triples" and not held:
+    if config.layout == "triples" and not separator_given:
         shapes["separator"] = (config.dim,)
     if config.prefix_length > 0:
         shapes["prefix"] = (config.prefix_length, config.dim)
@@ -244,8 +246,8 @@ def _first_vectors(task: FewShot, *, held: bool, seed: int, like: Tensor) -> dic
 
 
 def _norms(vectors: dict[str, Tensor]) -> Float[Tensor, " vector"]:
-    found = [x.detach().norm(dim=-1).flatten() for x in vectors.values()]
-    return torch.cat(found).cpu()
+    norms = [x.detach().norm(dim=-1).flatten() for x in vectors.values()]
+    return torch.cat(norms).cpu()
 
 
 def _cosine(peak: float, done: float) -> float:

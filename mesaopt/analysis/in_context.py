@@ -1,4 +1,4 @@
-"""The in-context loss: how well a predictor does as a function of the position in the sequence."""
+"""The in-context loss: the loss of a predictor by the position in the sequence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,11 +64,11 @@ class InContextLoss:
 
 
 def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
-    """Make a predictor of a model, whatever tokens the batches of others are made of.
+    """Make a predictor of a model, for batches whose tokens may have other slots.
 
     Args:
         model: on the CPU.
-        slots: of the tokens it was trained on.
+        slots: slots of the tokens it was trained on.
 
     Returns:
         The predictor.
@@ -115,5 +115,5 @@ def in_context_loss(
         positions = batch.positions
         for name, predict in predictors.items():
             losses[name].append(batch.losses(predict(batch)).float())
-    # pop() lets go of the parts, one predictor at a time.
+    # pop() frees the memory of one predictor at a time.
     return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}

@@ -1,4 +1,4 @@
-"""Linearisation: how much of a model's loss depends on its attention layers not being linear."""
+"""Linearisation: the loss of a model with attention layers replaced by linear ones."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import beside, capture, evaluating
+from mesaopt.analysis.capture import capture, evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
@@ -18,33 +18,33 @@ from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task, generator
 
 LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
-"""What a layer was given, and what it made of it."""
+"""Inputs and outputs of a layer."""
 
 _SMALLEST_VARIANCE = 1e-3
-"""Directions in which inputs vary less than this share of the largest are not blown up to the size of the
-others: what is learned along them from a batch is noise."""
+"""Directions with a smaller share of the largest variance are not scaled up to the others: along them a
+batch teaches noise."""
 _NO_VARIANCE = 1e-9
-"""And those in which they vary less than this are rounding errors of single precision: weights are zero."""
+"""Directions with a smaller share are rounding errors of single precision: their weights are zero."""
 _PLAIN = Frame()
-_STREAM = "distillation"  # of random numbers: no first weights of a model, whatever its seed
+_STREAM = "distillation"  # of random numbers, different from that of the initial weights of models
 
 
 @dataclass(frozen=True)
 class Linearization:
-    """What became of a model whose layers were replaced by linear ones, one at a time."""
+    """Losses of a model whose attention layers are replaced by linear ones, one at a time."""
 
     layers: tuple[int, ...]
-    """Which layers, counted from 0; everything below is in this order."""
+    """The replaced layers, counted from 0; everything below is in this order."""
     distilled: tuple[LinearSelfAttention, ...]
     """The linear layers."""
     ratios: Float[Tensor, " layer"]
-    """Mean test loss with the linear layer, divided by that of the model as it was."""
+    """Mean test loss with the linear layer, divided by that of the original model."""
     ratio_errors: Float[Tensor, " layer"]
-    """Standard error of each ratio, over test sequences, on which both losses are measured."""
+    """Standard error of each ratio over test sequences, on which both losses are measured."""
     unexplained: Float[Tensor, " layer"]
     """Share of the variance of the layer's output that the linear layer misses, on test sequences."""
     loss: float
-    """Mean test loss of the model as it was."""
+    """Mean test loss of the original model."""
 
 
 def linearize(
@@ -66,10 +66,10 @@ def linearize(
     sequences, as :func:`distil` does. All layers learn from the same passes of the model.
 
     Args:
-        model: a stack of attention layers; it is left as it is, and computes in evaluation mode. Linear
+        model: a stack of attention layers. It is not changed, and computes in evaluation mode. Linear
             layers have the type of its weights.
-        task: what it was trained on.
-        layers: which, counted from 0, one or more; all of them if not given.
+        task: its training task.
+        layers: one or more layers, counted from 0; all of them if not given.
         steps: of the optimiser, 1 or more.
         batch_size: fresh sequences in a step, 1 or more.
         learning_rate: at the start, greater than 0.
@@ -85,15 +85,15 @@ def linearize(
             such layer, or a number is out of range.
 
     Source: von Oswald et al., the comparison of softmax layers with linear ones (Fig. 5A). The authors
-    take 15,000 steps of AdamW at a rate of 1e-3; see :func:`distil` for what is done here instead.
+    take 15,000 steps of AdamW at a rate of 1e-3; see :func:`distil` for the method here.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> task = LinearSystem(LinearSystemConfig(dim=2, length=6, token_slots=("current",)))
         >>> config = ModelConfig(token_dim=2, output_dim=2, embed_dim=4, readout="linear", head_dim=4)
-        >>> found = linearize(SequenceModel(config), task, steps=5, num_sequences=256)
-        >>> found.layers, round(found.ratios.item(), 3)  # an untrained layer does nothing yet
+        >>> result = linearize(SequenceModel(config), task, steps=5, num_sequences=256)
+        >>> result.layers, round(result.ratios.item(), 3)  # an untrained layer does nothing yet
         ((0,), 1.0)
     """
     if not isinstance(model, SequenceModel):
@@ -117,11 +117,11 @@ def linearize(
     _learn(distilled, batches(), steps, learning_rate, on_progress)
 
     with evaluating(model):  # and copies of it
-        predictors = {"as it was": _predictor(model)}
+        predictors = {"original": _predictor(model)}
         for index, new in zip(chosen, distilled, strict=True):
             predictors[str(index)] = _predictor(with_layer(model, index, new))
         losses = in_context_loss(predictors, task, evaluation)
-    before = losses["as it was"].losses.double().mean(1)
+    before = losses["original"].losses.double().mean(1)
     after = torch.stack(
         [losses[str(i)].losses.double().mean(1) for i in chosen]
     )  # [layer,sequence]
@@ -155,19 +155,19 @@ def distil(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> LinearSelfAttention:
-    """Find the linear self-attention layer that comes nearest to what some other layer did.
+    """Find the linear self-attention layer whose outputs come nearest to those of another layer.
 
     Minimises the mean squared error of its outputs with Adam, at a rate that falls to zero along a cosine.
     Inputs are whitened while it learns, and the layer begins with outputs of the right size; both are then
-    folded into its weights. Without that Adam takes many times the steps, since inputs vary far less in
-    some directions than in others.
+    folded into its weights. Without whitening Adam needs many times the steps, since inputs vary far
+    less in some directions than in others.
 
     Args:
-        inputs: what the other layer was given, [sequence, time, width], such as those that
-            :func:`mesaopt.analysis.capture` finds under `blocks.1.mixer.input`. Give thousands of
-            sequences: products of three inputs have heavy tails, and what is learned from a hundred
-            sequences does not carry over.
-        outputs: what it returned, the same shape.
+        inputs: inputs of the other layer, [sequence, time, width], such as those that
+            :func:`mesaopt.analysis.capture` returns for `blocks.1.mixer.input`. Thousands of sequences are
+            needed: products of three inputs have heavy tails, and a layer learned from a hundred sequences
+            does not generalise.
+        outputs: outputs of the other layer, the same shape.
         num_heads: of the linear layer.
         head_dim: width of its queries, keys and values.
         frame: positions and norms of the linear layer.
@@ -178,7 +178,7 @@ def distil(
         on_progress: called with the finished and the total number of steps.
 
     Returns:
-        The layer, in the type of the inputs and beside them.
+        The layer, in the type and on the device of the inputs.
 
     Raises:
         ValueError: shapes differ, or a number is out of range.
@@ -215,20 +215,20 @@ def unexplained(
     inputs: Float[Tensor, "sequence time width"],
     outputs: Float[Tensor, "sequence time width"],
 ) -> float:
-    """Say which share of the variance of some outputs a layer misses.
+    """Compute the share of the variance of some outputs that a layer does not explain.
 
     sum |layer(x) - y|^2 / sum |y - mean(y)|^2, over sequences, positions and coordinates.
 
     Args:
         layer: maps [sequence, time, width] to the same shape.
-        inputs: x, best sequences that the layer did not learn from.
+        inputs: x, preferably of sequences that the layer did not learn from.
         outputs: y, the same shape.
 
     Returns:
-        0 for a perfect fit, 1 for one as good as the mean; it may be greater.
+        0 for a perfect fit, 1 for the fit of the mean; it may be greater.
 
     Raises:
-        ZeroDivisionError: the outputs do not vary, and the layer's are others.
+        ZeroDivisionError: the outputs do not vary, and the layer does not reproduce them.
 
     Example:
         >>> x = torch.randn(8, 5, 4)
@@ -241,15 +241,15 @@ def unexplained(
 
 
 def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> SequenceModel:
-    """Copy a model and put a linear layer in the place of one of its attention layers.
+    """Copy a model and replace one of its attention layers by a linear one.
 
     Args:
-        model: it is left as it is.
+        model: a stack of attention layers; it is not changed.
         index: of the layer to be replaced, counted from 0.
         layer: of the same width, heads and head size; it is copied too, in the type of the model.
 
     Returns:
-        The new model, of which the configuration tells too.
+        The new model, with a configuration that names the new layer.
 
     Raises:
         ValueError: there is no such layer, or the new one has another shape.
@@ -267,8 +267,8 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
     _check_index(model, index, "index=")
     old = model.mixers[index]
     if _shape(layer) != _shape(old):
-        found, wanted = _shape(layer), _shape(old)
-        raise ValueError(f"layer: (width, heads, head size, frame) {found}: must be {wanted}")
+        given, wanted = _shape(layer), _shape(old)
+        raise ValueError(f"layer: (width, heads, head size, frame) {given}: must be {wanted}")
     changed = copy.deepcopy(model)
     changed.blocks[index].mixer = copy.deepcopy(layer).to(old.output.weight)
     names = model.config.mixers
@@ -282,7 +282,7 @@ def _shape(layer: SelfAttention) -> tuple[int, int, int, Frame]:
 
 
 def _linear_twin(layer: SelfAttention, random: np.random.Generator) -> LinearSelfAttention:
-    """A linear layer of the same shape, with weights of its own."""
+    """Make a linear layer of the same shape, with random weights."""
     width, heads, head_dim, frame = _shape(layer)
     twin = LinearSelfAttention(width, heads, head_dim, frame=frame).to(layer.output.weight)
     _draw_weights(twin, random)
@@ -290,14 +290,14 @@ def _linear_twin(layer: SelfAttention, random: np.random.Generator) -> LinearSel
 
 
 def _draw_weights(layer: LinearSelfAttention, random: np.random.Generator) -> None:
-    """Draw weights that keep the size of what they are given."""
+    """Draw weights that keep the size of their inputs."""
     for _, weight in sorted(layer.named_parameters()):
         drawn = random.standard_normal(weight.shape) / weight.shape[-1] ** 0.5
         weight.data = torch.from_numpy(drawn).to(weight)
 
 
 def _predictor(model: SequenceModel) -> Predictor:
-    return lambda batch: model(beside(model, batch.tokens)).to(batch.targets.device)
+    return lambda batch: model(like_weights(model, batch.tokens)).to(batch.targets.device)
 
 
 @torch.no_grad()
@@ -305,12 +305,12 @@ def _pairs(model: SequenceModel, layers: Sequence[int], tokens: Tensor) -> list[
     names = [(f"blocks.{i}.mixer.input", f"blocks.{i}.mixer.output") for i in layers]
     wanted = [name for pair in names for name in pair]
     with evaluating(model):
-        found = capture(model, beside(model, tokens), wanted)
-    return [(found[given], found[made]) for given, made in names]
+        captured = capture(model, like_weights(model, tokens), wanted)
+    return [(captured[inputs], captured[outputs]) for inputs, outputs in names]
 
 
 class _Student(nn.Module):
-    """A layer while it learns: behind whitened inputs, and scaled to outputs of the right size."""
+    """A layer while it learns, with whitened inputs and outputs scaled to the right size."""
 
     def __init__(self, layer: LinearSelfAttention, inputs: Tensor, outputs: Tensor):
         super().__init__()
@@ -325,10 +325,10 @@ class _Student(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Let the weights do what stands around them."""
+        """Fold the whitening and the scale into the weights."""
         width = self.layer.width
         for projection in (self.layer.query, self.layer.key, self.layer.value):
-            weight = projection.weight  # of the input, and perhaps of its position behind it
+            weight = projection.weight  # of the input, and perhaps of its position after it
             weight[:, :width] = weight[:, :width] @ self.whitening.T
         self.layer.output.weight.mul_(self.gain)
 
@@ -364,7 +364,7 @@ def _learn(
 
 
 def _whitening(x: Float[Tensor, "batch time width"]) -> Float[Tensor, "width width"]:
-    """Give W with which x W has unit second moments, but for directions of little variance or none."""
+    """Give W such that x W has unit second moments, except in directions of little variance or none."""
     rows = x.flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     largest = values.max()
@@ -374,7 +374,7 @@ def _whitening(x: Float[Tensor, "batch time width"]) -> Float[Tensor, "width wid
 
 
 def _size(x: Tensor) -> float:
-    """Root mean square."""
+    """Compute the root mean square."""
     return x.double().square().mean().sqrt().item()
 
 

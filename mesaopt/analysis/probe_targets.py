@@ -1,4 +1,4 @@
-"""What probes are to read of a sequence: its tokens, the next one, the preconditioned input."""
+"""Targets of probes: the tokens of a sequence, the next one, and the preconditioned input."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,15 +10,15 @@ from mesaopt.tasks import Batch
 from mesaopt.theory import ApproximateInverse, Context, Pairs, context_of, preconditioned_queries
 
 Target = Callable[[Batch, Sequence[int]], Tensor]
-"""What a probe is to read: from sequences and positions, counted from 1, to [batch, position, dim]."""
+"""The target of a probe: from a batch and positions, counted from 1, to [batch, position, dim]."""
 
 
 def past_token(steps: int, *, through: InputMap | None = None) -> Target:
-    """Make a target of the state some steps back: s_{t - steps}, or f(s_{t - steps}).
+    """Make a target of an earlier state, s_{t - steps}, or of a function of it, f(s_{t - steps}).
 
     Args:
         steps: 0, the current one, or more.
-        through: f, from states to what is to be read, such as the features of
+        through: f, from states to a function of them, such as the features of
             :class:`mesaopt.tasks.NonlinearSystem`.
 
     Returns:
@@ -36,22 +36,22 @@ def past_token(steps: int, *, through: InputMap | None = None) -> Target:
     if steps < 0:
         raise ValueError(f"steps={steps}: must be 0 or greater")
 
-    def read(batch: Batch, positions: Sequence[int]) -> Tensor:
+    def target(batch: Batch, positions: Sequence[int]) -> Tensor:
         if min(positions) <= steps:
             raise ValueError(f"position={min(positions)}: has no token {steps} steps back")
         states = batch.observed[:, [t - 1 - steps for t in positions]]
         return states if through is None else through(states)
 
-    return read
+    return target
 
 
 def current_token(batch: Batch, positions: Sequence[int]) -> Tensor:
-    """Target s_t: what the token of the position itself shows."""
+    """Give the target s_t: the state in the token of the position itself."""
     return batch.observed[:, places(positions)]
 
 
 def next_token(batch: Batch, positions: Sequence[int]) -> Tensor:
-    """Target s_{t+1}: what the model is to predict."""
+    """Give the target s_{t+1}, which the model is trained to predict."""
     return batch.targets[:, places(positions)]
 
 
@@ -61,7 +61,7 @@ def preconditioned_token(
     inputs: InputMap | None = None,
     pairs: Pairs = "all",
 ) -> Target:
-    """Make a target of what least squares needs: the newest input, multiplied by an inverse Gram matrix.
+    """Make a target of the newest input, multiplied by an inverse Gram matrix as least squares needs it.
 
     (H_t + ridge I)^{-1} x_t with H_t = sum_{s < t} x_s x_s^T; times the cross matrix it is the prediction
     of least squares. Exactly, in float64, or by a few steps towards it.
@@ -69,8 +69,8 @@ def preconditioned_token(
     Args:
         method: the ridge, greater than 0, for the exact inverse; or an approximate one, which has its own,
             such as those of `mesaopt.theory.PUBLISHED_INVERSES`.
-        inputs: from states to x; several observations side by side for systems observed in part, features
-            for nonlinear ones. The states if not given.
+        inputs: from states to x: stacked observations for systems observed in part, features for nonlinear
+            ones. The states if not given.
         pairs: "all", or "official" without the newest.
 
     Returns:
@@ -90,23 +90,23 @@ def preconditioned_token(
     if not isinstance(method, ApproximateInverse) and not method > 0:
         raise ValueError(f"method={method}: must be a ridge greater than 0, or an approximation")
 
-    def read(batch: Batch, positions: Sequence[int]) -> Tensor:
+    def target(batch: Batch, positions: Sequence[int]) -> Tensor:
         states = batch.observed.double()
         context = context_of(states, inputs=None if inputs is None else inputs(states), pairs=pairs)
         if isinstance(method, ApproximateInverse):
             return preconditioned_queries(context, method)[:, places(positions)]
         return torch.stack([_exactly(context, method, t) for t in positions], dim=1)
 
-    return read
+    return target
 
 
 def places(positions: Sequence[int]) -> list[int]:
-    """Turn positions, counted from 1, into places along an axis."""
+    """Turn positions, counted from 1, into indices along an axis."""
     return [t - 1 for t in positions]
 
 
 def _exactly(context: Context, ridge: float, position: int) -> Tensor:
-    known = context.inputs[:, :position]  # the newest input that may be learned from is at t
+    known = context.inputs[:, :position]  # up to the newest input whose output is known
     identity = torch.eye(known.shape[-1], dtype=known.dtype, device=known.device)
     gram = known.mT @ known + ridge * identity
     return torch.linalg.solve(gram, context.queries[:, position - 1])

@@ -1,4 +1,8 @@
-"""Linear probes: what can be read off the residual stream, fitted on some sequences, scored on others."""
+"""Linear probes of layers, fitted on some sequences and scored on others.
+
+The activations and targets come from :mod:`mesaopt.analysis.probe_data`, the targets are defined in
+:mod:`mesaopt.analysis.probe_targets`.
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,18 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import capture, distinct, evaluating
+from mesaopt.analysis.capture import distinct
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
-from mesaopt.analysis.probe_targets import Target, places
+from mesaopt.analysis.probe_data import ProbeData, collect_activations, features_of, stream_names
+from mesaopt.analysis.probe_targets import Target
 from mesaopt.config import TokenSlot
-from mesaopt.models import SequenceModel
 from mesaopt.progress import OnProgress
-from mesaopt.tasks import Batch, Task, squared_error, tokens_from_states
+from mesaopt.tasks import Task, squared_error
 
 RIDGE = 1e-9
-"""Penalty of a probe by default, relative to the mean variance of its features. It is there for features
-that are copies of others; float64 needs no more, and less is lost than sampling costs."""
+"""Default penalty of a probe, relative to the mean variance of its features. Features that are copies of
+others need one; in float64 this is enough, and it costs less than the sampling of sequences."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class Probe:
     weight: Float[Tensor, "*place feature dim"]
     """One column per coordinate of the target."""
     intercept: Float[Tensor, "*place dim"]
-    """What it predicts where all features are zero."""
+    """Prediction where all features are zero."""
 
     def predict(
         self, features: Float[Tensor, "*place sequence feature"]
     ) -> Float[Tensor, "*place sequence dim"]:
-        """Read the target off features.
+        """Predict the target from features.
 
         Args:
             features: [..., sequence, feature].
@@ -52,7 +56,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """How well a probe reads sequences it was not fitted on, between its controls.
+    """Error of a probe on sequences it was not fitted on, with its controls.
 
     All errors are half the squared error, summed over coordinates: :func:`mesaopt.tasks.squared_error`.
     Times :attr:`per_coordinate` they are mean squares per coordinate.
@@ -67,15 +71,15 @@ class ProbeScore:
     losses: Float[Tensor, " sequence"]
     """Held-out error of every scored sequence."""
     baseline: Float[Tensor, " sequence"]
-    """Held-out error of the mean of the fitting targets, which reads nothing."""
+    """Held-out error of predicting the mean of the fitting targets: the mean-prediction baseline."""
     dim: int
-    """Coordinates of the target."""
+    """Number of coordinates of the target."""
     in_sample: float
-    """Mean error on the very sequences it was fitted on: too good, by about the share that features are
-    of sequences."""
+    """Mean error on the sequences it was fitted on. It is too small by about the ratio of features to
+    sequences."""
     shuffled: float
-    """Held-out error of a probe fitted to targets that belong to other sequences: uninformative, and what
-    fitting as many features costs."""
+    """Mean held-out error of a probe fitted to shuffled targets, which shows the cost of fitting as many
+    features."""
 
     @property
     def mean(self) -> float:
@@ -83,13 +87,13 @@ class ProbeScore:
         return self.losses.mean().item()
 
     @property
-    def error(self) -> float:
-        """Standard error of :attr:`mean` over the scored sequences."""
-        return (self.losses.std() / len(self.losses) ** 0.5).item()
+    def estimate(self) -> Estimate:
+        """:attr:`mean` with its standard error over the scored sequences."""
+        return Estimate.of(self.losses)
 
     @property
     def uninformative(self) -> float:
-        """Mean held-out error of what reads nothing."""
+        """Mean of the mean-prediction baseline: the held-out variance."""
         return self.baseline.mean().item()
 
     @property
@@ -117,39 +121,24 @@ class ProbeScore:
 
 
 @dataclass(frozen=True)
-class ProbeData:
-    """What passed through the parts of a model at some positions, and what a probe is to read there.
-
-    Made by :func:`collect_activations`.
-    """
-
-    features: Mapping[str, Float[Tensor, "sequence position feature"]]
-    """By name of the part."""
-    targets: Mapping[str, Float[Tensor, "sequence position dim"]]
-    """By name of the target."""
-    positions: tuple[int, ...]
-    """Counted from 1."""
-
-
-@dataclass(frozen=True)
 class ProbeTable:
-    """Scores of all probes: every target, read off every part at every position."""
+    """Scores of probes for every target, layer and position."""
 
     scores: Mapping[tuple[str, str, int], ProbeScore]
-    """By target, name of the part, and position counted from 1."""
+    """Scores by target, name of the layer, and position counted from 1."""
 
     def at(self, target: str, name: str, position: int) -> ProbeScore:
         """Return one score."""
         return self.scores[target, name, position]
 
     def by_depth(self, target: str, position: int) -> dict[str, ProbeScore]:
-        """Return the scores of a target at one position, by name of the part, in the order asked for."""
+        """Return the scores of a target at one position by name of the layer, in the order asked for."""
         return {
             n: s for (which, n, t), s in self.scores.items() if (which, t) == (target, position)
         }
 
     def by_position(self, target: str, name: str) -> dict[int, ProbeScore]:
-        """Return the scores of a target read off one part, by position."""
+        """Return the scores of a target in one layer, by position."""
         return {t: s for (which, n, t), s in self.scores.items() if (which, n) == (target, name)}
 
 
@@ -159,17 +148,17 @@ def fit_probe(
     *,
     ridge: float = RIDGE,
 ) -> Probe:
-    """Fit an affine map by ridge regression, in float64, at many places at once.
+    """Fit an affine map by ridge regression in float64, at many places at once.
 
         minimise over A, b:  mean_n |y_n - A x_n - b|^2 + ridge * v * |A|_F^2,
 
-    v being the mean variance of the features, so that the ridge has no unit; b is not penalised.
+    with the mean variance v of the features, so that the ridge has no unit; b is not penalised.
 
     Args:
-        features: x [..., sequence, feature], real; more sequences than features, as a probe of F features
-            and an intercept needs F + 1 to be determined at all.
+        features: x [..., sequence, feature], real, with more sequences than features: F features and an
+            intercept are determined by F + 1 sequences or more.
         targets: y [..., sequence, dim], real.
-        ridge: 0 or greater. With 0, features that depend on each other linearly are refused by the solver.
+        ridge: 0 or greater. With 0 the solver refuses linearly dependent features.
 
     Returns:
         The probe, one per place.
@@ -243,18 +232,17 @@ def official_probe_error(
     *,
     outlier_score: float | None = None,
 ) -> float:
-    """Fit and score on the same sequences, as published numbers were: for comparison with them only.
+    """Fit and score on the same sequences, as the published probes were: for comparison with them only.
 
-    Least squares without an intercept, singular values cut off as in float32. Its error is too small by
-    about the share that features are of sequences: 40 features that say nothing about 256 sequences come
-    to 84 % of the variance.
+    Least squares without an intercept, singular values cut off as in float32. The error is too small by
+    about the ratio of features to sequences: 40 features that are independent of the target reach 84 % of
+    its variance on 256 sequences.
 
     Args:
         features: [sequence, feature]; published with 256 sequences.
         targets: [sequence, dim].
-        outlier_score: sequences whose targets have a norm this many standard deviations above the mean
-            norm are left out, on this side only; published with 2 for preconditioned inputs. None: all
-            count.
+        outlier_score: sequences whose targets have a norm more than this many standard deviations above
+            the mean norm are left out; published with 2 for preconditioned inputs. None: all count.
 
     Returns:
         Mean of half the squared error.
@@ -276,74 +264,19 @@ def official_probe_error(
         kept = norms < norms.mean() + outlier_score * norms.std(correction=0)
         x, y = x[kept], y[kept]
     cutoff = torch.finfo(torch.float32).eps * max(x.shape)
-    # By way of the Gram matrix, whose eigenvalues are squares: float64 has the digits for it.
+    # Through the Gram matrix, whose eigenvalues are squares: float64 has enough digits for it.
     weight = torch.linalg.pinv(x.mT @ x, rtol=cutoff**2, hermitian=True) @ (x.mT @ y)
     return squared_error((x @ weight)[None], y[None]).mean().item()
-
-
-def collect_activations(
-    model: nn.Module,
-    task: Task,
-    targets: Mapping[str, Target],
-    *,
-    positions: Sequence[int],
-    names: Sequence[str] | None = None,
-    slots: tuple[TokenSlot, ...] | None = None,
-    evaluation: Evaluation = Evaluation(num_sequences=2048),
-) -> ProbeData:
-    """Run a model on fresh sequences and keep what probes are about, at some positions.
-
-    Args:
-        model: on the CPU; any module from tokens to [batch, time, width]. It computes in evaluation mode.
-        task: where the sequences come from.
-        targets: what is to be read, by name.
-        positions: counted from 1.
-        names: parts of the model that give [batch, time, channel], as in :func:`mesaopt.analysis.capture`;
-            heads of queries, keys and values are laid side by side. Of a
-            :class:`mesaopt.models.SequenceModel` the residual stream before and behind every layer if not
-            given.
-        slots: of the tokens the model was trained on; those of the task if not given.
-        evaluation: the sequences; 2048 test sequences if not given.
-
-    Returns:
-        Features and targets, in the type they come in.
-
-    Raises:
-        ValueError: there are no names, no such part, or no such position, or a part gives another shape.
-
-    Example:
-        >>> from mesaopt.analysis import next_token
-        >>> from mesaopt.config import LinearSystemConfig, ModelConfig
-        >>> from mesaopt.tasks import LinearSystem
-        >>> task = LinearSystem(LinearSystemConfig(length=6))
-        >>> data = collect_activations(
-        ...     SequenceModel(ModelConfig()), task, {"next": next_token}, positions=[5, 6]
-        ... )
-        >>> {name: tuple(features.shape) for name, features in data.features.items()}
-        {'blocks.0.input': (2048, 2, 40), 'blocks.0': (2048, 2, 40)}
-    """
-    names = stream_names(model) if names is None else distinct(names)
-    if not positions or not names:
-        raise ValueError("positions, names: must not be empty")
-    kept: dict[str, list[Tensor]] = {name: [] for name in names}
-    read: dict[str, list[Tensor]] = {target: [] for target in targets}
-    for batch in evaluation.batches(task):
-        _check_positions(positions, batch.targets.shape[1])
-        for name, features in _features(model, batch, names, slots).items():
-            kept[name].append(features[:, places(positions)])
-        for target, of in targets.items():
-            read[target].append(of(batch, positions))
-    return ProbeData(_joined(kept), _joined(read), tuple(positions))
 
 
 def score_probes(
     fit: ProbeData, score: ProbeData, *, ridge: float = RIDGE, seed: int = 0
 ) -> ProbeTable:
-    """Probe every target in every part at every position, each by itself.
+    """Fit and score one probe for every target, layer and position.
 
     Args:
-        fit: what the probes are fitted on.
-        score: the same parts, targets and positions for other sequences.
+        fit: activations and targets to fit on.
+        score: the same layers, targets and positions on other sequences.
         ridge: see :func:`fit_probe`.
         seed: of the order in which targets are shuffled for the control.
 
@@ -351,7 +284,7 @@ def score_probes(
         The scores.
 
     Raises:
-        ValueError: the data are of different positions, or a part has too few fitting sequences.
+        ValueError: the positions differ, or a layer has too few fitting sequences.
     """
     if fit.positions != score.positions:
         raise ValueError(f"positions={score.positions}: must be those fitted, {fit.positions}")
@@ -366,8 +299,8 @@ def score_probes(
             score.features[name],
             score.targets[target],
         )
-        found = _probe_places(*(x.transpose(0, 1) for x in parts), ridge=ridge, seed=seed)
-        scores |= {(target, name, t): s for t, s in zip(fit.positions, found, strict=True)}
+        by_place = _probe_places(*(x.transpose(0, 1) for x in parts), ridge=ridge, seed=seed)
+        scores |= {(target, name, t): s for t, s in zip(fit.positions, by_place, strict=True)}
     return ProbeTable(scores)
 
 
@@ -385,18 +318,18 @@ def probe_layers(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ProbeTable:
-    """Probe the residual stream before and behind every layer, for several targets at several positions.
+    """Probe layers of a model for several targets at several positions.
 
     Probes are fitted on validation sequences and scored on test sequences.
 
     Args:
         model: as in :func:`collect_activations`.
-        task: where the sequences come from.
-        targets: what is to be read, by name.
+        task: source of the sequences.
+        targets: targets of the probes, by name.
         positions: counted from 1.
-        names: as in :func:`collect_activations`.
-        num_fit: fitting sequences, more than there are features; rounded up to batches of 256.
-        num_score: scored sequences, likewise.
+        names: layers, as in :func:`collect_activations`; the residual stream if not given.
+        num_fit: number of fitting sequences, more than there are features; rounded up to batches of 256.
+        num_score: number of scored sequences, rounded up to batches of 256.
         slots: as in :func:`collect_activations`.
         ridge: see :func:`fit_probe`.
         seed: of the sequences, and of the order in which targets are shuffled for the control.
@@ -406,12 +339,13 @@ def probe_layers(
         The scores.
 
     Raises:
-        ValueError: see :func:`collect_activations` and :func:`probe`; too few sequences are refused before
-            any but one is run.
+        ValueError: see :func:`collect_activations` and :func:`probe`. Too few sequences are refused after
+            a run of one sequence.
 
     Example:
         >>> from mesaopt.analysis import current_token, next_token
         >>> from mesaopt.config import LinearSystemConfig, ModelConfig
+        >>> from mesaopt.models import SequenceModel
         >>> from mesaopt.tasks import LinearSystem
         >>> table = probe_layers(
         ...     SequenceModel(ModelConfig()),
@@ -426,7 +360,7 @@ def probe_layers(
     fitted, scored = _evaluations(num_fit, num_score, seed, on_progress)
     names = stream_names(model) if names is None else distinct(names)
     one = task.sample(1, seed=seed, split="validation")
-    for name, features in _features(model, one, names, slots).items():
+    for name, features in features_of(model, one, names, slots).items():
         shape = (fitted.num_batches * EVALUATION_BATCH, features.shape[-1])
         _check_enough(f"num_fit={num_fit}", shape, of=f" of {name!r}")
     fit, score = (
@@ -461,28 +395,6 @@ def _evaluations(
     )
 
 
-def stream_names(model: nn.Module) -> list[str]:
-    """List the residual stream of a model, before the first layer and behind each.
-
-    Args:
-        model: a :class:`mesaopt.models.SequenceModel`.
-
-    Returns:
-        Names for :func:`mesaopt.analysis.capture`.
-
-    Raises:
-        ValueError: it is another model; nobody knows which of its parts are layers.
-
-    Example:
-        >>> from mesaopt.config import ModelConfig
-        >>> stream_names(SequenceModel(ModelConfig()))
-        ['blocks.0.input', 'blocks.0']
-    """
-    if not isinstance(model, SequenceModel):
-        raise ValueError(f"names=None: must be given for a {type(model).__name__}")
-    return ["blocks.0.input", *(f"blocks.{layer}" for layer in range(len(model.blocks)))]
-
-
 def _probe_places(
     fit_features: Float[Tensor, "place fitted feature"],
     fit_targets: Float[Tensor, "place fitted dim"],
@@ -492,17 +404,18 @@ def _probe_places(
     ridge: float,
     seed: int,
 ) -> Iterator[ProbeScore]:
+    """Fit and score a probe at every place, with its controls."""
     _check_pair("fit_features", fit_features, "fit_targets", fit_targets)
     _check_pair("score_features", score_features, "score_targets", score_targets)
     _check_enough("fit_features", fit_features.shape)
     y, scored = fit_targets.double(), score_targets.double()
     order = torch.randperm(y.shape[1], generator=torch.Generator().manual_seed(seed))
     both = fit_probe(fit_features, torch.cat([y, y[:, order]], dim=-1), ridge=ridge)
-    read, _ = both.predict(fit_features).chunk(2, dim=-1)
+    fitted, _ = both.predict(fit_features).chunk(2, dim=-1)
     held_out, shuffled = both.predict(score_features).chunk(2, dim=-1)
-    nothing = y.mean(1, keepdim=True).expand_as(scored)
-    losses, baselines = (squared_error(x, scored) for x in (held_out, nothing))  # [P, N]
-    in_sample, control = squared_error(read, y).mean(1), squared_error(shuffled, scored).mean(1)
+    means = y.mean(1, keepdim=True).expand_as(scored)
+    losses, baselines = (squared_error(x, scored) for x in (held_out, means))  # [P, N]
+    in_sample, control = squared_error(fitted, y).mean(1), squared_error(shuffled, scored).mean(1)
     for place in range(len(losses)):
         yield ProbeScore(
             losses[place],
@@ -511,37 +424,6 @@ def _probe_places(
             in_sample=in_sample[place].item(),
             shuffled=control[place].item(),
         )
-
-
-def _features(
-    model: nn.Module, batch: Batch, names: Sequence[str], slots: tuple[TokenSlot, ...] | None
-) -> dict[str, Float[Tensor, "batch time channel"]]:
-    """Capture what parts of a model give for every token."""
-    tokens = batch.tokens if slots is None else tokens_from_states(batch.observed, slots)
-    with evaluating(model):
-        found = capture(model, tokens, names)
-    return {name: _by_token(name, x, tokens) for name, x in found.items()}
-
-
-def _by_token(name: str, found: Tensor, tokens: Tensor) -> Float[Tensor, "batch time channel"]:
-    end = name.rpartition(".")[-1]
-    if found.dim() == 4 and end in ("queries", "keys", "values"):
-        found = found.flatten(2)  # [B,T,H,K] -> [B,T,H*K]
-    if found.dim() != 3 or found.shape[:2] != tokens.shape[:2]:
-        why = "; a map has no channels of its own for a token" if end == "attention" else ""
-        given = f"names: {name!r} gives shape {tuple(found.shape)}"
-        raise ValueError(f"{given}: must be [batch, time, channel]{why}")
-    return found
-
-
-def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat(parts.pop(name)) for name in list(parts)}
-
-
-def _check_positions(positions: Sequence[int], length: int) -> None:
-    for t in positions:
-        if not 1 <= t <= length:
-            raise ValueError(f"position={t}: must be between 1 and {length}")
 
 
 def _check_enough(argument: str, shape: Sequence[int], of: str = "") -> None:

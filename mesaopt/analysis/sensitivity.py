@@ -1,4 +1,4 @@
-"""Sensitivity: how strongly a part of a model depends on every token that it has seen."""
+"""Sensitivity: derivatives of a part of a model by every input token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ _BATCH = 64  # sequences differentiated at once: a compromise between overhead a
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Derivatives of a part's output at one position by every input token, in norms.
+    """Norms of the derivatives of a part's output at one position by every input token.
 
     Example:
-        >>> found = Sensitivity(2, torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.ones(2, 2))
-        >>> found.curve.tolist(), found.curve_error.tolist()
+        >>> result = Sensitivity(2, torch.tensor([[0.0, 3.0], [1.0, 3.0]]), torch.ones(2, 2))
+        >>> result.curve.tolist(), result.curve_error.tolist()
         ([0.5, 3.0], [0.5, 0.0])
     """
 
     position: int
-    """Where the output was taken, counted from 1."""
+    """Position of the output, counted from 1."""
     norms: Float[Tensor, "sequence time"]
     """Mean over coordinates l of the output of |d f_l / d s_t'|, by sequence and token."""
     frobenius: Float[Tensor, "sequence time"]
@@ -42,9 +42,9 @@ class Sensitivity:
 
     @property
     def breadth(self) -> Float[Tensor, " sequence"]:
-        """How many tokens each output depends on: (sum c)^2 / sum c^2 of its norms c.
+        """Effective number of tokens that each output depends on: (sum c)^2 / sum c^2 of its norms c.
 
-        1 where it depends on a single token, n where on n of them alike; no number where on none.
+        1 for a single token, n for n tokens of equal weight; NaN for none.
         """
         return self.norms.sum(1).square() / self.norms.square().sum(1)
 
@@ -57,18 +57,18 @@ def sensitivity(
     position: int,
     on_progress: OnProgress | None = None,
 ) -> Sensitivity:
-    """Differentiate what a part of a model gives at one position by every input token.
+    """Differentiate the output of a part at one position by every input token.
 
     c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k. It is exact, by
     automatic differentiation: one backward pass per coordinate l, for many sequences at once and through
-    nothing behind the part.
+    no later part.
 
     Args:
         model: any module from tokens [batch, time, token] that autograd can differentiate, and that does
             not mix sequences. It computes in evaluation mode, in which cuDNN has no backward pass of
             recurrent layers such as nn.LSTM: those need the CPU.
         tokens: s_1 ... s_T [batch, time, token], one sequence or more.
-        name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream behind
+        name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream after
             the first layer; it gives [batch, time, ...].
         position: k, between 1 and T.
         on_progress: called with the finished and the total number of sequences.

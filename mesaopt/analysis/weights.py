@@ -1,4 +1,4 @@
-"""What the weights of linear self-attention compute: products, a few scalars of them, and mixtures."""
+"""Products of the weights of linear self-attention, their reduction to scalars, and mixtures of models."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Compressed:
 
     @property
     def num_scalars(self) -> int:
-        """How many numbers are left: 2 slots^2 per head."""
+        """Number of scalars: 2 slots^2 per head."""
         return self.key_query.numel() + self.output_value.numel()
 
 
@@ -55,15 +55,15 @@ def compress(model: Model) -> Compressed:
         model: linear self-attention layers alone, on tokens made of slots as wide as a prediction.
 
     Returns:
-        The scalars, how much of the weights they explain, and the model they make, which is clipped as the
-        given one.
+        The scalars, the share of the weights that they explain, and the model of the scalars, with the clip
+        of the given one.
 
     Raises:
         ValueError: the model does not fit the construction.
 
     Source: von Oswald et al., CompressedAlg-d of Fig. 4. Their text counts 16 numbers per head, a 4 x 4
     grid of blocks; their code keeps one grid for each of the two products, and so does this. Their code
-    fits one size of tokens and heads; here products stand for the heads, and any size and depth fits.
+    fits one size of tokens and heads; products take the place of heads here, and any size and depth fits.
 
     Example:
         >>> from mesaopt.theory import proposition_1
@@ -87,16 +87,16 @@ def compress(model: Model) -> Compressed:
 
 @torch.no_grad()
 def interpolate(model: Model, other: Model, weight: float = 0.5) -> SequenceModel:
-    """Make the model whose products of weights are means of those of two models.
+    """Make the model whose products of weights are weighted means of those of two models.
 
     W_k^T W_q = (1 - weight) (W_k^T W_q)_model + weight (W_k^T W_q)_other, and so for P W_v, in every head
-    of every layer. Means of the weights themselves would say nothing: queries and keys may change their
-    signs, or turn together, and the function stays the same. Heads are paired by number, so the two
-    models should come from one training, or one from the other by :func:`compress`.
+    of every layer. Means of the weights themselves have no meaning: queries and keys may change signs, or
+    rotate together, without a change of the function. Heads are paired by number, so the two models should
+    come from one training, or one from the other by :func:`compress`.
 
     Args:
         model: as in :func:`compress`.
-        other: alike in everything but the width of its heads.
+        other: the same in everything but the width of its heads.
         weight: of `other`, 0 to 1.
 
     Returns:
@@ -150,7 +150,7 @@ def product_form(model: Model) -> SequenceModel:
 def effective_coefficients(
     layer: SelfAttention, dim: int
 ) -> Float[Tensor, "query_slot key_slot value_slot"]:
-    """Sum up a layer in one scalar per slot of its query, key and value.
+    """Reduce a layer to one scalar per slot of its query, key and value.
 
     Each [dim, dim] block of a head's W_k^T W_q and of the rows of its P W_v that write the prediction is
     replaced by the mean of its diagonal, c times the identity. Then
@@ -183,7 +183,7 @@ def effective_coefficients(
 
 
 def block_energy(products: Float[Tensor, "*head width width"], dim: int) -> Float[Tensor, "*head"]:
-    """Share of the squared entries of each matrix that scaled identity blocks explain.
+    """Compute the share of the squared entries of each matrix that scaled identity blocks explain.
 
     Args:
         products: matrices, such as those from :meth:`mesaopt.layers.SelfAttention.head_products`.
@@ -195,7 +195,7 @@ def block_energy(products: Float[Tensor, "*head width width"], dim: int) -> Floa
     Raises:
         ValueError: the width is not a multiple of dim.
 
-    Source: von Oswald et al., the comparison behind the compressed model.
+    Source: von Oswald et al., the comparison of the compressed model.
 
     Example:
         >>> block_energy(torch.eye(4).unsqueeze(0), 2)
@@ -207,7 +207,7 @@ def block_energy(products: Float[Tensor, "*head width width"], dim: int) -> Floa
 
 
 class _Products(NamedTuple):
-    """What the weights of linear self-attention do, or scalars or blocks of it."""
+    """Products of the weights of linear self-attention, or scalars or blocks of them."""
 
     key_query: Float[Tensor, "layer head row column"]
     output_value: Float[Tensor, "layer head row column"]
@@ -220,7 +220,7 @@ def _products(model: Model) -> _Products:
 
 
 def _model_of(config: ModelConfig, products: _Products) -> SequenceModel:
-    """Make the model with these products: queries and values hold them, the rest is the identity."""
+    """Make the model with these products in queries and values, and identities elsewhere."""
     like = products.key_query
     identities = torch.eye(config.width, dtype=like.dtype, device=like.device).repeat(
         config.num_heads, 1
@@ -246,7 +246,7 @@ _WANTED: dict[str, tuple[object, str]] = {
     "unit_queries_keys": ("none", "norms are not in the products of weights"),
     "mlp_dim": (None, "an MLP is not in the products of weights"),
 }
-"""Settings of a model whose function is in the products of its weights alone, and why."""
+"""Settings of a model that its products of weights determine, each with the reason."""
 
 
 def _checked(model: Model) -> SequenceModel:

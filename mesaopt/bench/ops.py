@@ -1,4 +1,4 @@
-"""How exact and how fast the operators are, beside what was aimed for and what others reach."""
+"""Accuracy and speed of the operators, compared with goals and with published numbers."""
 
 import functools
 import math
@@ -9,13 +9,15 @@ from typing import Any, Protocol
 
 import torch
 
-from mesaopt.bench import peers, problems, solver, timing
+from mesaopt.bench import flash_linear_attention as fla
+from mesaopt.bench import problems, solver, timing
 from mesaopt.bench.problems import RIDGE, Operator, Problem, dense_mesa, mesa_with, random_problem
 from mesaopt.ops import mesa, mesa_step
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import describe
 
 _HEADS = 4
+_FLA = "flash_linear_attention"
 
 
 class _Row(Protocol):
@@ -30,19 +32,19 @@ class AccuracyRow:
 
     problem: str
     against: str
-    """What ran in float64: the operator itself, or its dense definition."""
+    """Operator of the float64 run: itself, or its dense definition."""
     errors: dict[str, float]
     bound: float | None
-    """What the largest error is meant to stay below, if anything was said."""
+    """Goal: the largest error stays below it; None without a goal."""
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Whether the goal is reached."""
         # False for a NaN, which a maximum could lose.
         return self.bound is None or all(error <= self.bound for error in self.errors.values())
 
     def describe(self) -> dict[str, str]:
-        """Give the cells of the table."""
+        """Return the cells of the table."""
         names = ("output", "q", "k", "v", "ridge", "beta", "log_decay")
         cells = {name: f"{self.errors[name]:.0e}" if name in self.errors else "" for name in names}
         goal = "" if self.bound is None else f"{self.bound:.0e}"
@@ -68,8 +70,8 @@ class SpeedRow:
     """Of a process of its own, Python and torch included, where measured."""
     goal_milliseconds: float | None
     goal_mib: float | None
-    others: str
-    """What others reach, quoted."""
+    published: str
+    """Times of other codes, quoted."""
 
     @property
     def holds(self) -> bool:
@@ -78,7 +80,7 @@ class SpeedRow:
         return fast and (self.goal_mib is None or (self.peak_mib or 0) <= self.goal_mib)
 
     def describe(self) -> dict[str, str]:
-        """Give the cells of the table."""
+        """Return the cells of the table."""
         goal = [f"{self.goal_milliseconds:g} ms"] if self.goal_milliseconds else []
         goal += [f"{self.goal_mib:,.0f} MiB"] if self.goal_mib else []
         goal += [] if self.holds else ["MISSED"]
@@ -90,7 +92,7 @@ class SpeedRow:
             "error": f"{self.error:.0e}",
             "peak MiB": "" if self.peak_mib is None else f"{self.peak_mib:,.0f}",
             "goal": ", ".join(goal),
-            "others (quoted)": self.others,
+            "other codes (quoted)": self.published,
         }
 
 
@@ -104,11 +106,11 @@ class GrowthRow:
     peak_mib: float
     """Of the whole process."""
     working_mib: float
-    """Beyond what the process held before."""
+    """Without the memory that the process held before."""
     goal_mib: float | None
 
     def describe(self) -> dict[str, str]:
-        """Give the cells of the table."""
+        """Return the cells of the table."""
         goal = "" if self.goal_mib is None else f"{self.goal_mib:,.0f} MiB"
         missed = self.goal_mib is not None and self.peak_mib > self.goal_mib
         return {
@@ -133,7 +135,7 @@ class StepRow:
     """Of the step's output, against float64."""
 
     def describe(self) -> dict[str, str]:
-        """Give the cells of the table."""
+        """Return the cells of the table."""
         return {
             "past": f"{self.past:,}",
             "microseconds, median": f"{self.microseconds:.0f}",
@@ -143,8 +145,8 @@ class StepRow:
 
 
 @dataclass(frozen=True)
-class OperatorReport:
-    """Everything that `mesaopt bench ops` prints."""
+class OperatorMeasurements:
+    """All rows that `mesaopt bench ops` prints."""
 
     machine: dict[str, Any]
     quick: bool
@@ -153,9 +155,9 @@ class OperatorReport:
     speed: list[SpeedRow]
     growth: list[GrowthRow]
     steps: list[StepRow]
-    peer: list[peers.PeerRow]
-    peer_skipped: str
-    """Why there are no rows of the peer; empty if there are."""
+    flash_linear_attention: list[fla.ComparisonRow]
+    flash_linear_attention_skipped: str
+    """Why there are no rows of flash-linear-attention; empty if there are."""
 
     def exponents(self) -> dict[str, float]:
         """Fit how time and working memory grow: proportional to length^exponent.
@@ -170,11 +172,11 @@ class OperatorReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Give all numbers under their names."""
+        """Return all numbers by name."""
         return asdict(self) | {"exponents": self.exponents()}
 
     def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
-        """Give the titles and rows of all tables, in the order to print them."""
+        """Return the titles and rows of all tables, in the order to print them."""
         rows: list[tuple[str, Sequence[_Row]]] = [
             ("accuracy: relative error of float32 against float64", self.accuracy),
             (f"solver: static ridge with forgetting, rtol {solver.RTOL:g}", self.solver),
@@ -188,14 +190,15 @@ class OperatorReport:
         )
         rows.append((f"growth: mesa, one thread; {fits}", self.growth))
         rows.append(("growth: one more token", self.steps))
-        if self.peer:
-            rows.append(("peer: flash-linear-attention's CPU reference, one thread", self.peer))
-        return [(title, [row.describe() for row in found]) for title, found in rows]
+        if self.flash_linear_attention:
+            title = "flash-linear-attention: its CPU reference, one thread"
+            rows.append((title, self.flash_linear_attention))
+        return [(title, [row.describe() for row in lines]) for title, lines in rows]
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """A shape to time the family at, and what was aimed for there."""
+    """A shape to time the family at, and the goals there."""
 
     batch: int
     length: int
@@ -206,7 +209,7 @@ class _Setting:
     """How many of the family, from the first on, to run in a process of their own."""
     goal_milliseconds: float | None = None
     goal_mib: float | None = None
-    others: str = ""
+    published: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -219,11 +222,11 @@ class _Setting:
 
 _SPEED = (
     _Setting(1, 512, 64, threads=1, runs=15, goal_milliseconds=25.0,
-             others="flash-linear-attention: 447 ms at error 8e-4; exact 24 s"),
+             published="flash-linear-attention: 447 ms at error 8e-4; exact 24 s"),
     _Setting(16, 1024, 64, threads=2, runs=7, memory_of=9, goal_milliseconds=600.0,
              goal_mib=1.2e9 / 2**20,
-             others="official JAX: 3.1 s memory-light; 4.3 s and 4.6 GB by autodiff"),
-    _Setting(16, 64, 20, threads=2, runs=30, goal_milliseconds=12.0, others="official JAX: 29 ms"),
+             published="official JAX: 3.1 s memory-light; 4.3 s and 4.6 GB by autodiff"),
+    _Setting(16, 64, 20, threads=2, runs=30, goal_milliseconds=12.0, published="official JAX: 29 ms"),
     _Setting(256, 50, 20, threads=2, runs=15),
 )  # fmt: skip
 _QUICK_SPEED = (
@@ -236,12 +239,12 @@ _GOAL_LONGEST_MIB = 4e9 / 2**20
 
 def measure_operators(
     *, quick: bool = False, display: Callable[[list[Stage]], ProgressDisplay] = ProgressDisplay
-) -> OperatorReport:
-    """Measure accuracy, the solver, speed and growth on the CPU, and the peer's code if installed.
+) -> OperatorMeasurements:
+    """Measure accuracy, the solver, speed and growth on the CPU, and flash-linear-attention if installed.
 
     Args:
         quick: small sizes, some seconds in all, to see that everything works; otherwise some minutes.
-        display: makes what shows the progress out of the stages.
+        display: makes a progress display from the stages.
 
     Returns:
         All rows.
@@ -252,27 +255,29 @@ def measure_operators(
     Example:
         >>> from rich.console import Console
         >>> silent = lambda stages: ProgressDisplay(stages, console=Console(quiet=True))
-        >>> report = measure_operators(quick=True, display=silent)  # doctest: +SKIP
+        >>> measurements = measure_operators(quick=True, display=silent)  # doctest: +SKIP
     """
-    skipped = peers.why_skipped()
-    parts = _parts(quick, with_peer=not skipped)
+    skipped = fla.why_skipped()
+    parts = _parts(quick, with_fla=not skipped)
     stages = [Stage(name, len(works), seconds) for name, (works, seconds) in parts.items()]
-    found: dict[str, list[Any]] = {"peer": []}
+    measured: dict[str, list[Any]] = {_FLA: []}
     with display(stages) as shown:
         for name, (works, _) in parts.items():
             shown.begin(name)
-            found[name] = []
+            measured[name] = []
             for number, work in enumerate(works, start=1):
-                found[name] += work()
+                measured[name] += work()
                 shown.update(number, math.nan)
-    return OperatorReport(machine=describe(), quick=quick, **found, peer_skipped=skipped)
+    return OperatorMeasurements(
+        machine=describe(), quick=quick, **measured, flash_linear_attention_skipped=skipped
+    )
 
 
 _Work = Callable[[], Iterable[Any]]
 
 
-def _parts(quick: bool, *, with_peer: bool) -> dict[str, tuple[Sequence[_Work], float]]:
-    """List what to measure, by section, and a guess of the seconds of one piece."""
+def _parts(quick: bool, *, with_fla: bool) -> dict[str, tuple[Sequence[_Work], float]]:
+    """List the measurements of every section, and a guess of the seconds of one."""
     lengths = (64, 128) if quick else tuple(1024 * 2**power for power in range(7))
     pasts = (16, 64) if quick else (1024, 16384, _LONGEST)
     speed = _QUICK_SPEED if quick else _SPEED
@@ -285,8 +290,8 @@ def _parts(quick: bool, *, with_peer: bool) -> dict[str, tuple[Sequence[_Work], 
         "growth": ([part(_growth, length, quick) for length in lengths], 6.0),
         "steps": ([part(_steps, past, quick) for past in pasts], 2.0),
     }
-    if with_peer:
-        parts["peer"] = ([part(peers.compare, quick=quick)], 90.0)
+    if with_fla:
+        parts[_FLA] = ([part(fla.compare, quick=quick)], 90.0)
     return parts
 
 
@@ -294,7 +299,7 @@ _AccuracyCase = tuple[str, Callable[[], Problem], Operator, Operator | None, flo
 
 
 def _accuracy_cases(quick: bool) -> list[_AccuracyCase]:
-    """List problems, how to make them, what to run, what in float64, and the bound."""
+    """List problems by name: how to draw them, the operator, that of the float64 run, and the bound."""
     lengths, widths = ((64, 100), (16,)) if quick else ((64, 512, 2048, 8192), (16, 64, 128))
     time, width = (64, 16) if quick else (1024, 64)
     draw, auto = functools.partial, mesa_with()
@@ -316,13 +321,16 @@ def _accuracy_cases(quick: bool) -> list[_AccuracyCase]:
         make = draw(problems.linear_system_problem, 4, *states, ridge=ridge)
         cases.append((name, make, auto, None, bound))
     forgetting = draw(random_problem, 1, time, _HEADS, width, decay=0.97)
-    told = f"T={time}, K={width}, mean decay 0.97"
+    title = f"T={time}, K={width}, mean decay 0.97"
     decayed = mesa_with(ridge_mode="decayed")
-    cases.append((f"{told}, static ridge", forgetting, auto, None, 1e-5))
-    cases.append((f"{told}, decayed ridge", forgetting, decayed, None, 1e-5))
+    cases.append((f"{title}, static ridge", forgetting, auto, None, 1e-5))
+    cases.append((f"{title}, decayed ridge", forgetting, decayed, None, 1e-5))
     for scale in (1.0, 1e-2, 1e-4, 1e-6, 1e-8):
-        for what, make in (("", draw(random_problem, 1, time, _HEADS, width)), (told, forgetting)):
-            name = f"upstream x {scale:g}, {what or f'T={time}, K={width}'}"
+        for label, make in (
+            ("", draw(random_problem, 1, time, _HEADS, width)),
+            (title, forgetting),
+        ):
+            name = f"upstream x {scale:g}, {label or f'T={time}, K={width}'}"
             cases.append((name, draw(_scaled, make, scale), auto, None, 1e-5))
     return cases
 
@@ -339,8 +347,8 @@ def _accuracy(
     against: Operator | None,
     bound: float | None,
 ) -> list[AccuracyRow]:
-    found = problems.errors(operator, make(), against)
-    return [AccuracyRow(name, "dense" if against else "itself", found, bound)]
+    errors = problems.errors(operator, make(), against)
+    return [AccuracyRow(name, "dense" if against else "itself", errors, bound)]
 
 
 def _solver(keys: str, decay: float, *, quick: bool) -> list[solver.SolverRow]:
@@ -358,7 +366,7 @@ def _speed(setting: _Setting) -> list[SpeedRow]:
             for name, member in members.items()
         }
         seconds = timing.time_in_turn(works, setting.runs)
-        off = {
+        errors = {
             name: max(problems.errors(member.operator, member.make(), member.right).values())
             for name, member in members.items()
         }
@@ -371,11 +379,11 @@ def _speed(setting: _Setting) -> list[SpeedRow]:
             fastest=min(times) * 1000,
             runs=setting.runs,
             ratio=min(times) / min(seconds["mesa"]),
-            error=off[name],
+            error=errors[name],
             peak_mib=_peak_mib(name, setting) if place < setting.memory_of else None,
             goal_milliseconds=setting.goal_milliseconds if name == "mesa" else None,
             goal_mib=setting.goal_mib if name == "mesa" else None,
-            others=setting.others if name == "mesa" else "",
+            published=setting.published if name == "mesa" else "",
         )
         for place, (name, times) in enumerate(seconds.items())
     ]
@@ -403,7 +411,7 @@ def _growth(length: int, quick: bool) -> list[GrowthRow]:
 
 @torch.no_grad()
 def _steps(past: int, quick: bool) -> list[StepRow]:
-    """Time single tokens, one thread: there is nothing to share out."""
+    """Time single tokens, on one thread: a step is too small for more."""
     problem = random_problem(1, past + 1, _HEADS, 16 if quick else 64)
     ridge = problem.inputs["ridge"]
     pairs = [problem.inputs[name] for name in ("q", "k", "v")]
@@ -412,8 +420,8 @@ def _steps(past: int, quick: bool) -> list[StepRow]:
         state = mesa(*before, ridge=ridge).state
         work = functools.partial(mesa_step, *token, ridge=ridge, state=state)
         seconds = timing.time_in_turn({"step": work}, 5 if quick else 200)["step"]
-    right = mesa(*(x.double() for x in pairs), ridge=ridge.double()).output[:, -1]
-    error = problems.relative_error(work().output, right)
+    exact = mesa(*(x.double() for x in pairs), ridge=ridge.double()).output[:, -1]
+    error = problems.relative_error(work().output, exact)
     return [StepRow(past, statistics.median(seconds) * 1e6, min(seconds) * 1e6, error)]
 
 

@@ -1,4 +1,4 @@
-"""What the operators are measured on: random problems, and the error against float64."""
+"""Problems to measure the operators on, and the error against float64."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from mesaopt.tasks import LinearSystem
 
 Operator = Callable[..., Tensor]
 RIDGE = 0.25
-_DECAY = 0.996  # mean of what the gated relatives keep of the past
+_DECAY = 0.996  # mean share of the past that gated operators keep
 
 
 class Problem(NamedTuple):
@@ -70,16 +70,7 @@ def random_problem(
 
 
 def linear_system_problem(batch: int, time: int, width: int, *, ridge: float = 1.0) -> Problem:
-    """Take keys, values and queries from the linear system task: the state before, and the state twice.
-
-    Args:
-        batch: sequences.
-        time: positions.
-        width: of a state.
-        ridge: the same for all channels; 1 is where the authors' training starts.
-
-    Returns:
-        The problem; the upstream gradient is random.
+    """Draw a mesa problem from the linear system task: keys lag one state behind values and queries.
 
     Example:
         >>> linear_system_problem(2, 8, 3).inputs["k"][:, 0].abs().max().item()
@@ -93,13 +84,7 @@ def linear_system_problem(batch: int, time: int, width: int, *, ridge: float = 1
 
 
 def mesa_with(**settings: Any) -> Operator:
-    """Make an operator of tensors alone out of :func:`mesaopt.ops.mesa` and its settings.
-
-    Args:
-        settings: arguments such as the solver.
-
-    Returns:
-        A function of the inputs of a problem that returns the output.
+    """Return mesa with settings such as the solver, as a function from a problem's inputs to the output.
 
     Example:
         >>> mesa_with(solver="exact")(**random_problem(1, 4, 2, 3).inputs).shape
@@ -109,13 +94,7 @@ def mesa_with(**settings: Any) -> Operator:
 
 
 def dense_mesa(**settings: Any) -> Operator:
-    """Do the same with the dense definition of the operator.
-
-    Args:
-        settings: ridge_mode, if any.
-
-    Returns:
-        A function of the inputs of a problem that returns the output.
+    """Return the dense definition of mesa, as a function from a problem's inputs to the output.
 
     Example:
         >>> problem = random_problem(1, 4, 2, 3).inputs
@@ -126,26 +105,17 @@ def dense_mesa(**settings: Any) -> Operator:
 
 
 class Member(NamedTuple):
-    """An operator of the family, and what to run it on."""
+    """An operator of the family, and a problem to run it on."""
 
     operator: Operator
     make: Callable[[], Problem]
     """Draws the problem, the same at every call."""
     right: Operator | None = None
-    """What gives the right answer in float64, if not the operator itself."""
+    """Operator that gives the right answer in float64; None for the operator itself."""
 
 
 def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
-    """List mesa and its relatives, each with problems of the same shape.
-
-    Args:
-        batch: sequences.
-        time: positions.
-        heads: heads.
-        width: of keys and values.
-
-    Returns:
-        The members by name, mesa first.
+    """List all operators, mesa first, each with problems of the same shape.
 
     Example:
         >>> next(iter(family(1, 4, 2, 3)))
@@ -157,7 +127,7 @@ def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
         chosen = {name: problem.inputs[name] for name in names or problem.inputs}
         return problem._replace(inputs=chosen)
 
-    def relative(name: str, *gates: str) -> Member:
+    def other(name: str, *gates: str) -> Member:
         make = functools.partial(draw, "q", "k", "v", *gates)
         return Member(lambda **inputs: getattr(ops, name)(**inputs).output, make)
 
@@ -167,25 +137,17 @@ def family(batch: int, time: int, heads: int, width: int) -> dict[str, Member]:
         "mesa, forgetting, rtol 1e-4": Member(
             mesa_with(solver=ops.Auto(rtol=1e-4)), draw, mesa_with()
         ),
-        "linear_attention": relative("linear_attention"),
-        "gated_linear_attention": relative("gated_linear_attention", "beta", "log_decay"),
-        "delta_rule": relative("delta_rule", "beta"),
-        "gated_delta_rule": relative("gated_delta_rule", "beta", "log_decay"),
-        "longhorn": relative("longhorn", "beta"),
-        "softmax_attention": relative("softmax_attention"),
+        "linear_attention": other("linear_attention"),
+        "gated_linear_attention": other("gated_linear_attention", "beta", "log_decay"),
+        "delta_rule": other("delta_rule", "beta"),
+        "gated_delta_rule": other("gated_delta_rule", "beta", "log_decay"),
+        "longhorn": other("longhorn", "beta"),
+        "softmax_attention": other("softmax_attention"),
     }
 
 
 def differentiate(operator: Operator, problem: Problem, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Run forward and backward.
-
-    Args:
-        operator: what to run.
-        problem: on what.
-        dtype: precision to convert the problem to.
-
-    Returns:
-        The output, and the gradient of every input under the input's name.
+    """Run forward and backward in a precision; return the output and the gradient of every input by name.
 
     Example:
         >>> list(differentiate(mesa_with(), random_problem(1, 4, 2, 3), torch.float64))
@@ -200,39 +162,26 @@ def differentiate(operator: Operator, problem: Problem, dtype: torch.dtype) -> d
 def errors(
     operator: Operator, problem: Problem, against: Operator | None = None
 ) -> dict[str, float]:
-    """Compare float32 with float64, in output and gradients.
+    """Return the relative errors of float32 against float64, in output and gradients.
 
-    Args:
-        operator: what to judge, run in float32.
-        problem: on what.
-        against: what is right, run in float64; the operator itself if not given.
-
-    Returns:
-        Relative errors |x - right| / |right|, NaN where something is not finite.
+    The float64 run is of `against`, or of the operator itself if that is None.
 
     Example:
         >>> all(error < 1e-5 for error in errors(mesa_with(), random_problem(1, 4, 2, 3)).values())
         True
     """
-    found = differentiate(operator, problem, torch.float32)
-    right = differentiate(against or operator, problem, torch.float64)
-    return {name: relative_error(found[name], wanted) for name, wanted in right.items()}
+    single = differentiate(operator, problem, torch.float32)
+    double = differentiate(against or operator, problem, torch.float64)
+    return {name: relative_error(single[name], exact) for name, exact in double.items()}
 
 
-def relative_error(found: Tensor, right: Tensor) -> float:
-    """Return |found - right| / |right| as norms over all entries, computed in float64.
-
-    Args:
-        found: any shape.
-        right: the same shape.
-
-    Returns:
-        The error; 0 if both are zero, infinite if only `right` is.
+def relative_error(x: Tensor, exact: Tensor) -> float:
+    """Return |x - exact| / |exact| as norms over all entries; infinite if only `exact` is 0.
 
     Example:
         >>> relative_error(torch.tensor([1.1]), torch.tensor([1.0]))  # doctest: +ELLIPSIS
         0.10000...
     """
-    distance = (found.double() - right.double()).norm().item()
-    norm = right.double().norm().item()
+    distance = (x.double() - exact.double()).norm().item()
+    norm = exact.double().norm().item()
     return distance / norm if norm else 0.0 if distance == 0 else math.inf

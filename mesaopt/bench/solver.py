@@ -54,7 +54,7 @@ class SolverRow:
         return (self.steps <= GOAL_STEPS or self.decay < 0.97) and self.work <= 1
 
     def describe(self) -> dict[str, str]:
-        """Give the cells of the table."""
+        """Return the cells of the table."""
         goal = f"{GOAL_STEPS} steps, work 1" if self.decay >= 0.97 else "work 1"
         return {
             "keys": self.keys,
@@ -97,7 +97,7 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
             "plain": lambda: _solve(system, queries, preconditioned=False),
         }
         seconds = time_in_turn(works, 3 if quick else 9)
-    off = errors(mesa_with(solver=Auto(rtol=RTOL)), problem, mesa_with())
+    error = errors(mesa_with(solver=Auto(rtol=RTOL)), problem, mesa_with())
     return SolverRow(
         keys=keys,
         decay=decay,
@@ -110,7 +110,7 @@ def solve(keys: str, decay: float, *, quick: bool) -> SolverRow:
         plain_milliseconds=min(seconds["plain"]) * 1000,
         flops=flops,
         plain_flops=plain_flops,
-        error=max(off.values()),
+        error=max(error.values()),
     )
 
 

@@ -21,7 +21,7 @@ from mesaopt.training import peak_memory_bytes
 
 @dataclass(frozen=True)
 class Alone:
-    """What an operator took in a process of its own."""
+    """Time and memory of an operator in a process of its own."""
 
     seconds: float
     """Median of forward and backward."""
@@ -34,10 +34,7 @@ class Alone:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with this many threads for a while.
-
-    Args:
-        count: 1 or more.
+    """Compute with this many threads inside the `with`.
 
     Example:
         >>> with threads(1):
@@ -53,14 +50,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def time_in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Time several things in turn, so that what else the machine does hits all of them alike.
-
-    Args:
-        works: what to time, by name.
-        repeats: timed rounds, after one round of warming up.
-
-    Returns:
-        Seconds of every round, by name.
+    """Return the seconds of several functions, run in turn so that other load hits all alike.
 
     Example:
         >>> len(time_in_turn({"nothing": lambda: None}, 3)["nothing"])
@@ -79,19 +69,9 @@ def time_in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[s
 def run_alone(
     operator: str, shape: tuple[int, int, int, int], *, repeats: int, num_threads: int
 ) -> Alone:
-    """Run an operator forward and backward in a fresh process.
+    """Run an operator of :func:`mesaopt.bench.problems.family` forward and backward in a fresh process.
 
-    Args:
-        operator: a name of :func:`mesaopt.bench.problems.family`.
-        shape: batch, time, heads, width.
-        repeats: timed runs, after one to warm up where there are several.
-        num_threads: of the process.
-
-    Returns:
-        Time and memory.
-
-    Raises:
-        RunError: the process failed, for want of memory for instance.
+    Raises a RunError if the process fails, for lack of memory for instance.
 
     Example:
         >>> alone = run_alone("mesa", (1, 8, 1, 4), repeats=1, num_threads=1)
@@ -104,18 +84,14 @@ def run_alone(
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        told = f"{operator} at {shape} ended with status {done.returncode}: {last}"
-        raise RunError(told)
+        raise RunError(f"{operator} at {shape} ended with status {done.returncode}: {last}")
     return Alone(**json.loads(done.stdout))
 
 
 def peak_bytes() -> int:
-    """Return the largest resident size since this program began.
+    """Return the largest resident size in bytes since this program began.
 
-    Unlike :func:`mesaopt.training.peak_memory_bytes`, which a child inherits from a larger parent.
-
-    Returns:
-        Bytes; on systems other than Linux, the inherited number.
+    On Linux without the size of a larger parent, which :func:`mesaopt.training.peak_memory_bytes` includes.
 
     Example:
         >>> peak_bytes() > 2**20

@@ -61,7 +61,7 @@ class TrainingStep:
         return self.flops / (self.milliseconds / 1000) / self.matmul_flops
 
     def describe(self) -> list[tuple[str, str]]:
-        """Give the lines that `mesaopt bench train` prints."""
+        """Return the lines that `mesaopt bench train` prints."""
         spread = f"{self.fastest:.1f} to {self.slowest:.1f} in {self.repeats} runs"
         memory = (
             f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
@@ -116,15 +116,7 @@ def measure_training_step(
 
 
 def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
-    """Measure the rate of a large matrix product on the CPU, in operations per second.
-
-    Args:
-        dtype: floating-point type.
-        size: rows and columns of both factors.
-        repeats: timed products; the fastest counts, since anything else that runs can only slow it.
-
-    Returns:
-        2 size^3 / seconds.
+    """Return the rate of a large matrix product on the CPU, in operations per second.
 
     Example:
         >>> matmul_flops(torch.float32, size=64) > 0

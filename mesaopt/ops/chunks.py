@@ -26,7 +26,7 @@ def split(
     length = x.shape[1]
     size = min(chunk_size, length)
     x = x.transpose(1, 2)
-    if length % size:  # pad() copies even where there is nothing to fill up
+    if length % size:  # pad() copies even without anything to fill up
         x = torch.nn.functional.pad(x, (0, 0, 0, -length % size))
     return x.unflatten(2, (-1, size)).contiguous()
 
@@ -135,7 +135,7 @@ def causal_scores(
 def decay_between(
     log_decay: Float[Tensor, "*group position"],
 ) -> Float[Tensor, "*group position position"]:
-    """Share of what was written at s that is left at t: exp(sum of log_decay over s < r <= t).
+    """Return the share of a write at s that is left at t: exp(sum of log_decay over s < r <= t).
 
     The exponents are sums of the gates between the two positions alone, not differences of running sums:
     no exponent is positive, and a strong gate does no harm to the digits of those after it.
@@ -193,11 +193,11 @@ class Decays(NamedTuple):
     """
 
     between: Float[Tensor, "*group position position"]
-    """Of what was written at s, at t; see :func:`decay_between`."""
+    """Of a write at s, at t; see :func:`decay_between`."""
     from_start: Float[Tensor, "*group position 1"]
     """Of the chunk's initial state, at t."""
     to_end: Float[Tensor, "*group position 1"]
-    """Of what was written at s, at the chunk's end."""
+    """Of a write at s, at the chunk's end."""
     total: Float[Tensor, "*group 1 1"]
     """Of the chunk's initial state, at its end."""
 

@@ -1,12 +1,12 @@
 """Delta rules: online gradient descent on the squared error, explicit or implicit, chunk by chunk.
 
-Every position writes what its prediction lacks, so the writes of a chunk depend on one another. With S
+Every position writes the error of its prediction, so the writes of a chunk depend on one another. With S
 the state at the chunk's start, D[t, s] the decay between two positions and d_t that since the start, the
 write of position t is
 
     u_t = beta_t (v_t - d_t S k_t - sum_{s < t} D[t, s] (k_s . k_t) u_s),
 
-a triangular system. It is linear in S, so it is solved once, for beta V and for beta d K side by side:
+a triangular system. It is linear in S, so it is solved once, for beta V and for beta d K together:
 U = U_0 - E S^T. Everything else is matrix products, and a chunk acts on the state as one matrix:
 
     S_next = S (d_end I - E^T K_end) + U_0^T K_end, with K_end the keys decayed to the chunk's end.
@@ -73,7 +73,15 @@ def delta_rule(
         >>> delta_rule(one, one, one, beta=torch.full((1, 3, 1), 0.5)).output.flatten()
         tensor([0.5000, 0.7500, 0.8750])
     """
-    return _delta_rule(q, k, v, beta, None, chunk_size, initial_state, cu_seqlens)
+    return _delta_rule(
+        q,
+        k,
+        v,
+        beta=beta,
+        chunk_size=chunk_size,
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+    )
 
 
 def delta_rule_step(
@@ -123,7 +131,7 @@ def gated_delta_rule(
 ) -> Output:
     """Forget, then one gradient step per pair: S_t = S' + beta_t (v_t - S' k_t) k_t^T, o_t = S_t q_t.
 
-    S' = exp(log_decay_t) S_{t-1} is what is left of the past. Time and memory grow linearly with the
+    S' = exp(log_decay_t) S_{t-1} is the state after forgetting. Time and memory grow linearly with the
     sequence.
 
     Args:
@@ -151,7 +159,16 @@ def gated_delta_rule(
         >>> gated_delta_rule(one, one, one, log_decay=half.log(), beta=half).output.flatten()
         tensor([0.5000, 0.6250])
     """
-    return _delta_rule(q, k, v, beta, log_decay, chunk_size, initial_state, cu_seqlens)
+    return _delta_rule(
+        q,
+        k,
+        v,
+        beta=beta,
+        log_decay=log_decay,
+        chunk_size=chunk_size,
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+    )
 
 
 def gated_delta_rule_step(
@@ -204,7 +221,7 @@ def longhorn(
     """One implicit step per pair: S_t = argmin_S |S - S_{t-1}|^2 + beta_t |v_t - S k_t|^2, o_t = S_t q_t.
 
     The minimiser is a delta rule step of the size beta_t / (1 + beta_t |k_t|^2): setting the gradient to
-    zero gives S_t = S_{t-1} + beta_t (v_t - S_t k_t) k_t^T, and multiplying that by k_t tells that the
+    zero gives S_t = S_{t-1} + beta_t (v_t - S_t k_t) k_t^T, and multiplying that by k_t shows that the
     new error is the old one divided by 1 + beta_t |k_t|^2. No step overshoots, whatever the keys.
     Exact: no approximation of k k^T by its diagonal. Time and memory grow linearly with the sequence.
 
@@ -235,7 +252,15 @@ def longhorn(
     check_shapes(q, k, v, chunk_size)
     check_gates(q, beta=beta)
     strength = implicit_strength(k, beta)
-    return _delta_rule(q, k, v, strength, None, chunk_size, initial_state, cu_seqlens)
+    return _delta_rule(
+        q,
+        k,
+        v,
+        beta=strength,
+        chunk_size=chunk_size,
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+    )
 
 
 def longhorn_step(
@@ -276,8 +301,9 @@ def _delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    *,
     beta: Tensor | None,
-    log_decay: Tensor | None,
+    log_decay: Tensor | None = None,
     chunk_size: int,
     initial_state: LinearState | None,
     cu_seqlens: Tensor | None,
@@ -296,7 +322,9 @@ def _delta_rule(
         else:
             scores = (queries @ keys.mT) * decay.between
             queries = queries * decay.from_start
-        writes, starts, last = _write(keys, values, strength, decay, cross, layout)
+        writes, starts, last = _write(
+            keys, values, strength=strength, decay=decay, cross=cross, layout=layout
+        )
         out = scores @ writes
         if starts is not None:
             out = out + queries @ starts.mT
@@ -306,6 +334,7 @@ def _delta_rule(
 def _write(
     keys: Float[Tensor, "batch head chunk position key"],
     values: Float[Tensor, "batch head chunk position value"],
+    *,
     strength: Float[Tensor, "batch head chunk position 1"] | None,
     decay: chunks.Decays | None,
     cross: Float[Tensor, "sequence head value key"] | None,
@@ -338,5 +367,5 @@ def _write(
 
 
 def _solve(coupling: Tensor, right: Tensor) -> Tensor:
-    """Solve the writes' triangular systems: what is below the diagonal is read, which is taken as 1."""
+    """Solve the writes' triangular systems, from the entries below a diagonal taken as 1."""
     return torch.linalg.solve_triangular(coupling, right, upper=False, unitriangular=True)

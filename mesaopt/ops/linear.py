@@ -27,7 +27,7 @@ def linear_attention(
 ) -> Output:
     """Causal linear attention, o_t = sum_{s <= t} v_s (k_s . q_t): no scaling, diagonal included.
 
-    Nothing is conjugated: for inner products of complex numbers, hand in conjugate keys. Time and memory
+    Nothing is conjugated: for inner products of complex numbers, pass conjugate keys. Time and memory
     grow linearly with the sequence: inside a chunk the products of queries and keys are formed, across
     chunks only their summed state.
 

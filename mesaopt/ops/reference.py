@@ -1,4 +1,4 @@
-"""One dense, readable definition per operator, in any precision: what every fast path is tested against.
+"""One dense, readable definition per operator, in any precision: the reference for all tests.
 
 Everything here materialises what the fast paths avoid (a state for every position); use it to read
 and to check, not to train.
@@ -54,7 +54,7 @@ def mesa(
         q: queries [batch, time, head, key].
         k: keys (regression inputs), the same shape.
         v: values (regression targets) [batch, time, head, value].
-        ridge: what is added to the diagonal of the Gram matrix, > 0, [head, key] or [head, 1].
+        ridge: number added to the diagonal of the Gram matrix, > 0, [head, key] or [head, 1].
         beta: write strengths in [0, 1], [batch, time, head]; 1 if not given.
         log_decay: log gamma, 0 or less, [batch, time, head]; 0 if not given.
         ridge_mode: "static", ridge_t = ridge; "decayed", ridge_t = gamma_1 ... gamma_t ridge.
@@ -82,8 +82,8 @@ def mesa(
         gram = decay * gram + strength * torch.einsum("bhk,bhl->bhkl", k[:, t], k[:, t])
         cross = decay * cross + strength * torch.einsum("bhv,bhk->bhvk", v[:, t], k[:, t])
         past = past + log_decay[:, t]
-        fading = past.exp()[..., None] if ridge_mode == "decayed" else 1.0
-        matrix = gram + torch.diag_embed(ridge.expand(heads, key) * fading)
+        ridge_decay = past.exp()[..., None] if ridge_mode == "decayed" else 1.0
+        matrix = gram + torch.diag_embed(ridge.expand(heads, key) * ridge_decay)
         solved = torch.linalg.solve(matrix, q[:, t].unsqueeze(-1))
         outputs.append((cross @ solved).squeeze(-1))
     return torch.stack(outputs, dim=1), (gram, cross, past)
@@ -197,7 +197,7 @@ def longhorn(
 ) -> Float[Tensor, "batch time head value"]:
     """Implicit steps: S_t = argmin_S |S - S_{t-1}|^2 + beta_t |v_t - S k_t|^2, o_t = S_t q_t.
 
-    The normal equations S_t (I + beta_t k_t k_t^T) = S_{t-1} + beta_t v_t k_t^T are solved as they stand.
+    The normal equations S_t (I + beta_t k_t k_t^T) = S_{t-1} + beta_t v_t k_t^T are solved as they are.
 
     Args:
         q: queries [batch, time, head, key].

@@ -152,7 +152,7 @@ def _attend(
 
 
 def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "#batch 1 #time total"] | None:
-    """Return what the last `length` positions may see, None for everything."""
+    """Return the mask of the last `length` positions, None if they may see everything."""
     total = state.keys.shape[1]
     mask = None
     if length > 1:
@@ -165,7 +165,7 @@ def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "#batch 1 #time tot
 
 
 def _single_states(state: KeyValueState) -> list[KeyValueState]:
-    """Take the sequences apart, without the places that hold nothing."""
+    """Split the state by sequence, without the places that hold no pair."""
     singles = zip(state.keys.split(1), state.values.split(1), strict=True)
     if state.valid is None:
         return [KeyValueState(*pair) for pair in singles]
@@ -176,7 +176,7 @@ def _single_states(state: KeyValueState) -> list[KeyValueState]:
 
 
 def _stack_states(states: list[KeyValueState]) -> KeyValueState:
-    """Put single sequences side by side, the shorter ones filled up with places that hold nothing."""
+    """Stack the states of single sequences, the shorter ones filled up with places that hold no pair."""
     lengths = [state.keys.shape[1] for state in states]
     longest = max(lengths)
     keys, values = (

@@ -97,10 +97,10 @@ def cross_of(
 
     Args:
         state: from an earlier call, or None.
-        sequences: how many there are.
+        sequences: number of sequences.
         q: queries [..., head, key].
         v: values [..., head, value].
-        name: what the caller's argument is called.
+        name: name of the caller's argument.
 
     Returns:
         [sequences, head, value, key], or None.
@@ -144,7 +144,7 @@ def online_step(
         v: values [batch, head, value].
         state: S, zero if None.
         beta: write strength [batch, head] in [0, 1], 1 if None.
-        log_decay: logarithm of what is kept [batch, head], <= 0, 0 if None.
+        log_decay: logarithm of the share of the state that is kept [batch, head], <= 0; 0 if None.
         of_error: write the error of the prediction for k, and not the value alone.
         implicit: divide beta by 1 + beta |k|^2.
 

@@ -19,17 +19,17 @@ OnFailure = Literal["raise", "warn", "ignore"]
 def check_shapes(
     q: Tensor, k: Tensor, v: Tensor, chunk_size: int = 1, *, allow_complex: bool = False
 ) -> None:
-    """Refuse queries, keys and values that do not belong together.
+    """Refuse queries, keys and values that do not fit together.
 
     Args:
-        q: queries, wanted [batch, time, head, key].
-        k: keys, wanted the shape of q.
-        v: values, wanted [batch, time, head, value] with the first three as in q.
-        chunk_size: wanted 1 or more.
+        q: queries, must be [batch, time, head, key].
+        k: keys, must be the shape of q.
+        v: values, must be [batch, time, head, value] with the first three as in q.
+        chunk_size: must be 1 or more.
         allow_complex: whether complex numbers make sense to the operator.
 
     Raises:
-        ValueError: naming the argument, what it is and what it should be.
+        ValueError: naming the argument, its value and what it must be.
 
     Example:
         >>> x = torch.zeros(2, 5, 1, 3)
@@ -54,12 +54,12 @@ def check_step(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Refuse one token's queries, keys and values that do not belong together.
 
     Args:
-        q: queries, wanted [batch, head, key].
-        k: keys, wanted the shape of q.
-        v: values, wanted [batch, head, value] with the first two as in q.
+        q: queries, must be [batch, head, key].
+        k: keys, must be the shape of q.
+        v: values, must be [batch, head, value] with the first two as in q.
 
     Raises:
-        ValueError: naming the argument, what it is and what it should be.
+        ValueError: naming the argument, its value and what it must be.
 
     Example:
         >>> x = torch.zeros(2, 1, 3)
@@ -81,16 +81,15 @@ def check_step(q: Tensor, k: Tensor, v: Tensor) -> None:
 def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | None = None) -> None:
     """Refuse gates of the wrong shape or, where looking costs nothing, out of range.
 
-    A value on another device than the CPU is not looked at: that would make every call wait for the
-    device.
+    Values on another device than the CPU are not checked: every call would have to wait for the device.
 
     Args:
-        q: queries; the gates are wanted in its shape without the last axis, and on its device.
-        beta: write strength, wanted within [0, 1].
-        log_decay: logarithm of what is kept of the past at each position, wanted 0 or less.
+        q: queries; the gates must have its shape without the last axis, and be on its device.
+        beta: write strength, must be within [0, 1].
+        log_decay: logarithm of the share of the past that is kept at each position, 0 or less.
 
     Raises:
-        ValueError: naming the argument, what it is and what it should be.
+        ValueError: naming the argument, its value and what it must be.
 
     Example:
         >>> check_gates(torch.zeros(2, 5, 1, 3), log_decay=torch.full((2, 5, 1), 0.5))
@@ -113,11 +112,11 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
 def ridge_per_channel(
     ridge: Tensor | float, q: Float[Tensor, "batch time head key"]
 ) -> Float[Tensor, "head key"]:
-    """Bring a ridge of any shape to one number per head and channel.
+    """Expand a ridge of any shape to one number per head and channel.
 
     Args:
         ridge: a number, or a tensor [head] or [head, key], > 0.
-        q: queries, which say how many heads and channels there are, and the precision.
+        q: queries, which set the number of heads and channels and the precision.
 
     Returns:
         The ridge of every head and channel.
@@ -146,11 +145,11 @@ def check_state(name: str, state: Any, like: Any) -> None:
 
     Args:
         name: the argument's name.
-        state: what was given.
+        state: the state given.
         like: a state that would fit, a named tuple; parts that are None are not looked at.
 
     Raises:
-        ValueError: naming the part, what it is and what it should be.
+        ValueError: naming the part, its value and what it must be.
 
     Example:
         >>> from mesaopt.ops import LinearState
@@ -181,11 +180,11 @@ def check_choice(name: str, word: str, choices: Any) -> None:
 
     Args:
         name: the argument's name.
-        word: what was given.
+        word: the word given.
         choices: a `Literal` type.
 
     Raises:
-        ValueError: naming the argument and what it should be.
+        ValueError: naming the argument and what it must be.
 
     Example:
         >>> check_choice("ridge_mode", "statik", RidgeMode)
@@ -202,11 +201,11 @@ def check_number(name: str, value: float | None, *, least: int | None = None) ->
 
     Args:
         name: the argument's name.
-        value: what was given; None is always right.
+        value: the number given; None is always right.
         least: the smallest number allowed; None where any number greater than 0 is right.
 
     Raises:
-        ValueError: naming the argument and what it should be.
+        ValueError: naming the argument and what it must be.
 
     Example:
         >>> check_number("rtol", 0.0)
@@ -280,7 +279,7 @@ def _check_range(name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], want
 
 
 def readable(x: Tensor) -> bool:
-    """Say whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap.
+    """Return whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap.
 
     Args:
         x: any tensor.
@@ -296,13 +295,13 @@ def readable(x: Tensor) -> bool:
 
 
 def traced(x: Tensor) -> bool:
-    """Say whether a tensor stands for many or for none, so that nothing can depend on its values.
+    """Return whether a tensor's values are hidden, so that nothing can depend on them.
 
     Args:
         x: any tensor.
 
     Returns:
-        Whether we are being compiled, or transformed by torch.func.
+        Whether the code is being compiled, or transformed by torch.func.
 
     Example:
         >>> traced(torch.ones(1)), torch.vmap(lambda x: x + traced(x))(torch.zeros(1)).item()

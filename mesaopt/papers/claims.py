@@ -79,8 +79,9 @@ class Claim:
     @property
     def error(self) -> float | None:
         """Standard error of the measured number; None where it has none."""
-        exact = self.measured is None or isinstance(self.measured, (int, float))
-        return None if exact else self.measured.error
+        if self.measured is None or isinstance(self.measured, (int, float)):
+            return None
+        return self.measured.error
 
     @property
     def limits(self) -> tuple[float | None, float | None]:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import capture, captured_names, up_to, watching
-from mesaopt.analysis.capture import beside
+from mesaopt.analysis import capture, captured_names, capturing, up_to
+from mesaopt.analysis.capture import like_weights
 from mesaopt.config import ModelConfig
 from mesaopt.layers import MesaLayer, SoftmaxSelfAttention
 from mesaopt.models import SequenceModel
@@ -91,7 +91,7 @@ def test_a_part_and_the_heads_of_its_parent_are_both_kept() -> None:
 def test_what_is_asked_for_changes_nothing() -> None:
     model, x = make()
     before = model(x)
-    with watching(model, captured_names(model)) as found:
+    with capturing(model, captured_names(model)) as found:
         after = model(x)
     assert torch.equal(before, after)
     assert set(found) == set(captured_names(model))
@@ -216,15 +216,18 @@ def test_errors_say_what_is_wrong_and_leave_no_hooks(name: str, message: str) ->
 
 def test_a_single_name_is_not_a_list_of_letters() -> None:
     model, x = make()
-    for ask in (lambda: capture(model, x, "output"), lambda: watching(model, "output").__enter__()):
+    for ask in (
+        lambda: capture(model, x, "output"),
+        lambda: capturing(model, "output").__enter__(),
+    ):
         with pytest.raises(ValueError, match=r"^names='output': must be a list of names"):
             ask()
 
 
 def test_a_tensor_is_brought_beside_the_weights() -> None:
     x = torch.zeros(2)
-    assert beside(nn.Linear(2, 2).double(), x).dtype is torch.float64
-    assert beside(nn.ReLU(), x) is x
+    assert like_weights(nn.Linear(2, 2).double(), x).dtype is torch.float64
+    assert like_weights(nn.ReLU(), x) is x
 
 
 def test_a_model_that_fails_leaves_no_hooks() -> None:

@@ -95,7 +95,7 @@ def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
     assert score.shuffled == pytest.approx(score.mean, rel=0.05)
     assert score.uninformative == pytest.approx(5, rel=0.05)
     assert score.r2 < -0.2
-    assert score.unexplained.error < score.error / score.uninformative, (
+    assert score.unexplained.error < score.estimate.error / score.uninformative, (
         "one sequence is hard for both"
     )
     assert abs(score.mean - score.losses.mean().item()) < 1e-12

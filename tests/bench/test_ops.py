@@ -7,8 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from mesaopt.bench import peers, solver
-from mesaopt.bench.ops import OperatorReport, measure_operators
+from mesaopt.bench import flash_linear_attention as fla
+from mesaopt.bench import solver
+from mesaopt.bench.ops import OperatorMeasurements, measure_operators
 from mesaopt.bench.problems import errors, mesa_with, random_problem, relative_error
 from mesaopt.bench.timing import run_alone
 from mesaopt.errors import RunError
@@ -23,41 +24,41 @@ def silent(stages: list[Stage]) -> ProgressDisplay:
 
 
 @pytest.fixture(scope="module")
-def report() -> OperatorReport:
+def measured() -> OperatorMeasurements:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peers, "why_skipped", lambda: "not wanted in a test")
+        patch.setattr(fla, "why_skipped", lambda: "not wanted in a test")
         return measure_operators(quick=True, display=silent)
 
 
-def test_every_section_has_rows_and_tables_and_json(report: OperatorReport) -> None:
-    titles = [title.split(":")[0] for title, rows in report.tables() if rows]
+def test_every_section_has_rows_and_tables_and_json(measured: OperatorMeasurements) -> None:
+    titles = [title.split(":")[0] for title, rows in measured.tables() if rows]
     assert titles == ["accuracy", "solver", "speed", "speed", "growth", "growth"]
-    for _, rows in report.tables():
+    for _, rows in measured.tables():
         assert len({tuple(row) for row in rows}) == 1, "rows of one table have the same columns"
-    given = json.loads(json.dumps(report.to_json()))
-    assert {"accuracy", "solver", "speed", "growth", "steps", "peer"} < set(given)
+    given = json.loads(json.dumps(measured.to_json()))
+    assert {"accuracy", "solver", "speed", "growth", "steps", "flash_linear_attention"} < set(given)
     assert set(given["exponents"]) == {"time", "memory"}
     assert given["machine"]["num_threads"] >= 1
-    assert given["peer"] == []
-    assert given["peer_skipped"] == "not wanted in a test"
+    assert given["flash_linear_attention"] == []
+    assert given["flash_linear_attention_skipped"] == "not wanted in a test"
 
 
-def test_errors_are_small_at_small_sizes(report: OperatorReport) -> None:
-    assert all(row.holds for row in report.accuracy)
+def test_errors_are_small_at_small_sizes(measured: OperatorMeasurements) -> None:
+    assert all(row.holds for row in measured.accuracy)
     # The bounds are the goals: a condition number of 64 / 0.25 = 256 times a rounding unit of 6e-8 is
     # 1.5e-5 at worst, and norms over all positions are far below the worst; 1e-3 allows 256 times that.
-    assert {row.bound for row in report.accuracy} == {1e-5, 1e-3, None}
-    for row in report.accuracy:
+    assert {row.bound for row in measured.accuracy} == {1e-5, 1e-3, None}
+    for row in measured.accuracy:
         assert {"output", "q", "k", "v", "ridge"} <= set(row.errors)
         assert max(row.errors.values()) < 1e-4, row.problem
-    gated = [row for row in report.accuracy if "decay" in row.problem]
+    gated = [row for row in measured.accuracy if "decay" in row.problem]
     assert all({"beta", "log_decay"} < set(row.errors) for row in gated)
 
 
 def test_the_error_is_the_same_at_every_scale_of_the_upstream_gradient(
-    report: OperatorReport,
+    measured: OperatorMeasurements,
 ) -> None:
-    scaled = [row for row in report.accuracy if row.problem.startswith("upstream")]
+    scaled = [row for row in measured.accuracy if row.problem.startswith("upstream")]
     for forgets in (False, True):
         rows = [row for row in scaled if ("decay" in row.problem) == forgets]
         assert len(rows) == 5
@@ -66,9 +67,11 @@ def test_the_error_is_the_same_at_every_scale_of_the_upstream_gradient(
         assert max(worst) < 3 * min(worst)
 
 
-def test_few_steps_where_the_past_is_kept_and_never_more_than_plain(report: OperatorReport) -> None:
-    assert len(report.solver) == 6
-    for row in report.solver:
+def test_few_steps_where_the_past_is_kept_and_never_more_than_plain(
+    measured: OperatorMeasurements,
+) -> None:
+    assert len(measured.solver) == 6
+    for row in measured.solver:
         assert row.work > 0
         assert row.holds == ("MISSED" not in row.describe()["goal"])
         assert row.steps <= (solver.GOAL_STEPS if row.decay >= 0.97 else row.plain_steps)
@@ -76,27 +79,27 @@ def test_few_steps_where_the_past_is_kept_and_never_more_than_plain(report: Oper
         assert row.error < 1e-2
 
 
-def test_the_whole_family_is_timed(report: OperatorReport) -> None:
-    for shape in {row.shape for row in report.speed}:
-        rows = {row.operator: row for row in report.speed if row.shape == shape}
+def test_the_whole_family_is_timed(measured: OperatorMeasurements) -> None:
+    for shape in {row.shape for row in measured.speed}:
+        rows = {row.operator: row for row in measured.speed if row.shape == shape}
         assert set(rows) > FAMILY
         assert rows["mesa"].ratio == 1
         for name, row in rows.items():
             assert 0 < row.fastest <= row.milliseconds
             # rtol 1e-4 asks for no better; all others round only.
             assert row.error < (1e-2 if "rtol" in name else 1e-5), name
-    assert any(row.peak_mib for row in report.speed)
-    goals = [row.goal_milliseconds for row in report.speed if row.operator == "mesa"]
+    assert any(row.peak_mib for row in measured.speed)
+    goals = [row.goal_milliseconds for row in measured.speed if row.operator == "mesa"]
     assert 25.0 in goals
 
 
-def test_growth_and_steps_hang_together(report: OperatorReport) -> None:
-    for row in report.growth:
+def test_growth_and_steps_hang_together(measured: OperatorMeasurements) -> None:
+    for row in measured.growth:
         assert 0 < row.working_mib < row.peak_mib
         assert row.fastest <= row.milliseconds
-    assert all(math.isfinite(power) for power in report.exponents().values())
+    assert all(math.isfinite(power) for power in measured.exponents().values())
     # One float32 prediction: some roundings times the condition number.
-    assert all(row.error < 1e-5 for row in report.steps)
+    assert all(row.error < 1e-5 for row in measured.steps)
 
 
 def test_relative_errors() -> None:
@@ -109,8 +112,8 @@ def test_relative_errors() -> None:
 
 def test_a_wrong_operator_has_an_error() -> None:
     problem = random_problem(1, 8, 1, 4)
-    off = errors(lambda **x: 1.01 * mesa_with()(**x), problem, mesa_with())
-    assert off["output"] == pytest.approx(0.01, rel=1e-3)
+    wrong = errors(lambda **x: 1.01 * mesa_with()(**x), problem, mesa_with())
+    assert wrong["output"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_process_that_fails_says_why() -> None:
@@ -118,16 +121,16 @@ def test_a_process_that_fails_says_why() -> None:
         run_alone("nothing", (1, 8, 1, 4), repeats=1, num_threads=1)
 
 
-# The peer's code
+# flash-linear-attention
 
 
-def test_without_the_peer_it_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_skipped_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert peers.why_skipped() == "flash-linear-attention and fla-core are not installed"
+    assert fla.why_skipped() == "flash-linear-attention and fla-core are not installed"
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Put a package in the peer's place."""
+    """Put a package in the place of flash-linear-attention."""
     package = folder / "fla" / "ops" / "mesa_net"
     package.mkdir(parents=True)
     for parent in (package, package.parent, package.parent.parent):
@@ -146,16 +149,16 @@ def _no_traces(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("_no_traces")
-def test_a_peer_that_cannot_be_imported_says_why_in_one_line(
+def test_a_failed_import_is_explained_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, monkeypatch, "raise ValueError('no driver\\nand more')")
-    told = "importing fla.ops.mesa_net.naive failed: ValueError: no driver"
-    assert peers.why_skipped() == told
+    reason = "importing fla.ops.mesa_net.naive failed: ValueError: no driver"
+    assert fla.why_skipped() == reason
 
 
 @pytest.mark.usefixtures("_no_traces")
-def test_the_peer_runs_beside_mesa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_timed_in_turn_with_mesa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 from mesaopt.ops import mesa
 
@@ -164,8 +167,8 @@ def naive_mesa_net_CG(q, k, v, g, lamb, beta, chunk_size, max_CG_iteration):
     return 1.001 * found.output, None, None
 """
     install(tmp_path, monkeypatch, code)
-    assert peers.why_skipped() == ""
-    rows = peers.compare(quick=True)
+    assert fla.why_skipped() == ""
+    rows = fla.compare(quick=True)
     assert [row.code.split(",")[0] for row in rows] == ["mesa", "fla-core naive CG"] * 2
     for row in rows[1::2]:
         assert row.output_error == pytest.approx(1e-3, rel=0.01)

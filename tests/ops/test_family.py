@@ -204,7 +204,7 @@ def test_vmap_over_models(rule: Rule) -> None:
     torch.testing.assert_close(ours.squeeze(1), rule.run(**inputs).output, **CLOSE)
 
 
-# Identities, as told on the page about the family.
+# Identities of docs/family.md.
 
 
 def test_delta_rule_is_online_gradient_descent() -> None:
@@ -282,7 +282,7 @@ def test_softmax_attention_is_a_kernel_average() -> None:
     torch.testing.assert_close(output[0, -1, 0], expected, **CLOSE)
 
 
-# What is refused.
+# Errors.
 
 
 @every(RULES)

@@ -42,7 +42,7 @@ class Auto:
         """Return the solver to run on a call, and the reason for it.
 
         Args:
-            static_ridge_forgets: whether there are forget gates and the ridge does not decay with them.
+            static_ridge_forgets: whether the state is forgotten and the ridge is not.
 
         Returns:
             The solver, with the settings given here.
@@ -75,7 +75,7 @@ def as_solver(solver: SolverLike) -> Solver | Auto:
         The solver.
 
     Raises:
-        ValueError: there is no solver of that name, or it is something else.
+        ValueError: it is neither a solver nor the name of one.
 
     Example:
         >>> as_solver("cg")

@@ -74,7 +74,7 @@ def solve_and_read(
 
 @dataclass(frozen=True)
 class _Call:
-    """What is no tensor of a solve: the same forward and backward."""
+    """Settings of a solve, the same forward and backward."""
 
     solver: Solver
     on_failure: OnFailure
@@ -89,7 +89,7 @@ class _Call:
         return solved
 
     def regroup(self, tensors: tuple[Any, ...]) -> Prepared:
-        """Undo the flattening of what the solver prepared."""
+        """Undo the flattening of the factors or the preconditioner."""
         if self.prepared_type is Factors:
             return Factors(*tensors)
         return Preconditioner(*tensors) if self.prepared_type is Preconditioner else None
@@ -184,7 +184,7 @@ class _Solve(torch.autograd.Function):
         given, prepared = _split(_Arguments, inputs)
         system, values = given.system, given.values
         solved = given.call.solve(system, given.call.regroup(prepared), given.rhs)
-        if values is None:  # in the backward pass, where there is nothing to read
+        if values is None:  # in the backward pass, which reads nothing out
             return (*solved, given.rhs.new_empty(0), given.rhs.new_empty(0))
         return (*solved, *_read(system, solved.solution, values))
 

@@ -44,8 +44,8 @@ class ConjugateGradient(Solver):
     Example:
         >>> from mesaopt.ops import mesa
         >>> one = torch.ones(1, 3, 1, 1)
-        >>> found = mesa(one, one, one, ridge=1.0, solver=ConjugateGradient(rtol=1e-5))
-        >>> found.output.flatten(), found.info.steps.item()
+        >>> output, _, info = mesa(one, one, one, ridge=1.0, solver=ConjugateGradient(rtol=1e-5))
+        >>> output.flatten(), info.steps.item()
         (tensor([0.5000, 0.6667, 0.7500]), 1)
     """
 
@@ -86,11 +86,11 @@ class ConjugateGradient(Solver):
         max_steps = 4 * rhs.shape[-1] + 32 if self.max_steps is None else self.max_steps
         hidden = preconditioner is not None and traced(preconditioner.inverse)
         iterate = _iterate_traced if hidden or traced(rhs) else _iterate
-        found = _Iterated(*iterate(system, preconditioner, rhs, rtol, max_steps))
+        result = _Iterated(*iterate(system, preconditioner, rhs, rtol, max_steps))
         # A tolerance that was asked for is held; the default yields to rounding.
-        held = torch.full_like(found.residual, rtol)
-        accepted = found.rounding.clamp(min=rtol) if self.rtol is None else held
-        return Solved(found.solution, found.residual, accepted, found.steps)
+        held = torch.full_like(result.residual, rtol)
+        accepted = result.rounding.clamp(min=rtol) if self.rtol is None else held
+        return Solved(result.solution, result.residual, accepted, result.steps)
 
 
 class _Iterated(NamedTuple):
@@ -240,7 +240,7 @@ class _Arguments(NamedTuple):
     since_start: Tensor | None
     ridge_decays: bool
     preconditioner: list[Tensor]
-    """Its tensors; the correction is left out where there is none."""
+    """Its tensors, without the correction if that is None."""
     rhs: Tensor
     rtol: float
     max_steps: int

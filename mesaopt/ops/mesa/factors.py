@@ -9,7 +9,7 @@ is forgotten:
 3. With Y = M^{-1} P, the Woodbury identity gives for every position t of the chunk
    A_t^{-1} b_t = R^T (R b_t - sum_{i <= t} (R b_t . y_i) y_i) / f_t.
 
-Elsewhere the same factors, made with the ridge as it stands in the middle of the chunk, make a
+Elsewhere the same factors, made with the ridge in the middle of the chunk, make a
 preconditioner: see :mod:`mesaopt.ops.mesa.preconditioner`.
 """
 
@@ -44,7 +44,7 @@ class Factors(NamedTuple):
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether the whitening is a row that stands for a diagonal matrix."""
+        """Whether the whitening is one row, the diagonal of a matrix."""
         return self.whitening.shape[-2] < self.whitening.shape[-1]
 
 
@@ -105,7 +105,7 @@ def apply_factors(
 def rotate(
     x: Float[Tensor, "*group position key"], matrix: Float[Tensor, "*group rows key"]
 ) -> Float[Tensor, "*group position key"]:
-    """Multiply every position's vector by a matrix, or by one row that stands for a diagonal."""
+    """Multiply every position's vector by a matrix, or by the diagonal in one row."""
     return x * matrix if matrix.shape[-2] < matrix.shape[-1] else x @ matrix.mT
 
 

@@ -326,7 +326,7 @@ def _log_decays(
 ) -> tuple[Tensor | None, Float[Tensor, "sequence head"]]:
     """Return the log of the decay from the very first position to every chunk's start, and to the end.
 
-    The former is None where there is no decay.
+    The former is None if no ridge decays.
     """
     layout = call.layout
     first = q.new_zeros(layout.sequences, q.shape[2]) if initial is None else initial.log_decay

@@ -99,7 +99,7 @@ def difference(system: System) -> Float[Tensor, "*group position key"] | None:
 
 
 def _forgets_start(system: System) -> Bool[Tensor, "*group"]:
-    """Return whether a chunk keeps too little of its start, at its end, for the start to say much."""
+    """Return whether a chunk keeps too little of its start for the start's factors to be useful."""
     if system.since_start is None:
         return torch.zeros(system.keys.shape[:-2], dtype=torch.bool, device=system.keys.device)
     return ~(system.since_start[..., -1, 0] >= math.exp(factors.MIN_LOG_DECAY))

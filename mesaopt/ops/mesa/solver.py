@@ -1,4 +1,4 @@
-"""What every solver of the mesa operator's systems is: one small object with the same few methods."""
+"""Base of the solvers of the mesa operator's systems: small objects with the same few methods."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Solved(NamedTuple):
 
     @property
     def is_measured(self) -> bool:
-        """Whether the residuals are there."""
+        """Whether the residuals were measured."""
         return self.residual.numel() > 0
 
 
@@ -64,7 +64,7 @@ class Solver(ABC):
         """Return the solver to run on a call, and the reason for it.
 
         Args:
-            static_ridge_forgets: whether there are forget gates and the ridge does not decay with them.
+            static_ridge_forgets: whether the state is forgotten and the ridge is not.
 
         Returns:
             The solver itself, which was asked for.
@@ -100,13 +100,13 @@ class Solver(ABC):
         return size
 
     def prepare(self, system: System) -> Prepared:
-        """Compute what forward and backward pass share, such as factors.
+        """Compute factors or a preconditioner, which forward and backward pass share.
 
         Args:
             system: the matrices.
 
         Returns:
-            What :meth:`solve` takes as `prepared`.
+            The argument `prepared` of :meth:`solve`.
         """
         del system
 

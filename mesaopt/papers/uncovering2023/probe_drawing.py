@@ -237,7 +237,7 @@ def draw_shares(axes: Axes, probed: Probed, targets: Mapping[str, str], position
 
 def _half_widths(scores: Sequence[ProbeScore]) -> list[list[float]]:
     """Give 95 % intervals for a logarithmic axis: below the mean no longer than nine tenths of it."""
-    above = [1.96 * s.error for s in scores]
+    above = [1.96 * s.estimate.error for s in scores]
     return [[min(h, 0.9 * s.mean) for h, s in zip(above, scores, strict=True)], above]
 
 
@@ -258,7 +258,7 @@ def _row(
         "layer": layer_of(name),
         "position": position,
         "held_out": unit * score.mean,
-        "half_width_95": 1.96 * unit * score.error,
+        "half_width_95": 1.96 * unit * score.estimate.error,
         "r2": score.r2,
         "in_sample_256": unit * probed.in_sample(*key)[0] if measured else None,
         "published": published,

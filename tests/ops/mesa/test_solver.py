@@ -1,4 +1,4 @@
-"""Solvers: what they report, and what they refuse."""
+"""Solvers: their information about a call, tolerances, names and ranges."""
 
 import pytest
 from mesa_problems import CLOSE, make

@@ -1,7 +1,7 @@
-"""The mesa layer's best known CPU code by others, run beside ours where it is installed.
+"""The CPU reference of flash-linear-attention's mesa layer, timed in turn with ours where installed.
 
-flash-linear-attention computes on GPUs; what it has for the CPU are its reference functions. They come
-with two packages, `flash-linear-attention` and `fla-core`, neither of which we depend on.
+flash-linear-attention computes on GPUs; for the CPU it has reference functions only. They come with two
+packages, `flash-linear-attention` and `fla-core`, neither of which we depend on.
 """
 
 import functools
@@ -33,8 +33,8 @@ _STEPS = 30  # its default, and that of the paper
 
 
 @dataclass(frozen=True)
-class PeerRow:
-    """One code's time and error on one problem, one thread."""
+class ComparisonRow:
+    """Time and error of one code on one problem, one thread."""
 
     problem: str
     code: str
@@ -47,7 +47,7 @@ class PeerRow:
     """The largest among the inputs' gradients."""
 
     def describe(self) -> dict[str, str]:
-        """Give the cells of the table."""
+        """Return the cells of the table."""
         return {
             "code": self.code,
             "problem": self.problem,
@@ -59,10 +59,7 @@ class PeerRow:
 
 
 def why_skipped() -> str:
-    """Say why the peer's code cannot run.
-
-    Returns:
-        One line; empty if it can.
+    """Return why flash-linear-attention cannot run, in one line; empty if it can.
 
     Example:
         >>> isinstance(why_skipped(), str)
@@ -72,73 +69,68 @@ def why_skipped() -> str:
         return "flash-linear-attention and fla-core are not installed"
     try:
         _reference()
-    except Exception as error:  # whatever an import of somebody else's code may raise
+    except Exception as error:  # an import of foreign code may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         return f"importing {_MODULE} failed: {type(error).__name__}: {reason}"
     return ""
 
 
-def compare(*, quick: bool) -> list[PeerRow]:
-    """Time the peer's CPU reference and mesa in turn, on the same problems.
+def compare(*, quick: bool) -> list[ComparisonRow]:
+    """Time the CPU reference of flash-linear-attention and mesa in turn, on the same problems.
 
-    Args:
-        quick: at a small size, and without the exact path, whose backward pass takes half a minute.
-
-    Returns:
-        A row for each code and problem.
-
-    Raises:
-        ImportError: the peer's code is not there; :func:`why_skipped` tells beforehand.
+    With `quick`, at a small size and without the exact path, whose backward pass takes half a minute.
     """
     size = (1, 64, 1, 16) if quick else (1, 512, 4, 64)
-    told = "B={}, T={}, H={}, K={}".format(*size)
+    title = "B={}, T={}, H={}, K={}".format(*size)
     with threads(1):
-        rows = _rows(f"{told}, nothing forgotten", random_problem(*size), {}, quick)
+        rows = _rows(f"{title}, nothing forgotten", random_problem(*size), {}, quick)
         forgetting = random_problem(*size, decay=0.996)
         return rows + _rows(
-            f"{told}, mean decay 0.996", forgetting, {"solver": Auto(rtol=1e-4)}, quick
+            f"{title}, mean decay 0.996", forgetting, {"solver": Auto(rtol=1e-4)}, quick
         )
 
 
-def _rows(told: str, problem: Problem, settings: dict[str, Any], quick: bool) -> list[PeerRow]:
-    theirs = _reference()
+def _rows(
+    title: str, problem: Problem, settings: dict[str, Any], quick: bool
+) -> list[ComparisonRow]:
+    reference = _reference()
     codes: dict[str, Operator] = {
         "mesa, rtol 1e-4" if settings else "mesa": mesa_with(**settings),
         f"fla-core naive CG, {_STEPS} steps": _adapt(
-            theirs.naive_mesa_net_CG, chunk_size=64, max_CG_iteration=_STEPS
+            reference.naive_mesa_net_CG, chunk_size=64, max_CG_iteration=_STEPS
         ),
     }
-    right = differentiate(mesa_with(), problem, torch.float64)
-    found = {name: differentiate(code, problem, torch.float32) for name, code in codes.items()}
+    exact = differentiate(mesa_with(), problem, torch.float64)
+    results = {name: differentiate(code, problem, torch.float32) for name, code in codes.items()}
     works: dict[str, Callable[[], object]] = {
         name: functools.partial(differentiate, code, problem, torch.float32)
         for name, code in codes.items()
     }
     seconds = time_in_turn(works, 2 if quick else 7)
     if not quick:
-        exact, name = _adapt(theirs.naive_mesa_net_exact), "fla-core naive exact, one run"
+        direct, name = _adapt(reference.naive_mesa_net_exact), "fla-core naive exact, one run"
         started = time.perf_counter()
-        found[name] = differentiate(exact, problem, torch.float32)
+        results[name] = differentiate(direct, problem, torch.float32)
         seconds[name] = [time.perf_counter() - started]
-    return [_row(told, name, seconds[name], found[name], right) for name in seconds]
+    return [_row(title, name, seconds[name], results[name], exact) for name in seconds]
 
 
 def _row(
-    told: str, name: str, seconds: list[float], found: dict[str, Tensor], right: dict[str, Tensor]
-) -> PeerRow:
-    off = {key: relative_error(found[key], wanted) for key, wanted in right.items()}
-    return PeerRow(
-        problem=told,
+    title: str, name: str, seconds: list[float], result: dict[str, Tensor], exact: dict[str, Tensor]
+) -> ComparisonRow:
+    errors = {key: relative_error(result[key], wanted) for key, wanted in exact.items()}
+    return ComparisonRow(
+        problem=title,
         code=name,
         milliseconds=statistics.median(seconds) * 1000,
         fastest=min(seconds) * 1000,
-        output_error=off.pop("output"),
-        gradient_error=max(off.values()),
+        output_error=errors.pop("output"),
+        gradient_error=max(errors.values()),
     )
 
 
 def _adapt(function: Callable[..., Any], **settings: Any) -> Operator:
-    """Call the peer's function with our arguments."""
+    """Call a function of flash-linear-attention with our arguments."""
 
     def operator(
         q: Tensor,
@@ -157,5 +149,5 @@ def _adapt(function: Callable[..., Any], **settings: Any) -> Operator:
 
 def _reference() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no GPU
+        warnings.simplefilter("ignore")  # of a missing GPU
         return import_module(_MODULE)
