@@ -76,10 +76,10 @@ class LinearSystemConfig(_Slotted):
     """
 
     numbers: ClassVar[Numbers] = "real"
-    """What a state is made of."""
+    """Kind of numbers in a state."""
 
     kind: Literal["linear_system"] = "linear_system"
-    """Says in config.json which task it is."""
+    """Names the task in config.json."""
     dim: int = 10
     """Dimension of a state."""
     length: int = 50
@@ -89,14 +89,14 @@ class LinearSystemConfig(_Slotted):
     state_clip: float = 10.0
     """Every coordinate of a state is clipped to [-state_clip, state_clip] after every step."""
     start: Literal["uniform", "normal"] = "uniform"
-    """Law of the first state: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
+    """First state: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
     transition: Literal["orthogonal", "contracting", "fixed"] = "orthogonal"
-    """Law of the matrix: orthogonal, new in every sequence; contracting, new in every sequence; or one
-    orthogonal matrix for all sequences, the negative control."""
+    """The matrix: orthogonal, new in every sequence; contracting, new in every sequence; or one orthogonal
+    matrix for all sequences, the negative control."""
     teacher_seed: int = 0
-    """What that one matrix is drawn from, whatever the seed of the sequences; used by fixed."""
+    """Seed of that one matrix, independent of the seed of the sequences; used by fixed."""
     token_slots: tuple[TokenSlot, ...] = ("zero", "current", "current", "previous")
-    """What a token is made of, slot by slot; each slot is `dim` wide."""
+    """Contents of a token, slot by slot; each slot is `dim` wide."""
 
     start_range: ClassVar[float] = 1.0
     """Largest coordinate of a uniform first state."""
@@ -120,20 +120,20 @@ class ARProcessConfig(_Slotted):
     """
 
     numbers: ClassVar[Numbers] = "complex"
-    """What a state is made of."""
+    """Kind of numbers in a state."""
 
     kind: Literal["ar_process"] = "ar_process"
-    """Says in config.json which task it is."""
+    """Names the task in config.json."""
     dim: int = 5
     """Dimension of a state."""
     length: int = 100
     """States in a sequence, x_1 to x_T; the last is only a target, so there are T - 1 tokens."""
     start: StartName = "gaussian"
-    """Law of x_1; see :func:`mesaopt.tasks.start_law`."""
+    """Name of the distribution of x_1; see :func:`mesaopt.tasks.initial_states`."""
     start_scale: float = 1.0
-    """Scale of that law."""
+    """Scale of that distribution."""
     token_slots: tuple[TokenSlot, ...] = ("current", "previous")
-    """What a token is made of: this in the authors' code, with a "zero" in front in the paper."""
+    """Contents of a token: this in the authors' code, with a "zero" in front in the paper."""
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -153,10 +153,10 @@ class PartiallyObservedConfig(_Slotted):
     """
 
     numbers: ClassVar[Numbers] = "real"
-    """What an observation is made of."""
+    """Kind of numbers in an observation."""
 
     kind: Literal["partially_observed"] = "partially_observed"
-    """Says in config.json which task it is."""
+    """Names the task in config.json."""
     dim: int = 5
     """Dimension of an observation, and of a prediction."""
     hidden_dim: int = 15
@@ -173,9 +173,9 @@ class PartiallyObservedConfig(_Slotted):
     state_clip: float = 10.0
     """Every coordinate of a hidden state is clipped to [-state_clip, state_clip] after every step."""
     start: Literal["uniform", "normal"] = "uniform"
-    """Law of the first hidden state: uniform on [-1, 1] (authors' code) or standard normal (paper)."""
+    """First hidden state: uniform on [-1, 1] (authors' code) or standard normal (paper)."""
     token_slots: tuple[TokenSlot, ...] = ("current",)
-    """What a token is made of: one observation, or several of them by :func:`stacked`."""
+    """Contents of a token: one observation, or several of them by :func:`stacked`."""
 
     start_range: ClassVar[float] = 1.0
     """Largest coordinate of a uniform first hidden state."""
@@ -199,10 +199,10 @@ class NonlinearSystemConfig(_Slotted):
     """
 
     numbers: ClassVar[Numbers] = "real"
-    """What a state is made of."""
+    """Kind of numbers in a state."""
 
     kind: Literal["nonlinear_system"] = "nonlinear_system"
-    """Says in config.json which task it is."""
+    """Names the task in config.json."""
     dim: int = 10
     """Dimension of a state."""
     length: int = 50
@@ -212,16 +212,16 @@ class NonlinearSystemConfig(_Slotted):
     teacher_std: float = 1.1
     """Standard deviation of the teacher's weights."""
     teacher_seed: int = 0
-    """What the teacher's weights are drawn from, whatever the seed of the sequences."""
+    """Seed of the teacher's weights, independent of the seed of the sequences."""
     normalisation: Literal["l2", "none"] = "l2"
-    """What is done to the teacher's output: divided by its norm (the authors' code) or nothing (the paper's
-    text, where states then grow some sixteenfold with every step)."""
+    """The teacher's output is divided by its norm (l2, the authors' code) or left as it is (none, the
+    paper's text: states then grow about sixteenfold with every step)."""
     noise_std: float = 0.01
     """Standard deviation of the process noise, per coordinate and step."""
     start: Literal["uniform", "normal"] = "uniform"
-    """Law of the first state: uniform on [-0.25, 0.25] (authors' code) or standard normal (paper)."""
+    """First state: uniform on [-0.25, 0.25] (authors' code) or standard normal (paper)."""
     token_slots: tuple[TokenSlot, ...] = ("current",)
-    """What a token is made of, slot by slot; each slot is `dim` wide."""
+    """Contents of a token, slot by slot; each slot is `dim` wide."""
 
     start_range: ClassVar[float] = 0.25
     """Largest coordinate of a uniform first state."""
@@ -243,10 +243,10 @@ class FewShotConfig(_Slotted):
     """
 
     numbers: ClassVar[Numbers] = "real"
-    """What an input is made of."""
+    """Kind of numbers in an input."""
 
     kind: Literal["few_shot"] = "few_shot"
-    """Says in config.json which task it is."""
+    """Names the task in config.json."""
     dim: int = 10
     """Dimension of an input and of an answer."""
     length: int = 224
@@ -260,7 +260,7 @@ class FewShotConfig(_Slotted):
     noise_std: float = 0.01
     """Standard deviation of the noise of an answer, per coordinate."""
     inputs: Literal["uniform", "normal"] = "uniform"
-    """Law of x_i: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
+    """Distribution of x_i: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
 
     token_slots: ClassVar[tuple[TokenSlot, ...]] = ("current",)
     """Tokens are plain."""

@@ -184,9 +184,9 @@ class Layout:
         """
         if self.lengths is None:
             return batch, chunk * self.chunk_size
-        sequence = 0
-        while chunk >= self.counts[sequence]:
-            chunk -= self.counts[sequence]
+        counts, sequence = self.counts, 0
+        while chunk >= counts[sequence]:
+            chunk -= counts[sequence]
             sequence += 1
         return sequence, chunk * self.chunk_size
 

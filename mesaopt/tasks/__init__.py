@@ -3,49 +3,51 @@
 from mesaopt.tasks.ar_process import ARProcess
 from mesaopt.tasks.base import GeneratedTask, Streams
 from mesaopt.tasks.batch import Batch, Split, Task, tokens_from_states
+from mesaopt.tasks.distributions import (
+    FiniteStates,
+    IndependentCoordinates,
+    InitialStates,
+    RealStates,
+    SampledStates,
+    Sampler,
+    SparseStates,
+)
 from mesaopt.tasks.few_shot import FewShot, FewShotBatch
 from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.losses import squared_error
 from mesaopt.tasks.make import make_task
-from mesaopt.tasks.nonlinear_system import NonlinearSystem
-from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
-from mesaopt.tasks.random import contracting, generator, haar_orthogonal
-from mesaopt.tasks.start_laws import (
-    FiniteLaw,
-    IndependentLaw,
-    RealLaw,
-    SampledLaw,
-    Sampler,
-    SparseLaw,
-    StartLaw,
+from mesaopt.tasks.named_distributions import (
     from_distribution,
     full_one,
     gaussian,
     generalised_gaussian,
+    initial_states,
     rademacher,
-    start_law,
     two_magnitudes,
     uniform,
 )
+from mesaopt.tasks.nonlinear_system import NonlinearSystem
+from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
+from mesaopt.tasks.random import contracting, generator, haar_orthogonal
 
 __all__ = [
     "ARProcess",
     "Batch",
     "FewShot",
     "FewShotBatch",
-    "FiniteLaw",
+    "FiniteStates",
     "GeneratedTask",
-    "IndependentLaw",
+    "IndependentCoordinates",
+    "InitialStates",
     "LinearSystem",
     "NonlinearSystem",
     "PartiallyObserved",
     "PartiallyObservedBatch",
-    "RealLaw",
-    "SampledLaw",
+    "RealStates",
+    "SampledStates",
     "Sampler",
-    "SparseLaw",
+    "SparseStates",
     "Split",
-    "StartLaw",
     "Streams",
     "Task",
     "contracting",
@@ -55,10 +57,10 @@ __all__ = [
     "generalised_gaussian",
     "generator",
     "haar_orthogonal",
+    "initial_states",
     "make_task",
     "rademacher",
     "squared_error",
-    "start_law",
     "tokens_from_states",
     "two_magnitudes",
     "uniform",

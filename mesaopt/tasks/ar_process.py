@@ -13,7 +13,8 @@ from torch import Tensor
 from mesaopt.config import ARProcessConfig
 from mesaopt.tasks.base import GeneratedTask, Streams, check_sample, streams_of
 from mesaopt.tasks.batch import Batch, Split
-from mesaopt.tasks.start_laws import SampledLaw, Sampler, StartLaw, start_law
+from mesaopt.tasks.distributions import InitialStates, SampledStates, Sampler
+from mesaopt.tasks.named_distributions import initial_states
 
 _BLOCK = 256  # sequences drawn at a time, the same whatever is asked for
 
@@ -22,14 +23,15 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
     """The first-order autoregressive process of Zheng et al.
 
     x_{t+1} = W x_t with W = diag(exp(i theta_1), ..., exp(i theta_d)), theta_j uniform on [0, 2 pi), new
-    for every sequence, and x_1 from a law of its own; so x_t = exp(i theta (t - 1)) x_1, without noise.
+    for every sequence, and x_1 from a distribution of its own. So x_t = exp(i theta (t - 1)) x_1, without
+    noise.
     At t = 1 there is no pair (previous, current) to learn from, so contexts t = 2 ... T - 1 are scored.
 
     Args:
-        config: dimension, length, law of x_1 and token layout.
-        start: a law of x_1 in place of the configuration's: a :class:`mesaopt.tasks.StartLaw`, or a
-            function that is told a NumPy generator, a count and a dimension, and returns states
-            [count, dim].
+        config: dimension, length, distribution of x_1 and token layout.
+        start: the distribution of x_1, in place of the configuration's: a
+            :class:`mesaopt.tasks.InitialStates`, or a function of a NumPy generator, a count and a
+            dimension that returns states [count, dim].
 
     Source: Zheng et al., arXiv 2405.16845, the data of their experiments.
 
@@ -46,12 +48,12 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
 
     batch_type = Batch
 
-    def __init__(self, config: ARProcessConfig, start: Sampler | StartLaw | None = None):
+    def __init__(self, config: ARProcessConfig, start: Sampler | InitialStates | None = None):
         super().__init__(config)
         if start is None:
-            self.start = start_law(config.start, scale=config.start_scale)
+            self.start = initial_states(config.start, scale=config.start_scale)
         else:
-            self.start = start if isinstance(start, StartLaw) else SampledLaw(start)
+            self.start = start if isinstance(start, InitialStates) else SampledStates(start)
 
     @property
     def scored(self) -> slice:
@@ -75,7 +77,7 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
         chunk_size: int = 256,
         dtype: torch.dtype = torch.complex128,
     ) -> Iterator[Complex[Tensor, "batch time dim"]]:
-        """Draw the states of :meth:`sample` a few sequences at a time, so that not all need be held.
+        """Draw the states of :meth:`sample` a few sequences at a time, which saves memory.
 
         Args:
             num_sequences: in all, 1 or more.
@@ -109,7 +111,7 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
     def _blocks(
         self, count: int, random: np.random.Generator
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
-        """Draw x_1 and theta, [count, dim] each, block by block: all that a sequence is made of."""
+        """Draw x_1 and theta, [count, dim] each, block by block: the two that make up a sequence."""
         dim = self.config.dim
 
         def block(left: int) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -39,7 +39,7 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
     vectors there. One seed makes the same pairs in every layout.
 
     Args:
-        config: dimension, length, layout, prefix, switch, noise and law of the inputs.
+        config: dimension, length, layout, prefix, switch, noise and distribution of the inputs.
 
     Source: von Oswald et al., arXiv 2309.05858v2, section on few-shot learning; inputs as in the authors'
     code, standard normal in the text. Two things are otherwise than in their code: noise is independent in

@@ -18,9 +18,9 @@ class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
 
     The state follows s_{t+1} = clip(W s_t + noise_std * n_t), with n_t standard normal and s_1 uniform on
     [-1, 1]^dim. The paper's text starts from a standard normal; the authors' code, which made the
-    published numbers, from the uniform law (`start` chooses). `transition` chooses the law of W:
+    published numbers, from the uniform distribution (`start` chooses). `transition` chooses W:
 
-    - "orthogonal": from the Haar law, new for every sequence;
+    - "orthogonal": Haar-random orthogonal, new for every sequence;
     - "contracting": :func:`mesaopt.tasks.contracting`, new for every sequence; published with
       `state_clip=2`, because one sequence in ten would come to a norm above 10 first;
     - "fixed": one orthogonal matrix, drawn from `teacher_seed`, for every sequence of every seed, which a
@@ -29,7 +29,7 @@ class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
     Tokens are built by :func:`tokens_from_states`.
 
     Args:
-        config: dimension, length, noise, clip, laws and token layout.
+        config: dimension, length, noise, clip, distributions and token layout.
 
     Source: von Oswald et al., arXiv 2309.05858v2, section "Linear dynamics", appendices E.1 and E.2; the
     authors' code.

@@ -26,7 +26,7 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
     the system is linear in it: :meth:`features`.
 
     Args:
-        config: dimension, length, teacher, noise, start law and token layout.
+        config: dimension, length, teacher, noise, initial states and token layout.
 
     Source: von Oswald et al., arXiv 2309.05858v2, section "Nonlinear dynamics"; the division by the norm,
     the start on [-0.25, 0.25]^dim and gelu by way of tanh are those of the authors' code. The text has no

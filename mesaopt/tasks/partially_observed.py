@@ -41,7 +41,7 @@ class PartiallyObserved(GeneratedTask[PartiallyObservedConfig, PartiallyObserved
     without noise, hidden_dim / dim of them do: :func:`mesaopt.config.stacked` lays out tokens of several.
 
     Args:
-        config: dimensions, length, noise, laws and token layout.
+        config: dimensions, length, noise, distributions and token layout.
 
     Source: von Oswald et al., arXiv 2309.05858v2, section "Partially observed linear dynamics"; h_1 and the
     scale of C as in the authors' code. Their text has h_1 standard normal and writes N(0, 0.5) for C, which

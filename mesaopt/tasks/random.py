@@ -42,10 +42,10 @@ def generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
 def haar_orthogonal(
     random: np.random.Generator, count: int, dim: int
 ) -> Float[Tensor, "count dim dim"]:
-    """Draw orthogonal matrices from the Haar (rotation-invariant) law.
+    """Draw orthogonal matrices from the Haar (rotation-invariant) distribution.
 
     Q R = A with A of independent standard normals; the columns of Q are then multiplied by the signs
-    of the diagonal of R. Without the signs the law depends on the QR routine and is not Haar
+    of the diagonal of R. Without the signs the distribution depends on the QR routine and is not Haar
     (Mezzadri, "How to generate random matrices from the classical compact groups", 2007, section 5).
 
     Args:
@@ -84,8 +84,8 @@ def contracting(
     Returns:
         float64 matrices [count, dim, dim].
 
-    Source: von Oswald et al., appendix E.1. They shuffle mu, which changes no law: the columns of G are
-    exchangeable.
+    Source: von Oswald et al., appendix E.1. They shuffle mu, which does not change the distribution of W:
+    the columns of G are exchangeable.
 
     Example:
         >>> w = contracting(generator(0, "demo"), 4, 3)

@@ -28,11 +28,12 @@ def roll_out(
     drawn step after step, so that a shorter sequence is the beginning of a longer one.
 
     Args:
-        config: with `length`, `noise_std` and the law of the first state.
+        config: with `length`, `noise_std` and the distribution of the first state.
         random: where the numbers come from.
         batch_size: sequences.
         dim: of a state.
-        follow: told all states at one time and the noise, [batch, dim, 1] each; returns the next states.
+        follow: called with all states at one time and the noise, [batch, dim, 1] each; returns the next
+            states.
 
     Returns:
         float64 states [batch, length + 1, dim].

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mesaopt.config import ARProcessConfig, LinearSystemConfig
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import ARProcess, Batch, LinearSystem, SampledLaw, make_task, start_law
+from mesaopt.tasks import ARProcess, Batch, LinearSystem, SampledStates, initial_states, make_task
 
 TASK = ARProcess(ARProcessConfig(dim=3, length=7))
 
@@ -94,7 +94,7 @@ def test_complex64_is_the_complex128_batch_rounded() -> None:
     assert torch.equal(TASK.sample(4, seed=0).tokens, single.tokens)
 
 
-def test_the_laws_of_start_and_eigenvalues() -> None:
+def test_the_distributions_of_start_and_eigenvalues() -> None:
     count, config = 20_000, ARProcessConfig(dim=2, length=3, start="uniform", start_scale=2.0)
     batch = ARProcess(config).sample(count, seed=0, dtype=torch.complex128)
     start = batch.states[:, 0].real
@@ -128,15 +128,15 @@ def test_predicting_zero_costs_half_the_second_moments(
     assert abs(total.mean().item() - expected) < bound
 
 
-def test_a_law_or_a_sampler_of_ones_own_goes_in() -> None:
+def test_a_distribution_or_a_sampler_of_ones_own_goes_in() -> None:
     def threes(random: np.random.Generator, count: int, dim: int) -> np.ndarray:
         return np.full((count, dim), 3.0 + 1.0j)
 
     config = ARProcessConfig(dim=3, length=7)
-    for start in (threes, SampledLaw(threes)):
+    for start in (threes, SampledStates(threes)):
         batch = ARProcess(config, start=start).sample(5, seed=0)
         assert (batch.states[:, 0] == 3 + 1j).all()
-    twice = ARProcess(config, start=start_law("full_one", scale=2.0)).sample(5, seed=0)
+    twice = ARProcess(config, start=initial_states("full_one", scale=2.0)).sample(5, seed=0)
     assert (twice.states[:, 0] == 2).all()
     wrong = ARProcess(config, start=lambda random, count, dim: np.ones((count, dim - 1)))
     with pytest.raises(ConfigError, match=r"the sampler returned shape .*: must be"):

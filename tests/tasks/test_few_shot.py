@@ -97,7 +97,7 @@ def test_one_seed_makes_the_same_pairs_in_every_layout() -> None:
     assert not torch.isin(switched.tokens[:, 13::2], plain.tokens[:, 13::2]).any()
 
 
-def test_the_laws_of_inputs_and_noise() -> None:
+def test_the_distributions_of_inputs_and_noise() -> None:
     batch = FewShot(FewShotConfig(length=20)).sample(2000, seed=0, dtype=torch.float64)
     inputs, answers = batch.tokens[:, 0::2], batch.tokens[:, 1::2]
     noise = answers - inputs @ batch.transition.mT

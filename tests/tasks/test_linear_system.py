@@ -31,7 +31,7 @@ def test_states_follow_the_system(dim: int, length: int, clip: float, transition
     assert torch.equal(batch.observed, batch.states[:, :-1])
 
 
-def test_the_laws_of_start_and_noise() -> None:
+def test_the_distributions_of_start_and_noise() -> None:
     task = LinearSystem(LinearSystemConfig(length=2))
     batch = task.sample(4000, seed=0, dtype=torch.float64)
     start = batch.states[:, 0]

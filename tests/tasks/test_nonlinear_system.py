@@ -55,7 +55,7 @@ def test_the_teacher_is_one_for_all_seeds_and_another_for_another_teacher_seed()
     assert abs(small._first / TASK._first - 0.1).max() < 1e-15
 
 
-def test_the_law_of_the_first_state() -> None:
+def test_the_distribution_of_the_first_state() -> None:
     start = TASK.sample(2000, seed=0, dtype=torch.float64).states[:, 0]
     assert start.abs().max() <= 0.25
     square = start.square()

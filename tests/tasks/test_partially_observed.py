@@ -38,7 +38,7 @@ def test_observations_follow_the_hidden_states(dim: int, hidden_dim: int, clip: 
     assert batch.observation.shape == (3, dim, hidden_dim)
 
 
-def test_the_laws_of_matrices_start_and_noise() -> None:
+def test_the_distributions_of_matrices_start_and_noise() -> None:
     count = 2000
     batch = make_task(PartiallyObservedConfig()).sample(count, seed=0, dtype=torch.float64)
     assert isinstance(batch, PartiallyObservedBatch)

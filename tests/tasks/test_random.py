@@ -34,7 +34,7 @@ def test_seeds_out_of_range_are_refused(seed: int, step: int) -> None:
 
 
 def haar_deviations(q: torch.Tensor) -> list[float]:
-    """How far moments are from those of the Haar law, in standard errors.
+    """How far moments are from those of the Haar distribution, in standard errors.
 
     Under Haar on O(n), n >= 4: E tr Q = 0, E (tr Q)^2 = 1, E (tr Q)^4 = 3, E tr Q^2 = 1, E det Q = 0
     (Diaconis and Shahshahani, 1994).
@@ -61,7 +61,7 @@ def test_the_haar_test_sees_a_sampler_without_the_sign_fix() -> None:
     assert max(haar_deviations(torch.linalg.qr(a).Q)) > 10
 
 
-def test_contracting_matrices_have_the_eigenvalues_of_their_law() -> None:
+def test_contracting_matrices_have_the_eigenvalues_of_their_distribution() -> None:
     w = contracting(generator(1, "test"), 4000, 6)
     eigenvalues = torch.linalg.eigvals(w)
     # An eigenvalue is as wrong as a rounding times the condition of the eigenvectors; G is that of

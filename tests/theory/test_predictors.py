@@ -226,14 +226,14 @@ def test_predictions_do_not_depend_on_what_comes_later(name: str) -> None:
 def test_scaled_states_scale_the_predictions(scale: float, seed: int) -> None:
     s = torch.from_numpy(sequence(12, 3, seed))[None]
     square = scale**2
-    laws = {
+    predictors = {
         "gradient": lambda x, c: gradient_descent(x, step_size=0.02 / c, num_steps=3),
         "polynomial": lambda x, c: polynomial_prediction(x, [0.1 / c, -0.01 / c**2]),
         "ridge": lambda x, c: ridge_least_squares(x, ridge=0.1 * c),
         "kernel": lambda x, c: kernel_regression(x, inverse_temperature=0.5 / c),
         "inverse": lambda x, c: preconditioned_descent(x, replace(NEUMANN, ridge=0.01 * c)),
     }
-    for name, predict in laws.items():
+    for name, predict in predictors.items():
         # Only the rounding of the scaling itself differs, amplified by the condition number, below 1e4.
         error = precise_error(predict(scale * s, square), scale * predict(s, 1.0))
         assert error < 1e-10, name

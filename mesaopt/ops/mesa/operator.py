@@ -172,11 +172,11 @@ def mesa(
     check_choice("ridge_mode", ridge_mode, RidgeMode)
     check_choice("on_failure", on_failure, OnFailure)
     asked = as_solver(solver)
+    check_gates(q, beta=beta, log_decay=log_decay)
     if on_failure != "ignore":
         given = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
         provided = {name: x for name, x in given.items() if x is not None}
         check_finite(provided, failure(on_failure, ValueError))
-    check_gates(q, beta=beta, log_decay=log_decay)
     layout = lay_out(q, chunk_size, cu_seqlens)
     kind = working_type(q)
     gates = (None if x is None else x.to(kind) for x in (beta, log_decay))

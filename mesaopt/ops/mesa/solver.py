@@ -69,7 +69,6 @@ class Solver(ABC):
         Returns:
             The solver itself, which was asked for.
         """
-        del static_ridge_forgets
         return self, "asked for"
 
     def chunk_size(
@@ -108,7 +107,7 @@ class Solver(ABC):
         Returns:
             The argument `prepared` of :meth:`solve`.
         """
-        del system
+        return None
 
     @abstractmethod
     def solve(

@@ -14,7 +14,7 @@ from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import DASHED, INK, PALETTE
 from mesaopt.papers.rows import PanelData
-from mesaopt.tasks import FiniteLaw, StartLaw, generalised_gaussian, start_law
+from mesaopt.tasks import FiniteStates, InitialStates, generalised_gaussian, initial_states
 from mesaopt.theory.ar_process import (
     SignFlipTest,
     descend,
@@ -29,7 +29,7 @@ _STEPS = 400
 _FLOOR = 1e-17  # where zero is drawn
 
 
-def paired_signs() -> FiniteLaw:
+def paired_signs() -> FiniteStates:
     """Give a distribution of two coordinates with E x_1 x_2^r = 0 for all r but E x_1^3 x_2^3 = 2.25.
 
     Magnitudes are 1 or 2 with even odds; E[sign_1 sign_2 | magnitudes] is 1, -1/2, -1/2 and 1/4 for (1, 1),
@@ -41,13 +41,13 @@ def paired_signs() -> FiniteLaw:
         for s1, s2 in itertools.product((1.0, -1.0), repeat=2):
             points.append((s1 * m1, s2 * m2))
             probabilities.append((1 + s1 * s2 * correlation) / 16)
-    return FiniteLaw("paired signs", np.array(points), np.array(probabilities))
+    return FiniteStates("paired signs", np.array(points), np.array(probabilities))
 
 
-def _distributions() -> list[StartLaw]:
+def _distributions() -> list[InitialStates]:
     names = ("gaussian", "sparse", "rademacher", "uniform")
-    invariant = [start_law(name) for name in names] + [generalised_gaussian(1.0)]
-    return [*invariant, start_law("full_one"), paired_signs()]
+    invariant = [initial_states(name) for name in names] + [generalised_gaussian(1.0)]
+    return [*invariant, initial_states("full_one"), paired_signs()]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import PALETTE, band
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     descent_limit,
     descent_predictions,
@@ -37,7 +37,7 @@ def unexplained_shares(lab: Laboratory) -> dict[str, tuple[np.ndarray, np.ndarra
     test = sequences(task_of("gaussian"), lab.plan.test_sequences, seed=0, split="test")
     predictors = {}
     for steps in _STEPS:
-        size = descent_limit(start_law("gaussian"), num_steps=steps).step_size
+        size = descent_limit(initial_states("gaussian"), num_steps=steps).step_size
         predictors[_steps_name(steps)] = partial(
             descent_predictions, step_size=size, num_steps=steps
         )
@@ -74,7 +74,7 @@ def _draw(axes: Axes, data: PanelData) -> None:
         )
         band(axes, contexts, share, half, color=color, label=name)
     for color, steps in zip(PALETTE, _STEPS, strict=False):
-        limit = descent_limit(start_law("gaussian"), num_steps=steps).unexplained
+        limit = descent_limit(initial_states("gaussian"), num_steps=steps).unexplained
         axes.axhline(limit, color=color, lw=0.9, ls=(0, (1, 2)))
     axes.axvline(DIM + 1, color=PALETTE[5], lw=0.8, ls=(0, (1, 2)))
     axes.annotate("d pairs", (DIM + 1, 3e-9), xytext=(4, 0), textcoords="offset points", fontsize=8)

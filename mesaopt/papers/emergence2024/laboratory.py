@@ -10,7 +10,7 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import ARProcessConfig, StartName
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Scale, measurement
-from mesaopt.tasks import ARProcess, start_law
+from mesaopt.tasks import ARProcess, initial_states
 from mesaopt.theory.ar_process import (
     Engine,
     LastToken,
@@ -146,12 +146,12 @@ def starts() -> Weights:
 
 def theory(start: StartName, scale: float = 1.0) -> OneStep:
     """Give the closed forms at the paper's size."""
-    return one_step(start_law(start, scale=scale), dim=DIM, length=LENGTH)
+    return one_step(initial_states(start, scale=scale), dim=DIM, length=LENGTH)
 
 
 def exact(start: StartName, scale: float = 1.0) -> QuadraticLoss:
     """Give the expected loss at the paper's size."""
-    return population_loss(start_law(start, scale=scale), dim=DIM, length=LENGTH)
+    return population_loss(initial_states(start, scale=scale), dim=DIM, length=LENGTH)
 
 
 def train(
@@ -194,7 +194,9 @@ class Curves:
 def published_curves(lab: Laboratory, start: StartName, scale: float) -> Curves:
     """Train as published, on every set of sequences and on the population."""
     expected = train(exact(start, scale), start, scale)
-    last = population_loss(start_law(start, scale=scale), dim=DIM, length=LENGTH, contexts="last")
+    last = population_loss(
+        initial_states(start, scale=scale), dim=DIM, length=LENGTH, contexts="last"
+    )
     products, last_losses, ratios = [], [], []
     for sample in samples(lab, start):
         rescaled, test = sample.train.rescaled(scale), sample.test.rescaled(scale)

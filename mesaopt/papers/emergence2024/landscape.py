@@ -16,10 +16,10 @@ from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import INK, PALETTE
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.tasks import (
-    StartLaw,
+    InitialStates,
     from_distribution,
     generalised_gaussian,
-    start_law,
+    initial_states,
     two_magnitudes,
 )
 from mesaopt.theory.ar_process import one_step, population_loss, recovery_test, tied_loss
@@ -33,17 +33,17 @@ _PROBABILITIES = np.linspace(0, 1, 41)
 _NAMED = ("gaussian", "uniform", "rademacher")
 
 
-def _spread(start: StartLaw) -> float:
+def _spread(start: InitialStates) -> float:
     """Give the standard deviation of x^2 over its mean."""
     theory = one_step(start, dim=1, length=LENGTH)
     return math.sqrt(max(theory.k1 / theory.k0**2 - 1, 0.0))
 
 
-def _share(start: StartLaw) -> float:
+def _share(start: InitialStates) -> float:
     return one_step(start, dim=1, length=LENGTH).unexplained_limit
 
 
-def _trained_share(start: StartLaw, length: int) -> float:
+def _trained_share(start: InitialStates, length: int) -> float:
     """Give the share that the best tied layer leaves on the exact population, two coordinates."""
     engine = population_loss(start, dim=2, length=length)
     tied = tied_loss(engine)
@@ -67,7 +67,7 @@ def _measure_families(lab: Laboratory) -> PanelData:
         for family, distributions in families.items()
         for start in distributions
     ]
-    named = {name: start_law(name) for name in _NAMED}
+    named = {name: initial_states(name) for name in _NAMED}
     rows += [
         _row("exact, T = 1000", _spread(start), name, _trained_share(start, 1000))
         for name, start in named.items()
@@ -134,7 +134,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
             if not math.isnan(share):
                 test = recovery_test(two_magnitudes(ratio, probability), dim=2)
                 wrong += test.holds != (share < 1e-12)
-    gaussian = start_law("gaussian")
+    gaussian = initial_states("gaussian")
     yield Claim(
         name="recovery-condition",
         figure="Theorem 4.2",

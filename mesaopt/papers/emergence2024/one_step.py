@@ -31,7 +31,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import PALETTE
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.tasks import generator, start_law
+from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import ClosedForm, descend, one_step_identity, tied_loss
 
 _FLOOR = 1e-12  # where the solution is reached to rounding
@@ -122,7 +122,7 @@ def distances(_: Laboratory) -> tuple[float, float]:
         plain = "masked" if start == "full_one" else "trained"
         limit = train(engine, start, scale, plain, times=CONVERGED).product[-1]
         limits.append(np.abs(limit / theory(start, scale).product - 1).max())
-        closed = ClosedForm.of(start_law(start, scale=scale), dim=DIM, length=LENGTH)
+        closed = ClosedForm.of(initial_states(start, scale=scale), dim=DIM, length=LENGTH)
         first, second = (
             descend(
                 e, starts(), learning_rate=learning_rate, steps=steps, off_diagonal="masked"

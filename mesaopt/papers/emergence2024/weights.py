@@ -40,7 +40,7 @@ from mesaopt.papers.figure import Figure, Panel, Places, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import INK, PALETTE
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.tasks import generator, start_law
+from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import (
     OffDiagonal,
     QuadraticLoss,
@@ -64,7 +64,7 @@ def _all_blocks(lab: Laboratory, start: StartName) -> tuple[Weights, Weights]:
     """Train all blocks from a diagonal start, on sequences of seed 0 and on the population."""
     stream = sequences(task_of(start), lab.plan.all_blocks_sequences, seed=0)
     sampled = cast(QuadraticLoss, sampled_loss(stream, blocks="all"))
-    expected = population_loss(start_law(start), dim=DIM, length=LENGTH, blocks="all")
+    expected = population_loss(initial_states(start), dim=DIM, length=LENGTH, blocks="all")
     first = diagonal(DIM, key_query=0.1, output_value=0.1, blocks="all")
     on_sequences, on_population = (
         descend(loss, first, learning_rate=_FIG4_RATES[start], steps=_FIG4_STEPS).last
@@ -171,7 +171,7 @@ class RandomStarts:
 @measurement
 def random_starts(lab: Laboratory, start: StartName) -> RandomStarts:
     """Train all blocks on the exact population from weights drawn at random."""
-    engine = population_loss(start_law(start), dim=DIM, length=LENGTH, blocks="all")
+    engine = population_loss(initial_states(start), dim=DIM, length=LENGTH, blocks="all")
     drawn = [
         normal(DIM, std=std, random=generator(seed, f"weights/{std}"))
         for std in INITIAL_STDS
@@ -188,7 +188,7 @@ def random_starts(lab: Laboratory, start: StartName) -> RandomStarts:
         first,
         learning_rate=_RANDOM_RATES[start],
         steps=steps,
-        report=lambda step: lab.on_progress(step, steps),
+        on_progress=lab.on_progress,
     )
     return RandomStarts(start, run)
 
@@ -369,7 +369,7 @@ MASKS: dict[OffDiagonal, str] = {"trained": "plain training", "masked": "off-dia
 
 
 def _measure_full_matrices(lab: Laboratory) -> PanelData:
-    loss = population_loss(start_law("full_one"), dim=DIM, length=LENGTH, blocks="all")
+    loss = population_loss(initial_states("full_one"), dim=DIM, length=LENGTH, blocks="all")
     last = descend(loss, starts().embedded(), learning_rate=_FULL_RATE, steps=_FULL_STEPS).last
     rows: Rows = []
     for column, label in enumerate(START_LABELS):

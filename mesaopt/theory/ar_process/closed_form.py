@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Inexact, Num
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import SampledLaw, StartLaw
+from mesaopt.tasks import InitialStates, SampledStates
 from mesaopt.theory.ar_process.moments import StartMoments, start_moments
 from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.weights import Array, Weights
@@ -29,7 +29,7 @@ def harmonic(length: int) -> float:
 
 @dataclass(frozen=True)
 class OneStep:
-    """The layer V K = c I on an exchangeable law: one step of gradient descent with step size c/(t-1).
+    """The layer V K = c I where coordinates are exchangeable: one gradient step of size c/(t-1).
 
     With k0 = E x_j^2, k1 = E x_j^4, k2 = E x_j^6, k3 = sum_{r != j} E x_j^2 x_r^4 and
     H = sum_{t=2}^{T-1} 1/(t-1), the loss is
@@ -48,8 +48,8 @@ class OneStep:
     agrees with the exact population loss to 1e-12 (tests).
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> theory = one_step(start_law("gaussian"), dim=5, length=100)
+        >>> from mesaopt.tasks import initial_states
+        >>> theory = one_step(initial_states("gaussian"), dim=5, length=100)
         >>> round(theory.product, 6), theory.limit, round(theory.unexplained_limit, 12)
         (0.191905, 0.2, 0.4)
     """
@@ -98,7 +98,7 @@ class OneStep:
 
     @property
     def ratio(self) -> float:
-        """E prediction/target at the product, for laws that never give 0: (ab)* k0."""
+        """E prediction/target at the product, for distributions that never give 0: (ab)* k0."""
         return self.product * self.k0
 
     @property
@@ -136,11 +136,11 @@ class OneStep:
         )
 
 
-def one_step(law: StartLaw, *, dim: int, length: int) -> OneStep:
-    """Ask a law for the moments of the isotropic theory.
+def one_step(initial: InitialStates, *, dim: int, length: int) -> OneStep:
+    """Ask a distribution for the moments of the isotropic theory.
 
     Args:
-        law: of x_1.
+        initial: distribution of x_1.
         dim: width of a state, 1 or more.
         length: T, 3 or more.
 
@@ -154,14 +154,14 @@ def one_step(law: StartLaw, *, dim: int, length: int) -> OneStep:
     Source: Zheng et al. define k3 by sums over one index; training needs it for both.
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> round(one_step(start_law("full_one"), dim=5, length=100).product, 6)
+        >>> from mesaopt.tasks import initial_states
+        >>> round(one_step(initial_states("full_one"), dim=5, length=100).product, 6)
         0.825826
     """
     check_size(dim, length)
-    moments = start_moments(law, dim)
+    moments = start_moments(initial, dim)
     mixed = np.stack([moments.mixed.sum(0), moments.mixed.sum(1)])
-    spread = _SAMPLED_SPREAD if isinstance(law, SampledLaw) else _SPREAD
+    spread = _SAMPLED_SPREAD if isinstance(initial, SampledStates) else _SPREAD
     for name, values in (
         ("fourth moments", moments.fourth),
         ("sixth moments", moments.sixth),
@@ -169,8 +169,8 @@ def one_step(law: StartLaw, *, dim: int, length: int) -> OneStep:
     ):
         if np.ptp(values) > spread * np.abs(values).max():
             raise ConfigError(
-                f"start law {law.name!r}: its {name} are {np.round(values, 4).tolist()}: must be the "
-                "same in all coordinates for a single product; train ClosedForm instead"
+                f"initial states {initial.name!r}: its {name} are {np.round(values, 4).tolist()}: "
+                "must be the same in all coordinates for a single product; train ClosedForm instead"
             )
     k0, k1, k2 = (float(m.mean()) for m in (moments.second, moments.fourth, moments.sixth))
     return OneStep(dim, length, k0, k1, k2, float(mixed.mean()))
@@ -178,7 +178,7 @@ def one_step(law: StartLaw, *, dim: int, length: int) -> OneStep:
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """The engine of diagonal weights, V = diag(b) and K = diag(a), for any law of x_1.
+    """The engine of diagonal weights, V = diag(b) and K = diag(a), for any distribution of x_1.
 
         L = 1/2 sum_j [(T-2) (C_j |a_j b_j|^2 - 2 B_j Re(a_j b_j) + A_j)
                        + H |b_j|^2 sum_{r != j} |a_r|^2 M_jr]
@@ -198,11 +198,11 @@ class ClosedForm:
     length: int
 
     @classmethod
-    def of(cls, law: StartLaw, *, dim: int, length: int) -> "ClosedForm":
-        """Ask a law for its moments.
+    def of(cls, initial: InitialStates, *, dim: int, length: int) -> "ClosedForm":
+        """Ask a distribution for its moments.
 
         Args:
-            law: of x_1.
+            initial: distribution of x_1.
             dim: width of a state, 1 or more.
             length: T, 3 or more.
 
@@ -213,7 +213,7 @@ class ClosedForm:
             ConfigError: a size is out of range, or a moment is not finite.
         """
         check_size(dim, length)
-        return cls(start_moments(law, dim), length)
+        return cls(start_moments(initial, dim), length)
 
     @property
     def dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Conditions on the law of x_1, as tests: does training stay diagonal, and does it recover the data?"""
+"""Tests of the distribution of x_1: does training stay diagonal, and does it recover the data?"""
 
 import functools
 import itertools
@@ -10,7 +10,7 @@ from jaxtyping import Inexact
 from numpy.typing import NDArray
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import StartLaw
+from mesaopt.tasks import InitialStates
 from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.sampled import parts
 from mesaopt.theory.ar_process.weights import Array, diagonal
@@ -37,7 +37,9 @@ class Recovery:
     unexplained: float
 
 
-def recovery_test(law: StartLaw, *, dim: int, num_samples: int = 2**14, seed: int = 0) -> Recovery:
+def recovery_test(
+    initial: InitialStates, *, dim: int, num_samples: int = 2**14, seed: int = 0
+) -> Recovery:
     """Test whether x_1j^2 is 0 or s^2, with one s for all coordinates.
 
     (1/(t-1)) sum_i x_i x_i^* tends to diag(|x_1j|^2) as t grows, so the trained step scales coordinate j by
@@ -45,7 +47,7 @@ def recovery_test(law: StartLaw, *, dim: int, num_samples: int = 2**14, seed: in
     equality in k1^2 <= k0 k2.
 
     Args:
-        law: of x_1.
+        initial: distribution of x_1.
         dim: width of a state, 1 or more.
         num_samples: draws to look at.
         seed: of the draws.
@@ -54,21 +56,23 @@ def recovery_test(law: StartLaw, *, dim: int, num_samples: int = 2**14, seed: in
         The verdict with its numbers.
 
     Raises:
-        ConfigError: the law gives nothing but zeros.
+        ConfigError: the distribution gives nothing but zeros.
 
     Source: Zheng et al., the assumption of their Theorem 4.2, in a form that can be checked.
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> recovery_test(start_law("sparse", scale=2.0), dim=3).holds
+        >>> from mesaopt.tasks import initial_states
+        >>> recovery_test(initial_states("sparse", scale=2.0), dim=3).holds
         True
-        >>> recovery_test(start_law("uniform"), dim=3).holds
+        >>> recovery_test(initial_states("uniform"), dim=3).holds
         False
     """
-    square = np.abs(law.sample(np.random.default_rng(seed), num_samples, dim)) ** 2
+    square = np.abs(initial.sample(np.random.default_rng(seed), num_samples, dim)) ** 2
     largest = float(square.max())
     if largest == 0:
-        raise ConfigError(f"start law {law.name!r}: gives zeros only: there is nothing to predict")
+        raise ConfigError(
+            f"initial states {initial.name!r}: gives zeros only: there is nothing to predict"
+        )
     deviation = float(np.minimum(square, np.abs(square - largest)).max()) / largest
     k0, k1, k2 = (float((square**n).mean()) for n in (1, 2, 3))
     return Recovery(deviation <= _EQUAL, math.sqrt(largest), deviation, 1 - k1**2 / (k0 * k2))
@@ -76,7 +80,7 @@ def recovery_test(law: StartLaw, *, dim: int, num_samples: int = 2**14, seed: in
 
 @dataclass(frozen=True)
 class SignFlipTest:
-    """Whether flipping the sign of one coordinate leaves the law of x_1 as it is.
+    """Whether flipping the sign of one coordinate leaves the distribution of x_1 as it is.
 
     Args:
         invariant: no odd moment is further from 0 than chance allows.
@@ -92,18 +96,18 @@ class SignFlipTest:
 
 
 def sign_flip_test(
-    law: StartLaw, *, dim: int, num_samples: int = 2**14, seed: int = 0
+    initial: InitialStates, *, dim: int, num_samples: int = 2**14, seed: int = 0
 ) -> SignFlipTest:
     """Test whether training stays diagonal, by whether x_1 is as likely with any coordinate's sign flipped.
 
     The gradients off the diagonals of V and K at diagonal weights are made of E x_p^3 x_q^3,
-    E x_p x_q^5, E x_p x_q^3 x_r^2 and E x_p x_q^3. All vanish for a law that no sign flip changes. The
-    test looks at every monomial of up to three coordinates and degree six that is odd in one of them.
+    E x_p x_q^5, E x_p x_q^3 x_r^2 and E x_p x_q^3. All vanish where no sign flip changes the distribution.
+    The test looks at every monomial of up to three coordinates and degree six that is odd in one of them.
     Under invariance its value has a fair sign whatever the magnitudes, so that
     P(|sum f| > z sqrt(sum f^2)) <= 2 exp(-z^2 / 2) exactly, however heavy the tails.
 
     Args:
-        law: of x_1, real or complex.
+        initial: distribution of x_1, real or complex.
         dim: width of a state, 1 or more.
         num_samples: draws.
         seed: of the draws.
@@ -115,13 +119,13 @@ def sign_flip_test(
     assumption; that leaves E x_p^3 x_q^3 out, which training feels.
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> sign_flip_test(start_law("gaussian"), dim=3).invariant
+        >>> from mesaopt.tasks import initial_states
+        >>> sign_flip_test(initial_states("gaussian"), dim=3).invariant
         True
-        >>> sign_flip_test(start_law("full_one"), dim=3).invariant
+        >>> sign_flip_test(initial_states("full_one"), dim=3).invariant
         False
     """
-    states = law.sample(np.random.default_rng(seed), num_samples, dim)
+    states = initial.sample(np.random.default_rng(seed), num_samples, dim)
     reals = np.concatenate([states.real, states.imag], 1) if np.iscomplexobj(states) else states
     names = [f"x_{j + 1}" for j in range(dim)]
     if np.iscomplexobj(states):

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from mesaopt import ops
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import StartLaw
+from mesaopt.tasks import InitialStates
 from mesaopt.theory.ar_process.sampled import Stream
 from mesaopt.theory.ar_process.weights import Array
 from mesaopt.theory.predictors import gradient_descent
@@ -143,7 +143,7 @@ class DescentLimit(NamedTuple):
     """The share of the energy left with it."""
 
 
-def descent_limit(law: StartLaw, *, num_steps: int) -> DescentLimit:
+def descent_limit(initial: InitialStates, *, num_steps: int) -> DescentLimit:
     """Find the best step size of several steps of descent for T to infinity, and what they leave.
 
     H_t / (t-1) tends to diag(|x_j|^2), so that steps of size s multiply the error of coordinate j by
@@ -151,7 +151,7 @@ def descent_limit(law: StartLaw, *, num_steps: int) -> DescentLimit:
     function of s.
 
     Args:
-        law: of x_1, with the moments of one coordinate up to 4 num_steps + 2.
+        initial: distribution of x_1, with the moments of one coordinate up to 4 num_steps + 2.
         num_steps: 1 or more.
 
     Returns:
@@ -163,17 +163,19 @@ def descent_limit(law: StartLaw, *, num_steps: int) -> DescentLimit:
     Source: derived; one step gives k1/k2 and 1 - k1^2/(k0 k2).
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> limit = descent_limit(start_law("gaussian"), num_steps=1)
+        >>> from mesaopt.tasks import initial_states
+        >>> limit = descent_limit(initial_states("gaussian"), num_steps=1)
         >>> round(limit.step_size, 4), round(limit.unexplained, 4)
         (0.2, 0.4)
     """
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps}: must be 1 or greater")
     orders = np.arange(1, 2 * num_steps + 2)[:, None]
-    moments = np.real(law.moment(orders, orders))  # E |x|^2, E |x|^4, ...
+    moments = np.real(initial.moment(orders, orders))  # E |x|^2, E |x|^4, ...
     if not np.isfinite(moments).all():
-        raise ConfigError(f"start law {law.name!r}: has no finite moment {4 * num_steps + 2}")
+        raise ConfigError(
+            f"initial states {initial.name!r}: has no finite moment {4 * num_steps + 2}"
+        )
     powers = np.arange(2 * num_steps + 1)
     binomials = np.array([math.comb(2 * num_steps, n) for n in powers]) * (-1.0) ** powers
 

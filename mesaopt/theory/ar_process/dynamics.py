@@ -79,9 +79,9 @@ def descend(
     Source: Zheng et al. train in this way; their theory is about :func:`flow`.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
-        >>> engine = ClosedForm.of(start_law("gaussian"), dim=5, length=100)
+        >>> engine = ClosedForm.of(initial_states("gaussian"), dim=5, length=100)
         >>> start = diagonal(5, key_query=0.5, output_value=1.5)
         >>> run = descend(engine, start, learning_rate=1e-4, steps=25)
         >>> round(float(run.product[-1]), 6)
@@ -146,9 +146,9 @@ def flow(
     Source: Zheng et al., gradient flow; integrated with scipy's DOP853.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
-        >>> engine = ClosedForm.of(start_law("gaussian"), dim=5, length=100)
+        >>> engine = ClosedForm.of(initial_states("gaussian"), dim=5, length=100)
         >>> start = diagonal(5, key_query=0.1, output_value=0.1)
         >>> run = flow(engine, start, np.array([0.0, 0.002, 0.02]))
         >>> run.product.round(8).tolist()

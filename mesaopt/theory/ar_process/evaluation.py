@@ -44,8 +44,8 @@ class LastToken:
     def ratio(self, weights: Weights) -> Float[Array, " *batch"]:
         """Mean of Re(prediction/target) over sequences and coordinates whose target is not 0.
 
-        Off-diagonal weights give it the tails of a quotient: no mean exists where the target's law has
-        density at 0, and the number is then the sample's own.
+        Off-diagonal weights give it the tails of a quotient. Where the target has a positive density at 0,
+        no mean exists, and the number is that of this sample only.
         """
         return _contract(weights, self.inverse).real / self.quadratic.dim
 

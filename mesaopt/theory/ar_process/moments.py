@@ -8,7 +8,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import StartLaw
+from mesaopt.tasks import InitialStates
 from mesaopt.theory.ar_process.weights import Array
 
 
@@ -17,8 +17,8 @@ class StartMoments:
     """Even moments of x_1, coordinate by coordinate, |x|^2 in place of x^2 where it is complex.
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> start_moments(start_law("gaussian", scale=1.0), dim=2).sixth.tolist()
+        >>> from mesaopt.tasks import initial_states
+        >>> start_moments(initial_states("gaussian", scale=1.0), dim=2).sixth.tolist()
         [15.0, 15.0]
     """
 
@@ -37,11 +37,11 @@ class StartMoments:
         return len(self.second)
 
 
-def start_moments(law: StartLaw, dim: int) -> StartMoments:
-    """Ask a law for the moments of the diagonal theory.
+def start_moments(initial: InitialStates, dim: int) -> StartMoments:
+    """Ask a distribution for the moments of the diagonal theory.
 
     Args:
-        law: of x_1.
+        initial: distribution of x_1.
         dim: number of coordinates, 1 or more.
 
     Returns:
@@ -51,8 +51,8 @@ def start_moments(law: StartLaw, dim: int) -> StartMoments:
         ConfigError: a moment is not finite.
 
     Example:
-        >>> from mesaopt.tasks import start_law
-        >>> start_moments(start_law("sparse"), dim=2).mixed.tolist()
+        >>> from mesaopt.tasks import initial_states
+        >>> start_moments(initial_states("sparse"), dim=2).mixed.tolist()
         [[0.0, 0.0], [0.0, 0.0]]
     """
     one = np.eye(dim, dtype=np.int64)
@@ -60,18 +60,18 @@ def start_moments(law: StartLaw, dim: int) -> StartMoments:
     pairs = list(itertools.permutations(range(dim), 2))
     if pairs:
         powers = np.stack([one[j] + 2 * one[r] for j, r in pairs])
-        mixed[tuple(zip(*pairs, strict=True))] = _absolute(law, powers)
-    second, fourth, sixth = (_absolute(law, n * one) for n in (1, 2, 3))
+        mixed[tuple(zip(*pairs, strict=True))] = _absolute(initial, powers)
+    second, fourth, sixth = (_absolute(initial, n * one) for n in (1, 2, 3))
     return StartMoments(second, fourth, sixth, mixed)
 
 
 def third_products(
-    law: StartLaw, dim: int
+    initial: InitialStates, dim: int
 ) -> tuple[NDArray[np.inexact], NDArray[np.inexact], NDArray[np.floating]]:
     """Give the moments of f = x_k conj(x_l) x_m, of which the features of the layer are made.
 
     Args:
-        law: of x_1.
+        initial: distribution of x_1.
         dim: number of coordinates.
 
     Returns:
@@ -83,25 +83,26 @@ def third_products(
     one = np.eye(dim, dtype=np.int64)
     first, conjugate, last = (one[i] for i in np.indices((dim,) * 3).reshape(3, -1))
     plain = first + last  # exponents of x in f, [dim^3,dim], as `conjugate` are of conj(x)
-    gram = law.moment(plain[:, None] + conjugate[None], conjugate[:, None] + plain[None])
-    cross = law.moment(
+    gram = initial.moment(plain[:, None] + conjugate[None], conjugate[:, None] + plain[None])
+    cross = initial.moment(
         np.broadcast_to(plain[:, None], (dim**3, dim, dim)), conjugate[:, None] + one[None]
     )
-    energy = law.moment(one, one).real
+    energy = initial.moment(one, one).real
     for values in (energy, cross, gram):
-        _check_finite(law, values)
+        _check_finite(initial, values)
     return gram, cross, energy
 
 
-def _absolute(law: StartLaw, powers: NDArray[np.int64]) -> NDArray[np.float64]:
+def _absolute(initial: InitialStates, powers: NDArray[np.int64]) -> NDArray[np.float64]:
     """Give E prod_j |x_j|^{2 powers_j}."""
-    values = np.real(law.moment(powers, powers))
-    _check_finite(law, values)
+    values = np.real(initial.moment(powers, powers))
+    _check_finite(initial, values)
     return values
 
 
-def _check_finite(law: StartLaw, values: NDArray[np.inexact]) -> None:
+def _check_finite(initial: InitialStates, values: NDArray[np.inexact]) -> None:
     if not np.isfinite(values).all():
         raise ConfigError(
-            f"start law {law.name!r}: has a moment that is not finite: must be finite up to the sixth"
+            f"initial states {initial.name!r}: has a moment that is not finite: "
+            "must be finite up to the sixth"
         )

@@ -1,9 +1,9 @@
-"""Exact expectations over the process, by counting: no sampling anywhere.
+"""Exact expectations over the process, by counting, without sampling.
 
-Every product of features and targets is a product of x_1's coordinates, whose moments the law knows, times
+Every product of features and targets is a product of coordinates of x_1, whose moments are known, times
 eigenvalues lambda_j = exp(i theta_j) raised to integers. With theta_j uniform, its expectation is 1
-where the exponents of every distinct eigenvalue cancel and 0 otherwise. Which indices belong to one
-eigenvalue is a partition of the six (or four) indices; so an expectation over W is a weighted count of
+where the exponents of every distinct eigenvalue cancel and 0 otherwise. The indices that share an
+eigenvalue make a partition of the six (or four) indices. So an expectation over W is a weighted count of
 times.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import StartLaw
+from mesaopt.tasks import InitialStates
 from mesaopt.theory.ar_process.moments import third_products
 from mesaopt.theory.ar_process.statistics import QuadraticLoss
 from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, check_choice
 
 
 def population_loss(
-    law: StartLaw,
+    initial: InitialStates,
     *,
     dim: int,
     length: int,
@@ -32,7 +32,7 @@ def population_loss(
     """Build the expected loss of the layer on the process x_{t+1} = W x_t.
 
     Args:
-        law: of x_1; its W = diag(exp(i theta_j)), theta_j uniform and independent.
+        initial: distribution of x_1; its W = diag(exp(i theta_j)), theta_j uniform and independent.
         dim: width of a state, 1 or more.
         length: T, states in a sequence, 3 or more.
         blocks: "core", dim^3 features; or "all", (2 dim)^3.
@@ -42,14 +42,14 @@ def population_loss(
         The loss, for any weights with these blocks.
 
     Raises:
-        ConfigError: dim or length is out of range, or a moment of the law is not finite.
+        ConfigError: dim or length is out of range, or a moment of the distribution is not finite.
 
     Source: derived; checked against the closed form and against samples.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import diagonal
-        >>> loss = population_loss(start_law("sparse"), dim=2, length=5)
+        >>> loss = population_loss(initial_states("sparse"), dim=2, length=5)
         >>> solution = diagonal(2, key_query=1.0, output_value=1.0)
         >>> round(abs(float(loss.loss_and_gradient(solution)[0])), 12)
         0.0
@@ -57,7 +57,7 @@ def population_loss(
     check_size(dim, length)
     check_choice("blocks", blocks, Blocks)
     check_choice("contexts", contexts, Contexts)
-    gram, cross, energy = third_products(law, dim)
+    gram, cross, energy = third_products(initial, dim)
     pairs, targets = _time_counts(dim, length, blocks, contexts)
     order = _token_order(len(_FEATURES[blocks]), dim)
     features = len(order)
@@ -145,7 +145,7 @@ def _times(length: int, contexts: Contexts) -> Int[Array, " context"]:
 def _time_counts(
     dim: int, length: int, blocks: Blocks, contexts: Contexts
 ) -> tuple[Float[Array, "feature feature kind kind"], Float[Array, "feature dim kind"]]:
-    """Expect products of eigenvalues in F F^* and F x_{t+1}^*; laws of x_1 share them."""
+    """Expect products of eigenvalues in F F^* and F x_{t+1}^*; distributions of x_1 share them."""
     kinds, times = _FEATURES[blocks], _times(length, contexts)
     pairs = _weights(dim, [(*_first(f), *_second(g)) for f in kinds for g in kinds], times)
     targets = _weights(dim, [(*_first(f), _TARGET) for f in kinds], times)

@@ -1,6 +1,6 @@
 """The two numbers that move: a of the key-query block and b of the value block, under gradient flow.
 
-On a law that keeps V = b I and K = a I, with c = a b, gradient flow is
+On a distribution that keeps V = b I and K = a I, with c = a b, gradient flow is
 
     a' = -b (G c - K0),  b' = -a (G c - K0),  G = (T-2) k2 + k3 H,  K0 = (T-2) k1.
 
@@ -25,7 +25,7 @@ def reduced_flow(
     """Integrate the reduced gradient flow.
 
     Args:
-        theory: of the law and the length.
+        theory: of the distribution and the length.
         key_query: a at time 0.
         output_value: b at time 0.
         times: when to record, ascending from 0 or later; n steps of gradient descent with learning rate r
@@ -44,9 +44,9 @@ def reduced_flow(
     Source: derived; the reduced dynamics of Zheng et al., by scipy's DOP853, or by formula if |a| = |b|.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import one_step
-        >>> theory = one_step(start_law("sparse"), dim=5, length=100)
+        >>> theory = one_step(initial_states("sparse"), dim=5, length=100)
         >>> a, b = reduced_flow(theory, key_query=0.5, output_value=1.5, times=np.array([1.0]))
         >>> a.round(6).tolist(), b.round(6).tolist()
         ([0.643594], [1.553774])
@@ -68,7 +68,7 @@ def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> 
     """Give the a and b that the flow ends in: a b = (ab)*, a^2 - b^2 as in the beginning.
 
     Args:
-        theory: of the law and the length.
+        theory: of the distribution and the length.
         key_query: a at time 0.
         output_value: b at time 0.
 
@@ -79,9 +79,9 @@ def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> 
         InitialisationWarning: a = b = 0, or a = -b; the flow does not get there.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import one_step
-        >>> theory = one_step(start_law("gaussian"), dim=5, length=100)
+        >>> theory = one_step(initial_states("gaussian"), dim=5, length=100)
         >>> a, b = limit_weights(theory, key_query=0.5, output_value=1.5)
         >>> round(a, 6), round(b, 6)
         (0.135083, 1.42065)
@@ -97,7 +97,7 @@ def logistic(
     """Give c = a b under gradient flow from a = b: c* / (1 + (c*/c0 - 1) exp(-2 K0 time)).
 
     Args:
-        theory: of the law and the length.
+        theory: of the distribution and the length.
         start: c at time 0, > 0.
         times: 0 or later.
 
@@ -110,9 +110,9 @@ def logistic(
     Source: derived; the reduced dynamics of Zheng et al. with P = 0.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import one_step
-        >>> theory = one_step(start_law("sparse"), dim=5, length=100)
+        >>> theory = one_step(initial_states("sparse"), dim=5, length=100)
         >>> logistic(theory, start=0.01, times=np.array([0.02, 0.05])).round(8).tolist()
         [0.02164454, 0.06691208]
     """
@@ -127,7 +127,7 @@ def time_to_within(
     """Give the time after which the flow has a b within a relative tolerance of its limit.
 
     Args:
-        theory: of the law and the length.
+        theory: of the distribution and the length.
         key_query: a at time 0.
         output_value: b at time 0.
         tolerance: between 0 and 1.
@@ -144,9 +144,9 @@ def time_to_within(
     Source: derived; from a = b it is ln((c*/c0 - 1) (1 - tolerance) / tolerance) / (2 K0).
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import one_step
-        >>> theory = one_step(start_law("gaussian"), dim=5, length=100)
+        >>> theory = one_step(initial_states("gaussian"), dim=5, length=100)
         >>> time = time_to_within(theory, key_query=0.1, output_value=0.1)
         >>> round(time / 1e-4, 1)  # steps at learning rate 1e-4
         127.5

@@ -136,9 +136,9 @@ def tied_loss(engine: Engine, blocks: Blocks = "core") -> TiedLoss:
         The parabola.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import population_loss
-        >>> loss = population_loss(start_law("gaussian"), dim=5, length=100)
+        >>> loss = population_loss(initial_states("gaussian"), dim=5, length=100)
         >>> round(tied_loss(loss).optimum, 6)
         0.191905
     """
@@ -165,14 +165,14 @@ def stability_bound(engine: Engine, weights: Weights) -> float:
 
     Returns:
         The smaller of the two, for the worst of all layers in `weights`. Where the coordinates of x_1 have
-        different laws, it is that of their mean, and the steepest one may need less.
+        different distributions, it is that of their mean, and the steepest one may need less.
 
     Source: linearisation of the reduced flow.
 
     Example:
-        >>> from mesaopt.tasks import start_law
+        >>> from mesaopt.tasks import initial_states
         >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
-        >>> engine = ClosedForm.of(start_law("gaussian"), dim=5, length=100)
+        >>> engine = ClosedForm.of(initial_states("gaussian"), dim=5, length=100)
         >>> round(stability_bound(engine, diagonal(5, key_query=0.1, output_value=0.1)), 4)
         0.0034
     """

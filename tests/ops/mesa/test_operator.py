@@ -23,7 +23,7 @@ from mesa_problems import (
 
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import SolveError
-from mesaopt.ops import LinearState, MesaState, linear_attention, mesa, mesa_step
+from mesaopt.ops import MesaState, linear_attention, mesa, mesa_step
 from mesaopt.tasks import LinearSystem
 
 
@@ -268,14 +268,12 @@ def test_a_huge_ridge_gives_linear_attention():
 
 
 @pytest.mark.parametrize("solver", ["exact", "cg", "recursive", "neumann"])
-@pytest.mark.parametrize("name", ["q", "k", "v", "beta"])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_inputs_that_are_not_finite(name, solver, bad):
     inputs = make(6, gate=None if solver == "exact" else 0.05)
     with torch.no_grad():
         inputs[name].view(-1)[3] = bad
-    if name == "beta" and bad == math.inf:
-        return  # out of range, another message
     with pytest.raises(ValueError, match=f"{name} has 1 of {inputs[name].numel()} values"):
         mesa(**inputs, solver=solver)
 
@@ -283,17 +281,6 @@ def test_inputs_that_are_not_finite(name, solver, bad):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": torch.zeros(2, 5, 2, 4)}, r"k has shape \(2, 5, 2, 4\): must be \(2, 6, 2, 4\)"),
-        ({"v": torch.zeros(2, 5, 2, 4)}, r"v has shape \(2, 5, 2, 4\): must be \(2, 6, 2, value\)"),
-        ({"beta": torch.zeros(2, 6)}, r"beta has shape \(2, 6\): must be \(2, 6, 2\)"),
-        ({"log_decay": torch.zeros(2, 6, 3)}, r"log_decay has shape \(2, 6, 3\)"),
-        (
-            {"log_decay": torch.full((2, 6, 2), 0.5)},
-            "log_decay has the value 0.5: must be 0 or less",
-        ),
-        ({"beta": torch.full((2, 6, 2), 1.5)}, "beta has the value 1.5: must be between 0 and 1"),
-        ({"beta": torch.full((2, 6, 2), -0.5)}, "beta has the value -0.5"),
-        ({"q": torch.zeros(2, 6, 2, 4, device="meta")}, "k is on cpu: must be on meta"),
         ({"ridge": 0.0}, "ridge has the value 0: must be greater than 0"),
         ({"ridge": torch.tensor([1.0, math.nan])}, "ridge has the value nan"),
         ({"ridge": torch.ones(3)}, r"ridge has shape \(3,\): must be a number, \(2,\) or \(2, 4\)"),
@@ -302,11 +289,6 @@ def test_inputs_that_are_not_finite(name, solver, bad):
         ({"solver": 3}, "solver=3: allowed: auto, exact, cg"),
         ({"solver": "exact"}, r"must be ConjugateGradient\(\), .* or ridge_mode='decayed'"),
         ({"on_failure": "print"}, "on_failure='print'"),
-        ({"chunk_size": 0}, "chunk_size=0: must be 1 or greater"),
-        (
-            {"initial_state": LinearState(torch.zeros(2, 2, 3, 4))},
-            "initial_state has type LinearState: must be MesaState",
-        ),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -1,4 +1,4 @@
-"""The closed form: its printed numbers, its scaling, and laws whose coordinates differ."""
+"""The closed form: its printed numbers, its scaling, and distributions whose coordinates differ."""
 
 import math
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slow_layer import FiniteLaw, lopsided_law, product_law
+from one_layer_oracle import Atoms, independent_atoms, lopsided_atoms
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import SampledLaw, generalised_gaussian, start_law, two_magnitudes
+from mesaopt.tasks import SampledStates, generalised_gaussian, initial_states, two_magnitudes
 from mesaopt.theory.ar_process import (
     ClosedForm,
     OneStep,
@@ -43,12 +43,12 @@ TABLE = [
 @pytest.mark.parametrize(("dim", "length", "full_one", "gaussian"), TABLE)
 def test_printed_optima(dim: int, length: int, full_one: tuple, gaussian: tuple) -> None:
     for name, wanted in (("full_one", full_one), ("gaussian", gaussian)):
-        theory = one_step(start_law(name), dim=dim, length=length)
+        theory = one_step(initial_states(name), dim=dim, length=length)
         product, loss, last = wanted
         assert theory.product == pytest.approx(product, abs=SIX)
         assert theory.minimal_loss == pytest.approx(loss, abs=FOUR)
         assert theory.position_loss(length - 1) == pytest.approx(last, abs=5.001e-6)
-    sparse = one_step(start_law("sparse"), dim=dim, length=length)
+    sparse = one_step(initial_states("sparse"), dim=dim, length=length)
     assert sparse.product == pytest.approx(1.0, rel=1e-15)
     assert sparse.minimal_loss == pytest.approx(0.0, abs=1e-13)
     assert sparse.position_loss(length - 1) == pytest.approx(0.0, abs=1e-15)
@@ -58,7 +58,7 @@ def test_printed_optima(dim: int, length: int, full_one: tuple, gaussian: tuple)
     ("scale", "product", "loss"), [(0.5, 0.767620, 25.9874), (2.0, 0.047976, 415.799)]
 )
 def test_printed_optima_at_other_scales(scale: float, product: float, loss: float) -> None:
-    theory = one_step(start_law("gaussian", scale=scale), dim=5, length=100)
+    theory = one_step(initial_states("gaussian", scale=scale), dim=5, length=100)
     assert theory.product == pytest.approx(product, abs=SIX)
     assert theory.minimal_loss == pytest.approx(loss, abs=5.001e-4 if scale == 2 else FOUR)
 
@@ -74,43 +74,43 @@ LENGTHS = (10, 20, 50, 100, 200, 500, 1000)
     ],
 )
 def test_printed_products_over_lengths(name: str, products: tuple[float, ...]) -> None:
-    found = [one_step(start_law(name), dim=5, length=length).product for length in LENGTHS]
+    found = [one_step(initial_states(name), dim=5, length=length).product for length in LENGTHS]
     np.testing.assert_allclose(found, products, rtol=0, atol=SIX)
 
 
 def test_printed_initial_losses() -> None:
     for name, wanted in (("gaussian", 230.683), ("sparse", 48.025), ("full_one", 240.130)):
-        theory = one_step(start_law(name), dim=5, length=100)
+        theory = one_step(initial_states(name), dim=5, length=100)
         assert theory.loss(0.1 * 0.1) == pytest.approx(wanted, abs=5.001e-4)
         start = diagonal(5, key_query=0.1, output_value=0.1)
-        engine = ClosedForm.of(start_law(name), dim=5, length=100)
+        engine = ClosedForm.of(initial_states(name), dim=5, length=100)
         assert float(engine.loss_and_gradient(start)[0]) == pytest.approx(
             theory.loss(0.1 * 0.1), rel=1e-14
         )
 
 
 def test_limits_over_long_contexts() -> None:
-    gaussian = one_step(start_law("gaussian", scale=2.0), dim=5, length=100)
+    gaussian = one_step(initial_states("gaussian", scale=2.0), dim=5, length=100)
     assert gaussian.limit == pytest.approx(1 / (5 * 4), rel=1e-15)
     assert gaussian.unexplained_limit == pytest.approx(0.4, rel=1e-14)
-    assert one_step(start_law("uniform", scale=2.0), dim=3, length=9).limit == pytest.approx(
+    assert one_step(initial_states("uniform", scale=2.0), dim=3, length=9).limit == pytest.approx(
         7 / (5 * 4), rel=1e-14
     )
-    assert one_step(start_law("uniform"), dim=3, length=9).unexplained_limit == pytest.approx(
+    assert one_step(initial_states("uniform"), dim=3, length=9).unexplained_limit == pytest.approx(
         0.16, rel=1e-13
     )
     for name in ("sparse", "rademacher", "full_one"):
-        theory = one_step(start_law(name, scale=0.5), dim=4, length=9)
+        theory = one_step(initial_states(name, scale=0.5), dim=4, length=9)
         assert theory.limit == pytest.approx(4.0, rel=1e-15)
         assert theory.unexplained_limit == pytest.approx(0.0, abs=1e-15)
     for name in ("gaussian", "uniform", "full_one", "sparse"):
-        near = one_step(start_law(name), dim=5, length=10**5)
+        near = one_step(initial_states(name), dim=5, length=10**5)
         # Off by the factor 1 + (k3/k2) H/(T-2) = 1 + 4 * 1.2e-4 at most.
         assert near.product == pytest.approx(near.limit, rel=6e-4)
 
 
 def test_the_mean_ratio_is_not_the_regression_slope() -> None:
-    theory = one_step(start_law("gaussian", scale=3.0), dim=5, length=100)
+    theory = one_step(initial_states("gaussian", scale=3.0), dim=5, length=100)
     assert theory.ratio == pytest.approx(0.191905, abs=SIX)  # s^2 (ab)*, towards 1/5
     assert theory.regression_slope == pytest.approx(0.5757, abs=5.001e-5)  # towards 3/5
 
@@ -122,8 +122,8 @@ names = st.sampled_from(("gaussian", "sparse", "full_one", "uniform", "rademache
 def test_products_scale_as_minus_two_and_losses_as_two(
     name: str, scale: float, dim: int, length: int
 ) -> None:
-    unit = one_step(start_law(name), dim=dim, length=length)
-    scaled = one_step(start_law(name, scale=scale), dim=dim, length=length)
+    unit = one_step(initial_states(name), dim=dim, length=length)
+    scaled = one_step(initial_states(name, scale=scale), dim=dim, length=length)
     # A dozen roundings; the loss is a difference that may vanish.
     assert scaled.product == pytest.approx(unit.product / scale**2, rel=1e-14)
     wanted = unit.minimal_loss * scale**2
@@ -155,33 +155,33 @@ def test_the_loss_is_the_sum_of_its_positions_and_least_at_the_product(
 
 def test_rademacher_has_the_theory_of_full_one() -> None:
     ours, theirs = (
-        one_step(start_law(name), dim=5, length=100) for name in ("rademacher", "full_one")
+        one_step(initial_states(name), dim=5, length=100) for name in ("rademacher", "full_one")
     )
     assert ours == theirs
 
 
-def test_a_complex_law_of_unit_modulus_has_the_theory_of_full_one() -> None:
+def test_a_complex_distribution_of_unit_modulus_has_the_theory_of_full_one() -> None:
     roots = np.exp(2j * np.pi * np.arange(3) / 3)
-    theory = one_step(product_law(roots, np.full(3, 1 / 3), 3), dim=3, length=20)
-    wanted = one_step(start_law("full_one"), dim=3, length=20)
+    theory = one_step(independent_atoms(roots, np.full(3, 1 / 3), 3), dim=3, length=20)
+    wanted = one_step(initial_states("full_one"), dim=3, length=20)
     assert theory.product == pytest.approx(wanted.product, rel=1e-13)
     assert theory.minimal_loss == pytest.approx(wanted.minimal_loss, rel=1e-13)
 
 
-def test_a_law_known_by_samples_has_a_theory() -> None:
-    law = SampledLaw(
+def test_a_distribution_known_by_samples_has_a_theory() -> None:
+    initial = SampledStates(
         lambda random, count, dim: random.standard_normal((count, dim)), num_samples=2**18
     )
-    found = one_step(law, dim=2, length=20).product
+    found = one_step(initial, dim=2, length=20).product
     # The sixth moment of a coordinate is found to sqrt(10395 / 225) / 2^9 = 1.3 %, of two to 0.9 %.
-    exact = one_step(start_law("gaussian"), dim=2, length=20).product
+    exact = one_step(initial_states("gaussian"), dim=2, length=20).product
     assert found == pytest.approx(exact, rel=0.03)
     assert found != exact
 
 
-def different_scales(dim: int = 3) -> FiniteLaw:
-    atoms = product_law([1.0, -1.0, 0.5, -0.5], np.full(4, 0.25), dim).atoms
-    return FiniteLaw(atoms * np.linspace(0.8, 1.2, dim), name="different scales")
+def different_scales(dim: int = 3) -> Atoms:
+    atoms = independent_atoms([1.0, -1.0, 0.5, -0.5], np.full(4, 0.25), dim).atoms
+    return Atoms(atoms * np.linspace(0.8, 1.2, dim), name="different scales")
 
 
 def test_one_step_refuses_coordinates_that_differ() -> None:
@@ -192,18 +192,18 @@ def test_one_step_refuses_coordinates_that_differ() -> None:
 
 
 def test_one_step_refuses_coordinates_that_differ_a_little() -> None:
-    atoms = product_law([1.0, -1.0], [0.5, 0.5], 2).atoms
-    law = FiniteLaw(atoms * [1.0, 1.0001], name="nearly alike")
+    atoms = independent_atoms([1.0, -1.0], [0.5, 0.5], 2).atoms
+    initial = Atoms(atoms * [1.0, 1.0001], name="nearly alike")
     with pytest.raises(ConfigError, match="'nearly alike': its fourth moments"):
-        one_step(law, dim=2, length=9)
+        one_step(initial, dim=2, length=9)
 
 
 def test_one_step_looks_at_both_sums_of_mixed_moments() -> None:
     # Rows of E x_j^2 x_r^4 add up alike while columns do not, with the same fourth and sixth moments.
-    law = FiniteLaw(np.eye(3), name="rows alone")
-    even = ClosedForm.of(law, dim=3, length=9).moments
+    initial = Atoms(np.eye(3), name="rows alone")
+    even = ClosedForm.of(initial, dim=3, length=9).moments
 
-    class Mixed(FiniteLaw):
+    class Mixed(Atoms):
         def moment(self, powers: np.ndarray, conjugate_powers: np.ndarray | None = None):
             total = powers if conjugate_powers is None else powers + conjugate_powers
             mixed = np.zeros(total.shape[:-1])
@@ -223,9 +223,9 @@ def test_one_step_looks_at_both_sums_of_mixed_moments() -> None:
 
 
 def test_training_the_closed_form_solves_coordinates_that_differ() -> None:
-    law = different_scales()
-    closed = ClosedForm.of(law, dim=3, length=9)
-    exact = population_loss(law, dim=3, length=9)
+    initial = different_scales()
+    closed = ClosedForm.of(initial, dim=3, length=9)
+    exact = population_loss(initial, dim=3, length=9)
     start = diagonal(3, key_query=0.4, output_value=0.6)
     rate = stability_bound(closed, start) / 5
     ours, theirs = (
@@ -254,7 +254,7 @@ def test_off_diagonal_gradients_are_those_of_the_population(
     dim: int, length: int, a: float, b: float
 ) -> None:
     value, key = off_diagonal_gradients(dim=dim, length=length, key_query=a, output_value=b)
-    engine = population_loss(start_law("full_one"), dim=dim, length=length)
+    engine = population_loss(initial_states("full_one"), dim=dim, length=length)
     _, gradient = engine.loss_and_gradient(diagonal(dim, key_query=a, output_value=b))
     off = ~np.eye(dim, dtype=bool)
     # Terms up to 8 * 8 * (2 H + 2 H2) = 700 with roundings of 1e-16 in a sum of 64.
@@ -271,8 +271,8 @@ def test_printed_off_diagonal_gradients(dim: int, length: int, value: float, key
 
 
 @pytest.mark.parametrize("name", ["gaussian", "sparse", "rademacher", "uniform"])
-def test_symmetric_laws_have_no_off_diagonal_gradients(name: str) -> None:
-    engine = population_loss(start_law(name), dim=5, length=100)
+def test_symmetric_distributions_have_no_off_diagonal_gradients(name: str) -> None:
+    engine = population_loss(initial_states(name), dim=5, length=100)
     _, gradient = engine.loss_and_gradient(diagonal(5, key_query=0.7, output_value=1.1))
     for entries in (gradient.output_value, gradient.key_query):
         assert (entries[~np.eye(5, dtype=bool)] == 0).all()
@@ -294,8 +294,8 @@ def test_off_diagonals_of_one_coordinate_are_refused(sizes: dict, message: str) 
 
 def test_a_closed_form_needs_no_symmetry() -> None:
     # Its own masked training agrees with masked training on the population, where plain training does not.
-    law = lopsided_law(2)
-    closed, exact = (build(law, dim=2, length=6) for build in (ClosedForm.of, population_loss))
+    initial = lopsided_atoms(2)
+    closed, exact = (build(initial, dim=2, length=6) for build in (ClosedForm.of, population_loss))
     start = diagonal(2, key_query=0.4, output_value=0.6)
     settings = {"learning_rate": stability_bound(closed, start) / 5, "steps": 50}
     ours = descend(closed, start, **settings)

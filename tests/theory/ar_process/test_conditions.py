@@ -1,4 +1,4 @@
-"""The two conditions on the law of x_1, and the identity with a step of gradient descent."""
+"""The two conditions on the distribution of x_1, and the identity with a step of gradient descent."""
 
 import re
 from typing import Any
@@ -8,11 +8,23 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from slow_layer import FiniteLaw, beyond_one_power, draw_sequences, lopsided_law, product_law
+from one_layer_oracle import (
+    Atoms,
+    beyond_one_power,
+    draw_sequences,
+    independent_atoms,
+    lopsided_atoms,
+)
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import SampledLaw, StartLaw, generalised_gaussian, start_law, two_magnitudes
-from mesaopt.tasks.start_laws import from_distribution
+from mesaopt.tasks import (
+    InitialStates,
+    SampledStates,
+    from_distribution,
+    generalised_gaussian,
+    initial_states,
+    two_magnitudes,
+)
 from mesaopt.theory.ar_process import (
     diagonal,
     one_step,
@@ -39,42 +51,42 @@ def turned(random: np.random.Generator, count: int, dim: int) -> np.ndarray:
     return random.standard_normal((count, dim)) * np.exp(0.7j)
 
 
-UNIT = SampledLaw(phases, name="unit modulus")
+UNIT = SampledStates(phases, name="unit modulus")
 
-RECOVERED: list[tuple[StartLaw, float]] = [
-    (start_law("full_one"), 1.0),
-    (start_law("sparse", scale=0.5), 0.5),
-    (start_law("rademacher", scale=3.0), 3.0),
+RECOVERED: list[tuple[InitialStates, float]] = [
+    (initial_states("full_one"), 1.0),
+    (initial_states("sparse", scale=0.5), 0.5),
+    (initial_states("rademacher", scale=3.0), 3.0),
     (two_magnitudes(0.0, 0.6, 2.0), 2.0),
     (two_magnitudes(1.0, 0.6), 1.0),
     (UNIT, 1.0),
 ]
-NOT_RECOVERED: list[StartLaw] = [
-    start_law("gaussian"),
-    start_law("uniform"),
+NOT_RECOVERED: list[InitialStates] = [
+    initial_states("gaussian"),
+    initial_states("uniform"),
     generalised_gaussian(1.0),
     generalised_gaussian(30.0),
     two_magnitudes(0.9, 0.5),
     two_magnitudes(2.0, 0.1),
-    FiniteLaw(
-        product_law([1.0, -1.0], [0.5, 0.5], 3).atoms * [1.0, 1.0, 1.01], name="one scale off"
+    Atoms(
+        independent_atoms([1.0, -1.0], [0.5, 0.5], 3).atoms * [1.0, 1.0, 1.01], name="one scale off"
     ),
-    SampledLaw(lambda random, n, dim: phases(random, n, dim) * [1, 1, 2], name="moduli differ"),
+    SampledStates(lambda random, n, dim: phases(random, n, dim) * [1, 1, 2], name="moduli differ"),
 ]
 
 
-@pytest.mark.parametrize(("law", "magnitude"), RECOVERED, ids=lambda x: getattr(x, "name", ""))
-def test_one_magnitude_is_recovered(law: StartLaw, magnitude: float) -> None:
-    found = recovery_test(law, dim=3)
+@pytest.mark.parametrize(("initial", "magnitude"), RECOVERED, ids=lambda x: getattr(x, "name", ""))
+def test_one_magnitude_is_recovered(initial: InitialStates, magnitude: float) -> None:
+    found = recovery_test(initial, dim=3)
     assert found.holds
     assert found.magnitude == pytest.approx(magnitude, rel=1e-14)
     assert found.deviation <= 1e-14
     assert abs(found.unexplained) < 1e-12
 
 
-@pytest.mark.parametrize("law", NOT_RECOVERED, ids=lambda law: law.name)
-def test_other_magnitudes_are_not_recovered(law: StartLaw) -> None:
-    found = recovery_test(law, dim=3)
+@pytest.mark.parametrize("initial", NOT_RECOVERED, ids=lambda initial: initial.name)
+def test_other_magnitudes_are_not_recovered(initial: InitialStates) -> None:
+    found = recovery_test(initial, dim=3)
     assert not found.holds
     assert 0 < found.deviation <= 0.5
     assert found.unexplained > 0
@@ -82,16 +94,16 @@ def test_other_magnitudes_are_not_recovered(law: StartLaw) -> None:
 
 @pytest.mark.parametrize("name", ["gaussian", "uniform"])
 def test_what_is_left_is_what_the_theory_says(name: str) -> None:
-    found = recovery_test(start_law(name), dim=4, num_samples=2**16)
+    found = recovery_test(initial_states(name), dim=4, num_samples=2**16)
     # 2^18 numbers: moments up to the sixth are known to 1.3 %, the share to about as much.
-    wanted = one_step(start_law(name), dim=4, length=9).unexplained_limit
+    wanted = one_step(initial_states(name), dim=4, length=9).unexplained_limit
     assert found.unexplained == pytest.approx(wanted, rel=0.05)
 
 
 @given(ratio=st.floats(0, 3), scale=st.floats(0.1, 10))
 def test_recovery_is_the_case_of_equality(ratio: float, scale: float) -> None:
-    law = two_magnitudes(ratio, 0.5, scale)
-    found = recovery_test(law, dim=2, num_samples=200)
+    initial = two_magnitudes(ratio, 0.5, scale)
+    found = recovery_test(initial, dim=2, num_samples=200)
     assert found.magnitude == pytest.approx(scale * max(ratio, 1.0), rel=1e-12)
     smaller = (min(ratio, 1.0) / max(ratio, 1.0)) ** 2
     assert found.deviation == pytest.approx(min(smaller, 1 - smaller), rel=1e-9, abs=1e-15)
@@ -99,46 +111,46 @@ def test_recovery_is_the_case_of_equality(ratio: float, scale: float) -> None:
 
 
 def test_nothing_but_zeros_is_refused() -> None:
-    law = SampledLaw(lambda random, count, dim: np.zeros((count, dim)), name="silent")
+    initial = SampledStates(lambda random, count, dim: np.zeros((count, dim)), name="silent")
     with pytest.raises(ConfigError, match="'silent': gives zeros only"):
-        recovery_test(law, dim=2)
+        recovery_test(initial, dim=2)
 
 
-SYMMETRIC: list[StartLaw] = [
-    start_law("gaussian", scale=1e3),
-    start_law("sparse"),
-    start_law("rademacher"),
-    start_law("uniform", scale=1e-3),
+SYMMETRIC: list[InitialStates] = [
+    initial_states("gaussian", scale=1e3),
+    initial_states("sparse"),
+    initial_states("rademacher"),
+    initial_states("uniform", scale=1e-3),
     generalised_gaussian(0.5),
     two_magnitudes(0.2, 0.3),
     two_magnitudes(0.0, 0.9),
     from_distribution(scipy.stats.t(df=7)),
-    SampledLaw(cauchy, name="Cauchy"),
+    SampledStates(cauchy, name="Cauchy"),
     UNIT,
-    SampledLaw(turned, name="turned"),  # real and imaginary parts agree, and flip together
+    SampledStates(turned, name="turned"),  # real and imaginary parts agree, and flip together
 ]
 
 
-@pytest.mark.parametrize("law", SYMMETRIC, ids=lambda law: law.name)
+@pytest.mark.parametrize("initial", SYMMETRIC, ids=lambda initial: initial.name)
 @pytest.mark.parametrize("seed", range(3))
-def test_symmetric_laws_pass(law: StartLaw, seed: int) -> None:
-    found = sign_flip_test(law, dim=3, seed=seed)
+def test_symmetric_distributions_pass(initial: InitialStates, seed: int) -> None:
+    found = sign_flip_test(initial, dim=3, seed=seed)
     assert found.invariant
     assert 0 < found.statistic <= found.threshold
 
 
-LOPSIDED: list[tuple[StartLaw, int]] = [
-    (start_law("full_one"), 3),
-    (lopsided_law(3), 3),
-    (SampledLaw(skewed, name="skewed"), 3),
-    (FiniteLaw([[1.0, 1.0], [-1.0, -1.0]], name="equal signs"), 2),
+LOPSIDED: list[tuple[InitialStates, int]] = [
+    (initial_states("full_one"), 3),
+    (lopsided_atoms(3), 3),
+    (SampledStates(skewed, name="skewed"), 3),
+    (Atoms([[1.0, 1.0], [-1.0, -1.0]], name="equal signs"), 2),
     (beyond_one_power(), 2),
 ]
 
 
-@pytest.mark.parametrize(("law", "dim"), LOPSIDED, ids=lambda x: getattr(x, "name", ""))
-def test_other_laws_fail(law: StartLaw, dim: int) -> None:
-    found = sign_flip_test(law, dim=dim)
+@pytest.mark.parametrize(("initial", "dim"), LOPSIDED, ids=lambda x: getattr(x, "name", ""))
+def test_other_distributions_fail(initial: InitialStates, dim: int) -> None:
+    found = sign_flip_test(initial, dim=dim)
     assert not found.invariant
     assert found.statistic > found.threshold
     assert re.fullmatch(r"E( (Re |Im )?x_\d(\^\d)?)+", found.worst)
@@ -152,39 +164,41 @@ def test_the_moment_without_a_single_power_is_found_and_named() -> None:
 
 
 def test_threshold_grows_with_the_number_of_monomials_only() -> None:
-    law = start_law("gaussian")
-    one, two = sign_flip_test(law, dim=1), sign_flip_test(law, dim=3)
+    initial = initial_states("gaussian")
+    one, two = sign_flip_test(initial, dim=1), sign_flip_test(initial, dim=3)
     # Odd powers of one coordinate: x, x^3, x^5.
     assert one.threshold == pytest.approx(np.sqrt(2 * np.log(2 * 3 / 1e-6)), rel=1e-12)
     assert two.threshold > one.threshold
-    assert sign_flip_test(law, dim=1, num_samples=50).threshold == one.threshold
+    assert sign_flip_test(initial, dim=1, num_samples=50).threshold == one.threshold
 
 
 def test_the_sum_of_signs_is_what_is_tested() -> None:
     # All draws alike: |sum f| / sqrt(sum f^2) = sqrt(n), for every monomial.
-    assert sign_flip_test(start_law("full_one"), dim=2, num_samples=900).statistic == pytest.approx(
-        30
-    )
+    assert sign_flip_test(
+        initial_states("full_one"), dim=2, num_samples=900
+    ).statistic == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
-    "law",
-    [law for law in SYMMETRIC if not isinstance(law, SampledLaw)],
-    ids=lambda law: law.name,
+    "initial",
+    [initial for initial in SYMMETRIC if not isinstance(initial, SampledStates)],
+    ids=lambda initial: initial.name,
 )
-def test_passing_laws_have_no_off_diagonal_gradients(law: StartLaw) -> None:
-    engine = population_loss(law, dim=3, length=8)
+def test_passing_distributions_have_no_off_diagonal_gradients(initial: InitialStates) -> None:
+    engine = population_loss(initial, dim=3, length=8)
     _, gradient = engine.loss_and_gradient(diagonal(3, key_query=0.7, output_value=1.1))
     assert gradient.off_diagonal == 0
 
 
 @pytest.mark.parametrize(
-    ("law", "dim"),
-    [x for x in LOPSIDED if isinstance(x[0], FiniteLaw)],
+    ("initial", "dim"),
+    [x for x in LOPSIDED if isinstance(x[0], Atoms)],
     ids=lambda x: getattr(x, "name", ""),
 )
-def test_failing_laws_have_off_diagonal_gradients(law: StartLaw, dim: int) -> None:
-    engine = population_loss(law, dim=dim, length=8)
+def test_failing_distributions_have_off_diagonal_gradients(
+    initial: InitialStates, dim: int
+) -> None:
+    engine = population_loss(initial, dim=dim, length=8)
     _, gradient = engine.loss_and_gradient(diagonal(dim, key_query=0.7, output_value=1.1))
     assert gradient.off_diagonal > 1e-3
 
@@ -200,7 +214,7 @@ def test_the_layer_is_a_step_of_gradient_descent(
     random = np.random.default_rng(count)
     shape = (count, length, dim)
     states = {
-        "process": lambda: draw_sequences(start_law("gaussian"), *shape),
+        "process": lambda: draw_sequences(initial_states("gaussian"), *shape),
         "complex": lambda: random.standard_normal(shape) + 1j * random.standard_normal(shape),
         "real": lambda: random.standard_normal(shape),
     }[kind]()
@@ -210,7 +224,7 @@ def test_the_layer_is_a_step_of_gradient_descent(
 
 def test_the_identity_is_one_of_states_up_to_the_query() -> None:
     # Overwriting the last state, a target only, changes nothing; doubling the first pair's input does.
-    states = draw_sequences(start_law("gaussian"), 2, 6, 3)
+    states = draw_sequences(initial_states("gaussian"), 2, 6, 3)
     broken = states.copy()
     broken[:, -1] = 1e6
     assert one_step_identity(broken, key_query=0.7, output_value=1.1) < 1e-13
@@ -223,5 +237,5 @@ def test_sequences_without_a_target_are_refused(length: int) -> None:
 
 
 def test_a_step_of_size_zero_is_the_layer_without_keys() -> None:
-    states: Any = draw_sequences(start_law("gaussian"), 2, 6, 3)
+    states: Any = draw_sequences(initial_states("gaussian"), 2, 6, 3)
     assert one_step_identity(states, key_query=0.0, output_value=1.1) == 0.0

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import generalised_gaussian, start_law
+from mesaopt.tasks import generalised_gaussian, initial_states
 from mesaopt.theory.ar_process import (
     descent_limit,
     descent_predictions,
@@ -61,8 +61,8 @@ def test_the_real_operator_solves_the_complex_regression(
 
 @pytest.mark.parametrize("name", ["gaussian", "uniform", "rademacher"])
 def test_one_step_has_the_limit_of_the_closed_form(name: str) -> None:
-    closed = one_step(start_law(name, scale=0.7), dim=1, length=100)
-    limit = descent_limit(start_law(name, scale=0.7), num_steps=1)
+    closed = one_step(initial_states(name, scale=0.7), dim=1, length=100)
+    limit = descent_limit(initial_states(name, scale=0.7), num_steps=1)
     assert limit.step_size == pytest.approx(closed.limit, rel=1e-6)
     assert limit.unexplained == pytest.approx(closed.unexplained_limit, abs=1e-12)
 
@@ -74,8 +74,8 @@ def test_more_steps_leave_less_and_never_nothing() -> None:
 
 def test_the_limit_is_the_best_of_its_neighbours() -> None:
     random = np.random.default_rng(0)
-    square = random.uniform(0, 1, 400_000) ** 2  # of a uniform law
-    best = descent_limit(start_law("uniform"), num_steps=3)
+    square = random.uniform(0, 1, 400_000) ** 2  # of a uniform distribution
+    best = descent_limit(initial_states("uniform"), num_steps=3)
 
     def share(step_size: float) -> float:
         return float((square * (1 - step_size * square) ** 6).mean() / square.mean())
@@ -100,4 +100,4 @@ def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="ridge=0.0: must be greater than 0"):
         mesa_predictions(states, ridge=0.0)
     with pytest.raises(ConfigError, match="num_steps=0: must be 1 or greater"):
-        descent_limit(start_law("gaussian"), num_steps=0)
+        descent_limit(initial_states("gaussian"), num_steps=0)

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slow_layer import FiniteLaw, beyond_one_power
+from one_layer_oracle import Atoms, beyond_one_power
 
 from mesaopt.errors import ConfigError, InitialisationWarning
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     ClosedForm,
     LastToken,
@@ -27,7 +27,7 @@ SIX = 5.001e-7  # half a unit of the last digit printed
 STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))  # (a0, b0)
 EPOCHS = [10, 25, 50, 100, 200]
 
-# Law, scale, learning rate, and the product after EPOCHS from every start; dim 5, T = 100.
+# Initial states, scale, learning rate, and the product after EPOCHS from every start; dim 5, T = 100.
 CURVES = {
     "gaussian 0.5": (
         ("gaussian", 0.5, 1e-3),
@@ -89,12 +89,12 @@ def all_starts(dim: int) -> Weights:
 
 @pytest.mark.parametrize("name", CURVES)
 def test_printed_learning_curves(name: str) -> None:
-    (law, scale, rate), *products = CURVES[name]
-    engine = population_loss(start_law(law, scale=scale), dim=5, length=100)
+    (start, scale, rate), *products = CURVES[name]
+    engine = population_loss(initial_states(start, scale=scale), dim=5, length=100)
     off_diagonal = "masked" if "masked" in name else "trained"
     run = descend(engine, all_starts(5), learning_rate=rate, steps=200, off_diagonal=off_diagonal)
     np.testing.assert_allclose(run.product[EPOCHS].T, products, rtol=0, atol=SIX)
-    if law == "full_one" and off_diagonal == "trained":
+    if start == "full_one" and off_diagonal == "trained":
         shapes = np.array(SHAPES)
         for i, weights in enumerate(layers(run.last)):
             found = (
@@ -106,7 +106,7 @@ def test_printed_learning_curves(name: str) -> None:
             np.testing.assert_allclose(found, shapes[i], rtol=0, atol=5.001e-6)
     else:
         assert (run.last.off_diagonal == 0).all()
-        closed = ClosedForm.of(start_law(law, scale=scale), dim=5, length=100)
+        closed = ClosedForm.of(initial_states(start, scale=scale), dim=5, length=100)
         same = descend(closed, all_starts(5), learning_rate=rate, steps=200)
         # 200 steps of which each rounds to 1e-13 at worst; the flow contracts.
         np.testing.assert_allclose(run.product, same.product, rtol=1e-11)
@@ -149,11 +149,11 @@ def test_printed_limits_of_plain_training_from_full_one(
     value: float | None,
     key: float | None,
 ) -> None:
-    law = start_law("full_one")
-    run = trained(population_loss(law, dim=dim, length=length), dim)
+    initial = initial_states("full_one")
+    run = trained(population_loss(initial, dim=dim, length=length), dim)
     np.testing.assert_allclose(run.product[-1], np.full(3, product), rtol=0, atol=SIX)
     np.testing.assert_allclose(run.loss[-1], np.full(3, loss), rtol=0, atol=5.001e-6)
-    last = population_loss(law, dim=dim, length=length, contexts="last")
+    last = population_loss(initial, dim=dim, length=length, contexts="last")
     # Targets have modulus one: prediction/target is prediction times conj(target).
     test = LastToken(last, last.cross.T)
     np.testing.assert_allclose(test.ratio(run.last), np.full(3, ratio), rtol=0, atol=SIX)
@@ -167,7 +167,7 @@ def test_printed_limits_of_plain_training_from_full_one(
             if wanted is not None:
                 tolerance = SIX if length == 100 else 5.001e-6
                 assert block[0, 1] / block[0, 0] == pytest.approx(wanted, abs=tolerance)
-    masked = one_step(law, dim=dim, length=length)
+    masked = one_step(initial, dim=dim, length=length)
     assert product > masked.product
     assert loss < masked.minimal_loss
 
@@ -175,15 +175,15 @@ def test_printed_limits_of_plain_training_from_full_one(
 def test_off_diagonals_shrink_with_the_length() -> None:
     found = []
     for length in (20, 50, 100, 200):
-        engine = population_loss(start_law("full_one"), dim=3, length=length)
+        engine = population_loss(initial_states("full_one"), dim=3, length=length)
         last = layers(trained(engine, 3, steps=2000).last)[0]
         found.append(last.value_block[0, 1] / last.value_block[0, 0])
     np.testing.assert_allclose(found, (-0.102, -0.062, -0.041, -0.025), rtol=0, atol=5.01e-4)
 
 
 def test_plain_training_on_rademacher_is_masked_training_on_full_one() -> None:
-    plain = trained(population_loss(start_law("rademacher"), dim=5, length=100), 5, steps=500)
-    theory = one_step(start_law("full_one"), dim=5, length=100)
+    plain = trained(population_loss(initial_states("rademacher"), dim=5, length=100), 5, steps=500)
+    theory = one_step(initial_states("full_one"), dim=5, length=100)
     assert (plain.weights.off_diagonal == 0).all()
     # The slowest mode of 500 steps at half the bound is far below rounding.
     np.testing.assert_allclose(plain.product[-1], np.full(3, 0.825826), rtol=0, atol=SIX)
@@ -193,9 +193,9 @@ def test_plain_training_on_rademacher_is_masked_training_on_full_one() -> None:
 
 @pytest.mark.parametrize("name", ["gaussian", "uniform", "sparse"])
 def test_plain_training_reaches_the_minimal_loss(name: str) -> None:
-    engine = population_loss(start_law(name), dim=3, length=20)
+    engine = population_loss(initial_states(name), dim=3, length=20)
     run = trained(engine, 3)
-    theory = one_step(start_law(name), dim=3, length=20)
+    theory = one_step(initial_states(name), dim=3, length=20)
     assert (run.weights.off_diagonal == 0).all()
     np.testing.assert_allclose(run.product[-1], np.full(3, theory.product), rtol=1e-9)
     wanted = np.full(3, theory.minimal_loss)
@@ -203,14 +203,14 @@ def test_plain_training_reaches_the_minimal_loss(name: str) -> None:
 
 
 def test_one_power_at_each_index_is_not_enough_to_stay_diagonal() -> None:
-    law = beyond_one_power()
+    initial = beyond_one_power()
     powers = np.array([[1, 1], [1, 2], [1, 3], [1, 5], [3, 1], [5, 1], [3, 3]])
-    np.testing.assert_allclose(law.moment(powers), [0, 0, 0, 0, 0, 0, 2.25], atol=1e-14)
-    engine = population_loss(law, dim=2, length=20)
+    np.testing.assert_allclose(initial.moment(powers), [0, 0, 0, 0, 0, 0, 2.25], atol=1e-14)
+    engine = population_loss(initial, dim=2, length=20)
     start = diagonal(2, key_query=0.1, output_value=0.1)
     run = descend(engine, start, learning_rate=stability_bound(engine, start) / 2, steps=2500)
     last = run.last
-    theory = one_step(law, dim=2, length=20)
+    theory = one_step(initial, dim=2, length=20)
     assert theory.product == pytest.approx(0.232075, abs=SIX)
     assert run.product[-1] == pytest.approx(0.232138, abs=SIX)
     assert last.value_block[0, 1] == pytest.approx(-0.0042, abs=5.01e-5)
@@ -228,9 +228,9 @@ def test_one_power_at_each_index_is_not_enough_to_stay_diagonal() -> None:
 
 
 def test_the_flow_from_opposite_weights_ends_in_the_saddle() -> None:
-    engine = population_loss(start_law("gaussian"), dim=2, length=20)
+    engine = population_loss(initial_states("gaussian"), dim=2, length=20)
     start = diagonal(2, key_query=0.3, output_value=-0.3)
-    theory = one_step(start_law("gaussian"), dim=2, length=20)
+    theory = one_step(initial_states("gaussian"), dim=2, length=20)
     with pytest.warns(InitialisationWarning, match="saddle"):
         run = flow(engine, start, np.array([5.0]) / theory.slope)
     assert abs(run.product[-1]) < 0.09 * np.exp(-2 * 5)
@@ -238,16 +238,16 @@ def test_the_flow_from_opposite_weights_ends_in_the_saddle() -> None:
 
 
 def test_one_bad_layer_among_several_is_warned_of() -> None:
-    engine = ClosedForm.of(start_law("gaussian"), dim=2, length=20)
+    engine = ClosedForm.of(initial_states("gaussian"), dim=2, length=20)
     both = Weights(np.stack([np.eye(2), 0 * np.eye(2)]), np.stack([np.eye(2), 0 * np.eye(2)]))
     with pytest.warns(InitialisationWarning, match="stuck"):
         descend(engine, both, learning_rate=1e-4, steps=1)
 
 
 def test_a_start_with_one_matrix_of_zeros_is_no_trap() -> None:
-    law, dim = start_law("sparse"), 3
-    engine = ClosedForm.of(law, dim=dim, length=20)
-    theory = one_step(law, dim=dim, length=20)
+    initial, dim = initial_states("sparse"), 3
+    engine = ClosedForm.of(initial, dim=dim, length=20)
+    theory = one_step(initial, dim=dim, length=20)
     run = flow(
         engine, diagonal(dim, key_query=0.0, output_value=0.5), np.array([40.0]) / theory.slope
     )
@@ -256,9 +256,9 @@ def test_a_start_with_one_matrix_of_zeros_is_no_trap() -> None:
 
 def test_random_weights_find_the_structure_in_every_gauge() -> None:
     start = normal(2, std=0.05, random=np.random.default_rng(1), count=4)
-    engine = population_loss(start_law("gaussian"), dim=2, length=20, blocks="all")
+    engine = population_loss(initial_states("gaussian"), dim=2, length=20, blocks="all")
     run = descend(engine, start, learning_rate=stability_bound(engine, start) / 2, steps=4000)
-    theory = one_step(start_law("gaussian"), dim=2, length=20)
+    theory = one_step(initial_states("gaussian"), dim=2, length=20)
     np.testing.assert_allclose(run.loss[-1], np.full(4, theory.minimal_loss), rtol=1e-6)
     np.testing.assert_allclose(run.last.products, np.full((4, 2), theory.product), rtol=1e-3)
     signs = {tuple(np.sign(np.diagonal(w.value_block))) for w in layers(run.last)}
@@ -266,7 +266,7 @@ def test_random_weights_find_the_structure_in_every_gauge() -> None:
 
 
 def test_masks_leave_what_is_there_already() -> None:
-    engine = population_loss(start_law("full_one"), dim=2, length=6)
+    engine = population_loss(initial_states("full_one"), dim=2, length=6)
     start = Weights(np.array([[1.0, 0.3], [0.0, 1.0]]), np.array([[1.0, 0.0], [-0.2, 1.0]]))
     run = descend(engine, start, learning_rate=1e-3, steps=3, off_diagonal="masked")
     assert (run.weights.value_block[:, 0, 1] == 0.3).all()
@@ -278,7 +278,7 @@ def test_masks_leave_what_is_there_already() -> None:
 
 
 def test_plain_flow_leaves_the_diagonal_on_full_one() -> None:
-    engine = population_loss(start_law("full_one"), dim=3, length=20)
+    engine = population_loss(initial_states("full_one"), dim=3, length=20)
     run = flow(engine, diagonal(3, key_query=0.5, output_value=1.5), np.array([3.0]))
     wanted = layers(trained(engine, 3).last)[1]
     # Steps of finite size change a^2 - b^2, but neither the product nor the shape.
@@ -292,7 +292,7 @@ def test_plain_flow_leaves_the_diagonal_on_full_one() -> None:
 
 def test_progress_is_reported() -> None:
     told: list[int] = []
-    engine = ClosedForm.of(start_law("sparse"), dim=2, length=6)
+    engine = ClosedForm.of(initial_states("sparse"), dim=2, length=6)
     descend(
         engine,
         diagonal(2, key_query=0.1, output_value=0.1),
@@ -304,7 +304,7 @@ def test_progress_is_reported() -> None:
 
 
 def test_a_flow_may_begin_late_or_end_at_once() -> None:
-    engine = ClosedForm.of(start_law("sparse"), dim=2, length=6)
+    engine = ClosedForm.of(initial_states("sparse"), dim=2, length=6)
     start = diagonal(2, key_query=0.1, output_value=0.1)
     both = flow(engine, start, np.array([0.1, 0.2]))
     late = flow(engine, start, np.array([0.2]))
@@ -324,7 +324,7 @@ def test_a_flow_may_begin_late_or_end_at_once() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
-    engine = ClosedForm.of(start_law("sparse"), dim=2, length=6)
+    engine = ClosedForm.of(initial_states("sparse"), dim=2, length=6)
     settings = {"learning_rate": 1e-3, "steps": 2} | changes
     with pytest.raises(ConfigError, match=message):
         descend(engine, diagonal(2, key_query=0.1, output_value=0.1), **settings)
@@ -332,8 +332,8 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
 
 def test_a_single_atom_is_learned_like_full_one() -> None:
     # x_1 = (1, -1) is (1, 1) with a flipped sign: V and K turn with it, products do not.
-    flipped = population_loss(FiniteLaw([[1.0, -1.0]]), dim=2, length=10)
-    plain = population_loss(start_law("full_one"), dim=2, length=10)
+    flipped = population_loss(Atoms([[1.0, -1.0]]), dim=2, length=10)
+    plain = population_loss(initial_states("full_one"), dim=2, length=10)
     runs = [trained(engine, 2, steps=200) for engine in (flipped, plain)]
     np.testing.assert_allclose(runs[0].product, runs[1].product, rtol=1e-12)
     off = [run.last.value_block[:, 0, 1] for run in runs]

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slow_layer import (
+from one_layer_oracle import (
     all_sequences,
     diagonal_weights,
     draw_sequences,
     in_chunks,
     layer_loss,
-    lopsided_law,
+    lopsided_atoms,
     random_weights,
 )
 
@@ -35,7 +35,7 @@ from mesaopt.theory.ar_process import (
 )
 
 DIM, LENGTH = 2, 5
-LAW = lopsided_law(DIM)
+LAW = lopsided_atoms(DIM)
 # Losses here are near 10, sums of at most 1e4 products of numbers up to 100, each rounded by 1.1e-16
 # of itself: 1e-12 leaves a factor of ten.
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}

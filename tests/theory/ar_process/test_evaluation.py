@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from slow_layer import draw_sequences, in_chunks, layer_loss, random_weights
+from one_layer_oracle import draw_sequences, in_chunks, layer_loss, random_weights
 
-from mesaopt.tasks import start_law, two_magnitudes
+from mesaopt.tasks import initial_states, two_magnitudes
 from mesaopt.theory.ar_process import Weights, diagonal, last_token, one_step
 
 
@@ -20,7 +20,7 @@ def predictions(states: np.ndarray, weights: Weights) -> np.ndarray:
 @pytest.mark.parametrize("size", [1, 7, 64])
 @pytest.mark.parametrize(("length", "dim"), [(3, 1), (6, 2), (9, 3)])
 def test_they_are_those_of_the_predictions(size: int, length: int, dim: int) -> None:
-    states = draw_sequences(start_law("gaussian"), 33, length, dim)
+    states = draw_sequences(initial_states("gaussian"), 33, length, dim)
     weights = random_weights(dim)
     ours, target = predictions(states, weights), states[:, -1]
     test = last_token(in_chunks(states, size))
@@ -39,7 +39,7 @@ def test_they_are_those_of_the_predictions(size: int, length: int, dim: int) -> 
 
 
 def test_several_layers_are_evaluated_at_once() -> None:
-    test = last_token(in_chunks(draw_sequences(start_law("uniform"), 9, 5, 2), 4))
+    test = last_token(in_chunks(draw_sequences(initial_states("uniform"), 9, 5, 2), 4))
     weights = random_weights(2, batch=(3, 2))
     for found in (test.loss(weights), test.ratio(weights), test.slope(weights)):
         assert found.shape == (3, 2)
@@ -52,15 +52,15 @@ def test_several_layers_are_evaluated_at_once() -> None:
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_targets_that_are_zero_are_left_out(count: int) -> None:
     # Every sequence has one coordinate that is there, though not every coordinate need be seen.
-    states = draw_sequences(start_law("sparse"), count, 6, 3)
+    states = draw_sequences(initial_states("sparse"), count, 6, 3)
     test = last_token(in_chunks(states, 7))
     weights = diagonal(3, key_query=0.5, output_value=1.5)
     assert float(test.ratio(weights)) == pytest.approx(0.75, rel=1e-13)
 
 
 def test_every_target_that_is_there_counts_once() -> None:
-    law = two_magnitudes(0.0, 0.5)
-    states = draw_sequences(law, 21, 6, 3, seed=2)
+    initial = two_magnitudes(0.0, 0.5)
+    states = draw_sequences(initial, 21, 6, 3, seed=2)
     weights = random_weights(3)
     ours, target = predictions(states, weights), states[:, -1]
     there = np.abs(target) > 0
@@ -72,10 +72,10 @@ def test_every_target_that_is_there_counts_once() -> None:
 
 
 def test_the_mean_ratio_of_gaussian_data_is_far_from_its_slope() -> None:
-    law = start_law("gaussian")
-    theory = one_step(law, dim=2, length=30)
+    initial = initial_states("gaussian")
+    theory = one_step(initial, dim=2, length=30)
     weights = diagonal(2, key_query=theory.product, output_value=1.0)
-    test = last_token(in_chunks(draw_sequences(law, 4000, 30, 2), 500))
+    test = last_token(in_chunks(draw_sequences(initial, 4000, 30, 2), 500))
     # The ratio is c |x|^2 and noise of mean zero: a spread of c sqrt(2), over 8000, and the noise's.
     assert float(test.ratio(weights)) == pytest.approx(theory.ratio, abs=0.02)
     # Ratio of fourth and second moments: their relative errors are sqrt(96/9) and sqrt(2) over sqrt(8000).

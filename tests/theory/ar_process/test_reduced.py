@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError, StabilityWarning
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     ClosedForm,
     OneStep,
@@ -35,7 +35,7 @@ SPLITS = {  # limits (a, b) from (0.5, 1.5), and both from a0 = b0, at dim 5 and
 
 
 def theory_of(name: str, length: int = 100) -> OneStep:
-    return one_step(start_law(name), dim=5, length=length)
+    return one_step(initial_states(name), dim=5, length=length)
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -70,10 +70,10 @@ def test_printed_products_along_the_way(
 away = st.tuples(st.floats(-2, 2), st.floats(-2, 2)).filter(
     lambda start: abs(start[0] ** 2 - start[1] ** 2) > 1e-2
 )
-laws = st.sampled_from(("gaussian", "sparse", "full_one", "uniform"))
+distributions = st.sampled_from(("gaussian", "sparse", "full_one", "uniform"))
 
 
-@given(name=laws, start=away)
+@given(name=distributions, start=away)
 def test_the_difference_of_squares_is_conserved(name: str, start: tuple[float, float]) -> None:
     theory = theory_of(name)
     times = np.linspace(0, 20 / theory.slope, 7)
@@ -84,7 +84,7 @@ def test_the_difference_of_squares_is_conserved(name: str, start: tuple[float, f
     np.testing.assert_allclose((a[0], b[0]), start, rtol=1e-12, atol=1e-12)
 
 
-@given(name=laws, start=away)
+@given(name=distributions, start=away)
 def test_every_quadrant_ends_in_the_limit(name: str, start: tuple[float, float]) -> None:
     theory = theory_of(name)
     end = limit_weights(theory, key_query=start[0], output_value=start[1])
@@ -104,7 +104,7 @@ def test_it_is_the_flow_of_all_weights(name: str, start: tuple[float, float]) ->
     a0, b0 = start
     times = np.array([0.0, 0.3, 1.0, 4.0]) / theory.slope
     a, b = reduced_flow(theory, key_query=a0, output_value=b0, times=times)
-    engine = ClosedForm.of(start_law(name), dim=5, length=100)
+    engine = ClosedForm.of(initial_states(name), dim=5, length=100)
     run = flow(engine, diagonal(5, key_query=a0, output_value=b0), times)
     # The integrator of the full flow keeps 1e-10 a step, over tens of steps.
     np.testing.assert_allclose(run.weights.key_query[:, 2, 2], a, rtol=1e-8, atol=1e-9)
@@ -135,8 +135,8 @@ def test_a_phase_and_its_opposite_change_nothing(turn: float, back: float) -> No
     a, b = reduced_flow(theory, key_query=0.2, output_value=0.4, times=times)
     start = diagonal(5, key_query=0.2 * np.exp(1j * turn), output_value=0.4 * np.exp(1j * back))
     for engine in (
-        ClosedForm.of(start_law("gaussian"), dim=5, length=100),
-        population_loss(start_law("gaussian"), dim=5, length=100),
+        ClosedForm.of(initial_states("gaussian"), dim=5, length=100),
+        population_loss(initial_states("gaussian"), dim=5, length=100),
     ):
         run = flow(engine, start, times)
         np.testing.assert_allclose(run.product, a * b, rtol=1e-8)
@@ -147,7 +147,7 @@ def test_a_phase_and_its_opposite_change_nothing(turn: float, back: float) -> No
 def test_a_phase_of_the_product_dies_out() -> None:
     theory = theory_of("sparse")
     start = diagonal(5, key_query=0.3 * np.exp(2j), output_value=0.8)
-    engine = ClosedForm.of(start_law("sparse"), dim=5, length=100)
+    engine = ClosedForm.of(initial_states("sparse"), dim=5, length=100)
     run = flow(engine, start, np.array([0.0, 60 / theory.slope]))
     product = run.last.value_block[0, 0] * run.last.key_block[0, 0]
     assert abs(product - theory.product) < 1e-8
@@ -160,7 +160,7 @@ def test_a_phase_of_the_product_dies_out() -> None:
 
 
 @settings(max_examples=5)
-@given(name=laws, start=st.floats(0.03, 2), last=st.floats(0.1, 5))
+@given(name=distributions, start=st.floats(0.03, 2), last=st.floats(0.1, 5))
 def test_equal_weights_follow_the_logistic_curve(name: str, start: float, last: float) -> None:
     theory = theory_of(name)
     times = np.linspace(0, last, 4) / theory.slope
@@ -171,12 +171,12 @@ def test_equal_weights_follow_the_logistic_curve(name: str, start: float, last: 
     # By the integrator, which keeps 1e-12 a step: from weights that are not quite equal, and from all.
     a, b = reduced_flow(theory, key_query=start, output_value=start * (1 + 1e-9), times=times)
     np.testing.assert_allclose(a * b, wanted, rtol=1e-7)
-    engine = ClosedForm.of(start_law(name), dim=5, length=100)
+    engine = ClosedForm.of(initial_states(name), dim=5, length=100)
     run = flow(engine, diagonal(5, key_query=start, output_value=start), times)
     np.testing.assert_allclose(run.product, wanted, rtol=1e-7)
 
 
-@given(name=laws, start=away, tolerance=st.sampled_from((0.01, 0.1, 1e-4)))
+@given(name=distributions, start=away, tolerance=st.sampled_from((0.01, 0.1, 1e-4)))
 def test_the_time_to_the_limit_is_that_of_the_flow(
     name: str, start: tuple[float, float], tolerance: float
 ) -> None:
@@ -210,7 +210,7 @@ def test_printed_time_to_the_limit() -> None:
     formula = math.log((theory.product / 0.01 - 1) * 99) / (2 * theory.slope)
     assert time == pytest.approx(formula, rel=1e-9)
     run = descend(
-        population_loss(start_law("gaussian"), dim=5, length=100),
+        population_loss(initial_states("gaussian"), dim=5, length=100),
         diagonal(5, key_query=0.1, output_value=0.1),
         learning_rate=1e-4,
         steps=150,
@@ -247,7 +247,7 @@ def test_steps_below_the_bound_stay_and_steps_above_leave(
     name: str, start: tuple[float, float]
 ) -> None:
     theory = theory_of(name)
-    engine = population_loss(start_law(name), dim=5, length=100)
+    engine = population_loss(initial_states(name), dim=5, length=100)
     a, b = limit_weights(theory, key_query=start[0], output_value=start[1])
     bound = stability_bound(engine, diagonal(5, key_query=start[0], output_value=start[1]))
     assert bound == pytest.approx(2 / (theory.curvature * (a**2 + b**2)), rel=1e-9)
@@ -267,7 +267,7 @@ def test_steps_below_the_bound_stay_and_steps_above_leave(
 
 
 def test_far_from_the_solution_the_start_sets_the_bound() -> None:
-    engine = ClosedForm.of(start_law("full_one"), dim=5, length=20)
+    engine = ClosedForm.of(initial_states("full_one"), dim=5, length=20)
     start = diagonal(5, key_query=2.0, output_value=2.0)
     theory = theory_of("full_one", length=20)
     bound = stability_bound(engine, start)
@@ -282,7 +282,7 @@ def test_far_from_the_solution_the_start_sets_the_bound() -> None:
 
 
 def test_of_several_layers_the_smallest_bound_counts() -> None:
-    engine = ClosedForm.of(start_law("gaussian"), dim=2, length=20)
+    engine = ClosedForm.of(initial_states("gaussian"), dim=2, length=20)
     starts = [diagonal(2, key_query=a, output_value=b) for a, b in ((0.1, 0.1), (0.1, 2.0))]
     both = type(starts[0])(
         np.stack([w.output_value for w in starts]), np.stack([w.key_query for w in starts])
@@ -297,7 +297,7 @@ def test_of_several_layers_the_smallest_bound_counts() -> None:
 )
 def test_times_that_do_not_ascend_are_refused(times: list[float]) -> None:
     theory = theory_of("gaussian")
-    engine = ClosedForm.of(start_law("gaussian"), dim=2, length=20)
+    engine = ClosedForm.of(initial_states("gaussian"), dim=2, length=20)
     with pytest.raises(ConfigError, match="times=.*must be finite, ascending, from 0 or later"):
         reduced_flow(theory, key_query=0.1, output_value=0.1, times=np.array(times))
     with pytest.raises(ConfigError, match="times=.*must be finite, ascending, from 0 or later"):

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slow_layer import (
+from one_layer_oracle import (
     all_sequences,
     draw_sequences,
     endless,
     finite_twin,
     in_chunks,
     layer_loss,
-    lopsided_law,
+    lopsided_atoms,
     random_weights,
 )
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import StartLaw, start_law
+from mesaopt.tasks import InitialStates, initial_states
 from mesaopt.theory.ar_process import (
     DirectLoss,
     QuadraticLoss,
@@ -37,25 +37,27 @@ from mesaopt.theory.ar_process import (
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 every_block = pytest.mark.parametrize("blocks", ["core", "all"])
 
-LAWS: list[tuple[StartLaw, int]] = [
-    (start_law("full_one"), 3),
-    (start_law("gaussian"), 2),
-    (start_law("sparse"), 3),
-    (lopsided_law(2), 2),
+DISTRIBUTIONS: list[tuple[InitialStates, int]] = [
+    (initial_states("full_one"), 3),
+    (initial_states("gaussian"), 2),
+    (initial_states("sparse"), 3),
+    (lopsided_atoms(2), 2),
 ]
 
 
-@pytest.mark.parametrize(("law", "dim"), LAWS, ids=lambda x: getattr(x, "name", ""))
+@pytest.mark.parametrize(("initial", "dim"), DISTRIBUTIONS, ids=lambda x: getattr(x, "name", ""))
 @every_block
-def test_samples_scatter_about_the_expectation(law: StartLaw, dim: int, blocks: str) -> None:
+def test_samples_scatter_about_the_expectation(
+    initial: InitialStates, dim: int, blocks: str
+) -> None:
     length, seeds = 6, 20
     weights = random_weights(dim, blocks, batch=(2,), seed=11)
-    exact = population_loss(law, dim=dim, length=length, blocks=blocks)
+    exact = population_loss(initial, dim=dim, length=length, blocks=blocks)
     wanted = exact.loss_and_gradient(weights)[0]
     losses = np.array(
         [
             sampled_loss(
-                in_chunks(draw_sequences(law, 400, length, dim, seed=seed), 400), blocks=blocks
+                in_chunks(draw_sequences(initial, 400, length, dim, seed=seed), 400), blocks=blocks
             ).loss_and_gradient(weights)[0]
             for seed in range(seeds)
         ]
@@ -75,7 +77,7 @@ def test_samples_scatter_about_the_expectation(law: StartLaw, dim: int, blocks: 
 def test_both_ways_agree_to_rounding(
     count: int, length: int, dim: int, blocks: str, contexts: str
 ) -> None:
-    states = draw_sequences(start_law("gaussian"), count, length, dim, seed=count)
+    states = draw_sequences(initial_states("gaussian"), count, length, dim, seed=count)
     weights = random_weights(dim, blocks, batch=(3,), seed=1)
     wanted = [
         layer_loss(states, alone, contexts=contexts)
@@ -95,7 +97,7 @@ def test_both_ways_agree_to_rounding(
 
 @every_block
 def test_chunks_do_not_matter(blocks: str) -> None:
-    states = draw_sequences(lopsided_law(2), 65, 6, 2)
+    states = draw_sequences(lopsided_atoms(2), 65, 6, 2)
     whole = sampled_loss(in_chunks(states, 65), blocks=blocks)
     for size in (1, 7, 64):
         parts = sampled_loss(in_chunks(states, size), blocks=blocks)
@@ -107,7 +109,7 @@ def test_chunks_do_not_matter(blocks: str) -> None:
 
 
 def test_copies_of_the_sequences_change_nothing() -> None:
-    states = draw_sequences(lopsided_law(2), 5, 6, 2)
+    states = draw_sequences(lopsided_atoms(2), 5, 6, 2)
     once, twice = (sampled_loss(lambda n=n: [states] * n) for n in (1, 2))
     np.testing.assert_allclose(once.gram, twice.gram, rtol=1e-13)
     assert once.energy == pytest.approx(twice.energy, rel=1e-14)
@@ -119,7 +121,7 @@ def test_copies_of_the_sequences_change_nothing() -> None:
 def test_the_direct_loss_is_taken_where_the_gram_does_not_fit(
     dim: int, blocks: str, features: int
 ) -> None:
-    stream = in_chunks(draw_sequences(start_law("gaussian"), 4, 5, dim), 4)
+    stream = in_chunks(draw_sequences(initial_states("gaussian"), 4, 5, dim), 4)
     size = 16 * features**2
     fits = sampled_loss(stream, blocks=blocks, largest_gram=size)
     assert isinstance(fits, QuadraticLoss)
@@ -130,7 +132,7 @@ def test_the_direct_loss_is_taken_where_the_gram_does_not_fit(
 
 
 def test_wide_states_fall_back_by_themselves() -> None:
-    states = draw_sequences(start_law("rademacher"), 3, 4, 10)
+    states = draw_sequences(initial_states("rademacher"), 3, 4, 10)
     assert isinstance(sampled_loss(in_chunks(states, 3)), QuadraticLoss)  # 16 MB
     assert isinstance(sampled_loss(in_chunks(states, 3), blocks="all"), DirectLoss)  # 1 GB
 
@@ -149,7 +151,7 @@ def test_memory_does_not_grow_with_the_sequences(what: str) -> None:
     weights = random_weights(3)
 
     def run(count: int) -> None:
-        stream = endless(start_law("gaussian"), count, 20, 3)
+        stream = endless(initial_states("gaussian"), count, 20, 3)
         if what == "statistics":
             sampled_loss(stream)
         elif what == "direct":
@@ -164,7 +166,7 @@ def test_memory_does_not_grow_with_the_sequences(what: str) -> None:
 
 
 def test_the_tied_estimate_is_the_best_product_on_the_sample() -> None:
-    states = draw_sequences(start_law("gaussian"), 301, 9, 2)
+    states = draw_sequences(initial_states("gaussian"), 301, 9, 2)
     estimate = tied_estimate(in_chunks(states, 64))
     tied = tied_loss(sampled_loss(in_chunks(states, 64)))
     assert estimate.product == pytest.approx(tied.optimum, rel=1e-12)
@@ -173,14 +175,14 @@ def test_the_tied_estimate_is_the_best_product_on_the_sample() -> None:
 @pytest.mark.parametrize("name", ["full_one", "gaussian", "uniform"])
 def test_the_tied_estimate_knows_its_error(name: str) -> None:
     dim, length = 2, 8
-    law = start_law(name)
+    initial = initial_states(name)
     found = [
-        tied_estimate(in_chunks(draw_sequences(law, 2000, length, dim, seed=seed), 500))
+        tied_estimate(in_chunks(draw_sequences(initial, 2000, length, dim, seed=seed), 500))
         for seed in range(40)
     ]
     products = np.array([x.product for x in found])
     errors = np.array([x.standard_error for x in found])
-    wanted = one_step(law, dim=dim, length=length).product
+    wanted = one_step(initial, dim=dim, length=length).product
     # A ratio of means is biased by 1/count of itself only; a spread from 40 is known to 11 %, and the
     # heavy sixth moments of the Gaussian make single errors uncertain by a further 15 %.
     assert abs(products.mean() - wanted) < 4 * products.std() / 40**0.5 + wanted / 2000
@@ -227,7 +229,7 @@ def test_a_stream_that_is_used_up_is_noticed() -> None:
 
 def test_one_sequence_has_no_standard_error() -> None:
     with pytest.raises(ConfigError, match="gives 1 sequences: must give 2 or more"):
-        tied_estimate(lambda: [draw_sequences(start_law("gaussian"), 1, 5, 2)])
+        tied_estimate(lambda: [draw_sequences(initial_states("gaussian"), 1, 5, 2)])
 
 
 def test_every_start_there_is_gives_the_expectation() -> None:
@@ -235,7 +237,7 @@ def test_every_start_there_is_gives_the_expectation() -> None:
     states, probabilities = all_sequences(finite_twin("rademacher", 2, 1.0), 5)
     assert np.ptp(probabilities) == 0
     sampled = sampled_loss(in_chunks(states, 100), blocks="all")
-    exact = population_loss(start_law("rademacher"), dim=2, length=5, blocks="all")
+    exact = population_loss(initial_states("rademacher"), dim=2, length=5, blocks="all")
     np.testing.assert_allclose(sampled.gram, exact.gram, rtol=0, atol=1e-12)
     np.testing.assert_allclose(sampled.cross, exact.cross, rtol=0, atol=1e-12)
     assert sampled.energy == pytest.approx(exact.energy, rel=1e-13)
@@ -247,9 +249,9 @@ PAPER = {"count": 10_000, "length": 100, "dim": 5}
 
 @pytest.mark.parametrize("blocks", ["core", "all"])
 def test_sparse_data_give_the_product_at_once(blocks: str) -> None:
-    stream = endless(start_law("sparse"), 1000, 100, 5)
+    stream = endless(initial_states("sparse"), 1000, 100, 5)
     if blocks == "all":
-        stream = endless(start_law("sparse"), 1000, 20, 2)
+        stream = endless(initial_states("sparse"), 1000, 20, 2)
     engine = sampled_loss(stream, blocks=blocks)
     dim = engine.dim
     start = diagonal(dim, key_query=0.1, output_value=0.1, blocks=blocks)
@@ -261,7 +263,7 @@ def test_sparse_data_give_the_product_at_once(blocks: str) -> None:
 
 @pytest.mark.slow
 def test_full_one_at_the_size_of_the_paper() -> None:
-    engine = sampled_loss(endless(start_law("full_one"), **PAPER, seed=1))
+    engine = sampled_loss(endless(initial_states("full_one"), **PAPER, seed=1))
     start = diagonal(5, key_query=0.1, output_value=0.1)
     settings = {"learning_rate": 5e-4, "steps": 300}
     masked = descend(engine, start, **settings, off_diagonal="masked").product[-1]
@@ -273,21 +275,21 @@ def test_full_one_at_the_size_of_the_paper() -> None:
 
 @pytest.mark.slow
 def test_gaussian_data_at_the_size_of_the_paper() -> None:
-    law = start_law("gaussian")
-    stream = endless(law, **PAPER, seed=2)
+    initial = initial_states("gaussian")
+    stream = endless(initial, **PAPER, seed=2)
     engine = sampled_loss(stream)
     start = diagonal(5, key_query=2.0, output_value=2.0)
     run = descend(engine, start, learning_rate=1e-4, steps=200, off_diagonal="masked")
     assert run.product[-1] == pytest.approx(0.1919, abs=0.010)
     assert run.product[-1] == pytest.approx(tied_estimate(stream).product, abs=0.002)
-    test = last_token(endless(law, **PAPER, seed=3))
+    test = last_token(endless(initial, **PAPER, seed=3))
     assert test.ratio(run.last) == pytest.approx(0.19, abs=0.02)
     assert test.slope(run.last) == pytest.approx(0.5757, abs=0.03)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_few_gaussian_data_scatter_more(seed: int) -> None:
-    engine = sampled_loss(endless(start_law("gaussian"), 1000, 100, 5, seed=seed))
+    engine = sampled_loss(endless(initial_states("gaussian"), 1000, 100, 5, seed=seed))
     start = diagonal(5, key_query=0.5, output_value=1.5)
     run = descend(engine, start, learning_rate=1e-4, steps=200, off_diagonal="masked")
     assert run.product[-1] == pytest.approx(0.1919, abs=0.03)

@@ -3,10 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slow_layer import draw_sequences, layer_loss, random_weights
+from one_layer_oracle import draw_sequences, layer_loss, random_weights
 
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import start_law
+from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import Blocks, Weights, diagonal, normal
 from mesaopt.theory.ar_process.weights import check_choice
 
@@ -72,7 +72,7 @@ def test_embedded_core_weights_are_the_same_layer(batch: tuple[int, ...]) -> Non
     np.testing.assert_array_equal(every.value_block, core.output_value)
     np.testing.assert_array_equal(every.key_block, core.key_query)
     if not batch:
-        states = draw_sequences(start_law("gaussian"), 3, 5, 2)
+        states = draw_sequences(initial_states("gaussian"), 3, 5, 2)
         # The same sums with zeros between the terms.
         assert layer_loss(states, every) == pytest.approx(layer_loss(states, core), rel=1e-14)
 

@@ -8,23 +8,23 @@ from hypothesis import strategies as st
 
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import (
-    FiniteLaw,
-    IndependentLaw,
-    SampledLaw,
-    StartLaw,
+    FiniteStates,
+    IndependentCoordinates,
+    InitialStates,
+    SampledStates,
     from_distribution,
     generalised_gaussian,
-    start_law,
+    initial_states,
     two_magnitudes,
 )
 
 NAMES = ("full_one", "gaussian", "sparse", "rademacher", "uniform")
-LAWS = {
-    **{name: start_law(name, scale=1.5) for name in NAMES},
+DISTRIBUTIONS = {
+    **{name: initial_states(name, scale=1.5) for name in NAMES},
     "spiky": generalised_gaussian(1.0, 0.7),
     "flat": generalised_gaussian(4.0, 1.3),
     "two magnitudes": two_magnitudes(2.0, 0.25, 0.8),
-    "finite": FiniteLaw(
+    "finite": FiniteStates(
         "dependent", np.array([[1.0, 2.0, -1.0], [-1.0, 0.5, 0.0]]), np.array([0.3, 0.7])
     ),
     "scipy": from_distribution(scipy.stats.logistic(scale=0.5)),
@@ -49,42 +49,42 @@ def monomials(states: np.ndarray, powers: np.ndarray) -> np.ndarray:
     return (states[:, None] ** powers).prod(-1)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_moments_are_those_of_the_draws(name: str) -> None:
-    law, count = LAWS[name], 200_000
-    values = monomials(law.sample(np.random.default_rng(0), count, 3), POWERS)
+    initial, count = DISTRIBUTIONS[name], 200_000
+    values = monomials(initial.sample(np.random.default_rng(0), count, 3), POWERS)
     standard_error = values.std(0) / math.sqrt(count)
-    difference = np.abs(values.mean(0) - law.moment(POWERS))
-    # The 1e-11 is for laws that do not vary: a sum of 200,000 rounded numbers of order 1.5^6.
+    difference = np.abs(values.mean(0) - initial.moment(POWERS))
+    # The 1e-11 is for distributions that do not vary: a sum of 200,000 rounded numbers of order 1.5^6.
     assert (difference <= 5 * standard_error + 1e-11).all()
 
 
 @given(scale=st.floats(0.1, 10.0), name=st.sampled_from(NAMES))
 def test_a_scale_multiplies_the_state(scale: float, name: str) -> None:
-    unit, scaled = start_law(name), start_law(name, scale=scale)
+    unit, scaled = initial_states(name), initial_states(name, scale=scale)
     orders = POWERS.sum(-1)
     # A power of at most 6, a product of a few factors: some ten roundings.
     np.testing.assert_allclose(
         scaled.moment(POWERS), scale**orders * unit.moment(POWERS), rtol=1e-14
     )
-    draws = (law.sample(np.random.default_rng(1), 50, 3) for law in (unit, scaled))
+    draws = (initial.sample(np.random.default_rng(1), 50, 3) for initial in (unit, scaled))
     # A uniform draw is low + width * u: rounded to the width, however small it comes out.
     np.testing.assert_allclose(scale * next(draws), next(draws), rtol=1e-14, atol=1e-15 * scale)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_draws_are_a_pure_function_of_the_generator(name: str) -> None:
-    law = LAWS[name]
-    first, again, other = (law.sample(np.random.default_rng(seed), 40, 3) for seed in (1, 1, 2))
+    initial = DISTRIBUTIONS[name]
+    first, again, other = (initial.sample(np.random.default_rng(seed), 40, 3) for seed in (1, 1, 2))
     assert first.shape == (40, 3)
     assert first.dtype == np.float64
     assert np.array_equal(first, again)
     assert name == "full_one" or not np.array_equal(first, other)
 
 
-def test_what_defines_each_law() -> None:
+def test_what_defines_each_distribution() -> None:
     draws = {
-        name: LAWS[name].sample(np.random.default_rng(0), 1000, 4)
+        name: DISTRIBUTIONS[name].sample(np.random.default_rng(0), 1000, 4)
         for name in (*NAMES, "two magnitudes")
     }
     assert (draws["full_one"] == 1.5).all()
@@ -96,7 +96,7 @@ def test_what_defines_each_law() -> None:
 
 
 def test_a_generalised_gaussian_of_shape_2_is_gaussian() -> None:
-    gaussian = start_law("gaussian", scale=0.9 / math.sqrt(2))
+    gaussian = initial_states("gaussian", scale=0.9 / math.sqrt(2))
     # Gamma functions in logarithms: ten roundings or so.
     np.testing.assert_allclose(
         generalised_gaussian(2.0, 0.9).moment(POWERS), gaussian.moment(POWERS), rtol=1e-13
@@ -108,31 +108,37 @@ def own_gaussian(random: np.random.Generator, count: int, dim: int) -> np.ndarra
 
 
 def test_a_sampler_of_ones_own_has_the_moments_of_its_draws() -> None:
-    law, exact = SampledLaw(own_gaussian, num_samples=2**18), start_law("gaussian")
+    initial, exact = SampledStates(own_gaussian, num_samples=2**18), initial_states("gaussian")
     # Variances of 1, x, x^2, x^3 and x^4, by E x^(2n) = (2n - 1)!!.
     variance = np.array([0, 1, 3 - 1, 15, 105 - 9])
-    error = np.abs(law.moment(POWERS[:5]) - exact.moment(POWERS[:5]))
+    error = np.abs(initial.moment(POWERS[:5]) - exact.moment(POWERS[:5]))
     assert (error <= 5 * np.sqrt(variance / 2**18)).all()
-    assert np.array_equal(law.moment(POWERS[:5]), law.moment(POWERS[:5])), "the draws are fixed"
+    assert np.array_equal(initial.moment(POWERS[:5]), initial.moment(POWERS[:5])), (
+        "the draws are fixed"
+    )
 
 
 def test_complex_states_have_moments_with_conjugates() -> None:
     def circle(random: np.random.Generator, count: int, dim: int) -> np.ndarray:
         return 2 * np.exp(2j * math.pi * random.random((count, dim)))
 
-    law, one, none = SampledLaw(circle, num_samples=2**16), np.array([1, 0]), np.array([0, 0])
-    assert law.sample(np.random.default_rng(0), 3, 2).dtype == np.complex128
-    assert law.moment(one, one) == pytest.approx(4, rel=1e-12), "|x|^2 is 4 in every draw"
+    initial, one, none = (
+        SampledStates(circle, num_samples=2**16),
+        np.array([1, 0]),
+        np.array([0, 0]),
+    )
+    assert initial.sample(np.random.default_rng(0), 3, 2).dtype == np.complex128
+    assert initial.moment(one, one) == pytest.approx(4, rel=1e-12), "|x|^2 is 4 in every draw"
     # x and x^2 average to zero; 2^16 draws of modulus 2 and 4.
-    assert abs(law.moment(one, none)) < 5 * 2 / 2**8
-    assert abs(law.moment(2 * one)) < 5 * 4 / 2**8
+    assert abs(initial.moment(one, none)) < 5 * 2 / 2**8
+    assert abs(initial.moment(2 * one)) < 5 * 4 / 2**8
 
 
 def test_real_states_do_not_care_which_power_is_of_the_conjugate() -> None:
-    law: StartLaw = start_law("gaussian", scale=2.0)
+    initial: InitialStates = initial_states("gaussian", scale=2.0)
     for half in (np.array([1, 0]), np.array([1, 2])):
-        assert law.moment(half, half) == law.moment(2 * half)
-        assert law.moment(half, half) > 0
+        assert initial.moment(half, half) == initial.moment(2 * half)
+        assert initial.moment(half, half) > 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ def test_real_states_do_not_care_which_power_is_of_the_conjugate() -> None:
 )
 def test_samplers_that_return_no_states_are_refused(sampler, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SampledLaw(sampler).sample(np.random.default_rng(0), 5, 2)
+        SampledStates(sampler).sample(np.random.default_rng(0), 5, 2)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +165,12 @@ def test_a_sixth_moment_that_is_infinite_is_refused(distribution) -> None:
         return distribution.rvs(size=(count, dim), random_state=random)
 
     with pytest.raises(ConfigError, match="of the sixth moment"):
-        SampledLaw(sampler, num_samples=2**16).moment(np.array([6, 0]))
+        SampledStates(sampler, num_samples=2**16).moment(np.array([6, 0]))
 
 
-def test_a_moment_that_is_no_number_is_refused_where_the_law_is_made() -> None:
-    with pytest.raises(ConfigError, match="start law 'odd': moment 3 is inf"):
-        IndependentLaw(
+def test_a_moment_that_is_no_number_is_refused_where_the_distribution_is_made() -> None:
+    with pytest.raises(ConfigError, match="initial states 'odd': moment 3 is inf"):
+        IndependentCoordinates(
             "odd", lambda random, size: np.ones(size), lambda n: math.inf if n == 3 else 1.0
         )
 
@@ -172,20 +178,20 @@ def test_a_moment_that_is_no_number_is_refused_where_the_law_is_made() -> None:
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
 def test_scales_out_of_range_are_refused(scale: float) -> None:
     with pytest.raises(ConfigError, match="scale=.*: must be greater than 0 and finite"):
-        start_law("gaussian", scale=scale)
+        initial_states("gaussian", scale=scale)
 
 
-def test_an_unknown_law_is_refused_with_a_hint() -> None:
+def test_an_unknown_distribution_is_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError, match="start='spars': did you mean 'sparse'?"):
-        start_law("spars")
+        initial_states("spars")
 
 
 @pytest.mark.parametrize("probabilities", [[0.5], [0.7, 0.7], [1.5, -0.5]])
 def test_probabilities_that_are_none_are_refused(probabilities: list[float]) -> None:
     with pytest.raises(ConfigError, match="must be 2 numbers, 0 or greater, with sum 1"):
-        FiniteLaw("two", np.array([[1.0], [-1.0]]), np.array(probabilities))
+        FiniteStates("two", np.array([[1.0], [-1.0]]), np.array(probabilities))
 
 
-def test_a_law_of_states_is_a_law_of_their_dimension() -> None:
+def test_a_distribution_of_states_is_a_distribution_of_their_dimension() -> None:
     with pytest.raises(ConfigError, match="dim=2: must be 3, as its states have"):
-        LAWS["finite"].sample(np.random.default_rng(0), 5, 2)
+        DISTRIBUTIONS["finite"].sample(np.random.default_rng(0), 5, 2)

@@ -1,7 +1,8 @@
-"""What tests of the autoregressive theory compare with: slow, direct, and independent of the library.
+"""The independent oracle of the autoregressive theory: one layer of linear attention, computed directly.
 
-The layer is run token by token; a law of x_1 is a list of atoms; the expectation over eigenvalues is an
-average over roots of unity, which is exact once there are more of them than any exponent.
+Nothing here uses the library's formulas. The layer is run token by token, a distribution of x_1 is a list
+of atoms, and the expectation over eigenvalues is an average over roots of unity, which is exact once there
+are more roots than the largest exponent.
 """
 
 import itertools
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mesaopt.tasks import StartLaw
+from mesaopt.tasks import InitialStates
 from mesaopt.theory.ar_process import Weights
 
 
-class FiniteLaw(StartLaw):
-    """A law with finitely many values, real or complex, of any dependence between coordinates."""
+class Atoms(InitialStates):
+    """A distribution with finitely many values, real or complex, of any dependence between coordinates."""
 
     def __init__(self, atoms: Any, probabilities: Any = None, name: str = "finite"):
         self.name = name
@@ -40,17 +41,17 @@ class FiniteLaw(StartLaw):
         return total
 
 
-def product_law(values: Any, probabilities: Any, dim: int, name: str = "product") -> FiniteLaw:
+def independent_atoms(values: Any, probabilities: Any, dim: int, name: str = "product") -> Atoms:
     """Independent coordinates that take the given values."""
     atoms = list(itertools.product(values, repeat=dim))
     weights = [np.prod(p) for p in itertools.product(probabilities, repeat=dim)]
-    return FiniteLaw(atoms, weights, name)
+    return Atoms(atoms, weights, name)
 
 
-def finite_twin(name: str, dim: int, scale: float) -> FiniteLaw:
-    """A finite law with the moments, up to the seventh, of a law of the library."""
+def finite_twin(name: str, dim: int, scale: float) -> Atoms:
+    """A finite distribution with the moments, up to the seventh, of a distribution of the library."""
     if name == "sparse":
-        return FiniteLaw(np.concatenate([np.eye(dim), -np.eye(dim)]) * scale)
+        return Atoms(np.concatenate([np.eye(dim), -np.eye(dim)]) * scale)
     if name == "gaussian":  # four nodes of quadrature are exact up to degree seven
         nodes, weights = np.polynomial.hermite_e.hermegauss(4)
     elif name == "uniform":
@@ -61,17 +62,17 @@ def finite_twin(name: str, dim: int, scale: float) -> FiniteLaw:
             "rademacher": ([-1.0, 1.0], [1.0, 1.0]),
         }[name]
     nodes, weights = np.asarray(nodes), np.asarray(weights)
-    return product_law(scale * nodes, weights / weights.sum(), dim, name)
+    return independent_atoms(scale * nodes, weights / weights.sum(), dim, name)
 
 
-def lopsided_law(dim: int = 2) -> FiniteLaw:
+def lopsided_atoms(dim: int = 2) -> Atoms:
     """Four complex atoms without any symmetry, other scales in every coordinate."""
     random = np.random.default_rng(7)
     atoms = random.standard_normal((4, dim)) + 1j * random.standard_normal((4, dim))
-    return FiniteLaw(atoms * np.linspace(0.7, 1.3, dim), [0.1, 0.2, 0.3, 0.4], "lopsided")
+    return Atoms(atoms * np.linspace(0.7, 1.3, dim), [0.1, 0.2, 0.3, 0.4], "lopsided")
 
 
-def beyond_one_power() -> FiniteLaw:
+def beyond_one_power() -> Atoms:
     """Signs that depend on magnitudes: E x_1 x_2^r = 0 for all r, yet E x_1^3 x_2^3 = 9/4."""
     atoms, probabilities = [], []
     for x, y in itertools.product((1.0, 2.0), repeat=2):
@@ -79,20 +80,20 @@ def beyond_one_power() -> FiniteLaw:
         for s, r in itertools.product((-1, 1), repeat=2):
             atoms.append((s * x, r * y))
             probabilities.append((1 + s * r * correlation) / 16)
-    return FiniteLaw(atoms, probabilities, "beyond one power")
+    return Atoms(atoms, probabilities, "beyond one power")
 
 
-def all_sequences(law: FiniteLaw, length: int) -> tuple[np.ndarray, np.ndarray]:
+def all_sequences(initial: Atoms, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Every start with every choice of roots of unity: sequences and their probabilities.
 
     Six factors of up to length - 2 turns, three of them conjugated: 3 (length - 2) is the largest exponent.
     """
     roots = 3 * (length - 2) + 1
     turns = np.exp(2j * np.pi * np.arange(roots) / roots)
-    eigenvalues = np.array(list(itertools.product(turns, repeat=law.dim)))
+    eigenvalues = np.array(list(itertools.product(turns, repeat=initial.dim)))
     powers = eigenvalues[:, None] ** np.arange(length)[:, None]
-    states = (law.atoms[:, None, None] * powers).reshape(-1, length, law.dim)
-    return states, np.repeat(law.probabilities, len(eigenvalues)) / len(eigenvalues)
+    states = (initial.atoms[:, None, None] * powers).reshape(-1, length, initial.dim)
+    return states, np.repeat(initial.probabilities, len(eigenvalues)) / len(eigenvalues)
 
 
 def layer_loss(
@@ -144,11 +145,11 @@ def diagonal_weights(
 
 
 def draw_sequences(
-    law: StartLaw, count: int, length: int, dim: int, *, seed: int = 0
+    initial: InitialStates, count: int, length: int, dim: int, *, seed: int = 0
 ) -> np.ndarray:
     """Sequences x_1 ... x_T, [count, length, dim]."""
     random = np.random.default_rng(seed)
-    start = law.sample(random, count, dim)
+    start = initial.sample(random, count, dim)
     angles = random.uniform(0, 2 * np.pi, (count, 1, dim))
     return start[:, None] * np.exp(1j * angles * np.arange(length)[:, None])
 
@@ -158,12 +159,12 @@ def in_chunks(states: np.ndarray, size: int) -> Callable[[], list[np.ndarray]]:
 
 
 def endless(
-    law: StartLaw, count: int, length: int, dim: int, *, seed: int = 0, size: int = 100
+    initial: InitialStates, count: int, length: int, dim: int, *, seed: int = 0, size: int = 100
 ) -> Callable[[], Iterator[np.ndarray]]:
     """A stream that draws every chunk when it is asked for."""
 
     def stream() -> Iterator[np.ndarray]:
         for chunk in range(count // size):
-            yield draw_sequences(law, size, length, dim, seed=1000 * seed + chunk)
+            yield draw_sequences(initial, size, length, dim, seed=1000 * seed + chunk)
 
     return stream

@@ -1,0 +1,114 @@
+"""Bad arguments: every operator refuses the same mistake with the same message."""
+
+import pytest
+import torch
+from operator_rules import MESA, RULES, Rule, draw, every, pick
+
+from mesaopt import ops
+from mesaopt.ops import KeyValueState, LinearState
+
+OPERATORS = RULES + MESA
+LINEAR = tuple(rule for rule in RULES if rule.chunked)  # those with a LinearState
+
+
+@every(OPERATORS)
+def test_bad_input_is_refused(rule: Rule) -> None:
+    inputs = pick(rule, draw(2, 5, 3, 4, 2))
+    good = inputs["v"]
+    cases = [
+        ({"q": inputs["q"][0]}, r"q has shape \(5, 3, 4\): must be \[batch, time, head, key\]"),
+        ({"k": inputs["k"][:, :4]}, r"k has shape \(2, 4, 3, 4\): must be \(2, 5, 3, 4\), as q"),
+        ({"v": good[:1]}, r"v has shape \(1, 5, 3, 2\): must be \(2, 5, 3, value\)"),
+        ({"v": good.float()}, r"v has type torch.float32: must be torch.float64, as q"),
+        ({"k": inputs["k"].to("meta")}, r"k is on meta: must be on cpu, as q"),
+        ({"initial_state": (good,)}, r"initial_state has type tuple: must be"),
+    ]
+    if rule.chunked:
+        cases.append(({"chunk_size": 0}, "chunk_size=0: must be 1 or greater"))
+    for gate in rule.gates:
+        shape = rf"{gate} has shape \(2, 5\): must be \(2, 5, 3\)"
+        cases.append(({gate: inputs[gate][..., 0]}, shape))
+        cases.append(({gate: inputs[gate].to("meta")}, f"{gate} is on meta: must be on cpu, as q"))
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            rule.run(**inputs | change)
+
+
+@every(OPERATORS)
+def test_gates_out_of_range_are_refused(rule: Rule) -> None:
+    inputs = pick(rule, draw(2, 5, 3, 4, 2))
+    token = {name: x[:, 0] for name, x in inputs.items()}
+    bad = {
+        "log_decay": [(0.25, "0.25: must be 0 or less"), (torch.nan, "nan: must be 0 or less")],
+        "beta": [
+            (1.5, "1.5: must be between 0 and 1"),
+            (-0.5, "-0.5: must be between 0 and 1"),
+            (torch.nan, "nan: must be between 0 and 1"),
+        ],
+    }
+    for gate in rule.gates:
+        for value, message in bad[gate]:
+            for function, arguments in ((rule.run, inputs), (rule.step, token)):
+                wrong = arguments[gate].clone()
+                wrong[1, ..., 1] = value
+                with pytest.raises(ValueError, match=f"{gate} has the value {message}"):
+                    function(**arguments | {gate: wrong})
+
+
+@every(OPERATORS)
+def test_a_bad_token_is_refused(rule: Rule) -> None:
+    token = {name: x[:, 0] for name, x in pick(rule, draw(2, 5, 3, 4, 2)).items()}
+    cases = [
+        ({"q": token["q"][0]}, r"q has shape \(3, 4\): must be \[batch, head, key\]"),
+        ({"k": token["k"][:, :2]}, r"k has shape \(2, 2, 4\): must be \(2, 3, 4\), as q"),
+        ({"v": token["v"][:1]}, r"v has shape \(1, 3, 2\): must be \(2, 3, value\)"),
+        ({"v": token["v"].float()}, r"v has type torch.float32: must be torch.float64, as q"),
+        ({"state": (token["v"],)}, r"^state has type tuple: must be"),
+    ]
+    cases += [({gate: token[gate][0]}, rf"{gate} has shape \(3,\): must be") for gate in rule.gates]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            rule.step(**token | change)
+
+
+@every(LINEAR)
+def test_a_state_that_does_not_fit_is_refused(rule: Rule) -> None:
+    inputs = pick(rule, draw(2, 5, 3, 4, 2))
+    token = {name: x[:, 0] for name, x in inputs.items()}
+    cross = torch.zeros(2, 3, 2, 4)
+    for function, arguments, name in (
+        (rule.run, inputs, "initial_state"),
+        (rule.step, token, "state"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"state.cross has shape \(2, 3, 4, 2\): must be \(2, 3"
+        ):
+            function(**arguments, **{name: LinearState(cross.mT.double())})
+        with pytest.raises(
+            ValueError, match=r"state.cross has type torch.float32: must be torch.fl"
+        ):
+            function(**arguments, **{name: LinearState(cross)})
+        with pytest.raises(ValueError, match=r"state has type KeyValueState: must be LinearState"):
+            function(**arguments, **{name: KeyValueState(inputs["k"], inputs["v"])})
+
+
+def test_a_cache_that_does_not_fit_is_refused() -> None:
+    q, k, v = (draw(2, 5, 3, 4, 2)[name] for name in ("q", "k", "v"))
+    for state, message in (
+        (
+            KeyValueState(k[:1], v[:1]),
+            r"state.keys has shape \(1, 5, 3, 4\): must be \(2, 5, 3, 4\)",
+        ),
+        (
+            KeyValueState(k, v[:, 1:]),
+            r"state.values has shape \(2, 4, 3, 2\): must be \(2, 5, 3, 2",
+        ),
+        (KeyValueState(k, v, torch.ones(2, 5)), r"state.valid has type torch.float32: must be"),
+        (LinearState(k), "state has type LinearState: must be KeyValueState"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.softmax_attention(q, k, v, initial_state=state)
+        with pytest.raises(ValueError, match=message):
+            ops.softmax_attention_step(q[:, 0], k[:, 0], v[:, 0], state)
+    with pytest.raises(ValueError, match="scale=-1.0: must be greater than 0"):
+        ops.softmax_attention(q, k, v, scale=-1.0)
