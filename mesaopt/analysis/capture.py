@@ -52,20 +52,20 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         >>> from mesaopt import recipes
         >>> from mesaopt.models import make_model
         >>> model = make_model(recipes.get("tf-3").model)
-        >>> found = capture(model, torch.randn(2, 5, 10), ["blocks.0", "blocks.0.mixer.attention"])
-        >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
+        >>> activations = capture(model, torch.randn(2, 5, 10), ["blocks.0", "blocks.0.mixer.attention"])
+        >>> {name: tuple(tensor.shape) for name, tensor in activations.items()}
         {'blocks.0': (2, 5, 40), 'blocks.0.mixer.attention': (2, 4, 5, 5)}
         >>> capture(model, torch.randn(2, 5, 10), ["block.0"])
         Traceback (most recent call last):
         ...
         ValueError: names: 'block.0' is no part of the model; nearest: blocks.0, blocks.2, blocks.1
     """
-    with torch.no_grad(), capturing(model, names) as found:
+    with torch.no_grad(), capturing(model, names) as activations:
         model(x)
     for name in names:
-        if name not in found:
+        if name not in activations:
             raise ValueError(_did_not_run(f"names: {name!r}"))
-    return {name: found[name] for name in names}
+    return {name: activations[name] for name in names}
 
 
 @contextlib.contextmanager
@@ -84,26 +84,26 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
-        >>> with capturing(model, ["0"]) as found:
+        >>> with capturing(model, ["0"]) as activations:
         ...     _ = model(torch.zeros(2, 3))
-        >>> found["0"].shape
+        >>> activations["0"].shape
         torch.Size([2, 4])
     """
     parts = {name: _find(model, name, "names") for name in distinct(names)}
-    found: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
     busy = False  # computing a tensor runs submodules again
 
     def keep(name: str, compute: Callable[[], Any]) -> None:
         nonlocal busy
         if busy:
             return
-        if name in found:
+        if name in activations:
             problem = "runs more than once; ask for a part that runs once"
             raise ValueError(f"names: {name!r} {problem}")
         busy = True
         try:
             with torch.no_grad():
-                found[name] = _checked(f"names: {name!r}", compute()).detach().clone()
+                activations[name] = _checked(f"names: {name!r}", compute()).detach().clone()
         finally:
             busy = False
 
@@ -111,7 +111,7 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
         for name, part in parts.items():
             handle = part.on_run(lambda compute, name=name: keep(name, compute))
             stack.callback(handle.remove)
-        yield found
+        yield activations
 
 
 def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
@@ -275,6 +275,7 @@ def _ends(module: nn.Module) -> dict[str, ReadInput | None]:
 
 
 def _find(model: nn.Module, name: str, argument: str) -> _Part:
+    """Find the part of a name, or list the nearest names."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if name and name in modules:
         return _Part(modules[name], None)

@@ -95,7 +95,7 @@ def tune_prompt(
         ValueError: a number is out of range, or there is nothing to learn.
 
     Source: von Oswald et al., section on few-shot learning: EOS in batches of 64, then 20 prefix vectors in
-    batches of 128 with EOS held, 5000 steps at 1e-3 each (the authors' code; batches of 256 in the text).
+    batches of 128 with EOS fixed, 5000 steps at 1e-3 each (the authors' code; batches of 256 in the text).
 
     Example:
         >>> from mesaopt.config import FewShotConfig

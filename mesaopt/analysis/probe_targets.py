@@ -46,12 +46,28 @@ def past_token(steps: int, *, through: InputMap | None = None) -> Target:
 
 
 def current_token(batch: Batch, positions: Sequence[int]) -> Tensor:
-    """Give the target s_t: the state in the token of the position itself."""
+    """Give the target s_t: the state in the token of the position itself.
+
+    Args:
+        batch: the sequences.
+        positions: counted from 1.
+
+    Returns:
+        [batch, position, dim].
+    """
     return batch.observed[:, places(positions)]
 
 
 def next_token(batch: Batch, positions: Sequence[int]) -> Tensor:
-    """Give the target s_{t+1}, which the model is trained to predict."""
+    """Give the target s_{t+1}, which the model is trained to predict.
+
+    Args:
+        batch: the sequences.
+        positions: counted from 1.
+
+    Returns:
+        [batch, position, dim].
+    """
     return batch.targets[:, places(positions)]
 
 

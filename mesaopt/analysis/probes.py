@@ -128,17 +128,45 @@ class ProbeTable:
     """Scores by target, name of the layer, and position counted from 1."""
 
     def at(self, target: str, name: str, position: int) -> ProbeScore:
-        """Return one score."""
+        """Return one score.
+
+        Args:
+            target: name of the target.
+            name: name of the layer.
+            position: counted from 1.
+
+        Returns:
+            The score.
+
+        Raises:
+            KeyError: there is none.
+        """
         return self.scores[target, name, position]
 
     def by_depth(self, target: str, position: int) -> dict[str, ProbeScore]:
-        """Return the scores of a target at one position by name of the layer, in the order asked for."""
+        """Return the scores of a target at one position.
+
+        Args:
+            target: name of the target.
+            position: counted from 1.
+
+        Returns:
+            By name of the layer, in the order asked for.
+        """
         return {
             n: s for (which, n, t), s in self.scores.items() if (which, t) == (target, position)
         }
 
     def by_position(self, target: str, name: str) -> dict[int, ProbeScore]:
-        """Return the scores of a target in one layer, by position."""
+        """Return the scores of a target in one layer.
+
+        Args:
+            target: name of the target.
+            name: name of the layer.
+
+        Returns:
+            By position, counted from 1.
+        """
         return {t: s for (which, n, t), s in self.scores.items() if (which, n) == (target, name)}
 
 

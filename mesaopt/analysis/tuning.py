@@ -206,6 +206,7 @@ def tune_ridge(
 def _check_search(
     bounds: tuple[float, float], spacing: str, growth: float | None, tolerance: float
 ) -> None:
+    """Refuse settings of a search that are out of range."""
     low, high = bounds
     if spacing not in ("linear", "log"):
         raise ValueError(f"spacing={spacing!r}: must be 'linear' or 'log'")

@@ -250,6 +250,7 @@ _WANTED: dict[str, tuple[object, str]] = {
 
 
 def _checked(model: Model) -> SequenceModel:
+    """Refuse models that their products of weights do not determine."""
     if not isinstance(model, SequenceModel):
         kind = type(model).__name__
         raise ValueError(

@@ -57,7 +57,7 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
 
     @property
     def scored(self) -> slice:
-        """All places but the first, which knows no pair of states."""
+        """All positions but the first, where no pair of states is known."""
         return slice(1, None)
 
     def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:

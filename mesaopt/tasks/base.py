@@ -1,4 +1,4 @@
-"""The base of all tasks: it draws in double precision, rounds, and lays states out as tokens."""
+"""The base of all tasks: drawing in double precision, rounding, and building tokens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
 
     @property
     def scored(self) -> slice:
-        """The places along time where a prediction counts."""
+        """The positions where a prediction counts."""
         return slice(None)
 
     @abstractmethod

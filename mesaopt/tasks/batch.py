@@ -16,7 +16,7 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences as a model sees them, and what they were made from.
+    """Sequences as a model sees them, with the states and matrices behind them.
 
     Example:
         >>> x = torch.arange(1.0, 5.0).view(1, 4, 1)
@@ -27,11 +27,11 @@ class Batch:
     """
 
     tokens: Inexact[Tensor, "batch time token"]
-    """Inputs; position t holds what is known at time t."""
+    """Inputs of a model; position t holds nothing later than time t."""
     targets: Inexact[Tensor, "batch time dim"]
-    """What to predict at position t: the state at time t + 1."""
+    """Targets; at position t the state at time t + 1."""
     states: Inexact[Tensor, "batch time_and_one dim"]
-    """All states as they are seen, the last target included."""
+    """All states (observations where a system is partially observed), the last target included."""
     transition: Inexact[Tensor, "batch hidden hidden"]
     """The matrix W of each sequence, which turns a state into the next one."""
     scored: slice = field(default_factory=lambda: slice(None))
@@ -109,8 +109,8 @@ def tokens_from_states(
 
     Args:
         states: s_1 ... s_T [batch, time, dim].
-        slots: what stands where: "current" s_t, "previous" s_{t-1}, an integer k s_{t-k}, "zero" nothing.
-            What lies before s_1 is zero.
+        slots: contents of each slot: "current" s_t, "previous" s_{t-1}, an integer k s_{t-k}, "zero" zeros.
+            States before s_1 are zero.
 
     Returns:
         Tokens [batch, time, len(slots) * dim].

@@ -45,7 +45,7 @@ class InitialStates(ABC):
         """Draw states.
 
         Args:
-            random: where the numbers come from.
+            random: NumPy generator.
             count: how many.
             dim: coordinates of each.
 

@@ -1,4 +1,4 @@
-"""Few-shot regression: inputs and answers of one linear map, in turns, as a single sequence."""
+"""Few-shot regression: inputs and answers of one linear map, taking turns in a single sequence."""
 
 from dataclasses import dataclass, field, replace
 
@@ -35,14 +35,14 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
     `length` tokens. To predict at x_i is to answer y_i, and only that is scored. From pair
     `switch_after` + 1 on, another matrix takes W's place.
 
-    The prefix and EOS are vectors that somebody learns: their places hold zeros until :meth:`fill` puts
+    The prefix and EOS are learned vectors. Their places hold zeros until :meth:`fill` puts
     vectors there. One seed makes the same pairs in every layout.
 
     Args:
         config: dimension, length, layout, prefix, switch, noise and distribution of the inputs.
 
     Source: von Oswald et al., arXiv 2309.05858v2, section on few-shot learning; inputs as in the authors'
-    code, standard normal in the text. Two things are otherwise than in their code: noise is independent in
+    code, standard normal in the text. Two things differ from their code: noise is independent in
     every sequence, where they add the same noise to all sequences of a batch; and `switch_after` counts
     pairs in every layout, where they switch after 40 pairs or 27 triples, plot the first 20 of them, and
     repeat the prefix at the switch.
@@ -60,12 +60,12 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
 
     @property
     def prefix_places(self) -> slice:
-        """Where along time the prefix stands."""
+        """Positions of the prefix."""
         return slice(0, self.config.prefix_length)
 
     @property
     def separator_places(self) -> slice:
-        """Where along time the separators stand; nowhere between pairs."""
+        """Positions of the separators; none for layout "pairs"."""
         if self.config.layout == "pairs":
             return slice(0)
         return slice(self.config.prefix_length + 2, None, 3)
@@ -77,12 +77,12 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
         separator: Inexact[Tensor, " dim"] | None = None,
         prefix: Inexact[Tensor, "prefix dim"] | None = None,
     ) -> FewShotBatch:
-        """Put vectors into the places kept for them; gradients flow back to the vectors.
+        """Put vectors into their places; gradients flow back to the vectors.
 
         Args:
             batch: of this task.
-            separator: the vector EOS, [dim]; what stands there stays if not given.
-            prefix: [prefix_length, dim]; what stands there stays if not given.
+            separator: the vector EOS, [dim]; left as it is if not given.
+            prefix: [prefix_length, dim]; left as it is if not given.
 
         Returns:
             A new batch with other states, tokens and targets.

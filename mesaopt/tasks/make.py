@@ -1,4 +1,4 @@
-"""From the settings of a task to the task."""
+"""Making a task from its settings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ _TASKS: dict[type, Callable[[Any], Task]] = {
 
 
 def make_task(config: TaskConfig) -> Task:
-    """Make the task that the settings are of.
+    """Make the task of the given settings.
 
     Args:
         config: of any task.

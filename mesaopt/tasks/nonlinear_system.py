@@ -22,8 +22,8 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
 
     s_{t+1} = W f(s_t) + noise_std * n_t, with n_t standard normal, W Haar-random orthogonal, new for every
     sequence, and features f(s) = MLP(s) / |MLP(s)|, where MLP(s) = B gelu(A s) is one teacher for all: its
-    weights are normal of standard deviation `teacher_std`, drawn from `teacher_seed`. To whoever knows f,
-    the system is linear in it: :meth:`features`.
+    weights are normal of standard deviation `teacher_std`, drawn from `teacher_seed`. The system is
+    linear in the features: :meth:`features`.
 
     Args:
         config: dimension, length, teacher, noise, initial states and token layout.
@@ -50,7 +50,7 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
         self._second = config.teacher_std * random.standard_normal((config.dim, config.hidden_dim))
 
     def teacher(self, states: Inexact[Tensor, "*batch dim"]) -> Inexact[Tensor, "*batch dim"]:
-        """Send states through the teacher: B gelu(A s), whatever the normalisation.
+        """Return the teacher's output B gelu(A s), without the division by its norm.
 
         Args:
             states: [..., dim], on any device.
@@ -61,7 +61,7 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
         return _through(self._mlp, states)
 
     def features(self, states: Inexact[Tensor, "*batch dim"]) -> Inexact[Tensor, "*batch dim"]:
-        """Give what W acts on: the teacher's output, divided by its norm unless normalisation is "none".
+        """Return f(s): the teacher's output, divided by its norm unless normalisation is "none".
 
         Args:
             states: [..., dim], on any device.

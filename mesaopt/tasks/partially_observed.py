@@ -1,4 +1,4 @@
-"""The partially observed linear system: hidden states that rotate, seen through a smaller matrix."""
+"""The partially observed linear system: rotating hidden states, observed through a smaller matrix."""
 
 import functools
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from mesaopt.tasks.roll_out import roll_out
 
 @dataclass(frozen=True)
 class PartiallyObservedBatch(Batch):
-    """A batch whose `states` are observations; what is behind them is here as well.
+    """A batch whose `states` are observations, with the hidden states and matrices behind them.
 
     Example:
         >>> task = PartiallyObserved(PartiallyObservedConfig(length=3))
@@ -27,9 +27,9 @@ class PartiallyObservedBatch(Batch):
     """
 
     hidden: Inexact[Tensor, "batch time_and_one hidden"] = field(kw_only=True)
-    """The hidden states, which `transition` turns."""
+    """The hidden states, which follow `transition`."""
     observation: Inexact[Tensor, "batch dim hidden"] = field(kw_only=True)
-    """The matrix C of each sequence, through which they are seen."""
+    """The observation matrix C of each sequence."""
 
 
 class PartiallyObserved(GeneratedTask[PartiallyObservedConfig, PartiallyObservedBatch]):

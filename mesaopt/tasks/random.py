@@ -18,7 +18,7 @@ def generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
 
     Args:
         seed: 0 to 2**64 - 1.
-        stream: name of what is drawn, such as "train" or "test".
+        stream: name of the stream, such as "train" or "test".
         step: 0 to 2**64 - 1.
 
     Returns:
@@ -49,7 +49,7 @@ def haar_orthogonal(
     (Mezzadri, "How to generate random matrices from the classical compact groups", 2007, section 5).
 
     Args:
-        random: where the numbers come from.
+        random: NumPy generator.
         count: how many matrices.
         dim: their size.
 
@@ -77,7 +77,7 @@ def contracting(
     [0.3, 0.9]. Where G is nearly singular, W has a large norm: states grow before they shrink.
 
     Args:
-        random: where the numbers come from.
+        random: NumPy generator.
         count: how many matrices.
         dim: their size.
 

@@ -29,7 +29,7 @@ def roll_out(
 
     Args:
         config: with `length`, `noise_std` and the distribution of the first state.
-        random: where the numbers come from.
+        random: NumPy generator.
         batch_size: sequences.
         dim: of a state.
         follow: called with all states at one time and the noise, [batch, dim, 1] each; returns the next

@@ -1,4 +1,4 @@
-"""Theory that runs: weights set by hand, and predictors that learn nothing beforehand."""
+"""Theory that runs: constructions (weights set by hand) and closed-form baselines."""
 
 from mesaopt.theory.constructions import proposition_1, proposition_2, proposition_2_slots
 from mesaopt.theory.context import Context, Pairs, context_of, context_statistics
@@ -19,7 +19,11 @@ from mesaopt.theory.predictors import (
     ridge_least_squares,
     system_scale,
 )
-from mesaopt.theory.published import PUBLISHED_INVERSES, PUBLISHED_SETTINGS, PublishedSetting
+from mesaopt.theory.published_settings import (
+    PUBLISHED_INVERSES,
+    PUBLISHED_SETTINGS,
+    PublishedSetting,
+)
 
 __all__ = [
     "PUBLISHED_INVERSES",

@@ -1,4 +1,4 @@
-"""Weights set by hand, which make a sequence model run a known algorithm."""
+"""Constructions: weights set by hand that make a sequence model run a known algorithm."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ def proposition_1(
     head_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Weights of one linear self-attention layer that takes one step of gradient descent.
+    """Return weights of one linear self-attention layer that takes one step of gradient descent.
 
     On tokens with Phi_0 s_t in slot 0, s_t in slot `current_slot` and s_{t-1} in the slot behind it,
 
@@ -37,7 +37,7 @@ def proposition_1(
         step_size: of gradient descent, > 0.
         initial_map: Phi_0 [dim, dim]; zero if not given, and slot 0 of the tokens is then zero.
         num_slots: slots of a token: 4 for [0, s_t, s_t, s_{t-1}], 3 for [Phi_0 s_t, s_t, s_{t-1}].
-        current_slot: where s_t stands, 1 to num_slots - 2; s_{t-1} stands behind it.
+        current_slot: slot of s_t, 1 to num_slots - 2; s_{t-1} is in the next one.
         num_heads: heads of the layer; the first one does the work, the others are zero.
         head_dim: width of a head, `dim` or more; `dim` if not given.
         dtype: of the weights.
@@ -80,10 +80,11 @@ def proposition_2(
     head_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Weights of K + 1 linear self-attention layers whose gradient step is preconditioned by a polynomial.
+    """Return weights of K + 1 linear self-attention layers that take a preconditioned gradient step.
 
-    On tokens with the slots of :func:`proposition_2_slots`, [prediction, s_t, s_{t-1}, u^1, ..., u^K], the
-    first and the last K of them empty, and with u^0 = s_t and H_t = sum_{s < t} s_s s_s^T,
+    The preconditioner is a polynomial in the Gram matrix. On tokens with the slots of
+    :func:`proposition_2_slots`, [prediction, s_t, s_{t-1}, u^1, ..., u^K], the first and the last K of them
+    empty, and with u^0 = s_t and H_t = sum_{s < t} s_s s_s^T,
 
         layer k = 1 ... K writes u^k_t = H_t u^{k-1}_t: query u^{k-1}, key and value the previous state;
         the last one writes sum_{s < t} s_{s+1} s_s^T (c_0 u^0_t + ... + c_K u^K_t) into slot 0,

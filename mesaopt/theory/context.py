@@ -1,4 +1,4 @@
-"""The regression problem that the context poses: pairs of an input and the state that came next."""
+"""The in-context regression problem: pairs of an input and the state that came next."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,12 +17,12 @@ _DELAYS: dict[Pairs, int] = {"all": 1, "official": 2}
 
 @dataclass(frozen=True)
 class Context:
-    """What every position may learn from, and what it asks. Made by :func:`context_of`.
+    """The in-context regression problem at every position. Made by :func:`context_of`.
 
     At position t the pairs (inputs_s, targets_s) of s = 1 ... t are known, of which the first
     `delay` are empty. Their sums are the Gram matrix H_t = sum_s inputs_s inputs_s^* and the cross
     matrix G_t = sum_s targets_s inputs_s^*. Products with them are linear attention, so that no
-    matrix of a position is ever held.
+    matrix of a position is ever formed.
 
     Example:
         >>> context = context_of(torch.tensor([[[1.0], [2.0], [3.0]]]))
@@ -33,11 +33,11 @@ class Context:
     queries: Inexact[Tensor, "batch time input"]
     """The newest input, which the prediction starts from."""
     inputs: Inexact[Tensor, "batch time input"]
-    """Input of the pair that position t is the first to know; zero where there is none."""
+    """Input of the pair that is complete since position t; zero where there is none."""
     targets: Inexact[Tensor, "batch time dim"]
     """The state that followed it."""
     delay: int
-    """Positions between an input and the first that may learn from it."""
+    """Number of positions from an input to the first one that can use its pair."""
 
     def gram_product(
         self, vectors: Inexact[Tensor, "batch time input"]

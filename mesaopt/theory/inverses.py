@@ -54,9 +54,9 @@ class ApproximateInverse:
     ridge: float = 0.0
     """Added to the diagonal of the Gram matrix."""
     scale: float | Literal["frobenius"] = 1.0
-    """What the matrix is multiplied by first."""
+    """Factor of the matrix."""
     form: Form = "equation_9"
-    """Which recursion the steps are of."""
+    """Recursion of the steps."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.step_sizes) == len(self.momenta):

@@ -1,6 +1,6 @@
-"""Predictors that learn nothing beforehand: gradient descent and its relatives on the context.
+"""Closed-form baselines: gradient descent, least squares and kernel regression on the context.
 
-All of them see the pairs (x_{s-1}, s_s) up to the newest state s_t and predict s_{t+1} at every position
+All of them use the pairs (x_{s-1}, s_s) up to the newest state s_t, and predict s_{t+1} at every position
 at once. The regression inputs x are the states themselves unless `inputs` says otherwise: several states
 side by side (:func:`mesaopt.tasks.tokens_from_states`) where a system is observed in part, or any features.
 States are real or complex; * is the conjugate transpose. Prediction t depends on s_1 ... s_t only.
@@ -91,8 +91,8 @@ def polynomial_prediction(
 ) -> Inexact[Tensor, "batch time dim"]:
     """Predict by one gradient step from an input preconditioned by a polynomial in the Gram matrix.
 
-    Prediction G_t p(H_t) x_t with p(H) = c_0 + c_1 H + ... + c_K H^K, the same at every position. This is
-    all that K + 1 layers of linear attention do with the weights of :func:`mesaopt.theory.proposition_2`.
+    Prediction G_t p(H_t) x_t with p(H) = c_0 + c_1 H + ... + c_K H^K, the same at every position. K + 1
+    layers of linear attention with the weights of :func:`mesaopt.theory.proposition_2` compute it.
 
     Args:
         states: s_1 ... s_T [batch, time, dim].
@@ -191,7 +191,7 @@ def preconditioned_queries(
 def system_scale(
     context: Context, inverse: ApproximateInverse
 ) -> float | Float[Tensor, "batch time 1"]:
-    """Return what an approximate inverse multiplies the matrix by.
+    """Return the scale of an approximate inverse at every position.
 
     Args:
         context: the pairs.
@@ -249,7 +249,7 @@ def ridge_least_squares(
     if ridge <= 0:
         raise ValueError(f"ridge={ridge}: must be greater than 0")
     context = _double_context(states, inputs, pairs)
-    if not states.is_complex():  # the operator knows no conjugates
+    if not states.is_complex():  # the operator has no conjugates
         query, key, value = (
             x.unsqueeze(2) for x in (context.queries, context.inputs, context.targets)
         )  # one head, [B,T,1,D]
@@ -267,7 +267,7 @@ def kernel_regression(
     inputs: Float[Tensor, "batch time input"] | None = None,
     pairs: Pairs = "all",
 ) -> Float[Tensor, "batch time dim"]:
-    """Predict with an average of the targets, weighted by how alike their inputs and the newest one are.
+    """Predict with an average of the targets, weighted by how similar their inputs are to the newest one.
 
     Prediction sum_s s_{s+1} softmax_s(inverse_temperature x_s . x_t) over the pairs s < t; zero where no
     pair is known.

@@ -55,7 +55,7 @@ def pairs(frame: Frame, scale: float = 1.0) -> tuple[Tensor, Tensor]:
 def test_a_linear_layer_is_recovered_on_sequences_it_was_not_learned_from(frame: Frame) -> None:
     x, y = pairs(frame)
     layer = distil(
-        *(x[:300], y[:300]), num_heads=2, head_dim=4, frame=frame, steps=300, batch_size=32, seed=1
+        x[:300], y[:300], num_heads=2, head_dim=4, frame=frame, steps=300, batch_size=32, seed=1
     )
     # 0.001 to 0.03 by the start: two heads may end with the work of one. A layer that learned nothing
     # misses everything.

@@ -86,8 +86,10 @@ def test_copies_and_zeros_among_features_do_no_harm() -> None:
 def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
     fitted, width = 400, 100
     score = probe(
-        *(normal(fitted, width), normal(fitted, 10, seed=1)),
-        *(normal(4000, width, seed=2), normal(4000, 10, seed=3)),
+        normal(fitted, width),
+        normal(fitted, 10, seed=1),
+        normal(4000, width, seed=2),
+        normal(4000, 10, seed=3),
     )
     # In expectation 5 (1 - p/n) with p = width + 1, and 5 (1 + p / (n - p - 1)); 10 n squares, 3 % noise.
     assert score.in_sample == pytest.approx(5 * (1 - 101 / 400), rel=0.05)
@@ -155,7 +157,9 @@ def test_too_few_sequences_for_a_part_are_refused_before_they_are_run() -> None:
     message = "256 sequences for 300 features of '0': must be 301 or more"
     with pytest.raises(ValueError, match=f"^num_fit=250: {message}"):
         probe_layers(
-            *(model, TASK, {"current": current_token}),
+            model,
+            TASK,
+            {"current": current_token},
             names=["0.input", "0"],
             num_fit=250,
             on_progress=lambda *progress: done.append(progress),
@@ -266,7 +270,9 @@ def test_any_module_is_probed_where_it_is_told() -> None:
         stream_names(model)
     slots = ("current",)
     table = probe_layers(
-        *(model, TASK, {"current": current_token}),
+        model,
+        TASK,
+        {"current": current_token},
         positions=[7],
         names=["0.input", "0"],
         num_fit=256,
@@ -322,7 +328,9 @@ def test_dropout_is_off_and_comes_back() -> None:
 def test_fitting_and_scoring_see_other_sequences_and_report() -> None:
     model, done = SequenceModel(ModelConfig(), seed=1), []
     table = probe_layers(
-        *(model, TASK, {"next": next_token}),
+        model,
+        TASK,
+        {"next": next_token},
         positions=[3],
         num_fit=512,
         num_score=256,

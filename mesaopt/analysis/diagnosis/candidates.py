@@ -73,7 +73,9 @@ def fit_candidates(
     """
     fitter = _Fitter(target, inputs, seed)
     fits: list[Callable[[], Candidate]] = [
-        *(fitter.zero, fitter.last_observation, fitter.kernel_smoother),
+        fitter.zero,
+        fitter.last_observation,
+        fitter.kernel_smoother,
         *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
         *(partial(fitter.gradient_steps, steps, "mean") for steps in _STEPS),
         fitter.least_squares,
@@ -125,6 +127,8 @@ class _Fitter:
         )
 
     def kernel_smoother(self) -> Candidate:
+        """Fit the inverse temperature of kernel regression."""
+
         def family(inverse_temperature: float) -> Predictor:
             return lambda batch: kernel_regression(
                 batch.observed,
@@ -137,6 +141,7 @@ class _Fitter:
         return Candidate("kernel smoother", "other", parameters, 1, family(best))
 
     def gradient_steps(self, steps: int, objective: Objective) -> Candidate:
+        """Fit the step size of gradient descent."""
         step_size = self._fits[objective].step_size(steps)
 
         def predict(batch: Batch) -> Tensor:
@@ -173,6 +178,7 @@ class _Fitter:
     def _preconditioned(
         self, how: str, degree: int, scaling: Scaling, given: dict[str, float]
     ) -> Candidate:
+        """Fit a gradient step from an input preconditioned by a polynomial in the Gram matrix."""
         coefficients = self._fits[scaling].coefficients(degree)
 
         def predict(batch: Batch) -> Tensor:

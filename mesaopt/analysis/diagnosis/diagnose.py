@@ -60,7 +60,13 @@ class Diagnosis:
     """Number of test sequences of each distribution."""
 
     def agreement(self, candidate: str) -> Agreement:
-        """Return the agreement of one candidate.
+        """Return the agreement of one candidate with the model.
+
+        Args:
+            candidate: name of the candidate.
+
+        Returns:
+            Its agreement.
 
         Raises:
             KeyError: there is none of this name.
@@ -71,7 +77,11 @@ class Diagnosis:
         raise KeyError(candidate)
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything as plain lists and dictionaries; numbers that are not finite become None."""
+        """Give everything as plain values.
+
+        Returns:
+            Lists and dictionaries by the names of the fields. Numbers that are not finite are None.
+        """
         return _plain(asdict(self))
 
 
@@ -201,6 +211,7 @@ def _rival(scores: Scores, candidates: Sequence[Candidate]) -> str:
 
 
 def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreement, ...]:
+    """Give the agreement of all candidates, the nearest first."""
     by_distance = sorted(candidates, key=lambda c: scores.distance[c.name].mean().item())
     return tuple(
         Agreement(

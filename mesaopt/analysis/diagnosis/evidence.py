@@ -146,6 +146,14 @@ class ProbeResults:
     def at(self, target: str, layer: str, position: int) -> ProbeResult:
         """Return one result.
 
+        Args:
+            target: name of the target.
+            layer: name of the layer.
+            position: counted from 1.
+
+        Returns:
+            The result.
+
         Raises:
             KeyError: there is none.
         """

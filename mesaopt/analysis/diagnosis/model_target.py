@@ -91,6 +91,7 @@ def _described(tokens: Tensor) -> str:
 
 
 def _check_predictor(predict: Predictor, batch: Batch) -> None:
+    """Refuse predictions that are not finite or depend on later tokens."""
     predictions = predict(batch)
     if not predictions.isfinite().all():
         raise ValueError("model: its output is not finite")

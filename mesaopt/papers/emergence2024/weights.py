@@ -188,7 +188,7 @@ def random_starts(lab: Laboratory, start: StartName) -> RandomStarts:
         first,
         learning_rate=_RANDOM_RATES[start],
         steps=steps,
-        report=lambda step: lab.on_progress(step, steps),
+        on_progress=lab.on_progress,
     )
     return RandomStarts(start, run)
 

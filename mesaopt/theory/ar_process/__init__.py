@@ -1,7 +1,7 @@
 """The theory of one layer of linear attention trained on x_{t+1} = W x_t, as code that runs.
 
-Three engines know its loss: :class:`ClosedForm`, :func:`population_loss` and :func:`sampled_loss`. On any
-of them :func:`descend` and :func:`flow` train; :func:`one_step` says where that leads.
+Three engines compute the loss: :class:`ClosedForm`, :func:`population_loss` and :func:`sampled_loss`.
+:func:`descend` and :func:`flow` train on any of them. :func:`one_step` gives the limit of training.
 """
 
 from mesaopt.theory.ar_process.closed_form import (

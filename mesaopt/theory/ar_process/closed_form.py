@@ -1,4 +1,4 @@
-"""The diagonal theory in closed form: what training converges to, and what that predicts."""
+"""The diagonal theory in closed form: the limit of training, and its predictions."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,13 @@ of 1e-10, those by sampling of about 1 % (a million Gaussian draws: 0.7 % in the
 
 
 def harmonic(length: int) -> float:
-    """Give H = sum_{t=2}^{T-1} 1/(t-1), the harmonic number of T - 2.
+    """Return H = sum_{t=2}^{T-1} 1/(t-1), the harmonic number of T - 2.
+
+    Args:
+        length: T, 3 or more.
+
+    Returns:
+        H.
 
     Example:
         >>> harmonic(5)
@@ -88,7 +94,7 @@ class OneStep:
 
     @property
     def unexplained(self) -> float:
-        """Share of the targets' energy that is left at the product: 1 - k1 (ab)* / k0."""
+        """Share of the targets' energy that the prediction leaves at the product: 1 - k1 (ab)* / k0."""
         return 1 - self.k1 * self.product / self.k0
 
     @property
@@ -107,7 +113,7 @@ class OneStep:
         return self.product * self.k1 / self.k0
 
     def loss(self, product: float | Float[Array, "*batch"]) -> float | Float[Array, "*batch"]:
-        """Give L(c).
+        """Return L(c).
 
         Args:
             product: c.
@@ -121,7 +127,7 @@ class OneStep:
     def position_loss(
         self, t: int | Num[Array, " time"], product: float | None = None
     ) -> float | Float[Array, " time"]:
-        """Give half the squared error after a context of t states.
+        """Return half the squared error after a context of t states.
 
         Args:
             t: 2 or more.
@@ -137,7 +143,7 @@ class OneStep:
 
 
 def one_step(initial: InitialStates, *, dim: int, length: int) -> OneStep:
-    """Ask a distribution for the moments of the isotropic theory.
+    """Solve the theory of one step with the moments of a distribution.
 
     Args:
         initial: distribution of x_1.
@@ -189,9 +195,17 @@ class ClosedForm:
 
     Args:
         moments: of x_1.
-        length: T.
+        length: T, 3 or more.
 
     Source: derived.
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> from mesaopt.theory.ar_process import diagonal
+        >>> engine = ClosedForm.of(initial_states("sparse"), dim=2, length=5)
+        >>> loss, gradient = engine.loss_and_gradient(diagonal(2, key_query=1.0, output_value=1.0))
+        >>> round(float(loss), 9), gradient.key_query.round(9).tolist()
+        (0.0, [[0.0, 0.0], [0.0, 0.0]])
     """
 
     moments: StartMoments
@@ -199,7 +213,7 @@ class ClosedForm:
 
     @classmethod
     def of(cls, initial: InitialStates, *, dim: int, length: int) -> "ClosedForm":
-        """Ask a distribution for its moments.
+        """Make the engine from the moments of a distribution.
 
         Args:
             initial: distribution of x_1.
@@ -245,7 +259,7 @@ class ClosedForm:
 
 
 def _matrices(entries: Inexact[Array, "*batch dim"]) -> Inexact[Array, "*batch dim dim"]:
-    """Put entries on diagonals, with zeros beside them even where they are not finite."""
+    """Put entries on diagonals; all others are zero even where entries are not finite."""
     return np.where(np.eye(entries.shape[-1], dtype=bool), entries[..., None], 0.0)
 
 
@@ -268,7 +282,7 @@ def _diagonal_blocks(weights: Weights) -> tuple[Array, Array]:
 def off_diagonal_gradients(
     *, dim: int, length: int, key_query: float, output_value: float
 ) -> tuple[float, float]:
-    """Give the gradients off the diagonals at V = b I, K = a I for x_1 = (1, ..., 1).
+    """Return the gradients off the diagonals at V = b I, K = a I for x_1 = (1, ..., 1).
 
         dL/dV_pq = a^2 b H,   dL/dK_pq = b (a b (2 H + (dim - 2) H2) - H),   p != q,
 

@@ -29,6 +29,11 @@ class Recovery:
         magnitude: the largest |x_1j| seen.
         deviation: how far a |x_1j|^2 was from both 0 and magnitude^2, relative to magnitude^2; up to 0.5.
         unexplained: share of the energy that is left, 1 - k1^2 / (k0 k2), on the draws.
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> recovery_test(initial_states("rademacher", scale=2.0), dim=2).magnitude
+        2.0
     """
 
     holds: bool
@@ -43,7 +48,7 @@ def recovery_test(
     """Test whether x_1j^2 is 0 or s^2, with one s for all coordinates.
 
     (1/(t-1)) sum_i x_i x_i^* tends to diag(|x_1j|^2) as t grows, so the trained step scales coordinate j by
-    (k1/k2) |x_1j|^2. That is 1 wherever it matters if and only if the condition holds: the case of
+    (k1/k2) |x_1j|^2. That is 1 wherever x_1j is not 0 if and only if the condition holds: the case of
     equality in k1^2 <= k0 k2.
 
     Args:
@@ -87,6 +92,11 @@ class SignFlipTest:
         statistic: the largest |sum f| / sqrt(sum f^2) over odd monomials f.
         threshold: which it passes by chance once in a million tests at most.
         worst: the monomial that it belongs to.
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> sign_flip_test(initial_states("full_one"), dim=3).worst
+        'E x_1'
     """
 
     invariant: bool
@@ -98,7 +108,7 @@ class SignFlipTest:
 def sign_flip_test(
     initial: InitialStates, *, dim: int, num_samples: int = 2**14, seed: int = 0
 ) -> SignFlipTest:
-    """Test whether training stays diagonal, by whether x_1 is as likely with any coordinate's sign flipped.
+    """Test whether training stays diagonal: whether sign flips of coordinates leave x_1 as likely as it is.
 
     The gradients off the diagonals of V and K at diagonal weights are made of E x_p^3 x_q^3,
     E x_p x_q^5, E x_p x_q^3 x_r^2 and E x_p x_q^3. All vanish where no sign flip changes the distribution.
@@ -113,10 +123,10 @@ def sign_flip_test(
         seed: of the draws.
 
     Returns:
-        The verdict with its numbers. A pass is no proof: it says that no odd moment was found.
+        The verdict with its numbers. A pass is no proof: it means that no odd moment was found.
 
     Source: derived. Zheng et al. ask for moments with an index at power one to vanish, as we know their
-    assumption; that leaves E x_p^3 x_q^3 out, which training feels.
+    assumption. That leaves out E x_p^3 x_q^3, which the gradients contain.
 
     Example:
         >>> from mesaopt.tasks import initial_states
@@ -132,11 +142,11 @@ def sign_flip_test(
         names = [f"{part} {name}" for part in ("Re", "Im") for name in names]
     columns = np.ascontiguousarray(reals.T)
     powers = np.stack(list(itertools.accumulate([columns] * 6, np.multiply)))  # [1 ... 6,V,N]
-    found = {term: _self_normalised(powers, term) for term in _odd_monomials(reals.shape[1], dim)}
-    worst = max(found, key=lambda term: found[term])
-    threshold = math.sqrt(2 * math.log(2 * len(found) / _FALSE_ALARM))
+    sizes = {term: _self_normalised(powers, term) for term in _odd_monomials(reals.shape[1], dim)}
+    worst = max(sizes, key=lambda term: sizes[term])
+    threshold = math.sqrt(2 * math.log(2 * len(sizes) / _FALSE_ALARM))
     words = " ".join(names[j] + (f"^{power}" if power > 1 else "") for j, power in worst)
-    return SignFlipTest(found[worst] <= threshold, found[worst], threshold, f"E {words}")
+    return SignFlipTest(sizes[worst] <= threshold, sizes[worst], threshold, f"E {words}")
 
 
 _Monomial = tuple[tuple[int, int], ...]
@@ -161,7 +171,7 @@ def _odd_monomials(variables: int, dim: int) -> list[_Monomial]:
 
 
 def _self_normalised(powers: NDArray[np.float64], term: _Monomial) -> float:
-    """Give |sum f| / sqrt(sum f^2), and 0 where f is 0 always."""
+    """Return |sum f| / sqrt(sum f^2), and 0 where f is 0 always."""
     f = functools.reduce(np.multiply, [powers[power - 1, v] for v, power in term])
     norm = math.sqrt((f * f).sum())  # np.vdot's threads would spin for longer than it takes
     return abs(float(f.sum())) / norm if norm else 0.0

@@ -1,4 +1,4 @@
-"""What one gradient step leaves behind: several steps, and the exact solve of a mesa layer."""
+"""Comparisons with one gradient step: several steps, and the exact solve of a mesa layer."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Predict = Callable[
     [Inexact[Array, "batch time dim"]],
     Inexact[Array, "batch context dim"],
 ]
-"""Told states x_1 ... x_T, predicts x_{t+1} for t = 2 ... T-1."""
+"""Called with states x_1 ... x_T; returns predictions of x_{t+1} for t = 2 ... T-1."""
 
 
 def descent_predictions(
@@ -95,7 +95,7 @@ def mesa_predictions(
         )
     )
     output = ops.mesa(query, key, value, ridge=ridge).output.squeeze(2).numpy()
-    both = output[:, 1::2]  # what is known after both copies of a pair
+    both = output[:, 1::2]  # after both copies of a pair
     return both[..., :dim] + 1j * both[..., dim:]
 
 
@@ -108,10 +108,10 @@ def _real(pairs: Inexact[Array, "batch time 2 dim"]) -> Float[Array, "batch twic
 def unexplained(
     predict: Predict, stream: Stream
 ) -> tuple[Float[Array, " context"], Float[Array, " context"]]:
-    """Measure the share of the targets' energy that predictions leave, by context.
+    """Measure the unexplained share of the targets' energy, by context.
 
     Args:
-        predict: told states, predicts.
+        predict: called with states; returns predictions.
         stream: of sequences.
 
     Returns:
@@ -135,7 +135,7 @@ def unexplained(
 
 
 class DescentLimit(NamedTuple):
-    """What steps of gradient descent leave as contexts grow."""
+    """The best step size of several gradient steps, and their unexplained share, for T to infinity."""
 
     step_size: float
     """The best step size."""
@@ -144,7 +144,7 @@ class DescentLimit(NamedTuple):
 
 
 def descent_limit(initial: InitialStates, *, num_steps: int) -> DescentLimit:
-    """Find the best step size of several steps of descent for T to infinity, and what they leave.
+    """Find the best step size of several gradient steps, and their unexplained share, for T to infinity.
 
     H_t / (t-1) tends to diag(|x_j|^2), so that steps of size s multiply the error of coordinate j by
     (1 - s |x_j|^2)^num_steps; the share left is E |x|^2 (1 - s |x|^2)^{2 num_steps} / E |x|^2, a convex
@@ -183,7 +183,7 @@ def descent_limit(initial: InitialStates, *, num_steps: int) -> DescentLimit:
         return float((binomials * step_size**powers * moments).sum() / moments[0])
 
     largest = 2 * float(moments[1] / moments[2])  # twice the best size of one step
-    found = minimize_scalar(
+    best = minimize_scalar(
         share, bounds=(0, largest), method="bounded", options={"xatol": 1e-9 * largest}
     )
-    return DescentLimit(float(found.x), share(float(found.x)))
+    return DescentLimit(float(best.x), share(float(best.x)))

@@ -1,4 +1,4 @@
-"""Training the layer on any engine: gradient descent, and the gradient flow that theory speaks of."""
+"""Training the layer on any engine: gradient descent, and the gradient flow of the theory."""
 
 import math
 import warnings
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError, StabilityWarning
+from mesaopt.progress import OnProgress
 from mesaopt.theory.ar_process.statistics import Engine, stability_bound
 from mesaopt.theory.ar_process.weights import Array, Weights, check_choice
 
@@ -23,12 +24,21 @@ _RELATIVE, _ABSOLUTE = 1e-10, 1e-12  # errors a step of the flow may make
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A training run: weights and losses along the way.
+    """A training run: weights and losses at every recorded time.
 
     Args:
-        times: steps taken, or the time of the flow.
-        weights: along the first axis, one entry per time; further leading axes are several layers.
+        times: steps taken, or the time of the flow, [time].
+        weights: one entry per time along the first axis; further leading axes are several layers.
         loss: [time, ...].
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> from mesaopt.theory.ar_process import ClosedForm, diagonal
+        >>> engine = ClosedForm.of(initial_states("sparse"), dim=2, length=10)
+        >>> start = diagonal(2, key_query=1.0, output_value=1.0)
+        >>> run = descend(engine, start, learning_rate=1e-3, steps=3)
+        >>> run.times.tolist(), run.loss.shape, run.product.round(9).tolist()
+        ([0.0, 1.0, 2.0, 3.0], (4,), [1.0, 1.0, 1.0, 1.0])
     """
 
     times: Float[Array, " time"]
@@ -53,17 +63,17 @@ def descend(
     learning_rate: float,
     steps: int,
     off_diagonal: OffDiagonal = "trained",
-    report: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Trajectory:
     """Train by gradient descent on the whole loss, without momentum.
 
     Args:
-        engine: knows the loss.
+        engine: gives the loss and its gradient.
         start: weights to begin with; leading axes hold layers that are trained side by side.
-        learning_rate: > 0; times are multiples of it in the flow.
+        learning_rate: > 0; n steps are the time n * learning_rate of the flow.
         steps: 1 or more.
-        off_diagonal: "masked" sets those gradients to zero.
-        report: told the steps done.
+        off_diagonal: "masked" sets gradients off the diagonals of V and K to zero.
+        on_progress: called with the finished and the total number of steps.
 
     Returns:
         Weights and losses after 0, 1, ... steps.
@@ -113,8 +123,8 @@ def descend(
         history.append(weights)
         losses.append(loss)
         weights = weights.moved(_followed(gradient, off_diagonal), -learning_rate)
-        if report is not None:
-            report(step)
+        if on_progress is not None:
+            on_progress(step, steps)
     return Trajectory(np.arange(steps + 1.0), _stack(history), np.stack(losses))
 
 
@@ -128,10 +138,10 @@ def flow(
     """Train by gradient flow, dW/dtime = -dL/dW, to a relative accuracy of about 1e-9.
 
     Args:
-        engine: knows the loss.
+        engine: gives the loss and its gradient.
         start: weights to begin with.
         times: when to record, ascending from 0 or later.
-        off_diagonal: "masked" sets those gradients to zero.
+        off_diagonal: "masked" sets gradients off the diagonals of V and K to zero.
 
     Returns:
         Weights and losses at the times.
@@ -259,7 +269,7 @@ def _stack(history: list[Weights]) -> Weights:
 def _flattened(
     weights: Weights,
 ) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], Weights]]:
-    """Lay weights out as real numbers, and say how to get them back."""
+    """Lay out weights as one vector of real numbers; return it with the function that undoes it."""
     shapes = (weights.output_value.shape, weights.key_query.shape)
     parts = [x.astype(np.complex128).ravel() for x in (weights.output_value, weights.key_query)]
     cut = parts[0].size

@@ -1,4 +1,4 @@
-"""What a layer predicts after the longest context: loss, ratio to the target, regression slope."""
+"""The prediction after the longest context: its loss, ratio to the target, and regression slope."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -34,23 +34,50 @@ class LastToken:
     inverse: Inexact[Array, "dim feature"]
 
     def rescaled(self, scale: float) -> "LastToken":
-        """Give the statistics of the same sequences times a number > 0."""
+        """Return the statistics of the same sequences times a number.
+
+        Args:
+            scale: > 0.
+
+        Returns:
+            The statistics.
+        """
         return LastToken(self.quadratic.rescaled(scale), self.inverse * scale**2)
 
     def loss(self, weights: Weights) -> Float[Array, " *batch"]:
-        """Half the squared error, summed over coordinates."""
+        """Return half the squared error, summed over coordinates.
+
+        Args:
+            weights: core weights; leading axes hold several layers.
+
+        Returns:
+            One loss per layer, [...].
+        """
         return self.quadratic.loss_and_gradient(weights)[0]
 
     def ratio(self, weights: Weights) -> Float[Array, " *batch"]:
-        """Mean of Re(prediction/target) over sequences and coordinates whose target is not 0.
+        """Return the mean of Re(prediction/target) over sequences and coordinates whose target is not 0.
 
         Off-diagonal weights give it the tails of a quotient. Where the target has a positive density at 0,
         no mean exists, and the number is that of this sample only.
+
+        Args:
+            weights: core weights; leading axes hold several layers.
+
+        Returns:
+            One mean per layer, [...].
         """
         return _contract(weights, self.inverse).real / self.quadratic.dim
 
     def slope(self, weights: Weights) -> Float[Array, " *batch"]:
-        """Slope of the predictions on the targets, E prediction conj(target) / E |target|^2."""
+        """Return the slope of predictions on targets, Re E prediction conj(target) / E |target|^2.
+
+        Args:
+            weights: core weights; leading axes hold several layers.
+
+        Returns:
+            One slope per layer, [...].
+        """
         return _contract(weights, self.quadratic.cross.T).real / self.quadratic.energy
 
 
@@ -58,7 +85,7 @@ def last_token(stream: Stream) -> LastToken:
     """Collect the statistics of the last prediction from sequences.
 
     Args:
-        stream: of the sequences; no memory is taken but for one chunk.
+        stream: of the sequences; one chunk at a time is in memory.
 
     Returns:
         The statistics, for core weights.
@@ -77,9 +104,9 @@ def last_token(stream: Stream) -> LastToken:
     for states in stream():
         memory, query, target = (x[:, 0] for x in parts(states, contexts="last"))
         features = np.einsum("zab,zc->zabc", memory, query).reshape(len(states), -1)
-        is_there = target != 0
-        inverse += np.divide(1, target, out=np.zeros_like(target), where=is_there).T @ features
-        count += int(is_there.sum())
+        nonzero = target != 0
+        inverse += np.divide(1, target, out=np.zeros_like(target), where=nonzero).T @ features
+        count += int(nonzero.sum())
     return LastToken(quadratic, inverse * quadratic.dim / max(count, 1))
 
 

@@ -1,4 +1,4 @@
-"""Moments of the first state that decide what one layer of linear attention learns."""
+"""Moments of the initial state that determine the limit of training."""
 
 import itertools
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class StartMoments:
 
 
 def start_moments(initial: InitialStates, dim: int) -> StartMoments:
-    """Ask a distribution for the moments of the diagonal theory.
+    """Collect the moments that the diagonal theory needs from a distribution.
 
     Args:
         initial: distribution of x_1.
@@ -68,7 +68,7 @@ def start_moments(initial: InitialStates, dim: int) -> StartMoments:
 def third_products(
     initial: InitialStates, dim: int
 ) -> tuple[NDArray[np.inexact], NDArray[np.inexact], NDArray[np.floating]]:
-    """Give the moments of f = x_k conj(x_l) x_m, of which the features of the layer are made.
+    """Return the moments of f = x_k conj(x_l) x_m, of which the features of the layer are made.
 
     Args:
         initial: distribution of x_1.
@@ -94,7 +94,7 @@ def third_products(
 
 
 def _absolute(initial: InitialStates, powers: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Give E prod_j |x_j|^{2 powers_j}."""
+    """Return E prod_j |x_j|^{2 powers_j}."""
     values = np.real(initial.moment(powers, powers))
     _check_finite(initial, values)
     return values

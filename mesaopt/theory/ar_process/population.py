@@ -233,7 +233,7 @@ def _count(
 
 
 def _token_order(kinds: int, dim: int) -> Int[Array, " feature"]:
-    """Say where each feature in token order stands among features sorted by kind."""
+    """Return the place of each feature in token order among features sorted by kind."""
     halves = 1 if kinds == 1 else 2
     order = np.arange(kinds * dim**3).reshape(*(halves,) * 3, *(dim,) * 3)
     return order.transpose(0, 3, 1, 4, 2, 5).ravel()  # [a half, a, b half, b, c half, c]

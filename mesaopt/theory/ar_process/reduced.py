@@ -1,4 +1,4 @@
-"""The two numbers that move: a of the key-query block and b of the value block, under gradient flow.
+"""Gradient flow of two numbers: a of the key-query block and b of the value block.
 
 On a distribution that keeps V = b I and K = a I, with c = a b, gradient flow is
 
@@ -65,7 +65,7 @@ def reduced_flow(
 
 
 def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> tuple[float, float]:
-    """Give the a and b that the flow ends in: a b = (ab)*, a^2 - b^2 as in the beginning.
+    """Return the a and b that the flow ends in: a b = (ab)*, a^2 - b^2 as in the beginning.
 
     Args:
         theory: of the distribution and the length.
@@ -94,7 +94,7 @@ def limit_weights(theory: OneStep, *, key_query: float, output_value: float) -> 
 def logistic(
     theory: OneStep, *, start: float, times: Float[Array, " time"]
 ) -> Float[Array, " time"]:
-    """Give c = a b under gradient flow from a = b: c* / (1 + (c*/c0 - 1) exp(-2 K0 time)).
+    """Return c = a b under gradient flow from a = b: c* / (1 + (c*/c0 - 1) exp(-2 K0 time)).
 
     Args:
         theory: of the distribution and the length.
@@ -124,7 +124,7 @@ def logistic(
 def time_to_within(
     theory: OneStep, *, key_query: float, output_value: float, tolerance: float = 0.01
 ) -> float:
-    """Give the time after which the flow has a b within a relative tolerance of its limit.
+    """Return the time after which the flow has a b within a relative tolerance of its limit.
 
     Args:
         theory: of the distribution and the length.
@@ -168,7 +168,7 @@ def time_to_within(
 
 
 def _balanced(theory: OneStep, start: float, times: Float[Array, " time"]) -> Float[Array, " time"]:
-    """Give c under c' = 2 |c| (K0 - G c): the logistic curve, run backwards below 0."""
+    """Return c under c' = 2 |c| (K0 - G c): the logistic curve, run backwards below 0."""
     if start == 0:
         return np.zeros_like(times)
     faded = np.exp(-2 * theory.slope * times)

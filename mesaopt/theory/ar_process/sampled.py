@@ -1,4 +1,4 @@
-"""The loss on sequences that were drawn: one pass over them for all of training, or one pass a step."""
+"""The loss on drawn sequences: one pass over them for all of training, or one pass a step."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from mesaopt.theory.ar_process.statistics import QuadraticLoss
 from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, Weights, check_choice
 
 Stream = Callable[[], Iterable[Inexact[Array, "batch time dim"]]]
-"""Gives the same sequences x_1 ... x_T at every call, a chunk of them at a time."""
+"""A function that returns the same sequences x_1 ... x_T at every call, a chunk at a time."""
 
 _LARGEST_GRAM = 2**29  # bytes
 
@@ -24,8 +24,8 @@ def sequences(task: ARProcess, count: int, *, seed: int, split: Split = "train")
     """Stream sequences of a task, 64 at a time.
 
     Args:
-        task: where they come from.
-        count: how many, 1 or more.
+        task: to draw from.
+        count: number of sequences, 1 or more.
         seed: 0 or greater.
         split: "train", "validation" or "test".
 
@@ -42,7 +42,7 @@ def sequences(task: ARProcess, count: int, *, seed: int, split: Split = "train")
 
 
 class Parts(NamedTuple):
-    """What the prediction P M_t Q q_t at t = 2 ... T-1 is made of."""
+    """The parts of the prediction P M_t Q q_t at t = 2 ... T-1."""
 
     memory: Inexact[Array, "batch context row column"]
     """M_t: S_t / (t - 1) for core blocks, E_t E_t^* / (t - 1) for all."""
@@ -64,7 +64,7 @@ def sampled_loss(
     One pass collects the second moments of the features; training then costs the same for any number of
     sequences of any length. Memory is one chunk's and that of the Gram matrix, 16 dim^6 bytes for core
     blocks and 64 times that for all; where it would be too large, the loss is computed from the sequences
-    anew at every step.
+    again at every step.
 
     Args:
         stream: of the sequences; a chunk of 64 sequences of 100 states takes some 20 MB at dim 5.
@@ -118,8 +118,15 @@ class DirectLoss:
     Args:
         stream: of the sequences.
         dim: width of a state.
-        blocks: which the layer has.
-        contexts: which are scored.
+        blocks: of the layer, "core" or "all".
+        contexts: scored contexts, "all" or "last".
+
+    Example:
+        >>> from mesaopt.theory.ar_process import diagonal
+        >>> states = np.eye(2)[:, None] * np.ones((2, 5, 1))  # two sequences, each with one coordinate
+        >>> loss = DirectLoss(lambda: [states], dim=2, blocks="core")
+        >>> float(loss.loss_and_gradient(diagonal(2, key_query=1.0, output_value=1.0))[0])
+        0.0
     """
 
     stream: Stream
@@ -158,7 +165,7 @@ class DirectLoss:
 
 
 class TiedEstimate(NamedTuple):
-    """The best single product on a sample, and how far another sample's may be."""
+    """The best single product on a sample, with its standard error."""
 
     product: float
     """c = Re <f, x_{t+1}> / <f, f> with f = S_t x_t / (t - 1), over all sequences and contexts."""

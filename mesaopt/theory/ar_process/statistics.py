@@ -1,4 +1,4 @@
-"""The loss of the layer as a quadratic form: all that training needs to know of data, found once."""
+"""The loss of the layer as a quadratic form in products of its weights: one pass over data, then none."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mesaopt.theory.ar_process.weights import Array, Blocks, Weights
 
 @runtime_checkable
 class Engine(Protocol):
-    """Something that knows the loss of the layer and its gradient.
+    """The loss of the layer and its gradient, for any weights.
 
     L = sum_{t=2}^{T-1} E 1/2 |yhat_t - x_{t+1}|^2: summed over contexts and coordinates, averaged over
     sequences. Three engines: :class:`ClosedForm` (diagonal weights, from moments),
@@ -27,10 +27,10 @@ class Engine(Protocol):
         ...
 
     def loss_and_gradient(self, weights: Weights) -> tuple[Float[Array, " *batch"], Weights]:
-        """Give the loss and dL/dRe + i dL/dIm of every entry, the convention of PyTorch.
+        """Return the loss and dL/dRe + i dL/dIm of every entry, the convention of PyTorch.
 
         Args:
-            weights: where; leading axes hold several layers.
+            weights: of the layer; leading axes hold several layers.
 
         Returns:
             One loss per layer and the gradients, shaped like the weights.
@@ -54,6 +54,18 @@ class QuadraticLoss:
         gram: G [features, features].
         cross: C [features, dim].
         energy: y.
+
+    Source: derived.
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> from mesaopt.theory.ar_process import diagonal, population_loss
+        >>> loss = population_loss(initial_states("sparse"), dim=2, length=5)
+        >>> loss.gram.shape, loss.cross.shape
+        ((8, 8), (8, 2))
+        >>> value, gradient = loss.loss_and_gradient(diagonal(2, key_query=0.0, output_value=1.0))
+        >>> round(float(value), 9), gradient.key_query.shape
+        (1.5, (2, 2))
     """
 
     gram: Inexact[Array, "feature feature"]
@@ -67,11 +79,11 @@ class QuadraticLoss:
 
     @property
     def blocks(self) -> Blocks:
-        """Which blocks the features are made of."""
+        """Blocks that the features are made of."""
         return "core" if len(self.gram) == self.dim**3 else "all"
 
     def rescaled(self, scale: float) -> "QuadraticLoss":
-        """Give the loss on the same sequences times a number.
+        """Return the loss on the same sequences times a number.
 
         Args:
             scale: > 0.
@@ -112,7 +124,12 @@ class QuadraticLoss:
 
 @dataclass(frozen=True)
 class TiedLoss:
-    """The loss of V K = c I as a parabola in c: L(c) = dim/2 (curvature c^2 - 2 slope c) + L(0)."""
+    """The loss of V K = c I as a parabola in c: L(c) = dim/2 (curvature c^2 - 2 slope c) + L(0).
+
+    Example:
+        >>> TiedLoss(curvature=4.0, slope=1.0).optimum
+        0.25
+    """
 
     curvature: float
     """(T-2) k2 + k3 H in the population."""
@@ -126,7 +143,7 @@ class TiedLoss:
 
 
 def tied_loss(engine: Engine, blocks: Blocks = "core") -> TiedLoss:
-    """Find the parabola by asking an engine for three losses.
+    """Fit the parabola through three losses of an engine.
 
     Args:
         engine: any.
@@ -152,7 +169,7 @@ def tied_loss(engine: Engine, blocks: Blocks = "core") -> TiedLoss:
 
 
 def stability_bound(engine: Engine, weights: Weights) -> float:
-    """Give the step size past which gradient descent cannot reach the solution, or stay there.
+    """Return the largest step size with which gradient descent can reach the solution and stay there.
 
     A step multiplies a + b by 1 - step_size g and a - b by 1 + step_size g, with g = G (ab - (ab)*), so
     that 2 / |g| is too large at the start. At the limit a*, b* the loss has curvature
@@ -189,9 +206,7 @@ def stability_bound(engine: Engine, weights: Weights) -> float:
 def _multiply(
     u: Inexact[Array, "*batch dim feature"], gram: Inexact[Array, "feature feature"]
 ) -> Inexact[Array, "*batch dim feature"]:
-    """Multiply with torch, whose threads sleep while they wait: NumPy's spin, which takes ten times as long
-    where another program wants a core (docs/log.md).
-    """
+    """Multiply with torch: NumPy's waiting threads occupy cores that other programs need (docs/log.md)."""
     if np.iscomplexobj(u) and not np.iscomplexobj(gram):
         return _multiply(u.real, gram) + 1j * _multiply(u.imag, gram)
     left = torch.from_numpy(np.ascontiguousarray(u.astype(gram.dtype)))
@@ -201,5 +216,5 @@ def _multiply(
 def _real_dot(
     x: Inexact[Array, "*batch dim feature"], y: Inexact[Array, "*batch dim feature"]
 ) -> Float[Array, " *batch"]:
-    """Give Re tr x y^*."""
+    """Return Re tr x y^*."""
     return np.einsum("...jf,...jf->...", x, y.conj()).real

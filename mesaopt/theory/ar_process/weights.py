@@ -1,4 +1,4 @@
-"""The two weight matrices of one layer of linear attention, where training them starts, what it makes."""
+"""The two weight matrices of one layer of linear attention, and the weights training starts from."""
 
 import math
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Weights:
 
     @property
     def blocks(self) -> Blocks:
-        """Which blocks there are."""
+        """Blocks of the weights: "core" for V and K alone, "all" for whole matrices."""
         return "core" if self.output_value.shape[-1] == self.dim else "all"
 
     @property
@@ -98,14 +98,22 @@ class Weights:
         return np.maximum(_off(v) / _on(v), _off(k) / _on(k))
 
     def moved(self, change: "Weights", factor: float) -> "Weights":
-        """Give weights + factor * change."""
+        """Return weights + factor * change.
+
+        Args:
+            change: of the same shape.
+            factor: any number.
+
+        Returns:
+            New weights.
+        """
         return Weights(
             self.output_value + factor * change.output_value,
             self.key_query + factor * change.key_query,
         )
 
     def masked(self) -> "Weights":
-        """Give the same with zeros off the diagonals of V and K; other blocks are left."""
+        """Return a copy with zeros off the diagonals of V and K; other blocks keep their entries."""
         output_value, key_query = self.output_value.copy(), self.key_query.copy()
         copy = Weights(output_value, key_query)
         off = ~np.eye(self.dim, dtype=bool)
@@ -114,7 +122,7 @@ class Weights:
         return copy
 
     def embedded(self) -> "Weights":
-        """Give core weights as weights of all blocks, with zeros elsewhere."""
+        """Return core weights as weights of all blocks, with zeros elsewhere."""
         if self.blocks == "all":
             return self
         dim, batch = self.dim, self.output_value.shape[:-2]
@@ -136,7 +144,7 @@ def diagonal(
         dim: width of a state, 1 or more.
         key_query: a.
         output_value: b.
-        blocks: which blocks there are.
+        blocks: "core" or "all".
 
     Returns:
         The weights.
@@ -163,8 +171,8 @@ def normal(
     Args:
         dim: width of a state, 1 or more.
         std: standard deviation of an entry, > 0.
-        random: where the numbers come from.
-        blocks: which blocks there are.
+        random: NumPy generator.
+        blocks: "core" or "all".
         count: layers, along the leading axis.
 
     Returns:

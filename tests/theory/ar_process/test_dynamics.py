@@ -291,16 +291,16 @@ def test_plain_flow_leaves_the_diagonal_on_full_one() -> None:
 
 
 def test_progress_is_reported() -> None:
-    told: list[int] = []
+    calls: list[tuple[int, int]] = []
     engine = ClosedForm.of(initial_states("sparse"), dim=2, length=6)
     descend(
         engine,
         diagonal(2, key_query=0.1, output_value=0.1),
         learning_rate=1e-3,
         steps=3,
-        report=told.append,
+        on_progress=lambda done, total: calls.append((done, total)),
     )
-    assert told == [0, 1, 2, 3]
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_a_flow_may_begin_late_or_end_at_once() -> None:

@@ -1,4 +1,4 @@
-"""Settings of von Oswald et al.'s baselines as published, for comparison: tuned on their test data."""
+"""Published settings of the baselines of von Oswald et al., who tuned them on their test sequences."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mesaopt.theory.inverses import ApproximateInverse
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """A number the authors chose by the loss on their test sequences, not on held-out ones.
+    """A number that the authors chose by the loss on their test sequences, not on held-out ones.
 
     Example:
         >>> PUBLISHED_SETTINGS["fully-observed/ridge"].value
@@ -17,9 +17,9 @@ class PublishedSetting:
     value: float
     """The number."""
     source: str
-    """Where it is used."""
+    """Figures that use it."""
     tuned_on: str = "test"
-    """The sequences it was chosen on."""
+    """Sequences it was chosen on."""
 
 
 PUBLISHED_SETTINGS: dict[str, PublishedSetting] = {
@@ -31,7 +31,7 @@ PUBLISHED_SETTINGS: dict[str, PublishedSetting] = {
     "contracting/ridge": PublishedSetting(1.33339, "Figure 11, Proposition 2"),
     "partially-observed/ridge": PublishedSetting(10.0, "Figure 24, Proposition 2"),
 }
-"""By task and setting."""
+"""Published settings, by task and setting."""
 
 
 def _learned(
@@ -71,12 +71,12 @@ PUBLISHED_INVERSES: dict[str, ApproximateInverse] = {
         (0.0, 0.6201, 0.5153, 0.8791, 1.7479, 2.5255),
     ),
 }
-"""The step sizes and momenta learned by the authors, by what they are compared with.
+"""Step sizes and momenta learned by the authors, by the model or task that they are compared with.
 
-The baseline drawn beside a transformer of n layers has n - 1 steps and one gradient step after them.
-The authors' solver drops the newest pair; on all pairs the same steps do better. The ridge is 0.001 for
-fully observed systems and 1.33339 for contracting ones. Elsewhere it is not known which belongs to the
-steps, and assumed: 0.001, or 10, that of the probing figure, for systems observed in part.
+The baseline of a transformer of n layers has n - 1 steps and one gradient step after them. The authors'
+solver drops the newest pair; on all pairs the same steps do better. The ridge is 0.001 for fully observed
+systems and 1.33339 for contracting ones. Elsewhere the ridge of the steps is not known. It is assumed:
+0.001, or for systems observed in part 10, that of the probing figure.
 
 Source: the files behind Figures 4, 6, 7, 11 and 12 in the authors' repository.
 """
