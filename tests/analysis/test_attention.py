@@ -104,8 +104,8 @@ def test_arguments_out_of_range_are_refused() -> None:
 
 
 def test_only_the_packages_layers_have_maps() -> None:
-    for name, what in (("blocks.0", "is a "), ("blocks.7", "is no part of the model")):
-        message = f"^name: '{name}' {what}.*, here: blocks.0.mixer, blocks.1.mixer$"
+    for name, problem in (("blocks.0", "is a "), ("blocks.7", "is no part of the model")):
+        message = f"^name: '{name}' {problem}.*, here: blocks.0.mixer, blocks.1.mixer$"
         with pytest.raises(ValueError, match=message):
             attention_maps(make(), draw(3), name=name)
     model = nn.TransformerEncoderLayer(TOKEN, 2, 8, batch_first=True).double()

@@ -51,7 +51,7 @@ class Text(nn.Module):
         return "no tensor"
 
 
-def test_blocks_hand_on_what_they_give() -> None:
+def test_the_output_of_a_block_is_the_input_of_the_next() -> None:
     model, x = make()
     names = ["input", "blocks.0.input", "blocks.0", "blocks.1.input", "blocks.2.output", "output"]
     found = capture(model, x, names)
@@ -88,7 +88,7 @@ def test_a_part_and_the_heads_of_its_parent_are_both_kept() -> None:
         assert torch.equal(flat.unflatten(-1, (2, 3)), found["blocks.0.mixer.queries"])
 
 
-def test_what_is_asked_for_changes_nothing() -> None:
+def test_capturing_changes_nothing() -> None:
     model, x = make()
     before = model(x)
     with capturing(model, captured_names(model)) as found:
@@ -96,7 +96,7 @@ def test_what_is_asked_for_changes_nothing() -> None:
     assert torch.equal(before, after)
     assert set(found) == set(captured_names(model))
     after.sum().backward()
-    assert model.mixers[0].query.weight.grad is not None, "gradients flow around what is kept"
+    assert model.mixers[0].query.weight.grad is not None, "gradients flow around captured tensors"
     assert not any(tensor.requires_grad for tensor in found.values())
     assert hooks_of(model) == 0
 
@@ -117,7 +117,7 @@ def test_gradients_are_not_tracked_and_not_switched_off_for_good() -> None:
 
 
 class Remembering(nn.Module):
-    """Keeps weak references to what it gives."""
+    """Keeps weak references to its outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Remembering(nn.Module):
         return y
 
 
-def test_nothing_else_is_held_in_memory() -> None:
+def test_nothing_else_is_kept_in_memory() -> None:
     parts = [Remembering() for _ in range(4)]
     found = capture(nn.Sequential(*parts), torch.zeros(3), ["2"])
     gc.collect()
@@ -137,7 +137,7 @@ def test_nothing_else_is_held_in_memory() -> None:
     assert found["2"].untyped_storage().nbytes() == 3 * 4
 
 
-def test_a_view_does_not_keep_what_it_looks_at() -> None:
+def test_a_view_does_not_keep_its_base_in_memory() -> None:
     model, x = make()
     found = capture(model, x, ["readout"])["readout"]
     assert found.untyped_storage().nbytes() == found.numel() * 4
@@ -206,7 +206,7 @@ def test_a_submodule_comes_before_an_end_of_the_same_name() -> None:
         ("text", "'text' gave str: must be a tensor"),
     ],
 )
-def test_errors_say_what_is_wrong_and_leave_no_hooks(name: str, message: str) -> None:
+def test_errors_name_the_problem_and_leave_no_hooks(name: str, message: str) -> None:
     model = Twice()
     with pytest.raises(ValueError, match="^names: ") as error:
         capture(model, torch.zeros(2, 6), ["output", name])
@@ -224,7 +224,7 @@ def test_a_single_name_is_not_a_list_of_letters() -> None:
             ask()
 
 
-def test_a_tensor_is_brought_beside_the_weights() -> None:
+def test_a_tensor_gets_the_type_of_the_weights() -> None:
     x = torch.zeros(2)
     assert like_weights(nn.Linear(2, 2).double(), x).dtype is torch.float64
     assert like_weights(nn.ReLU(), x) is x
@@ -251,7 +251,7 @@ def test_a_module_under_two_names_answers_to_both() -> None:
 
 
 @pytest.mark.parametrize("name", ["blocks.1", "blocks.1.mixer.keys", "blocks.0.mixer.attention"])
-def test_a_model_cut_off_behind_a_part(name: str) -> None:
+def test_a_model_cut_off_after_a_part(name: str) -> None:
     model, x = make()
     part, reached = up_to(model, name), []
     model.blocks[2].register_forward_pre_hook(lambda *_: reached.append(1))
@@ -265,7 +265,7 @@ def test_a_model_cut_off_behind_a_part(name: str) -> None:
     assert hooks_of(model) == 1, "ours are gone"
 
 
-def test_a_cut_behind_what_does_not_run() -> None:
+def test_a_cut_after_a_part_that_does_not_run() -> None:
     with pytest.raises(ValueError, match="^name: 'unused' did not run"):
         up_to(Twice(), "unused")(torch.zeros(2, 6))
     with pytest.raises(ValueError, match="^name: 'prat' is no part"):
@@ -274,7 +274,7 @@ def test_a_cut_behind_what_does_not_run() -> None:
         up_to(Twice(), "text")(torch.zeros(2, 6))
 
 
-def test_names_list_what_can_be_asked_for() -> None:
+def test_all_listed_names_can_be_captured() -> None:
     model, _ = make()
     names = captured_names(model)
     assert len(names) == len(set(names))

@@ -44,7 +44,7 @@ class TruePairs(nn.Module):
 
 
 class Recorder(FewShot):
-    """A task that keeps a list of what was asked of it."""
+    """A task that records the splits it is sampled from."""
 
     def __init__(self, config: FewShotConfig):
         super().__init__(config)
@@ -149,7 +149,7 @@ def test_gradients_of_weights_are_not_even_computed() -> None:
     assert seen == [(False, True)]
 
 
-def test_a_prefix_is_learned_behind_which_the_separator_is_held() -> None:
+def test_a_prefix_is_learned_with_a_fixed_separator() -> None:
     held = torch.arange(4.0)
     prompt = tune_prompt(LeastSquares(), PREFIXED, separator=held, steps=3, batch_size=4)
     assert prompt.separator is not None
@@ -219,7 +219,7 @@ def test_learning_sees_training_sequences_only() -> None:
         ({"separator": torch.zeros(4)}, "no room for anything to learn"),
     ],
 )
-def test_what_cannot_be_learned_is_refused(settings, message) -> None:
+def test_settings_without_anything_to_learn_are_refused(settings, message) -> None:
     # Past the check of types in tests, which has words of its own for a schedule there is none of.
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(tune_prompt)(LeastSquares(), TRIPLES, **settings)
@@ -230,14 +230,14 @@ def test_bare_pairs_have_no_room_for_a_separator() -> None:
         tune_prompt(LeastSquares(), FewShot(PAIRS))
 
 
-def test_losses_are_counted_by_pairs_whatever_the_prompt() -> None:
+def test_losses_are_by_pair_for_every_prompt() -> None:
     prompts = {
         "pairs": (None, 20),
         "separator": (prompt_of(torch.ones(4)), 14),
         "prefix": (prompt_of(torch.ones(4), torch.ones(6, 4)), 12),
         "prefix alone": (prompt_of(None, torch.ones(6, 4)), 17),
     }
-    # What answers with the token itself makes nothing of a prompt: the losses are those of the pairs.
+    # A model that returns its token ignores the prompt: the losses are those of the pairs.
     losses = {
         name: few_shot_losses(nn.Identity(), FewShot(PAIRS), prompt, Evaluation(num_sequences=256))
         for name, (prompt, _) in prompts.items()

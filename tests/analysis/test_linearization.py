@@ -38,7 +38,7 @@ def unchecked() -> Iterator[None]:
 
 
 def pairs(frame: Frame, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Inputs that vary unevenly, and what a linear layer of two heads makes of them."""
+    """Inputs of uneven variance, and the outputs of a linear layer of two heads for them."""
     random = torch.Generator().manual_seed(0)
     teacher = LinearSelfAttention(4, 2, 4, frame=frame)
     for weight in teacher.parameters():
@@ -70,7 +70,7 @@ def test_a_single_head_is_recovered_closely() -> None:
     assert unexplained(layer, x, y) < 1e-3  # 1e-5 here; nothing learned is 1
 
 
-def test_what_is_learned_does_not_depend_on_units() -> None:
+def test_distillation_does_not_depend_on_units() -> None:
     x, y = pairs(Frame())
     settings = {"num_heads": 2, "head_dim": 4, "steps": 40, "batch_size": 32}
     small = unexplained(distil(x, y, **settings), x, y)
@@ -95,7 +95,7 @@ def test_linear_layers_of_a_model_lose_nothing_and_a_bad_layer_much() -> None:
     found = linearize(model, TASK, layers=(0, 2), steps=120, batch_size=32, num_sequences=256)
     assert found.layers == (0, 2)
     assert (found.unexplained < 0.05).all()
-    # What is missed of one layer's output is less of the whole stream.
+    # The unexplained share of one layer's output is a smaller share of the whole stream.
     assert (found.ratios - 1).abs().max() < 0.05
     assert (found.ratio_errors < 0.05).all()
     for name, tensor in model.state_dict().items():
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_layers() -> None:
     assert not torch.allclose(a, c)
 
 
-def test_layers_have_the_type_of_what_they_are_for() -> None:
+def test_layers_have_the_type_of_the_model_or_the_inputs() -> None:
     x, y = pairs(Frame())
     settings = {"num_heads": 2, "head_dim": 4, "steps": 20, "batch_size": 32}
     single, layer = distil(x, y, **settings), distil(x.double(), y.double(), **settings)
@@ -211,7 +211,7 @@ def test_progress_is_reported_step_by_step() -> None:
     assert reported == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_what_cannot_be_done_is_refused_at_once() -> None:
+def test_settings_out_of_range_are_refused_at_once() -> None:
     model = SequenceModel(CONFIG)
     with pytest.raises(ValueError, match=r"^model: is a OneLayerModel: must be a SequenceModel"):
         linearize(make_model(MergedAttentionConfig(dim=2)), TASK)

@@ -43,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000), st.floats(1e-3, 1e3))
-def test_an_affine_relation_is_read_exactly_whatever_the_unit(
+def test_an_affine_relation_is_predicted_exactly_in_any_unit(
     width: int, dim: int, seed: int, unit: float
 ) -> None:
     x = unit * (normal(60, width, seed=seed) + 3)
@@ -83,7 +83,7 @@ def test_copies_and_zeros_among_features_do_no_harm() -> None:
     assert nothing.mean == pytest.approx(nothing.uninformative)
 
 
-def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
+def test_noise_is_fitted_in_sample_and_costs_on_other_sequences() -> None:
     fitted, width = 400, 100
     score = probe(
         normal(fitted, width),
@@ -104,7 +104,7 @@ def test_noise_is_read_too_well_in_sample_and_too_badly_held_out() -> None:
     assert score.per_coordinate == 0.2
 
 
-def test_the_shuffled_control_is_blind_to_what_the_probe_sees() -> None:
+def test_the_shuffled_control_explains_nothing() -> None:
     x = normal(600, 5)
     score = probe(x[:300], x[:300], x[300:], x[300:], seed=1)
     assert score.mean < 1e-12
@@ -254,17 +254,17 @@ def test_a_layer_of_the_gradient_step_keeps_the_tokens_and_adds_the_prediction()
     for name in ("blocks.0.input", "blocks.0"):
         for kept in ("current", "previous"):
             assert table.at(kept, name, 30).r2 > 1 - 1e-9
-    before, behind = table.by_depth("next", 30).values()
+    before, after = table.by_depth("next", 30).values()
     # Over rotations the mean of W is 0 and that of W^2 is I / 10: the token tells a hundredth of the next
     # state's variance. A gradient step tells more and more.
     assert before.r2 < 0.05
-    assert behind.r2 > table.at("next", "blocks.0", 10).r2 > 0.1
+    assert after.r2 > table.at("next", "blocks.0", 10).r2 > 0.1
     assert list(table.by_position("next", "blocks.0")) == [10, 30]
     # Of s_{t-2} likewise; at 20 features that carry something and 1024 sequences this is lost again.
     assert table.at("older", "blocks.0.input", 30).r2 < 0.02
 
 
-def test_any_module_is_probed_where_it_is_told() -> None:
+def test_any_module_is_probed_at_the_named_layers() -> None:
     model = nn.Sequential(nn.Linear(10, 4, bias=False), nn.Linear(4, 10))
     with pytest.raises(ValueError, match="names=None: must be given for a Sequential"):
         stream_names(model)
@@ -284,7 +284,7 @@ def test_any_module_is_probed_where_it_is_told() -> None:
     assert table.at("current", "0", 7).r2 == pytest.approx(0.4, abs=0.1)
 
 
-def test_heads_are_laid_side_by_side_and_names_are_read_once() -> None:
+def test_heads_are_concatenated_and_repeated_names_are_dropped() -> None:
     model = SequenceModel(ModelConfig(mixers=("softmax_attention",), initial_std=0.5))
     mixer = "blocks.0.mixer"
     for end in ("queries", "keys", "values"):

@@ -126,7 +126,7 @@ def test_a_step_of_gradient_descent_has_the_jacobian_of_its_formula() -> None:
                 block[:, 2 * dim : 3 * dim] = eta * (previous[b, t] @ query) * eye
                 block[:, 3 * dim :] = eta * torch.outer(current[b, t], query)
             if t == k - 1:
-                block[:, :dim] = eye  # what stood in slot 0 before
+                block[:, :dim] = eye  # the former content of slot 0
                 pairs = torch.einsum("ti,tj->ij", current[b, :k], previous[b, :k])
                 block[:, 2 * dim : 3 * dim] += eta * pairs
             assert found.norms[b, t].item() == pytest.approx(block.norm(dim=1).mean().item())
@@ -235,7 +235,7 @@ def test_the_model_is_left_alone() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_only_what_comes_before_the_part_is_run() -> None:
+def test_later_parts_do_not_run() -> None:
     model, reached = make("softmax_attention", "mesa"), []
     model.blocks[1].register_forward_pre_hook(lambda *_: reached.append(1))
     sensitivity(model, draw(), name="blocks.0", position=2)

@@ -33,7 +33,7 @@ SMALL = LinearSystem(LinearSystemConfig(dim=4, length=12))
 
 
 class Recorder:
-    """A task that keeps a list of what was asked of it."""
+    """A task that records the splits it is sampled from."""
 
     def __init__(self) -> None:
         self.splits: set[str] = set()
@@ -117,7 +117,7 @@ def test_the_scan_finds_the_deeper_of_two_valleys() -> None:
 
 
 def test_losses_that_overflow_are_passed_over() -> None:
-    # With 30 steps, most step sizes of the interval go beyond what float32 can hold, to infinity or NaN.
+    # With 30 steps, most step sizes of the interval go beyond the range of float32, to infinity or NaN.
     def family(step_size: float) -> Predictor:
         return lambda batch: gradient_descent(batch.observed, step_size=step_size, num_steps=30)
 

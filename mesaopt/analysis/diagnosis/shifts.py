@@ -1,4 +1,4 @@
-"""Distribution shifts: sequences unlike those of training, on which an algorithm stays what it is."""
+"""Distribution shifts: sequences unlike those of training, on which an algorithm remains the same."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
