@@ -160,7 +160,7 @@ def _algorithm_claims(lab: Laboratory) -> Iterable[Claim]:
         name="gd-1-loss",
         figure="Fig. 4C",
         statement="One step of gradient descent with that step size has a loss of 0.900",
-        measured=Estimate(descent.mean, descent.mean_error),
+        measured=descent.estimate,
         published=0.900,
         tolerance=0.012,
     )
@@ -169,7 +169,7 @@ def _algorithm_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 7A",
         statement="Least squares on all pairs of the context has a loss of 0.186 (the paper's baseline, "
         "made to use the newest pair)",
-        measured=Estimate(exact.mean, exact.mean_error),
+        measured=exact.estimate,
         published=0.186,
         tolerance=0.004,
     )
