@@ -41,7 +41,8 @@ class Study(Generic[L]):
         Args:
             scale: "smoke", "small" or "paper".
             seeds: training seeds of every recipe; the scale's own numbers if not given.
-            figures: names in any order; all of them if empty. "fig2" also names "fig2a" and "fig2b".
+            figures: names in any order; all of them if empty. "fig2" also names "fig2a" and "fig2b",
+                and "fig25" also "fig25-training".
 
         Returns:
             The plan.
@@ -75,9 +76,10 @@ class Study(Generic[L]):
         names = [figure.name for figure in self.figures]
         asked: set[str] = set()
         for name in wanted:
-            panels = [n for n in names if n.rstrip("abcdefgh") == name]
-            if name not in names and not panels:
+            parts = {n for n in names if n == name or n.startswith(f"{name}-")}
+            parts = parts or {n for n in names if n.rstrip("abcdefgh") == name}
+            if not parts:
                 raise ConfigError(f"figure={name!r}: {suggest(name, names)}")
-            asked |= {name} if name in names else set(panels)
+            asked |= parts
         chosen = tuple(name for name in names if name in asked)
         return () if len(chosen) == len(names) else chosen

@@ -8,6 +8,8 @@ from mesaopt.papers.uncovering2023 import (
     distilled,
     few_shot,
     losses,
+    probe_depth,
+    probe_tokens,
     regression,
     sensitivities,
     weights,
@@ -16,9 +18,14 @@ from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
 from mesaopt.recipes import RECIPES, select
 
 FIGURES = (
+    probe_tokens.fig2a,
+    probe_tokens.fig2b,
     attention.fig3,
     compression.fig4,
+    probe_depth.fig4e,
+    probe_depth.fig4f,
     distilled.fig5,
+    probe_depth.fig6ab,
     losses.fig6c,
     losses.fig7,
     few_shot.fig8,
@@ -30,11 +37,16 @@ FIGURES = (
     attention.fig14,
     attention.fig15,
     sensitivities.fig16,
+    probe_tokens.fig17,
     few_shot.fig18,
     distilled.fig19,
     regression.fig20,
+    probe_tokens.fig21,
     sensitivities.fig22,
     sensitivities.fig23,
+    probe_depth.fig24,
+    probe_depth.fig25,
+    probe_depth.fig25_training,
 )
 
 

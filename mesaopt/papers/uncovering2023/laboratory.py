@@ -111,6 +111,10 @@ class Settings:
 
     map_sequences: int
     """Test sequences of attention maps."""
+    probe_sequences: int
+    """Sequences that probes are fitted on, and as many that they are scored on; 512 or more."""
+    probe_sequences_while_training: int
+    """The same at every checkpoint."""
     sensitivity_checkpoints: int
     """Checkpoints at which first layers are differentiated, at most."""
     sensitivity_sequences: int
@@ -133,6 +137,8 @@ class Settings:
 SETTINGS: dict[Scale, Settings] = {
     "smoke": Settings(
         map_sequences=64,
+        probe_sequences=512,
+        probe_sequences_while_training=256,
         sensitivity_checkpoints=2,
         sensitivity_sequences=4,
         sensitivity_sequences_while_training=2,
@@ -151,6 +157,8 @@ SETTINGS: dict[Scale, Settings] = {
     ),
     "small": Settings(
         map_sequences=2048,
+        probe_sequences=2048,
+        probe_sequences_while_training=512,
         sensitivity_checkpoints=13,
         sensitivity_sequences=64,
         sensitivity_sequences_while_training=16,
@@ -169,6 +177,8 @@ SETTINGS: dict[Scale, Settings] = {
     ),
     "paper": Settings(
         map_sequences=2048,
+        probe_sequences=5120,
+        probe_sequences_while_training=512,
         sensitivity_checkpoints=16,
         sensitivity_sequences=64,
         sensitivity_sequences_while_training=64,

@@ -240,20 +240,20 @@ TOKEN_PROBES: dict[str, dict[int, float]] = {
     "tf-7-partial": _last_tokens(0.764, 0.721, 0.696, 0.549, 0.0258, 0.0008, 0.0001, 0.0),
     "hybrid-mesa-partial": _last_tokens(0.556, 0.588, 0.530, 0.0463, 0.0014, 0.0002, 0.00004, 0.0),
 }
-"""Figures 2A and 17: by recipe and token, mean squares per coordinate of what is read behind the first
+"""Figures 2A and 17: by recipe and token, mean squares per coordinate of probes behind the first
 layer at position 50, fitted and scored on the same 256 sequences. The models are not those of other
 figures: tf-7 had 20,000 steps, hybrid-mesa 12,000."""
 
-TEACHER_PROBES: dict[str, ByDepth] = {
+TEACHER_PROBES: dict[str, dict[int, tuple[float | None, ...]]] = {
     "tf-7-nonlinear": {
-        49: (21.5, 0.065, 0.586, 1.28, 1.68, 2.24, 2.60),
-        50: (11.7, 0.042, 0.281, 1.10, 1.70, 2.08, 2.50),
+        49: (21.5, 0.065, 0.586, 1.28, 1.68, 2.24, 2.60, None),
+        50: (11.7, 0.042, 0.281, 1.10, 1.70, 2.08, 2.50, None),
     },
-    "hybrid-mesa-nonlinear": {49: (0.140, 0.151), 50: (0.121, 0.132)},
+    "hybrid-mesa-nonlinear": {49: (None, 0.140, 0.151), 50: (None, 0.121, 0.132)},
 }
-"""Figure 2B: the teacher's output for the last two tokens, read at position 50, mean squares per
-coordinate; before the first layer and behind layers 1 to 6 of seven, of the mesa model behind both of its
-layers. Keys are tokens, not positions."""
+"""Figure 2B: the teacher's output for the last two tokens, decoded at position 50, mean squares per
+coordinate; before the first layer and behind each, None where it is not known. Keys are tokens, not
+positions."""
 LINEARISED = {
     4: (2.07, 1.58, 1.21, 1.12, 1.15, 1.13, 1.19),
     6: (2.19, 1.45, 1.29, 1.14, 1.16, 1.14, 1.17),
