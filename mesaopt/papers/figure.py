@@ -121,7 +121,7 @@ class Figure(Generic[L]):
     summary: str
     """One line for `mesaopt list` and the headings of the report."""
     caption: str | Callable[[L], str]
-    """What is drawn, and what the paper draws differently."""
+    """The text below it: the drawing explained, and how the paper's differs."""
     recipes: tuple[str, ...] = ()
     """Recipes whose runs it reads."""
     needs_runs: bool = True
@@ -131,7 +131,7 @@ class Figure(Generic[L]):
     finish: Callable[[Drawing], None] = _nothing
     """Adds what the panels share, such as a legend."""
     settings: Callable[[L], dict[str, Any]] = _nothing
-    """What else it was made with, for the line under the figure, besides scale, steps and seeds."""
+    """Further settings for the line under the figure, besides scale, steps and seeds."""
     claims: Callable[[L], Iterable[Claim]] = _nothing
     seconds: Mapping[Scale, float] = field(
         default_factory=lambda: {"smoke": 1.0, "small": 3.0, "paper": 10.0}
@@ -221,7 +221,7 @@ def draw_figure(figure: Figure[Any], name: str, folder: Path) -> None:
     drawing = draw(figure, _read_panels(folder, name))
 
     def save(path: Path, **metadata: Any) -> None:
-        transparent = path.suffix == ".svg"  # it takes the colour of the page it stands on
+        transparent = path.suffix == ".svg"  # it takes the colour of its page
         with style():
             drawing.savefig(path, metadata=metadata, transparent=transparent)
 

@@ -48,7 +48,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one study trains and measures at one scale; a study with more settings gives a subclass.
+    """The trainings and amounts of one study at one scale; a study with more settings gives a subclass.
 
     Example:
         >>> Plan(what="core", scale="smoke").configs

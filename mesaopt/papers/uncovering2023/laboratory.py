@@ -107,7 +107,7 @@ class PromptSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured on, besides `Plan.num_sequences`."""
+    """Amounts by scale that are no part of a plan."""
 
     map_sequences: int
     """Test sequences of attention maps."""
@@ -240,7 +240,7 @@ class Comparison:
     seed_losses: dict[str, list[InContextLoss]]
     """By recipe, one per seed."""
     settings: dict[str, float]
-    """What was tuned on validation sequences, by name."""
+    """Numbers tuned on validation sequences, by name."""
 
     def has(self, *names: str) -> bool:
         """Say whether all these predictors were compared."""
