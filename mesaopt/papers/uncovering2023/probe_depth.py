@@ -1,7 +1,6 @@
 """Figures 4E, 4F, 6A, 6B, 24, 25: the next token and the preconditioned input, decoded layer by layer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -180,59 +179,25 @@ def published_claims(
 
 
 def _falls(
-    lab: Laboratory, recipe: str, target: str, *, layer: int, basis: str, **judged: Any
+    lab: Laboratory, recipe: str, target: str, *, name: str, figure: str, high: float, why: str
 ) -> Claim:
-    """Judge whether a target is decoded better behind a layer than before the first one."""
+    """Judge whether a target is decoded better behind a layer than before the first one.
+
+    The next token behind the last layer, the preconditioned input halfway.
+    """
     probed = probe_depth(lab, recipe)
-    layer = probed.layers[layer]
-    behind, before = ((target, i, _JUDGED) for i in (layer, 0))
+    layer = probed.layers[-1] if target == NEXT else len(probed.layers) // 2
+    errors = _PUBLISHED[target].get(recipe, {}).get(_JUDGED)
+    fall = f"{errors[layer] / errors[0]:.2g} published for full training; " if errors else ""
     return Claim(
+        name=f"{name}-{recipe}-{'next' if target == NEXT else 'preconditioned'}-falls",
+        figure=figure,
         statement=f"{recipe}: the {target} is decoded better behind layer {layer} than before the first, "
         f"at position {_JUDGED} (ratio of held-out errors)",
-        measured=probed.ratio(behind, before),
-        basis=f"{basis}; {training_length(lab, recipe)}",
-        **judged,
+        measured=probed.ratio((target, layer, _JUDGED), (target, 0, _JUDGED)),
+        high=high,
+        basis=f"{fall}{why}; {training_length(lab, recipe)}",
     )
-
-
-def _next_falls(lab: Laboratory, recipe: str, *, name: str, figure: str) -> Claim:
-    """Judge whether the next token is decoded better behind the last layer than before the first."""
-    return _falls(
-        lab,
-        recipe,
-        NEXT,
-        layer=-1,
-        name=f"{name}-{recipe}-next-falls",
-        figure=figure,
-        high=0.5,
-        basis=f"{_published_fall(recipe, NEXT, -1)}; half counts",
-    )
-
-
-def _steps_fall(lab: Laboratory, recipe: str, *, name: str, figure: str) -> Claim:
-    """Judge whether the preconditioned input is decoded better halfway than before the first layer."""
-    middle = _middle(recipe)
-    return _falls(
-        lab,
-        recipe,
-        STEPS,
-        layer=middle,
-        name=f"{name}-{recipe}-preconditioned-falls",
-        figure=figure,
-        high=0.8,
-        basis=f"{_published_fall(recipe, STEPS, middle)}; a fifth less counts",
-    )
-
-
-def _middle(recipe: str) -> int:
-    return (len(RECIPES[recipe].mixers) + 1) // 2
-
-
-def _published_fall(recipe: str, target: str, layer: int) -> str:
-    errors = _PUBLISHED[target].get(recipe, {}).get(_JUDGED)
-    if errors is None:
-        return "falls, no numbers"
-    return f"{errors[layer] / errors[0]:.2g} published for full training"
 
 
 def _in_sample_optimism(lab: Laboratory, recipe: str, *, name: str) -> Claim:
@@ -261,20 +226,24 @@ def _in_sample_optimism(lab: Laboratory, recipe: str, *, name: str) -> Claim:
 
 def _fig4e_claims(lab: Laboratory) -> Iterable[Claim]:
     yield from published_claims(lab, "lsa-6", NEXT, name="fig4e-lsa-6", figure="Fig. 4E")
-    yield _next_falls(lab, "lsa-6", name="fig4e", figure="Fig. 4E")
+    yield _falls(lab, "lsa-6", NEXT, high=0.5, why="half counts", name="fig4e", figure="Fig. 4E")
     yield _in_sample_optimism(lab, "lsa-6", name="fig4e")
 
 
 def _fig4f_claims(lab: Laboratory) -> Iterable[Claim]:
     yield from published_claims(lab, "lsa-6", STEPS, name="fig4f-lsa-6", figure="Fig. 4F")
-    yield _steps_fall(lab, "lsa-6", name="fig4f", figure="Fig. 4F")
+    yield _falls(
+        lab, "lsa-6", STEPS, high=0.8, why="a fifth less counts", name="fig4f", figure="Fig. 4F"
+    )
 
 
 def _fig6ab_claims(lab: Laboratory) -> Iterable[Claim]:
     yield from published_claims(lab, "tf-7", NEXT, name="fig6a-tf-7-next", figure="Fig. 6A")
     yield from published_claims(lab, "tf-7", STEPS, name="fig6b-tf-7-steps", figure="Fig. 6B")
-    yield _next_falls(lab, "tf-7", name="fig6", figure="Fig. 6A")
-    yield _steps_fall(lab, "tf-7", name="fig6", figure="Fig. 6B")
+    yield _falls(lab, "tf-7", NEXT, high=0.5, why="half counts", name="fig6", figure="Fig. 6A")
+    yield _falls(
+        lab, "tf-7", STEPS, high=0.8, why="a fifth less counts", name="fig6", figure="Fig. 6B"
+    )
     yield _in_sample_optimism(lab, "tf-7", name="fig6")
 
 
@@ -340,20 +309,13 @@ def _pairs(panels: Sequence[PanelData]) -> Places:
 
 
 def _fig24_claims(lab: Laboratory) -> Iterable[Claim]:
+    figure = {"name": "fig24", "figure": "Fig. 24"}
     trained = [recipe for recipe in COMPARED["partial"] if lab.trained(recipe)]
     for recipe in trained:
-        yield _next_falls(lab, recipe, name="fig24", figure="Fig. 24")
+        yield _falls(lab, recipe, NEXT, high=0.5, why="falls, no numbers; half counts", **figure)
+    why = "falls and levels off, no numbers; 0.83 for an untrained model, a tenth less counts"
     for recipe in trained:
-        yield _falls(
-            lab,
-            recipe,
-            STEPS,
-            layer=_middle(recipe),
-            name=f"fig24-{recipe}-preconditioned-falls",
-            figure="Fig. 24",
-            high=0.75,
-            basis="falls and levels off, no numbers; 0.83 for an untrained model, a tenth less counts",
-        )
+        yield _falls(lab, recipe, STEPS, high=0.75, why=why, **figure)
 
 
 fig24 = Figure(
@@ -375,18 +337,12 @@ fig24 = Figure(
 
 
 def _fig25_claims(lab: Laboratory) -> Iterable[Claim]:
+    why = (
+        "0.007 published at position 50; 0.52 for random features of an untrained model, of which half "
+        "counts"
+    )
     for recipe in (name for name in COMPARED["nonlinear"] if lab.trained(name)):
-        yield _falls(
-            lab,
-            recipe,
-            NEXT,
-            layer=-1,
-            name=f"fig25-{recipe}-next-falls",
-            figure="Fig. 25",
-            high=0.25,
-            basis="0.007 published at position 50; 0.52 for random features of an untrained model, of "
-            "which half counts",
-        )
+        yield _falls(lab, recipe, NEXT, name="fig25", figure="Fig. 25", high=0.25, why=why)
         for target, short in ((NEXT, "next"), (STEPS, "steps")):
             name = f"fig25-{recipe}-{short}"
             yield from published_claims(lab, recipe, target, name=name, figure="Fig. 25")

@@ -39,7 +39,6 @@ from mesaopt.papers.uncovering2023.probes import (
 from mesaopt.papers.uncovering2023.published import TEACHER_PROBES, TOKEN_PROBES
 from mesaopt.recipes import RECIPES, select
 
-_PREVIOUS: Key = ("token 49", 1, LAST)
 _LESS = 1 / 3
 """Largest unexplained share of a bound token, as a part of that of one that is not bound, before noise."""
 
@@ -269,7 +268,7 @@ def _fig17_claims(lab: Laboratory) -> Iterable[Claim]:
     if not lab.trained("hybrid-mesa") or not lab.trained("full-mesa-published"):
         return
     softmax, linear = (
-        probe_tokens(lab, recipe).unexplained(_PREVIOUS)
+        probe_tokens(lab, recipe).unexplained(("token 49", 1, LAST))
         for recipe in ("hybrid-mesa", "full-mesa-published")
     )
     yield Claim(
