@@ -1,5 +1,6 @@
 """The loss of the layer as a quadratic form in products of its weights: one pass over data, then none."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -72,12 +73,12 @@ class QuadraticLoss:
     cross: Inexact[Array, "feature dim"]
     energy: float
 
-    @property
+    @functools.cached_property
     def dim(self) -> int:
         """Width of a state."""
         return self.cross.shape[-1]
 
-    @property
+    @functools.cached_property
     def blocks(self) -> Blocks:
         """Blocks that the features are made of."""
         return "core" if len(self.gram) == self.dim**3 else "all"
