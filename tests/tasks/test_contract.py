@@ -1,4 +1,4 @@
-"""What every task of von Oswald et al. promises, whatever it draws."""
+"""The contract of every task of von Oswald et al.: pure batches, rounding, tokens, noise, losses."""
 
 import re
 from dataclasses import replace

@@ -20,6 +20,12 @@ class Engine(Protocol):
     sequences. Three engines: :class:`ClosedForm` (diagonal weights, from moments),
     :class:`QuadraticLoss` (any weights, from exact or sampled statistics) and :class:`DirectLoss` (any
     weights, from the sequences themselves).
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> from mesaopt.theory.ar_process import ClosedForm
+        >>> isinstance(ClosedForm.of(initial_states("sparse"), dim=2, length=5), Engine)
+        True
     """
 
     @property

@@ -1,4 +1,4 @@
-"""The flow of two numbers: what it conserves, where it ends, and when."""
+"""The reduced flow of a and b: its conserved quantity, its limit, and the time to it."""
 
 import math
 import warnings
