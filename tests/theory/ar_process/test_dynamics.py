@@ -97,13 +97,13 @@ def test_printed_learning_curves(name: str) -> None:
     if start == "full_one" and off_diagonal == "trained":
         shapes = np.array(SHAPES)
         for i, weights in enumerate(layers(run.last)):
-            found = (
+            actual = (
                 weights.value_block[2, 2],
                 weights.value_block[1, 3],
                 weights.key_block[2, 2],
                 weights.key_block[1, 3],
             )
-            np.testing.assert_allclose(found, shapes[i], rtol=0, atol=5.001e-6)
+            np.testing.assert_allclose(actual, shapes[i], rtol=0, atol=5.001e-6)
     else:
         assert (run.last.off_diagonal == 0).all()
         closed = ClosedForm.of(initial_states(start, scale=scale), dim=5, length=100)
@@ -173,12 +173,12 @@ def test_printed_limits_of_plain_training_from_full_one(
 
 
 def test_off_diagonals_shrink_with_the_length() -> None:
-    found = []
+    actual = []
     for length in (20, 50, 100, 200):
         engine = population_loss(initial_states("full_one"), dim=3, length=length)
         last = layers(trained(engine, 3, steps=500).last)[0]
-        found.append(last.value_block[0, 1] / last.value_block[0, 0])
-    np.testing.assert_allclose(found, (-0.102, -0.062, -0.041, -0.025), rtol=0, atol=5.01e-4)
+        actual.append(last.value_block[0, 1] / last.value_block[0, 0])
+    np.testing.assert_allclose(actual, (-0.102, -0.062, -0.041, -0.025), rtol=0, atol=5.01e-4)
 
 
 def test_plain_training_on_rademacher_is_masked_training_on_full_one() -> None:

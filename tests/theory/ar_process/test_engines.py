@@ -145,12 +145,12 @@ def test_the_gradient_is_the_difference_quotient_of_the_loss(case: Case) -> None
     _, gradient = engine.loss_and_gradient(weights)
     step = 0.5  # the loss is a parabola in any one entry: central differences are exact at any step
     for name in ("output_value", "key_query"):
-        found = getattr(gradient, name)
-        for place in np.ndindex(found.shape):
+        actual = getattr(gradient, name)
+        for place in np.ndindex(actual.shape):
             if not case.takes_any and getattr(weights, name)[place] == 0:
-                assert found[place] == 0
+                assert actual[place] == 0
                 continue
-            for unit, part in ((1.0, found[place].real), (1j, found[place].imag)):
+            for unit, part in ((1.0, actual[place].real), (1j, actual[place].imag)):
                 sides = []
                 for sign in (1, -1):
                     entries = {
