@@ -6,10 +6,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from laboratories import PLAN, compute, run_of
+from laboratories import PLAN, run_of
 
 from mesaopt import recipes
 from mesaopt.papers.claims import Claim
+from mesaopt.papers.figure import judge
 from mesaopt.papers.reproduce import make_plan, reproduce
 from mesaopt.papers.uncovering2023.item import STUDY as UNCOVERING
 from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
@@ -57,7 +58,7 @@ def test_claims_of_a_full_reproduction_have_names_of_their_own(
     lab = Laboratory(replace(PLAN, scale="paper"), {recipe: [run_of(recipe)] for recipe in read})
     claims = {}
     for figure in UNCOVERING.figures:
-        own = compute(figure, lab).claims
+        own = {claim.name: claim for claim in judge(figure, lab)}
         assert not set(own) & set(claims)
         claims |= own
     assert len(claims) > 170
