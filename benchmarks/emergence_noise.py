@@ -3,29 +3,24 @@
     python benchmarks/emergence_noise.py
 
 prints, for every number that a claim judges on sequences, its standard deviation over 32 sets of 4,000
-training and 4,000 test sequences, times the root of 4,000. The thresholds of the claims use these numbers
-(`_ROOT_SPREAD` in mesaopt/papers/emergence2024/measure.py). The seeds, 1000 and up, are in no reproduction.
+training and 4,000 test sequences, times the root of 4,000. The limits of the claims use these numbers
+(`_ROOT_SPREAD` in mesaopt/papers/emergence2024/laboratory.py). No reproduction uses the seeds, 1000 and up.
 """
 
 import numpy as np
 
-from mesaopt.papers.emergence2024.emergence import EMERGENCE
-from mesaopt.papers.emergence2024.fig1 import gaussian_numbers
-from mesaopt.papers.emergence2024.fig7 import full_one_numbers
-from mesaopt.papers.emergence2024.measure import draw_sample
+from mesaopt.papers.emergence2024.laboratory import draw_sample
+from mesaopt.papers.emergence2024.one_step import gaussian_numbers
+from mesaopt.papers.emergence2024.weights import full_one_numbers
 
 SETS, SEQUENCES, FIRST_SEED = 32, 4000, 1000
 
 
 def main() -> None:
     """Measure and print."""
-    measured = EMERGENCE.measure(EMERGENCE.plans["small"], {})
-    for distribution, numbers_of in (
-        ("gaussian", gaussian_numbers),
-        ("full_one", full_one_numbers),
-    ):
+    for start, numbers_of in (("gaussian", gaussian_numbers), ("full_one", full_one_numbers)):
         sets = [
-            numbers_of(measured, draw_sample(distribution, seed, SEQUENCES, SEQUENCES))
+            numbers_of(draw_sample(start, seed, SEQUENCES, SEQUENCES))
             for seed in range(FIRST_SEED, FIRST_SEED + SETS)
         ]
         for name in sets[0]:

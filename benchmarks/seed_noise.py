@@ -19,7 +19,7 @@ from mesaopt.analysis import (
     in_context_loss,
     model_predictor,
 )
-from mesaopt.papers.uncovering2023.core_measure import LSA_1, LSA_2, MESA, MILESTONES, first_layer
+from mesaopt.papers.uncovering2023.core_claims import LSA_1, LSA_2, MESA, SEED_STD
 from mesaopt.tasks import LinearSystem
 from mesaopt.training import Run, load_run, train
 
@@ -28,13 +28,13 @@ POSITIONS = (5, 10, 20, 30)
 
 
 def spread(values: list[float]) -> str:
-    """Format the standard deviation of some values, their mean and their number."""
+    """Write the standard deviation of some values, with their mean and number."""
     x = torch.tensor(values)
     return f"{x.std().item():.2g} (mean {x.mean().item():.5g}, {len(values)} seeds)"
 
 
 def trained(folder: Path, recipe: str) -> list[Run]:
-    """Train all seeds of a recipe, or load those that are done."""
+    """Train all seeds of a recipe, or load those that are there."""
     runs = []
     for seed in SEEDS[recipe]:
         runs.append(train(recipes.get(recipe, seed=seed), folder / f"{recipe}-{seed}", resume=True))
@@ -48,16 +48,16 @@ def main(folder: Path) -> None:
     predictors: dict[str, Predictor] = {}
     groups: dict[str, list[str]] = {}
     for recipe, of_recipe in runs.items():
-        for step in (*MILESTONES[recipe], of_recipe[0].config.train.steps):
+        milestones = [step for name, step in SEED_STD if name == recipe]
+        for step in (*milestones, of_recipe[0].config.train.steps):
             for run in of_recipe:
                 model = load_run(run.path, step=step, device="cpu").model
                 name = f"{run.path.name}@{step}"
                 predictors[name] = model_predictor(model, run.config.task.token_slots)
                 groups.setdefault(f"{recipe} after {step}", []).append(name)
     task = LinearSystem(recipes.get(LSA_1).task)
-    losses = in_context_loss(
-        predictors, task, Evaluation(num_sequences=10_240, seed=1, split="validation")
-    )
+    evaluation = Evaluation(num_sequences=10_240, seed=1, split="validation")
+    losses = in_context_loss(predictors, task, evaluation)
     for group, names in groups.items():
         print(f"{group}: {spread([losses[name].mean for name in names])}")
         if group == f"{LSA_2} after 2500":
@@ -66,13 +66,13 @@ def main(folder: Path) -> None:
                 print(f"  at position {position}, from 0: {spread(at)}")
     main_coefficients, others = [], []
     for run in runs[LSA_1]:
-        coefficients = effective_coefficients(first_layer(run), run.config.task.dim)
+        coefficients = effective_coefficients(run.sequence_model.mixers[0], run.config.task.dim)
         main_coefficients.append(coefficients[2, 3, 2].item())
         coefficients[2, 3, 2] = 0
         others.append(coefficients.abs().max().item())
     print(f"coefficient of gradient descent: {spread(main_coefficients)}")
     print(f"largest other coefficient: {spread(others)}")
-    ridges = [run.model.mixers[0].inverse_ridge.mean().item() for run in runs[MESA]]
+    ridges = [run.sequence_model.mixers[0].inverse_ridge.mean().item() for run in runs[MESA]]
     print(f"inverse ridge: {spread(ridges)}")
 
 

@@ -87,21 +87,21 @@ class Diagnose:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Train, measure and judge an item of a paper, whole or in parts, and write its report.
+    """Train, measure and judge a study, whole or some of its figures, and write its report.
 
     Exits with 0 if all claims hold, 1 if one fails, 2 after a usage error.
     """
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
-    """Name of an item, or of a part such as emergence2024/fig1; mesaopt list figures shows them."""
+    """Name of a study, or of a figure such as emergence2024/fig1; mesaopt list figures shows them."""
     scale: Annotated[str, tyro.conf.arg(metavar="smoke|small|paper")] = "small"
     """Seconds to try it, minutes on a laptop, or as published."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     """Folder of the results, new or empty."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Training seeds of every recipe, or sets of sequences [the scale's own numbers]."""
-    only: Annotated[str, tyro.conf.arg(metavar="PART,...")] = ""
-    """Parts of the item to compute, such as fig1,fig3 [all of them]."""
+    only: Annotated[str, tyro.conf.arg(metavar="FIGURE,...")] = ""
+    """Figures of the study to compute, such as fig1,fig3 [all of them]."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
     resume: bool = False
@@ -126,6 +126,8 @@ class Report:
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
     """Folder that reproduce has written."""
+    redraw: bool = False
+    """Draw all figures again, from their saved numbers."""
     open: bool = False
     """Show it in the web browser."""
 

@@ -26,7 +26,8 @@ from mesaopt.errors import ConfigError, RunError, printable
 
 if TYPE_CHECKING:
     from mesaopt.analysis import Diagnosis, InContextLoss, Predictor
-    from mesaopt.papers.plan import Item, Plan
+    from mesaopt.papers.laboratory import Plan
+    from mesaopt.papers.plan import Study
     from mesaopt.training import Run, StepCost
 
 _MOST_SEEDS, _MOST_SEQUENCES = 10**4, 10**8
@@ -78,9 +79,9 @@ def list_names(command: args.List) -> int:
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
     if command.what in ("all", "figures"):
-        from mesaopt.papers.reproduce import ITEMS
+        from mesaopt.papers.reproduce import STUDIES, get_study
 
-        lists["figures"] = [row for item in ITEMS.values() for row in _names(item)]
+        lists["figures"] = [row for name in STUDIES for row in _names(get_study(name))]
     if command.what in ("all", "tasks"):
         lists["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
@@ -94,13 +95,15 @@ def list_names(command: args.List) -> int:
     return 0
 
 
-def _names(item: "Item[Any]") -> list[dict[str, str]]:
-    """Rows for an item and, where there is a choice, for its parts."""
-    scales = ", ".join(item.plans)
-    parts = item.parts if len(item.parts) > 1 else ()
+def _names(study: "Study[Any]") -> list[dict[str, str]]:
+    """Give a row for a study and one for each of its figures."""
+    scales = ", ".join(study.plans)
     return [
-        {"name": item.name, "summary": item.summary, "scales": scales},
-        *({"name": f"{item.name}/{p.name}", "summary": p.summary, "scales": ""} for p in parts),
+        {"name": study.name, "summary": study.summary, "scales": scales},
+        *(
+            {"name": f"{study.name}/{figure.name}", "summary": figure.summary, "scales": ""}
+            for figure in study.figures
+        ),
     ]
 
 
@@ -356,11 +359,12 @@ def reproduce(command: args.Reproduce) -> int:
 
 
 def _print_costs(plan: "Plan", device: str) -> int:
-    from mesaopt.papers.reproduce import costs, get_item
+    from mesaopt.papers.reproduce import costs, get_study
     from mesaopt.training import peak_memory_bytes, resolve_device
 
     resolve_device(device)
-    parts = get_item(plan.what).chosen(plan)
+    study = get_study(plan.what)
+    figures = study.chosen(plan)
     trainings = costs(plan, device=device)
     if trainings:
         rows = [
@@ -374,14 +378,14 @@ def _print_costs(plan: "Plan", device: str) -> int:
             for cost in trainings
         ]
         print_table(f"{plan.what} at scale {plan.scale}: training", rows)
-    times = [part.seconds(plan) for part in parts]
+    times = [figure.seconds[plan.scale] for figure in figures]
     rows = [
-        {"part": part.name, "what": part.summary, "time": f"about {duration(seconds)}"}
-        for part, seconds in zip(parts, times, strict=True)
+        {"figure": figure.name, "summary": figure.summary, "time": f"about {duration(seconds)}"}
+        for figure, seconds in zip(figures, times, strict=True)
     ]
-    print_table(f"{plan.what} at scale {plan.scale}: parts", rows)
+    print_table(f"{plan.what} at scale {plan.scale}: figures", rows)
     seconds = sum(cost.seconds for cost in trainings) + sum(times)
-    memory = peak_memory_bytes() + max(part.memory(plan) for part in parts)
+    memory = peak_memory_bytes() + study.memory(plan)
     print(f"time in all  about {duration(seconds)} here")
     print(f"memory       about {memory / 2**20:.0f} MiB here")
     return 0
@@ -425,6 +429,10 @@ def write_report(command: args.Report) -> int:
 
     if not files.is_folder(command.folder):
         raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
+    if command.redraw:
+        from mesaopt.papers.reproduce import redraw
+
+        redraw(command.folder)
     page = report.write_report(command.folder)
     print_line(page)
     if command.open:

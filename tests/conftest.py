@@ -6,13 +6,15 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from toy_item import Toy
+import toy_study
+from toy_study import Toy
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
 from mesaopt.papers import reproduce as reproduction
-from mesaopt.papers.plan import Item, Plan, Training
-from mesaopt.papers.uncovering2023.core import CORE
+from mesaopt.papers.laboratory import Plan, Training
+from mesaopt.papers.plan import Study
+from mesaopt.papers.uncovering2023 import core
 
 # Examples that are slow on a busy machine are not wrong.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
@@ -54,7 +56,7 @@ def short_ar_config() -> RunConfig:
     )
 
 
-def tiny_item(steps: int = 3) -> Item:
+def tiny_study(steps: int = 3) -> Study:
     recipes = ("lsa-1", "lsa-2-notebook", "mesa-1")
     plan = Plan(
         what="core",
@@ -67,7 +69,7 @@ def tiny_item(steps: int = 3) -> Item:
         ),
         num_sequences=256,
     )
-    return replace(CORE, plans={"smoke": plan})
+    return replace(core.STUDY, plans={"smoke": plan})
 
 
 @pytest.fixture(scope="session")
@@ -75,22 +77,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished folder of results; tests only read it."""
     out = tmp_path_factory.mktemp("core") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(reproduction.ITEMS, "core", tiny_item())
+        patch.setattr(core, "STUDY", tiny_study())
         reproduction.reproduce("core", scale="smoke", out=out, device="cpu")
     return out
 
 
 @pytest.fixture
-def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Item:
-    """Makes `core` the item that `results` was made from."""
-    item = tiny_item()
-    monkeypatch.setitem(reproduction.ITEMS, "core", item)
-    return item
+def tiny_core(monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Makes `core` the study that `results` was made from."""
+    study = tiny_study()
+    monkeypatch.setattr(core, "STUDY", study)
+    return study
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
-    """Makes `toy` an item of three parts, and keeps a log of what is computed."""
+    """Makes `toy` a study of three figures, and keeps a log of what is computed."""
     toy = Toy()
-    monkeypatch.setitem(reproduction.ITEMS, "toy", toy.item)
+    monkeypatch.setitem(reproduction.STUDIES, "toy", "toy_study")
+    monkeypatch.setattr(toy_study, "STUDY", toy.study)
     return toy

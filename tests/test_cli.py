@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from helpers import exit_status as run
-from toy_item import Toy
+from toy_study import Toy
 
 from mesaopt import recipes
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
-from mesaopt.papers.plan import Item
+from mesaopt.papers.plan import Study
 from mesaopt.training import RunFolder
 
 SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
@@ -36,7 +36,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("diagnose", {"step", "sequences", "out", "json"}),
         ("reproduce", {"scale", "out", "seeds", "only", "device", "resume", "dry-run"}),
         ("claims", {"json"}),
-        ("report", {"open"}),
+        ("report", {"open", "redraw"}),
         ("bench", {"recipe", "repeats", "threads", "quick", "json"}),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_dry_run_prints_the_cost_and_touches_nothing(
 
 
 def test_reproduce_says_where_the_report_is_and_whether_all_claims_hold(
-    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_core: Item
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_core: Study
 ) -> None:
     out = shutil.copytree(results, tmp_path / "results")
     (out / "DONE").unlink()  # trained and measured, but not finished: the rest takes no time
@@ -168,7 +168,7 @@ def test_reproduce_says_where_the_report_is_and_whether_all_claims_hold(
     assert (out / "index.html").exists()
 
 
-def test_parts_are_chosen_by_option_or_by_name(
+def test_figures_are_chosen_by_option_or_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], toy: Toy
 ) -> None:
     def reproduce(what: str, out: str, *more: str) -> int:
@@ -181,10 +181,10 @@ def test_parts_are_chosen_by_option_or_by_name(
     assert reproduce("toy/fig2", "one", "--resume") == 0, "the same settings"
     assert toy.log == ["fig1", "numbers", "fig3", "fig2", "numbers"]
     assert reproduce("toy/fig1", "one", "--resume") == 2
-    assert "other settings (parts differ)" in capsys.readouterr().err
+    assert "other settings (figures differ)" in capsys.readouterr().err
 
 
-def test_a_dry_run_without_training_lists_the_parts(
+def test_a_dry_run_without_training_lists_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], toy: Toy
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -193,10 +193,10 @@ def test_a_dry_run_without_training_lists_the_parts(
     out = capsys.readouterr().out
     assert re.findall(r"fig\d", out) == ["fig1", "fig1", "fig3", "fig3"], "name and summary"
     assert "ms a step" not in out
-    for word in ("about 10 s", "about 30 s", "time in all  about 40 s"):
+    for word in ("about 1 s", "about 3 s", "time in all  about 4 s"):
         assert word in out
     (memory,) = re.findall(r"memory +about (\d+) MiB", out)
-    assert int(memory) > 1024, "a part asks for that much"
+    assert int(memory) > 1024, "the study asks for that much"
     assert toy.log == []
     assert not list(tmp_path.iterdir())
 
@@ -225,11 +225,11 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("reproduce", "fig33"), "what='fig33': allowed: core"),
         (("reproduce", "core", "--scale", "huge"), "scale='huge': allowed: smoke, small, paper"),
         (("reproduce", "core", "--seeds", "-1"), "seeds=-1: must be 1 or greater"),
-        (("reproduce", "core/fig1"), "part='fig1': core has no parts to choose"),
-        (("reproduce", "core", "--only", "measuring"), "core has no parts to choose"),
+        (("reproduce", "core/fig1"), "figure='fig1': allowed: in-context-loss, learning-curves"),
+        (("reproduce", "core", "--only", "weigths"), "figure='weigths': did you mean 'weights'?"),
         (("reproduce", "toi/fig1"), "what='toi': did you mean 'toy'?"),
-        (("reproduce", "toy/fig11"), "part='fig11': did you mean 'fig1'?"),
-        (("reproduce", "toy", "--only", "fig1,x"), "part='x': allowed: fig1, fig2, fig3"),
+        (("reproduce", "toy/fig11"), "figure='fig11': did you mean 'fig1'?"),
+        (("reproduce", "toy", "--only", "fig1,x"), "figure='x': allowed: fig1, fig2, fig3"),
         (("reproduce", "core", "--device", "tpu"), "device='tpu': is not there"),
         (("evaluate", "nowhere"), "nowhere/config.json: there is no such file"),
         (("evaluate", "nowhere", "--sequences", "0"), "sequences=0: must be 1 or greater"),
@@ -310,7 +310,13 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"
     shown = [name for name in scales if name.startswith(("core", "toy"))]
-    assert shown == ["core", "toy", "toy/fig1", "toy/fig2", "toy/fig3"]
+    core = ("in-context-loss", "learning-curves", "weights", "coefficients")
+    assert shown == [
+        "core",
+        *(f"core/{name}" for name in core),
+        "toy",
+        *(f"toy/fig{number}" for number in (1, 2, 3)),
+    ]
     assert run("list", "recipes") == 0
     out = capsys.readouterr().out
     assert "mesa-1" in out

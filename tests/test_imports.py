@@ -66,6 +66,41 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not unexpected, f"{part} may not import {sorted(unexpected)}"
 
 
+def _papers_imports() -> dict[str, set[str]]:
+    """Modules of `papers` that each module of it imports."""
+    modules = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path
+        for path in (ROOT / "papers").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    imports: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        imports[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                imports[name] |= names & set(modules)
+    return imports
+
+
+def test_papers_are_at_most_five_floors_high() -> None:
+    imports = _papers_imports()
+
+    def floor(name: str) -> int:
+        return 1 + max(map(floor, imports[name]), default=0)
+
+    floors = {name: floor(name) for name in imports}
+    high = {name: height for name, height in floors.items() if height > 5}
+    assert not high, "modules that stand on four others, one on the other, at most"
+
+
+def test_papers_do_not_know_each_other_and_their_frame_knows_neither() -> None:
+    for name, imported in _papers_imports().items():
+        paper = name.removeprefix("mesaopt.papers.").split(".")[0]
+        others = {other.split(".")[2] for other in imported if other.count(".") == 3}
+        assert others <= {paper}, f"{name} imports another paper"
+
+
 def test_the_parser_needs_neither_torch_nor_matplotlib() -> None:
     code = (
         "import sys; import mesaopt, mesaopt.cli, mesaopt.recipes, mesaopt.papers.claims;"

@@ -1,16 +1,20 @@
-"""Claims: what a paper states, the number measured here, and a verdict."""
+"""Claims: a statement of a paper, the number measured here, and a verdict."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mesaopt import files
 from mesaopt.errors import RunError
 
+if TYPE_CHECKING:
+    from mesaopt.analysis.estimate import Estimate
+
 STANDARD_ERRORS = 3.0
-"""A threshold is widened by this many standard errors of the measured noise: a true claim then fails
-by chance about once in 400 times."""
+"""A limit is widened by this many standard errors of the measured number: a true claim then fails by
+chance about once in 400 times."""
 
 _SAVED = {
     "id": str,
@@ -29,49 +33,112 @@ _SAVED = {
 class Claim:
     """One statement of a paper, measured and judged.
 
+    The limits are either `low` and `high`, or `published` plus and minus `tolerance`. Both are widened by
+    three standard errors of what was measured; a number without an error is judged as it is.
+
     Example:
+        >>> from mesaopt.analysis.estimate import Estimate
         >>> claim = Claim(
-        ...     id="demo", paper="uncovering2023", figure="Fig. 4A", statement="the loss is 0.9",
-        ...     scale="smoke", value=0.91, low=0.88, high=0.92, basis="0.9 +- 0.02",
+        ...     name="loss", figure="Fig. 4A", statement="the loss is 0.9",
+        ...     measured=Estimate(0.91, 0.002), published=0.9, tolerance=0.01,
         ... )
         >>> claim.passed, claim.threshold
-        (True, 'between 0.88 and 0.92')
+        (True, 'between 0.884 and 0.916')
+        >>> claim.why
+        '0.9 published, tolerance 0.01, plus 3 standard errors of 0.002'
     """
 
-    id: str
-    """Short name, unique in a report."""
-    paper: str
-    """Name of the paper's package, such as "uncovering2023"."""
+    name: str
+    """Short, unique in its study."""
     figure: str
-    """Where in the paper it stands."""
+    """Place in the paper."""
     statement: str
-    """What the paper says, in one sentence."""
-    scale: str
-    """Scale of the measurement: smoke, small or paper."""
-    value: float
-    """What was measured."""
+    """The paper's statement, in one sentence."""
+    measured: "Estimate | float | None"
+    """The measured number; None where it could not be measured, and the claim is left out."""
     low: float | None = None
-    """Smallest value that passes; None for no lower limit."""
+    """Smallest value that passes, before noise; None for no lower limit."""
     high: float | None = None
-    """Largest value that passes; None for no upper limit."""
-    basis: str
-    """Where the threshold comes from."""
+    """Largest value that passes, before noise; None for no upper limit."""
+    published: float | None = None
+    """The paper's number, in place of `low` and `high`."""
+    tolerance: float = 0.0
+    """Distance from the published number that a faithful re-implementation may have, before noise."""
+    basis: str = ""
+    """Where the limits come from; needed for `low` and `high`."""
+    noise: Literal["added", "factor"] = "added"
+    """How noise widens `low` and `high`: by adding, or by a factor where the error grows with the value, as
+    that of a ratio of very different numbers does."""
+    study: str = ""
+    """The study that it belongs to; filled in when the study judges it."""
+    paper: str = ""
+    """The paper's package, such as "uncovering2023"; filled in like `study`."""
+    scale: str = ""
+    """Scale of the measurement: smoke, small or paper; filled in like `study`."""
+
+    @property
+    def id(self) -> str:
+        """Name of the claim in a report, such as "core/lsa-1-step-size"."""
+        return f"{self.study}/{self.name}"
+
+    @property
+    def value(self) -> float:
+        """The measured number; NaN where there is none."""
+        if self.measured is None:
+            return math.nan
+        return self.measured if isinstance(self.measured, (int, float)) else self.measured.value
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the measured number; None where it has none."""
+        if self.measured is None or isinstance(self.measured, (int, float)):
+            return None
+        return self.measured.error
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Smallest and largest value that pass, noise included."""
+        noise = STANDARD_ERRORS * (self.error or 0.0)
+        if self.published is not None:
+            width = self.tolerance + noise
+            return round(self.published - width, 6), round(self.published + width, 6)
+        if self.noise == "factor":
+            share = noise / self.value if noise else 0.0
+            low = None if self.low is None else self.low * math.exp(-share)
+            return low, None if self.high is None else self.high * math.exp(share)
+        low = None if self.low is None else self.low - noise
+        return low, None if self.high is None else self.high + noise
 
     @property
     def passed(self) -> bool:
-        """Whether the value lies within the threshold; a value that is no number does not."""
-        low = -math.inf if self.low is None else self.low
-        high = math.inf if self.high is None else self.high
-        return low <= self.value <= high
+        """Whether the value lies within the limits; NaN does not."""
+        low, high = self.limits
+        return (
+            (-math.inf if low is None else low)
+            <= self.value
+            <= (math.inf if high is None else high)
+        )
 
     @property
     def threshold(self) -> str:
-        """The threshold in words."""
-        if self.low is None:
-            return f"at most {self.high:.4g}"
-        if self.high is None:
-            return f"at least {self.low:.4g}"
-        return f"between {self.low:.4g} and {self.high:.4g}"
+        """The limits in words."""
+        low, high = self.limits
+        if low is None:
+            return f"at most {high:.4g}"
+        if high is None:
+            return f"at least {low:.4g}"
+        return f"between {low:.4g} and {high:.4g}"
+
+    @property
+    def why(self) -> str:
+        """The reason for the limits, in words."""
+        reasons = [self.basis] if self.basis else []
+        if self.published is not None:
+            reasons = [f"{self.published:g} published", *reasons]
+            reasons += [f"tolerance {self.tolerance:g}"] if self.tolerance else []
+        if self.error is not None:
+            reasons.append(f"plus {STANDARD_ERRORS:g} standard errors of {self.error:.2g}")
+        return ", ".join(reasons)
 
     def to_json(self) -> dict[str, Any]:
         """Give the claim as plain values; `threshold` is [low, high], null for no limit."""
@@ -82,48 +149,31 @@ class Claim:
             "statement": self.statement,
             "scale": self.scale,
             "value": self.value if math.isfinite(self.value) else None,
-            "threshold": [self.low, self.high],
+            "threshold": list(self.limits),
             "passed": self.passed,
-            "basis": self.basis,
+            "basis": self.why,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Claim":
-        """Undo :meth:`to_json`."""
-        fields = {name: data[name] for name in data if name not in ("threshold", "passed")}
-        fields["value"] = math.nan if data["value"] is None else data["value"]
+        """Read what :meth:`to_json` wrote; its limits include the noise."""
+        study, _, name = data["id"].partition("/")
         low, high = data["threshold"]
-        return cls(low=low, high=high, **fields)
-
-
-def interval(published: float, *, tolerance: float = 0.0, noise: float) -> tuple[float, float, str]:
-    """Derive a threshold from a published number and the noise measured here.
-
-    Args:
-        published: the paper's number.
-        tolerance: how far off a faithful re-implementation may be without any noise.
-        noise: standard error of the difference between our number and theirs.
-
-    Returns:
-        The smallest and the largest value that pass, and the sentence that says why.
-
-    Example:
-        >>> interval(0.9, tolerance=0.01, noise=0.001)
-        (0.887, 0.913, '0.9 published, tolerance 0.01, plus 3 standard errors of 0.001')
-    """
-    width = tolerance + STANDARD_ERRORS * noise
-    basis = f"{published:g} published, "
-    if tolerance:
-        basis += f"tolerance {tolerance:g}, plus "
-    basis += f"{STANDARD_ERRORS:g} standard errors of {noise:.2g}"
-    return round(published - width, 6), round(published + width, 6), basis
+        return cls(
+            name=name,
+            study=study,
+            measured=math.nan if data["value"] is None else data["value"],
+            low=low,
+            high=high,
+            **{key: data[key] for key in ("paper", "figure", "statement", "scale", "basis")},
+        )
 
 
 def read_claims(folder: Path) -> list[Claim]:
     """Read the claims that a reproduction wrote.
 
     Args:
-        folder: what was given to `mesaopt reproduce --out`.
+        folder: the one given to `mesaopt reproduce --out`.
 
     Returns:
         The claims, in the order of the report.
@@ -136,7 +186,7 @@ def read_claims(folder: Path) -> list[Claim]:
         raise RunError(f"{path}: there is no such file; mesaopt reproduce writes it")
     try:
         claims = [Claim.from_json(item) for item in files.read_json(path, [_SAVED])]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: is not a list of claims: {error!r}") from None
     for claim in claims:
         if claim.low is None and claim.high is None:
@@ -144,11 +194,6 @@ def read_claims(folder: Path) -> list[Claim]:
     return claims
 
 
-def write_claims(folder: Path, claims: list[Claim]) -> None:
-    """Write claims where :func:`read_claims` finds them.
-
-    Args:
-        folder: of the reproduction.
-        claims: in the order of the report.
-    """
+def write_claims(folder: Path, claims: Sequence[Claim]) -> None:
+    """Write claims where :func:`read_claims` finds them."""
     files.write_json(folder / "claims.json", [claim.to_json() for claim in claims])

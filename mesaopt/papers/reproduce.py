@@ -1,6 +1,6 @@
-"""Reproduce an item of a paper: train its runs, then compute the figures and claims of its parts."""
+"""Reproduce a study: train its runs, then measure, draw and judge its figures, in a results folder."""
 
-import functools
+import importlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -12,11 +12,9 @@ from mesaopt import files
 from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
-from mesaopt.papers.emergence2024.emergence import EMERGENCE
-from mesaopt.papers.figures import save_figure, style
-from mesaopt.papers.plan import Item, Part, Plan, Results, Runs
-from mesaopt.papers.uncovering2023.core import CORE
-from mesaopt.papers.uncovering2023.uncovering import UNCOVERING
+from mesaopt.papers.figure import Figure, draw_figure, judge, save_figure
+from mesaopt.papers.laboratory import Laboratory, Plan, Runs
+from mesaopt.papers.plan import Study
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import (
     Run,
@@ -31,13 +29,17 @@ from mesaopt.training import (
     train_seeds,
 )
 
-ITEMS: dict[str, Item[Any]] = {item.name: item for item in (CORE, UNCOVERING, EMERGENCE)}
-"""All that can be reproduced, by name."""
+STUDIES: dict[str, str] = {
+    "core": "mesaopt.papers.uncovering2023.core",
+    "uncovering2023": "mesaopt.papers.uncovering2023.item",
+    "emergence2024": "mesaopt.papers.emergence2024.item",
+}
+"""All that can be reproduced: by name, the module whose `STUDY` it is. It is imported when needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one run of a plan costs on this machine."""
+    """The cost of one run of a plan on this machine."""
 
     run: str
     steps: int
@@ -51,34 +53,35 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
-    """What is kept of a part, in `parts/<name>.json`: a later session need not compute it again."""
+    """A finished figure, as kept in `parts/<name>.json`: a later session does not compute it again."""
 
     figures: list[str]
+    """Names of its files, without ending: one, or none where it was left out."""
     claims: list[Claim]
     seconds: float
 
 
-def get_item(name: str) -> Item[Any]:
-    """Look an item up.
+def get_study(name: str) -> Study[Any]:
+    """Look a study up.
 
     Args:
-        name: one of `ITEMS`.
+        name: one of `STUDIES`.
 
     Returns:
-        The item.
+        The study.
 
     Raises:
-        ConfigError: there is no such item.
+        ConfigError: there is no such study.
 
     Example:
-        >>> get_item("cor")
+        >>> get_study("cor")
         Traceback (most recent call last):
         ...
         mesaopt.errors.ConfigError: what='cor': did you mean 'core'?
     """
-    if name not in ITEMS:
-        raise ConfigError(f"what={name!r}: {suggest(name, ITEMS)}")
-    return ITEMS[name]
+    if name not in STUDIES:
+        raise ConfigError(f"what={name!r}: {suggest(name, STUDIES)}")
+    return importlib.import_module(STUDIES[name]).STUDY
 
 
 def make_plan(
@@ -87,32 +90,33 @@ def make_plan(
     """Make the plan of what a user asks for.
 
     Args:
-        what: name of an item, such as "core", or of one part, such as "emergence2024/fig1".
+        what: name of a study, such as "core", or of one figure, such as "emergence2024/fig1".
         scale: "smoke", "small" or "paper".
         seeds: training seeds of every recipe; the scale's own numbers if not given.
-        only: names of parts, in any order, besides one that `what` names; all of them if there is none.
+        only: names of figures, in any order, besides one that `what` names; all of them if there is none.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigError: there is no such item, part or scale, seeds is less than 1, or there is no choice of
-            seeds or parts.
+        ConfigError: there is no such study, figure or scale, seeds is less than 1, or there is no choice
+            of seeds.
 
     Example:
         >>> make_plan("core", scale="smoke").num_sequences
         2048
     """
-    name, _, part = what.partition("/")
-    return get_item(name).plan(scale, seeds=seeds, parts=(part, *only) if part else only)
+    name, _, figure = what.partition("/")
+    figures = (figure, *only) if figure else only
+    return get_study(name).plan(scale, seeds=seeds, figures=figures)
 
 
 def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
-    """Find out what the runs of a plan cost here, by trying a few steps of each recipe.
+    """Measure what the runs of a plan cost here, by a few steps of each recipe.
 
     Args:
-        plan: what would be run.
-        device: where.
+        plan: the runs.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
 
     Returns:
         One entry per run.
@@ -138,17 +142,17 @@ def reproduce(
     resume: bool = False,
     device: str = "auto",
 ) -> list[Claim]:
-    """Train, measure and judge one item in a folder.
+    """Train, measure and judge one study in a folder.
 
     The folder gets `runs/`, `figures/`, `parts/` and `claims.json`; :func:`mesaopt.report.write_report`
-    makes its page. Runs and parts that an earlier session has finished are kept.
+    makes its page. Runs and figures that an earlier session has finished are kept.
 
     Args:
-        what: name of an item, such as "core", or of one part, such as "emergence2024/fig1".
+        what: name of a study, such as "core", or of one figure, such as "emergence2024/fig1".
         scale: "smoke", "small" or "paper".
         out: folder of the results, new or empty unless resumed.
         seeds: training seeds of every recipe; the scale's own numbers if not given.
-        only: names of parts, in any order, besides one that `what` names; all of them if there is none.
+        only: names of figures, in any order, besides one that `what` names; all of them if there is none.
         resume: continue what is in `out`.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
 
@@ -156,49 +160,73 @@ def reproduce(
         The claims, judged.
 
     Raises:
-        ConfigError: there is no such item, part or scale, seeds is less than 1, or there is no choice of
-            seeds or parts.
+        ConfigError: there is no such study, figure or scale, seeds is less than 1, or there is no choice
+            of seeds.
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
     """
     plan = make_plan(what, scale=scale, seeds=seeds, only=only)
     resolve_device(device)
     out = files.as_path(out)
-    _claim(out, plan, resume=resume)
+    _reserve(out, plan, resume=resume)
     if files.exists(out / "DONE"):
         return read_claims(out)
     with files.only_one_process(out):
-        return _reproduce_in(out, get_item(plan.what), plan, device)
+        return _reproduce_in(out, get_study(plan.what), plan, device)
 
 
-def _reproduce_in(out: Path, item: Item[Any], plan: Plan, device: str) -> list[Claim]:
+def redraw(out: str | Path) -> list[str]:
+    """Draw all figures of a results folder again, from their saved numbers.
+
+    Args:
+        out: folder that :func:`reproduce` filled; runs and models are not needed.
+
+    Returns:
+        Names of the figures' files, without ending.
+
+    Raises:
+        RunError: the folder or a figure's numbers are missing or damaged, or the disk is full.
+    """
+    out = files.as_path(out)
+    folder = out / "figures"
+    index = files.read_json(folder / "index.json", {"figures": [str]})
+    study = get_study(files.read_json(out / "config.json", {"what": str})["what"])
+    figures = {f"{study.name}-{figure.name}": figure for figure in study.figures}
+    for name in index["figures"]:
+        if name not in figures:
+            raise RunError(f"{folder / name}.json: {suggest(name, figures)}")
+        draw_figure(figures[name], name, folder)
+    return index["figures"]
+
+
+def _reproduce_in(out: Path, study: Study[Any], plan: Plan, device: str) -> list[Claim]:
     started = time.perf_counter()
-    parts = item.chosen(plan)
+    figures = study.chosen(plan)
     groups = [group for t in plan.trainings for group in seed_batches(t.configs, device)]
     share = {cost.run: cost.step.seconds for cost in costs(_unfinished(plan, out), device=device)}
     stages = [
         Stage(_title(group), group[0].train.steps, sum(share.get(run_name(c), 0) for c in group))
         for group in groups
     ]
-    stages += [Stage(part.name, 1, part.seconds(plan)) for part in parts]
+    stages += [Stage(figure.name, 1, figure.seconds[plan.scale]) for figure in figures]
     with ProgressDisplay(stages) as display:
         runs = _train_all(groups, out / "runs", device, display)
-        _compute_all(item, plan, runs, out, display)
-    finished = {part: _read_part(_file_of(part, out)) for part in parts}
-    claims = [claim for results in finished.values() for claim in results.claims]
+        _compute_all(study, plan, runs, out, display)
+    finished = [_read_finished(_file_of(figure, out)) for figure in figures]
+    claims = [claim for one in finished for claim in one.claims]
     trained = list(itertools.chain.from_iterable(runs.values()))
     index = {
-        "title": item.title,
-        "introduction": item.introduction,
-        "figures": [name for results in finished.values() for name in results.figures],
-        "headings": _headings(finished) if len(item.parts) > 1 else {},
+        "title": study.title,
+        "introduction": study.introduction,
+        "figures": [name for one in finished for name in one.figures],
+        "headings": _headings(figures, finished),
         "runs": [_run_summary(run) for run in trained],
     }
     files.write_json(out / "figures" / "index.json", index)
     write_claims(out, claims)
     seconds = {
         "training": sum(run.seconds for run in trained),
-        "measuring": sum(results.seconds for results in finished.values()),
-        "this_sitting": time.perf_counter() - started,
+        "measuring": sum(one.seconds for one in finished),
+        "this_session": time.perf_counter() - started,
     }
     files.write_json(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
     return claims
@@ -214,11 +242,13 @@ def _unfinished(plan: Plan, out: Path) -> Plan:
     return replace(plan, trainings=waiting)
 
 
-def _claim(out: Path, plan: Plan, *, resume: bool) -> None:
-    """Take a folder for a plan, or make sure that it holds this very plan."""
+def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
+    """Reserve a folder for a plan, or make sure that it holds this very plan."""
     settings = to_dict(plan)
     if reserve_folder(out, resume=resume):
         theirs = files.read_json(out / "config.json")
+        if isinstance(theirs, dict) and "parts" in theirs:  # as figures were called before
+            theirs["figures"] = theirs.pop("parts")
         if theirs != settings:
             different = [k for k in settings if not isinstance(theirs, dict) or k not in theirs]
             different = different or [k for k in settings if theirs[k] != settings[k]]
@@ -264,39 +294,40 @@ def _train_all(
 
 
 def _compute_all(
-    item: Item[Any], plan: Plan, runs: Runs, out: Path, display: ProgressDisplay
+    study: Study[Any], plan: Plan, runs: Runs, out: Path, display: ProgressDisplay
 ) -> None:
-    """Compute what is missing; a part is finished once its file is there, after its figures."""
-    measure = functools.cache(lambda: item.measure(plan, runs))
-    for part in item.chosen(plan):
-        if files.exists(_file_of(part, out)):
-            display.skip(part.name)
+    """Compute the figures that are missing; a figure is finished once its file in `parts` is there."""
+    lab: Laboratory | None = None
+    for figure in study.chosen(plan):
+        if files.exists(_file_of(figure, out)):
+            display.skip(figure.name)
             continue
-        display.begin(part.name)
-        started = time.perf_counter()
-        with style():
-            results = part.compute(measure(), display.advance)
-        seconds = time.perf_counter() - started
-        for figure in results.figures:
-            share = figure.seconds or seconds / len(results.figures)
-            save_figure(replace(figure, seconds=share), out / "figures")
-        _write_part(_file_of(part, out), results, seconds)
+        display.begin(figure.name)
+        lab = lab or study.laboratory(plan, runs)
+        lab.on_progress = display.advance
+        _compute(study, figure, lab, out)
 
 
-def _file_of(part: Part[Any], out: Path) -> Path:
-    return out / "parts" / f"{part.name}.json"
-
-
-def _write_part(path: Path, results: Results, seconds: float) -> None:
+def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path) -> None:
+    started = time.perf_counter()
+    name = save_figure(figure, lab, out / "figures")
+    claims = [
+        replace(claim, study=study.name, paper=study.paper, scale=lab.plan.scale)
+        for claim in judge(figure, lab)
+    ]
     value = {
-        "figures": [figure.id for figure in results.figures],
-        "claims": [claim.to_json() for claim in results.claims],
-        "seconds": round(seconds, 2),
+        "figures": [] if name is None else [name],
+        "claims": [claim.to_json() for claim in claims],
+        "seconds": round(time.perf_counter() - started, 2),
     }
-    files.write_json(path, value)
+    files.write_json(_file_of(figure, out), value)
 
 
-def _read_part(path: Path) -> _Finished:
+def _file_of(figure: Figure[Any], out: Path) -> Path:
+    return out / "parts" / f"{figure.name}.json"
+
+
+def _read_finished(path: Path) -> _Finished:
     value = files.read_json(path)
     try:
         files.check(value, {"figures": [str], "claims": [{}], "seconds": float}, str(path))
@@ -304,15 +335,16 @@ def _read_part(path: Path) -> _Finished:
         return _Finished(figures=value["figures"], claims=claims, seconds=value["seconds"])
     except RunError as error:
         raise RunError(f"{error}; delete it and go on with --resume") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"is damaged: {error!r}; delete it and go on with --resume"
         raise RunError(f"{path}: {problem}") from None
 
 
-def _headings(finished: dict[Part[Any], _Finished]) -> dict[str, str]:
-    """What the report writes above a claim, by its id: the part that begins with it."""
-    return {
-        results.claims[0].id: f"{part.name} · {part.summary}"
-        for part, results in finished.items()
-        if results.claims
+def _headings(figures: Sequence[Figure[Any]], finished: Sequence[_Finished]) -> dict[str, str]:
+    """Give the headings that the report writes above claims, by the id of a figure's first claim."""
+    headings = {
+        one.claims[0].id: f"{figure.name} · {figure.summary}"
+        for figure, one in zip(figures, finished, strict=True)
+        if one.claims
     }
+    return headings if len(headings) > 1 else {}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mesaopt import files
 from mesaopt.analysis import Diagnosis, Estimate
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
-from mesaopt.papers.figures import INK, PALETTE, style
+from mesaopt.papers.plots import INK, PALETTE, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import page_templates
 from mesaopt.report.svg import inline

@@ -99,7 +99,18 @@ class Task(Protocol):
         split: Split = "train",
         device: torch.device | str = "cpu",
     ) -> Batch:
-        """Draw one batch, a pure function of (seed, split, step)."""
+        """Draw one batch, a pure function of (seed, split, step).
+
+        Args:
+            batch_size: sequences, 1 or more.
+            seed: 0 or greater.
+            step: 0 or greater.
+            split: stream to draw from; streams never overlap.
+            device: where the batch is put.
+
+        Returns:
+            The batch.
+        """
         ...
 
 

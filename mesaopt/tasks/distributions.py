@@ -69,7 +69,20 @@ class InitialStates(ABC):
 
 
 class RealStates(InitialStates):
-    """A distribution of real states, for which x and conj(x) are the same."""
+    """A distribution of real states, for which x and conj(x) are the same.
+
+    Example:
+        >>> class Zero(RealStates):
+        ...     name = "zero"
+        ...
+        ...     def sample(self, random, count, dim):
+        ...         return np.zeros((count, dim))
+        ...
+        ...     def real_moment(self, powers):
+        ...         return 1.0 * (powers == 0).all(-1)
+        >>> float(Zero().moment(np.array([1, 0]), np.array([1, 0])))
+        0.0
+    """
 
     def moment(
         self, powers: NDArray[np.int64], conjugate_powers: NDArray[np.int64] | None = None

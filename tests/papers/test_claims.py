@@ -5,23 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.errors import RunError
-from mesaopt.papers.claims import Claim, interval, read_claims, write_claims
+from mesaopt.papers.claims import Claim, read_claims, write_claims
 
 numbers = st.floats(-1e6, 1e6)
+noises = st.floats(0, 1)
 
 
-def claim(value: float, low: float | None = None, high: float | None = None) -> Claim:
+def claim(measured: Estimate | float | None, **limits) -> Claim:
     return Claim(
-        id="x",
+        name="x",
+        study="core",
         paper="uncovering2023",
         figure="Fig. 1",
         statement="it holds",
         scale="smoke",
-        value=value,
-        low=low,
-        high=high,
+        measured=measured,
         basis="a test",
+        **limits,
     )
 
 
@@ -30,30 +32,62 @@ def test_a_claim_passes_within_its_limits(
     value: float, low: float | None, high: float | None
 ) -> None:
     expected = not ((low is not None and value < low) or (high is not None and value > high))
-    assert claim(value, low, high).passed is expected
+    assert claim(value, low=low, high=high).passed is expected
 
 
 def test_what_is_no_number_fails() -> None:
     assert not claim(math.nan).passed
-    assert not claim(math.nan, 0.0, 1.0).passed
+    assert not claim(math.nan, low=0.0, high=1.0).passed
+    assert not claim(Estimate(math.nan, 0.1), low=0.0, high=1.0).passed
 
 
-@given(published=numbers, tolerance=st.floats(0, 1), noise=st.floats(0, 1))
+@given(published=numbers, tolerance=noises, noise=noises)
 def test_a_threshold_is_tolerance_and_three_standard_errors(
     published: float, tolerance: float, noise: float
 ) -> None:
-    low, high, _ = interval(published, tolerance=tolerance, noise=noise)
+    measured = claim(Estimate(0.0, noise), published=published, tolerance=tolerance)
+    low, high = measured.limits
     assert high - low == pytest.approx(2 * (tolerance + 3 * noise), abs=3e-6)
     assert (low + high) / 2 == pytest.approx(published, abs=1e-5)
 
 
+@given(value=numbers, low=numbers, high=numbers, noise=noises)
+def test_limits_are_widened_by_three_standard_errors(
+    value: float, low: float, high: float, noise: float
+) -> None:
+    assert claim(value, low=low, high=high).limits == (low, high), "a number without an error"
+    wide = claim(Estimate(value, noise), low=low, high=high)
+    assert wide.limits == (low - 3 * noise, high + 3 * noise)
+    assert claim(Estimate(value, noise), high=high).limits == (None, high + 3 * noise)
+
+
+def test_noise_that_grows_with_a_ratio_widens_by_a_factor() -> None:
+    measured = claim(Estimate(50.0, 5.0), low=100.0, noise="factor")
+    assert measured.limits[0] == pytest.approx(100 * math.exp(-0.3))
+    assert claim(Estimate(0.0, 0.0), low=100.0, noise="factor").limits == (100.0, None)
+
+
+def test_the_sentence_about_noise_is_added_to_the_basis() -> None:
+    assert claim(1.0, high=2.0).why == "a test"
+    assert claim(Estimate(1.0, 0.25), high=2.0).why == "a test, plus 3 standard errors of 0.25"
+    published = claim(Estimate(1.0, 0.25), published=1.5, tolerance=0.1)
+    assert published.why == "1.5 published, a test, tolerance 0.1, plus 3 standard errors of 0.25"
+
+
 def test_claims_survive_their_file(tmp_path: Path) -> None:
-    claims = [claim(0.5, 0.0, 1.0), claim(math.nan, high=1.0), claim(2.0, high=1.0)]
+    claims = [
+        claim(0.5, low=0.0, high=1.0),
+        claim(math.nan, high=1.0),
+        claim(2.0, high=1.0),
+        claim(Estimate(1.1, 0.1), high=1.0),
+        claim(Estimate(1.1, 0.01), published=1.0, tolerance=0.01),
+    ]
     write_claims(tmp_path, claims)
     again = read_claims(tmp_path)
     assert again[0] == claims[0]
     assert again[2] == claims[2]
-    assert [c.passed for c in again] == [True, False, False]
+    assert [c.passed for c in again] == [True, False, False, True, False]
+    assert [c.to_json() for c in again] == [c.to_json() for c in claims]
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", '[{"id": "x"}]', "["])

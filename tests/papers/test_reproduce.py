@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_item import Toy
+import toy_study
+from toy_study import Toy
 
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.papers.claims import read_claims
-from mesaopt.papers.plan import Item, Plan
-from mesaopt.papers.reproduce import ITEMS, costs, get_item, make_plan, reproduce
+from mesaopt.papers.laboratory import Plan
+from mesaopt.papers.plan import Study
+from mesaopt.papers.reproduce import STUDIES, costs, get_study, make_plan, redraw, reproduce
 from mesaopt.training import RunFolder, StepCost, run_name, step_cost, train
 
 FIGURES = ["core-in-context-loss", "core-learning-curves", "core-weights", "core-coefficients"]
@@ -34,11 +36,11 @@ def test_the_numbers_behind_the_curves(results: Path) -> None:
         rows = list(csv.DictReader(file))
     by_name = {row["predictor"] for row in rows}
     assert len(by_name) == 7
-    first = {row["predictor"]: float(row["loss"]) for row in rows if row["position"] == "1"}
+    first = {row["predictor"]: float(row["loss"]) for row in rows if row["place"] == "1"}
     # Nobody knows anything at position 1, and untrained models predict zero.
     assert max(first.values()) == pytest.approx(min(first.values()), rel=1e-3)
-    last = {row["predictor"]: float(row["loss"]) for row in rows if row["position"] == "50"}
-    assert last["least squares, all pairs"] < 1e-3 < last["one gradient step"]
+    last = {row["predictor"]: float(row["loss"]) for row in rows if row["place"] == "50"}
+    assert last["least squares"] < 1e-3 < last["one gradient step"]
 
 
 def test_claims_that_need_no_training_hold_and_the_others_fail(results: Path) -> None:
@@ -53,7 +55,7 @@ def test_claims_that_need_no_training_hold_and_the_others_fail(results: Path) ->
 
 
 def test_an_interrupted_reproduction_goes_on(
-    results: Path, tiny_core: Item, tmp_path: Path
+    results: Path, tiny_core: Study, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
     plan = tiny_core.plan("smoke")
@@ -77,7 +79,7 @@ def test_an_interrupted_reproduction_goes_on(
     assert RunFolder(out / "runs" / name).config == config
 
 
-def test_a_finished_reproduction_is_not_repeated(results: Path, tiny_core: Item) -> None:
+def test_a_finished_reproduction_is_not_repeated(results: Path, tiny_core: Study) -> None:
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     claims = reproduce("core", scale="smoke", out=results, device="cpu", resume=True)
     assert claims == read_claims(results)
@@ -85,7 +87,7 @@ def test_a_finished_reproduction_is_not_repeated(results: Path, tiny_core: Item)
 
 
 def test_runs_that_are_finished_are_not_timed_again(
-    results: Path, tiny_core: Item, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: Path, tiny_core: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "results"
     shutil.copytree(results, out)
@@ -103,7 +105,7 @@ def test_runs_that_are_finished_are_not_timed_again(
     assert timed == [unfinished]
 
 
-def test_other_settings_do_not_touch_a_folder(results: Path, tiny_core: Item) -> None:
+def test_other_settings_do_not_touch_a_folder(results: Path, tiny_core: Study) -> None:
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     with pytest.raises(RunError, match=r"other settings \(trainings differ\)"):
         reproduce("core", scale="smoke", out=results, seeds=3, device="cpu", resume=True)
@@ -112,7 +114,7 @@ def test_other_settings_do_not_touch_a_folder(results: Path, tiny_core: Item) ->
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob("*")}
 
 
-def test_a_run_is_not_taken_for_results(short_config, tiny_core: Item, tmp_path: Path) -> None:
+def test_a_run_is_not_taken_for_results(short_config, tiny_core: Study, tmp_path: Path) -> None:
     train(short_config, tmp_path, device="cpu")
     with pytest.raises(RunError, match="holds results with other settings"):
         reproduce("core", scale="smoke", out=tmp_path, device="cpu", resume=True)
@@ -124,9 +126,9 @@ def test_a_run_is_not_taken_for_results(short_config, tiny_core: Item, tmp_path:
         ("fig33", "smoke", None, "what='fig33': allowed: core"),
         ("core", "smal", None, "scale='smal': did you mean 'small'?"),
         ("core", "smoke", 0, "seeds=0: must be 1 or greater"),
-        ("core/measuring", "smoke", None, "part='measuring': core has no parts to choose"),
-        ("toy/fg2", "smoke", None, "part='fg2': did you mean 'fig2'?"),
-        ("toy/x", "smoke", None, "part='x': allowed: fig1, fig2, fig3"),
+        ("core/wights", "smoke", None, "figure='wights': did you mean 'weights'?"),
+        ("toy/fg2", "smoke", None, "figure='fg2': did you mean 'fig2'?"),
+        ("toy/x", "smoke", None, "figure='x': allowed: fig1, fig2, fig3"),
         ("toi/fig1", "smoke", None, "what='toi': did you mean 'toy'?"),
     ],
 )
@@ -139,15 +141,16 @@ def test_misuse_is_named(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("item", ITEMS)
-def test_every_item_has_three_scales_and_more_work_at_each(item: str) -> None:
-    plans = get_item(item).plans
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_has_three_scales_and_more_work_at_each(study: str) -> None:
+    plans = get_study(study).plans
     assert list(plans) == ["smoke", "small", "paper"]
     work = [sum(c.train.steps for c in plan.configs.values()) for plan in plans.values()]
     assert work == sorted(work)
-    seconds = [sum(p.seconds(plan) for p in get_item(item).parts) for plan in plans.values()]
+    figures = get_study(study).figures
+    seconds = [sum(figure.seconds[scale] for figure in figures) for scale in plans]
     assert seconds == sorted(seconds)
-    names = [part.name for part in get_item(item).parts]
+    names = [figure.name for figure in figures]
     assert len(names) == len(set(names))
 
 
@@ -155,7 +158,7 @@ def test_seeds_are_those_of_every_recipe() -> None:
     assert [t.seeds for t in make_plan("core", seeds=4).trainings] == [4, 4, 4]
 
 
-def test_costs_are_measured_for_every_run(tiny_core: Item) -> None:
+def test_costs_are_measured_for_every_run(tiny_core: Study) -> None:
     plan = tiny_core.plan("smoke")
     found = costs(plan, device="cpu")
     assert [cost.run for cost in found] == list(plan.configs)
@@ -163,7 +166,9 @@ def test_costs_are_measured_for_every_run(tiny_core: Item) -> None:
     assert all(cost.seconds > 0 for cost in found)
 
 
-def test_parts_run_in_the_items_order_and_share_what_is_measured(tmp_path: Path, toy: Toy) -> None:
+def test_figures_run_in_the_studys_order_and_share_what_is_measured(
+    tmp_path: Path, toy: Toy
+) -> None:
     claims = reproduce("toy", scale="smoke", out=tmp_path, only=["fig3", "fig1", "fig3"])
     assert toy.log == ["fig1", "numbers", "fig3"]
     assert [claim.figure for claim in claims] == ["fig1", "fig1", "fig3", "fig3"]
@@ -175,15 +180,15 @@ def test_parts_run_in_the_items_order_and_share_what_is_measured(tmp_path: Path,
         "toy/fig3-low": "fig3 · what fig3 shows",
     }
     settings = json.loads((tmp_path / "config.json").read_text())
-    assert settings["parts"] == ["fig1", "fig3"]
+    assert settings["figures"] == ["fig1", "fig3"]
     assert settings["draws"] == 2, "a plan keeps settings of its own"
 
 
-def test_all_parts_chosen_are_the_whole_item(toy: Toy) -> None:
+def test_all_figures_chosen_are_the_whole_study(toy: Toy) -> None:
     whole = make_plan("toy", scale="smoke")
-    assert whole.parts == ()
+    assert whole.figures == ()
     assert make_plan("toy", scale="smoke", only=["fig2", "fig3", "fig1"]) == whole
-    assert make_plan("toy/fig2", only=["fig1"]).parts == ("fig1", "fig2")
+    assert make_plan("toy/fig2", only=["fig1"]).figures == ("fig1", "fig2")
 
 
 def test_a_plan_without_training_has_seeds_of_its_own_or_none(toy: Toy) -> None:
@@ -193,13 +198,13 @@ def test_a_plan_without_training_has_seeds_of_its_own_or_none(toy: Toy) -> None:
     assert costs(make_plan("toy")) == []
 
 
-def test_parts_that_were_finished_are_kept(tmp_path: Path, toy: Toy) -> None:
+def test_figures_that_were_finished_are_kept(tmp_path: Path, toy: Toy) -> None:
     toy.broken = "fig2"
     with pytest.raises(RuntimeError, match="fig2 is broken"):
         reproduce("toy", scale="smoke", out=tmp_path)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["fig1.json"]
     assert not (tmp_path / "claims.json").exists()
-    with pytest.raises(RunError, match=r"other settings \(parts differ\)"):
+    with pytest.raises(RunError, match=r"other settings \(figures differ\)"):
         reproduce("toy", scale="smoke", out=tmp_path, only=["fig1"], resume=True)
     toy.broken = ""
     toy.log.clear()
@@ -211,20 +216,20 @@ def test_parts_that_were_finished_are_kept(tmp_path: Path, toy: Toy) -> None:
     assert [claim["id"] for claim in part["claims"]] == ["toy/fig3-low", "toy/fig3-lower"]
 
 
-def test_nothing_is_measured_where_all_parts_are_finished(tmp_path: Path, toy: Toy) -> None:
+def test_nothing_is_measured_where_all_figures_are_finished(tmp_path: Path, toy: Toy) -> None:
     claims = reproduce("toy", scale="smoke", out=tmp_path)
     (tmp_path / "DONE").unlink()
     (tmp_path / "claims.json").unlink()
     toy.log.clear()
     with pytest.MonkeyPatch.context() as patch:
-        blind = replace(toy.item, measure=None)
-        patch.setitem(ITEMS, "toy", blind)
+        blind = replace(toy.study, laboratory=None)
+        patch.setattr(toy_study, "STUDY", blind)
         assert reproduce("toy", scale="smoke", out=tmp_path, resume=True) == claims
     assert toy.log == []
     assert (tmp_path / "DONE").exists()
 
 
-def test_a_damaged_part_is_named(tmp_path: Path, toy: Toy) -> None:
+def test_a_damaged_result_is_named(tmp_path: Path, toy: Toy) -> None:
     reproduce("toy", scale="smoke", out=tmp_path)
     (tmp_path / "DONE").unlink()
     (tmp_path / "parts" / "fig2.json").write_text("[]")
@@ -232,7 +237,7 @@ def test_a_damaged_part_is_named(tmp_path: Path, toy: Toy) -> None:
         reproduce("toy", scale="smoke", out=tmp_path, resume=True)
 
 
-def test_progress_goes_through_the_parts(
+def test_progress_goes_through_the_figures(
     tmp_path: Path, toy: Toy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mesaopt.progress._PLAIN_EVERY_SECONDS", 0.0)
@@ -241,15 +246,62 @@ def test_progress_goes_through_the_parts(
         reproduce("toy", scale="smoke", out=tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "fig1"
-    assert lines[1].startswith("fig1: step 1/2 "), "what the part reported"
+    assert lines[1].startswith("fig1: step 1/2 "), "progress of a measurement"
     assert lines[2:] == ["fig2"]
     toy.broken = ""
     reproduce("toy", scale="smoke", out=tmp_path, resume=True)
     assert capsys.readouterr().err.splitlines()[:2] == ["fig1: already done", "fig2"]
 
 
-def test_a_figure_is_charged_the_time_of_its_part(tmp_path: Path, toy: Toy) -> None:
+def test_a_figure_has_the_time_of_its_measurement(tmp_path: Path, toy: Toy) -> None:
     reproduce("toy", scale="smoke", out=tmp_path, only=["fig2"])
     part = json.loads((tmp_path / "parts" / "fig2.json").read_text())
     figure = json.loads((tmp_path / "figures" / "toy-fig2.json").read_text())
-    assert figure["seconds"] == part["seconds"] > 0
+    assert part["seconds"] >= figure["seconds"] > 0
+
+
+@pytest.mark.parametrize("study", ["core", "toy"])
+def test_figures_are_drawn_again_from_their_numbers_alone(
+    study: str, results: Path, tmp_path: Path, toy: Toy
+) -> None:
+    out = tmp_path / "results"
+    if study == "core":
+        shutil.copytree(results, out, ignore=shutil.ignore_patterns("runs"))
+    else:
+        reproduce("toy", scale="smoke", out=out)
+        toy.log.clear()
+    drawn = {p: p.read_bytes() for p in (out / "figures").iterdir() if p.suffix in (".png", ".svg")}
+    for path in drawn:
+        path.unlink()
+    assert len(redraw(out)) == len(drawn) / 2
+    assert {path: path.read_bytes() for path in drawn} == drawn
+    assert toy.log == [], "nothing is measured"
+
+
+def test_drawing_again_names_what_is_missing(tmp_path: Path, toy: Toy) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path)
+    saved = tmp_path / "figures" / "toy-fig2.csv"
+    text = saved.read_text()
+    saved.write_text(text + "7\n")
+    with pytest.raises(RunError, match=r"toy-fig2\.csv: has 3 rows: must have 2"):
+        redraw(tmp_path)
+    saved.unlink()
+    with pytest.raises(RunError, match=r"toy-fig2\.csv"):
+        redraw(tmp_path)
+    saved.write_text(text)
+    description = tmp_path / "figures" / "toy-fig2.json"
+    old = json.loads(description.read_text())
+    del old["panels"]
+    description.write_text(json.dumps(old))
+    with pytest.raises(RunError, match="written before figures could be redrawn"):
+        redraw(tmp_path)
+
+
+def test_a_name_without_its_letter_names_all_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = Toy().study.figures
+    both = [replace(figures[1], name=name) for name in ("fig2a", "fig2b")]
+    study = replace(Toy().study, figures=(figures[0], *both, figures[2]))
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    monkeypatch.setattr(toy_study, "STUDY", study)
+    assert make_plan("toy/fig2").figures == ("fig2a", "fig2b")
+    assert make_plan("toy", only=["fig2b"]).figures == ("fig2b",)

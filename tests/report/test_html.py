@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from toy_item import Toy
+from toy_study import Toy
 
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
@@ -85,7 +85,7 @@ def test_a_failed_claim_is_shown_as_failed(folder: Path) -> None:
     assert "9 of 12 claims hold; 3 do not" in html
 
 
-def test_claims_stand_under_their_parts_and_nothing_is_said_of_training(
+def test_claims_are_listed_by_figure_and_nothing_is_said_of_training(
     tmp_path: Path, toy: Toy
 ) -> None:
     reproduce("toy", scale="smoke", out=tmp_path)
@@ -94,18 +94,18 @@ def test_claims_stand_under_their_parts_and_nothing_is_said_of_training(
     wanted += [f'<figure id="toy-fig{n}"' for n in (1, 2, 3)]
     places = [html.index(text) for text in wanted]
     assert places == sorted(places)
-    assert html.count('<tr class="part">') == 2, "the second part claims nothing"
+    assert html.count('<tr class="figure">') == 2, "the second figure claims nothing"
     assert 'id="runs"' not in html
     assert "Training" not in html
     assert "Measuring and drawing" in html
     assert 'aria-label="fig1: &quot;a&quot; &lt; b &amp; c"' in html
-    assert "parts <b>" not in html
+    assert "figures <b>" not in html
 
 
-def test_a_page_of_chosen_parts_says_so(tmp_path: Path, toy: Toy) -> None:
+def test_a_page_of_chosen_figures_names_them(tmp_path: Path, toy: Toy) -> None:
     reproduce("toy", scale="smoke", out=tmp_path, only=["fig2", "fig3"])
     html = write_report(tmp_path).read_text()
-    assert "parts <b>fig2, fig3</b>" in html
+    assert "figures <b>fig2, fig3</b>" in html
     assert "1 of 2 claims hold; 1 does not" in html
 
 
@@ -116,9 +116,9 @@ def test_a_page_without_claims_has_no_empty_table(tmp_path: Path, toy: Toy) -> N
     assert html.count("<figure") == 1
 
 
-def test_a_single_part_needs_no_heading(folder: Path) -> None:
+def test_claims_of_a_single_figure_need_no_heading(folder: Path) -> None:
     html = write_report(folder).read_text()
-    assert '<tr class="part">' not in html
+    assert '<tr class="figure">' not in html
     assert "Training time" in html
     assert 'class="contents"' not in html
 

@@ -1,4 +1,4 @@
-"""What every task of von Oswald et al. promises, whatever it draws."""
+"""The contract of every task of von Oswald et al.: pure batches, rounding, tokens, noise, losses."""
 
 import re
 import subprocess
@@ -234,7 +234,7 @@ def knowing_everything(name: str, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name", sorted(CONFIGS.keys() - {"contracting-constructed", "nonlinear-text"})
 )
-def test_whoever_knows_everything_comes_down_to_the_noise(name: str) -> None:
+def test_knowing_everything_leaves_the_noise_alone(name: str) -> None:
     batch = draw(name, 2000, seed=0)
     floor = 10 / 2 * 1e-4
     if name.startswith("partial"):  # the noise of 15 hidden coordinates goes through C

@@ -54,15 +54,17 @@ def test_coefficients_are_those_of_the_recursion(
 
 @given(z=st.floats(0, 1.9), steps=st.integers(1, 20))
 def test_the_neumann_series_is_the_geometric_sum(z: float, steps: int) -> None:
-    found = neumann_inverse(steps).apply(lambda x: z * x, 1.0)
-    assert found == pytest.approx(sum((1 - z) ** k for k in range(steps + 1)), rel=1e-12, abs=1e-12)
+    actual = neumann_inverse(steps).apply(lambda x: z * x, 1.0)
+    assert actual == pytest.approx(
+        sum((1 - z) ** k for k in range(steps + 1)), rel=1e-12, abs=1e-12
+    )
 
 
 @given(z=st.floats(0, 1), steps=st.integers(1, 20), step_size=st.floats(0.1, 1.9))
 def test_richardson_is_a_scaled_neumann_series(z: float, steps: int, step_size: float) -> None:
-    found = richardson_inverse(steps, step_size=step_size).apply(lambda x: z * x, 1.0)
+    actual = richardson_inverse(steps, step_size=step_size).apply(lambda x: z * x, 1.0)
     series = [step_size * (1 - step_size * z) ** k for k in range(steps)]
-    assert found == pytest.approx(sum(series), rel=1e-12, abs=1e-12)
+    assert actual == pytest.approx(sum(series), rel=1e-12, abs=1e-12)
 
 
 @given(smallest=st.floats(0.01, 1), ratio=st.floats(1.1, 50), steps=st.integers(1, 12))

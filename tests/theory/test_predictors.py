@@ -83,8 +83,8 @@ def test_complex_gradient_descent_is_the_explicit_loop(length: int, dim: int, se
                 pairs = zip(s[:t], s[1 : t + 1], strict=True)
                 slopes = (np.outer(phi @ x - y, x.conj()) for x, y in pairs)
                 phi -= step_size * sum(slopes, np.zeros((dim, dim)))
-            found = ours[objective][t].numpy()
-            np.testing.assert_allclose(found, phi @ s[t], rtol=1e-10, atol=1e-12)
+            actual = ours[objective][t].numpy()
+            np.testing.assert_allclose(actual, phi @ s[t], rtol=1e-10, atol=1e-12)
 
 
 def test_complex_least_squares_is_scipy_on_the_prefix() -> None:
@@ -112,8 +112,8 @@ def test_float32_is_solved_in_float64() -> None:
     assert torch.equal(ridge_least_squares(s, ridge=1e-3), in_double.float())
 
 
-def precise_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def precise_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 @given(
@@ -136,7 +136,7 @@ def test_all_linear_predictors_are_their_dense_definitions(
         step_sizes=tuple(numbers[0]), momenta=tuple(numbers[1]), ridge=0.2, scale="frobenius"
     )
     given_ones = {"inputs": x, "pairs": pairs}
-    found = {
+    actual = {
         "gradient": gradient_descent(s, step_size=0.03, num_steps=steps, **given_ones),
         "polynomial": polynomial_prediction(s, [*numbers[0]], **given_ones),
         "inverse": preconditioned_descent(s, steps_taken, **given_ones),
@@ -169,7 +169,7 @@ def test_all_linear_predictors_are_their_dense_definitions(
         for name, prediction in expected.items():
             # Matrices of norm below 1e3, squared at most, in sixteen digits; the inverse's condition
             # number is below 1e4.
-            assert torch.allclose(found[name][0, t], prediction, rtol=1e-9, atol=1e-9), (name, t)
+            assert torch.allclose(actual[name][0, t], prediction, rtol=1e-9, atol=1e-9), (name, t)
 
 
 @given(

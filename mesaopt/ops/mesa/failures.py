@@ -1,4 +1,4 @@
-"""What happens where a solve fails: an error, a warning or nothing, as the caller asked."""
+"""Failed solves: an error, a warning or nothing, as the caller asked."""
 
 import warnings
 from collections.abc import Callable

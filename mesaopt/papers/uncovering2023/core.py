@@ -1,88 +1,276 @@
-"""The story of von Oswald et al. on one page: a linear self-attention layer becomes gradient descent.
+"""The study `core`: the story of von Oswald et al. on one page, with stricter claims on fewer models.
 
-The plans are here; what is measured, drawn and judged stands in the modules `core_measure`,
-`core_figures` and `core_claims`.
+A linear self-attention layer becomes one step of gradient descent; two layers and a mesa layer beat it.
 """
 
-from mesaopt.papers.plan import Item, Measured, Part, Plan, Report, Results, Scale, Training
-from mesaopt.papers.uncovering2023 import core_claims, core_figures
-from mesaopt.papers.uncovering2023.core_measure import LSA_1, LSA_2, MESA, measure
+import itertools
+import statistics
+from typing import Any
 
-_SECONDS_PER_BATCH = 0.25
-_PREDICTORS_PER_RUN = 5  # its last weights, some earlier ones, a compressed form
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from mesaopt.papers.figure import Figure, Panel, grid
+from mesaopt.papers.laboratory import Plan, Scale, Training
+from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
+from mesaopt.papers.plan import Study
+from mesaopt.papers.plots import DASHED, INK, PALETTE, circles, plain_ticks
+from mesaopt.papers.rows import PanelData
+from mesaopt.papers.uncovering2023 import core_claims
+from mesaopt.papers.uncovering2023.core_claims import LSA_1, LSA_2, MESA
+from mesaopt.papers.uncovering2023.curves import (
+    color_of,
+    draw_learning,
+    draw_levels,
+    learning_rows,
+    loss_by_position,
+)
+from mesaopt.papers.uncovering2023.laboratory import (
+    CONSTRUCTION,
+    GRADIENT_STEP,
+    LEAST_SQUARES,
+    OFFICIAL,
+    Laboratory,
+    compare,
+    slot_coefficients,
+    step_sizes,
+)
+from mesaopt.papers.uncovering2023.published import COEFFICIENT, LEARNING
+from mesaopt.papers.uncovering2023.weights import matrices
+from mesaopt.theory import proposition_1
+
+_RECIPES = (LSA_1, LSA_2, MESA)
 
 
-def compute(trained: Measured, report: Report) -> Results:
-    """Turn trained runs into figures and claims.
-
-    Args:
-        trained: what was run.
-        report: told how many batches of 256 test sequences are done.
-
-    Returns:
-        Figures and claims, in the order of the report.
-    """
-    batches = _batches(trained.plan)
-    measured = measure(trained.plan, trained.runs, lambda done: report(done, batches))
-    return Results(figures=core_figures.draw(measured), claims=core_claims.judge(measured))
+def _finish_losses(drawing: Drawing) -> None:
+    (axes,) = drawing.axes
+    axes.axhline(5e-4, color=INK, lw=0.8, ls=(0, (1, 3)))
+    axes.annotate("noise floor", (1, 5e-4), xytext=(2, 3), textcoords="offset points", fontsize=8)
+    drawing.legend(loc="outside right center")
 
 
-def _batches(plan: Plan) -> int:
-    return -(-plan.num_sequences // 256)
+def _loss_settings(lab: Laboratory) -> dict[str, Any]:
+    size = step_sizes(lab).mean().item()
+    line_search = f"{size:.4f} (line search on validation sequences)"
+    return lab.test_sequences() | {"step size": line_search}
+
+
+def _measure_learning(lab: Laboratory) -> PanelData:
+    losses = compare(lab, "core").losses
+    levels = {name: losses[name].mean for name in (GRADIENT_STEP, LEAST_SQUARES)}
+    return PanelData(rows=learning_rows(lab, _RECIPES), more={"levels": levels})
+
+
+def _draw_learning(axes: Axes, data: PanelData) -> None:
+    draw_learning(axes, data.rows, _RECIPES)
+    for recipe in _RECIPES:
+        places = [row["place"] for row in data.rows if row["predictor"].startswith(f"{recipe},")]
+        reached = {s: loss for s, loss in LEARNING[recipe].items() if s <= max(places)}
+        circles(axes, reached, color_of(recipe), size=4.5)
+    axes.plot([], [], "o", ms=4.5, mfc="none", mec=INK, label="published")
+    draw_levels(axes, data.more["levels"], lw=1.3)
+    axes.set_xlim(0, max(row["place"] for row in data.rows) * 1.02)
+    plain_ticks(axes, (0.2, 0.3, 0.5, 1.0, 1.5))
+    axes.figure.legend(loc="outside right center")
+
+
+def _learning_settings(lab: Laboratory) -> dict[str, Any]:
+    return {"test sequences": lab.trained(LSA_1)[0].config.train.evaluation_sequences}
+
+
+def _weight_rows(lab: Laboratory) -> list[MatrixRow]:
+    run = lab.trained(LSA_1)[0]
+    dim = run.config.task.dim
+    built = proposition_1(dim, step_size=step_sizes(lab).mean().item())
+    by_name = {name.split(".")[-2]: weight for name, weight in built.items()}
+    products = (
+        (KEY_QUERY, by_name["key"].T @ by_name["query"]),
+        (OUTPUT_VALUE, by_name["output"] @ by_name["value"]),
+    )
+    trained = run.sequence_model.cpu().mixers[0].head_products()
+    slots = [str(slot) for slot in range(trained[0].shape[-1] // dim)]
+    return [
+        MatrixRow(
+            name,
+            [
+                *(Picture(matrix, f"trained, head {h + 1}") for h, matrix in enumerate(heads)),
+                Picture(constructed, "Proposition 1"),
+            ],
+            slots,
+        )
+        for (name, constructed), heads in zip(products, trained, strict=True)
+    ]
+
+
+_COEFFICIENT_SLOTS = ("current", "previous")
+
+
+def _measure_coefficients(lab: Laboratory) -> PanelData:
+    coefficients = slot_coefficients(lab, LSA_1)
+    rows = [
+        {
+            "query": _COEFFICIENT_SLOTS[a],
+            "key": _COEFFICIENT_SLOTS[b],
+            "value": _COEFFICIENT_SLOTS[c],
+            "seed": seed,
+            "coefficient": value,
+        }
+        for a, b, c in itertools.product(range(2), repeat=3)
+        for seed, value in enumerate(coefficients[:, a, b, c].tolist())
+    ]
+    return PanelData(rows=rows)
+
+
+def _draw_coefficients(axes: Axes, data: PanelData) -> None:
+    bars: dict[str, list[float]] = {}
+    for row in data.rows:
+        label = f"{row['query']}\n{row['key']}\n{row['value']}"
+        bars.setdefault(label, []).append(row["coefficient"])
+    color = color_of(LSA_1)
+    means = [statistics.mean(values) for values in bars.values()]
+    axes.bar(range(len(bars)), means, color=color, width=0.6, alpha=0.55)
+    for place, values in enumerate(bars.values()):
+        axes.plot([place] * len(values), values, "o", ms=3.5, color=color, mec="none")
+    axes.axhline(COEFFICIENT, color=PALETTE[1], lw=1, ls=DASHED)
+    note = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+    axes.annotate(f"published {COEFFICIENT}", (7.4, COEFFICIENT), color=PALETTE[1], **note)
+    axes.axhspan(-0.01, 0.01, color=INK, alpha=0.06, lw=0)
+    axes.annotate("the paper's bound, ±0.01", (7.4, 0.01), **note)
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set_xticks(range(len(bars)), list(bars), fontsize=7.5)
+    axes.set_xlabel("slot of the query, of the key, of the value")
+    axes.set_ylabel("effective coefficient")
+    axes.set_ylim(top=0.04)
+    axes.grid(visible=False, axis="x")
+
+
+def _coefficient_caption(lab: Laboratory) -> str:
+    return (
+        "The effective coefficients E[query, key, value] of LSA-1: bars are means, dots are seeds. "
+        "One number is left standing, the step size of gradient descent: the current state queries "
+        "the previous states and retrieves the states that came next. The best step size by line "
+        f"search is {step_sizes(lab).mean().item():.4f}."
+    )
+
+
+_IN_CONTEXT = Figure(
+    name="in-context-loss",
+    title="What each predictor makes of the context",
+    summary="every model and algorithm on the same test sequences, and all claims",
+    caption=(
+        "Loss by position on fresh sequences; bands are 95 % confidence intervals of the mean over "
+        "sequences, thin lines are single training seeds. The linear layer lies on one step of gradient "
+        "descent; a second layer goes beyond it; the mesa layer comes down towards exact least squares "
+        "the longer it is trained. The authors' least-squares baseline leaves out the newest pair by an "
+        "off-by-one; both versions are drawn. The Proposition 1 weights run in the same model as the "
+        "trained layer, whose residual stream is clipped to ±4; explicit gradient descent is not."
+    ),
+    recipes=_RECIPES,
+    panels=(
+        loss_by_position(
+            "core",
+            *_RECIPES,
+            GRADIENT_STEP,
+            CONSTRUCTION,
+            LEAST_SQUARES,
+            LEAST_SQUARES + OFFICIAL,
+            legend={},
+        ),
+    ),
+    layout=grid(height=3.9),
+    finish=_finish_losses,
+    settings=_loss_settings,
+    claims=core_claims.judge,
+    seconds={"smoke": 2.0, "small": 20.0, "paper": 100.0},
+)
+_LEARNING = Figure(
+    name="learning-curves",
+    title="Learning to learn, step by step",
+    summary="test losses while training",
+    caption=(
+        "Test loss while training, one line per seed; circles are the paper's own numbers. After a "
+        "plateau at the loss of predicting zero, the linear layer falls to the loss of one gradient step "
+        "and stays there; the mesa layer comes down to exact least squares."
+    ),
+    recipes=_RECIPES,
+    panels=(Panel(name="test loss by step", measure=_measure_learning, draw=_draw_learning),),
+    layout=grid(height=3.9),
+    settings=_learning_settings,
+)
+_WEIGHTS = Figure(
+    name="weights",
+    title="The trained weights, and those built by hand",
+    summary="the weights of one linear layer and those of Proposition 1",
+    caption=(
+        "Per head, the matrix that scores a key token (rows) against a query token (columns), and the "
+        "one that turns a value token (columns) into what is written (rows); blocks are the slots "
+        "of a token: 0 prediction, 1 empty, 2 current state, 3 previous state. Each picture has its "
+        "own colour scale. Proposition 1 needs one identity block in each: the current state "
+        "asks for previous states, and what followed them is written into the prediction. Training "
+        "arrives at the same blocks. (The two heads may share the work with opposite signs, which "
+        "cancel in the product of the two matrices.) First seed."
+    ),
+    recipes=(LSA_1,),
+    **matrices(_weight_rows, height=2.4, colors="picture"),
+)
+_COEFFICIENTS = Figure(
+    name="coefficients",
+    title="A whole layer in eight numbers",
+    summary="the effective coefficients of one linear layer",
+    caption=_coefficient_caption,
+    recipes=(LSA_1,),
+    panels=(Panel(name="coefficients", measure=_measure_coefficients, draw=_draw_coefficients),),
+    layout=grid(height=3.3),
+)
 
 
 def _memory(plan: Plan) -> int:
-    """The losses that scoring keeps: float32, by sequence and position."""
+    """Estimate the losses that scoring keeps: float32, by sequence and position, of five models a run."""
     lengths = [config.task.length for config in plan.configs.values()]
-    return 4 * _PREDICTORS_PER_RUN * (len(lengths) + 1) * plan.num_sequences * max(lengths)
+    return 4 * 5 * (len(lengths) + 1) * plan.num_sequences * max(lengths, default=0)
 
 
-def _plan(scale: Scale, lsa_1: Training, lsa_2: Training, mesa: Training, sequences: int) -> Plan:
-    return Plan(what="core", scale=scale, trainings=(lsa_1, lsa_2, mesa), num_sequences=sequences)
+def _plan(scale: Scale, sequences: int, *trainings: Training) -> Plan:
+    return Plan(what="core", scale=scale, trainings=trainings, num_sequences=sequences)
 
 
-CORE = Item(
+STUDY: Study[Laboratory] = Study(
     name="core",
+    paper="uncovering2023",
     title="A mesa-optimizer, learned and taken apart",
     summary="one linear self-attention layer becomes gradient descent; two layers and a mesa layer beat it",
     introduction=(
         "Small sequence models are trained from scratch to predict the next state of linear systems, "
         "each sequence with a rotation of its own. To predict well, a model has to learn the rotation "
-        "from the sequence it is reading. The paper's finding: one linear self-attention layer comes to "
-        "do this by a step of gradient descent, two layers go further, and a mesa layer solves the "
-        "least-squares problem exactly. Everything below was trained and measured on this machine."
+        "from the sequence it is reading. The paper's finding: one linear self-attention layer (LSA-1) "
+        "comes to do this by a step of gradient descent, two layers (LSA-2) go further, and a mesa layer "
+        "solves the least-squares problem exactly. Everything below was trained and measured on this "
+        "machine."
     ),
     plans={
         "smoke": _plan(
             "smoke",
+            2048,
             Training(recipe=LSA_1, seeds=1, steps=1000, evaluation_sequences=512),
             Training(recipe=LSA_2, seeds=1, steps=400, evaluation_sequences=512),
             Training(recipe=MESA, seeds=1, steps=500, evaluation_sequences=512),
-            2048,
         ),
         "small": _plan(
             "small",
+            20_480,
             Training(recipe=LSA_1, seeds=3, steps=3500),
             Training(recipe=LSA_2, seeds=1, steps=2500),
             Training(recipe=MESA, seeds=1, steps=4500),
-            20_480,
         ),
         "paper": _plan(
             "paper",
+            102_400,
             Training(recipe=LSA_1, seeds=5, steps=3500),
             Training(recipe=LSA_2, seeds=5, steps=2500),
             Training(recipe=MESA, seeds=5, steps=4500),
-            102_400,
         ),
     },
-    measure=Measured,
-    parts=(
-        Part(
-            name="measuring",
-            summary="every model and baseline on the same test sequences, drawn and judged",
-            compute=compute,
-            seconds=lambda plan: _batches(plan) * _SECONDS_PER_BATCH,
-            memory=_memory,
-        ),
-    ),
+    laboratory=Laboratory,
+    figures=(_IN_CONTEXT, _LEARNING, _WEIGHTS, _COEFFICIENTS),
+    memory=_memory,
 )

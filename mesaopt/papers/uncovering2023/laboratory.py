@@ -1,9 +1,11 @@
-"""What the comparisons share: every model and algorithm, scored on the same test sequences."""
+"""The laboratory of von Oswald et al.: settings by scale, and the measurements that several files share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt import recipes
@@ -11,15 +13,19 @@ from mesaopt.analysis import (
     Evaluation,
     InContextLoss,
     Predictor,
+    effective_coefficients,
     in_context_loss,
     learn_inverse,
     line_search_step_size,
     model_predictor,
     tune_ridge,
 )
-from mesaopt.config import stacked
-from mesaopt.papers.plan import Measured, Report
-from mesaopt.papers.uncovering2023.core_measure import average
+from mesaopt.analysis.estimate import Estimate, variance_over_seeds
+from mesaopt.config import RunConfig, stacked
+from mesaopt.models import SequenceModel
+from mesaopt.papers import laboratory
+from mesaopt.papers.laboratory import Plan, Scale, measurement
+from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
     PUBLISHED_INVERSES,
@@ -29,19 +35,38 @@ from mesaopt.theory import (
     gradient_descent,
     neumann_inverse,
     preconditioned_descent,
+    proposition_1,
     ridge_least_squares,
 )
 from mesaopt.training import Run
 
 GRADIENT_STEP = "one gradient step"
 LEAST_SQUARES = "least squares"
+CONSTRUCTION = "Proposition 1 weights"
 OFFICIAL = ", official"
-"""Marks baselines that leave out the newest pair, as the authors' code does."""
+"""Marks algorithms that leave out the newest pair, as the authors' code does."""
 
-RECIPES: dict[str, tuple[str, ...]] = {
+TASKS = {
+    "linear": "linear",
+    "partial": "partial",
+    "nonlinear": "nonlinear",
+    "contracting": "contracting-constructed",
+    "fixed": "fixed-constructed",
+    "core": "linear",
+}
+"""Names in `recipes.TASKS` of the tasks that models are compared on."""
+
+COMPARED: dict[str, tuple[str, ...]] = {
     "linear": (
-        *("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1"),
-        *("tf-3", "tf-7", "tf-12", "hybrid-mesa"),
+        "lsa-1",
+        "lsa-2",
+        "lsa-4",
+        "lsa-6",
+        "mesa-1",
+        "tf-3",
+        "tf-7",
+        "tf-12",
+        "hybrid-mesa",
     ),
     "partial": ("tf-7-partial", "hybrid-mesa-partial"),
     "nonlinear": ("tf-7-nonlinear", "hybrid-mesa-nonlinear"),
@@ -49,25 +74,165 @@ RECIPES: dict[str, tuple[str, ...]] = {
         f"contracting-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")
     ),
     "fixed": tuple(f"fixed-{m}" for m in ("lsa-1", "lsa-2", "lsa-4", "lsa-6", "mesa-1")),
+    "core": ("lsa-1", "lsa-2-notebook", "mesa-1"),
 }
-"""Recipes whose models are compared on each task."""
+"""Recipes whose models are compared on each task; the study `core` has a comparison of its own."""
 
-_TASKS = {
-    "linear": "linear",
-    "partial": "partial",
-    "nonlinear": "nonlinear",
-    "contracting": "contracting-constructed",
-    "fixed": "fixed-constructed",
-}
-_STACKED = 16  # observations side by side in the authors' baseline for partial observation
+_STACKED = 16  # observations in one token of the authors' baseline for partial observation
 _TUNING = Evaluation(num_sequences=512, split="validation")
+_PUBLISHED_SEQUENCES = 1280
+"""Test sequences behind a published curve: five batches of 256."""
 
 Inputs = Callable[[Tensor], Tensor]
+Algorithms = tuple[dict[str, Predictor], dict[str, float]]
+"""Predictors by name, and what was tuned for them."""
+
+
+TOKEN_NORM = (10 / 3) ** 0.5
+"""Root mean square norm of a few-shot input, uniform on [-1, 1]^10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """How the prompts of figures 8 and 18 are learned."""
+
+    steps: int
+    batch_sizes: tuple[int, int]
+    """Of EOS, of the prefix."""
+    learning_rate: float
+    schedule: Literal["constant", "cosine"]
+    separator_norm: float
+    """Norm up to which a learned EOS counts as next to zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Amounts by scale that are no part of a plan."""
+
+    map_sequences: int
+    """Test sequences of attention maps."""
+    probe_sequences: int
+    """Sequences that probes are fitted on, and as many that they are scored on; 512 or more."""
+    probe_sequences_while_training: int
+    """The same at every checkpoint."""
+    sensitivity_checkpoints: int
+    """Checkpoints at which first layers are differentiated, at most."""
+    sensitivity_sequences: int
+    """Test sequences of a trained layer's derivatives."""
+    sensitivity_sequences_while_training: int
+    """Of these, those at every checkpoint."""
+    distillation_steps: int
+    """Optimiser steps of the linear layers of figures 5 and 19."""
+    distillation_sequences: int
+    """Test sequences of the models with these layers."""
+    regression_dimensions: tuple[int, ...]
+    """Of the systems of figures 5B and 20."""
+    regression_sequences: int
+    """Test sequences on each of these systems."""
+    few_shot_sequences: int
+    """Test sequences of figures 8 and 18."""
+    prompts: PromptSettings
+
+
+SETTINGS: dict[Scale, Settings] = {
+    "smoke": Settings(
+        map_sequences=64,
+        probe_sequences=512,
+        probe_sequences_while_training=256,
+        sensitivity_checkpoints=2,
+        sensitivity_sequences=4,
+        sensitivity_sequences_while_training=2,
+        distillation_steps=2,
+        distillation_sequences=256,
+        regression_dimensions=(4, 10),
+        regression_sequences=256,
+        few_shot_sequences=512,
+        prompts=PromptSettings(
+            steps=2,
+            batch_sizes=(2, 2),
+            learning_rate=0.1,
+            schedule="cosine",
+            separator_norm=TOKEN_NORM / 4,
+        ),
+    ),
+    "small": Settings(
+        map_sequences=2048,
+        probe_sequences=2048,
+        probe_sequences_while_training=512,
+        sensitivity_checkpoints=13,
+        sensitivity_sequences=64,
+        sensitivity_sequences_while_training=16,
+        distillation_steps=1000,
+        distillation_sequences=2560,
+        regression_dimensions=(4, 6, 10, 20, 40),
+        regression_sequences=256,
+        few_shot_sequences=2560,
+        prompts=PromptSettings(
+            steps=150,
+            batch_sizes=(16, 16),
+            learning_rate=0.1,
+            schedule="cosine",
+            separator_norm=TOKEN_NORM / 4,
+        ),
+    ),
+    "paper": Settings(
+        map_sequences=2048,
+        probe_sequences=5120,
+        probe_sequences_while_training=512,
+        sensitivity_checkpoints=16,
+        sensitivity_sequences=64,
+        sensitivity_sequences_while_training=64,
+        distillation_steps=2000,
+        distillation_sequences=10_240,
+        regression_dimensions=(4, 6, 10, 20, 40, 60),
+        regression_sequences=1024,
+        few_shot_sequences=5120,
+        prompts=PromptSettings(
+            steps=5000,
+            batch_sizes=(64, 128),
+            learning_rate=1e-3,
+            schedule="constant",
+            separator_norm=0.05,
+        ),
+    ),
+}
+
+
+class Laboratory(laboratory.Laboratory):
+    """The runs of the first paper and what is measured on them."""
+
+    plan: Plan
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the plan's scale."""
+        return SETTINGS[self.plan.scale]
+
+    def trained(self, recipe: str) -> list[Run]:
+        """Give the runs of a recipe, one per seed; none if the plan has none."""
+        return self.runs.get(recipe, [])
+
+    def as_published(self, recipe: str) -> bool:
+        """Say whether there are runs of a recipe, and all were trained as published."""
+        runs = self.trained(recipe)
+        return bool(runs) and all(as_published(run.config) for run in runs)
+
+    def test_sequences(self) -> dict[str, int]:
+        """Give the number of test sequences, for the settings of a figure."""
+        return {"test sequences": self.plan.num_sequences}
+
+
+def as_published(config: RunConfig) -> bool:
+    """Say whether a run's training is its recipe's, but for the test sequences."""
+    published = RECIPES[config.recipe].config.train
+    return config.train == replace(
+        published, evaluation_sequences=config.train.evaluation_sequences
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything scored on one task."""
+    """The losses of all models and algorithms on one task, on the same test sequences."""
 
     task: str
     losses: dict[str, InContextLoss]
@@ -75,67 +240,127 @@ class Comparison:
     seed_losses: dict[str, list[InContextLoss]]
     """By recipe, one per seed."""
     settings: dict[str, float]
-    """What was tuned on validation sequences, by name."""
+    """Numbers tuned on validation sequences, by name."""
 
+    def has(self, *names: str) -> bool:
+        """Say whether all these predictors were compared."""
+        return all(name in self.losses for name in names)
 
-@dataclass(frozen=True)
-class Laboratory(Measured):
-    """Comparisons by task, each made for the first figure that asks."""
+    def ratio(self, first: str, second: str, positions: slice = slice(None)) -> Estimate | None:
+        """Give the ratio of two mean losses; None where one of them was not compared.
 
-    _comparisons: dict[str, Comparison] = field(default_factory=dict)
-
-    def comparison(self, task: str, report: Report) -> Comparison:
-        """Score the models and baselines of a task on fresh test sequences.
-
-        Args:
-            task: "linear", "partial", "nonlinear", "contracting" or "fixed".
-            report: told the batches of 256 test sequences done.
-
-        Returns:
-            The losses.
+        Its variance is that over test sequences, and over the training seeds of both where there are
+        several.
         """
-        if task not in self._comparisons:
-            self._comparisons[task] = self._compare(task, report)
-        return self._comparisons[task]
+        if not self.has(first, second):
+            return None
 
-    def _compare(self, name: str, report: Report) -> Comparison:
-        task = make_task(recipes.TASKS[_TASKS[name]])
-        trained = {recipe: self.runs.get(recipe, []) for recipe in RECIPES[name]}
-        baselines, settings = _BASELINES[name](task)
-        predictors = baselines | {
-            f"{recipe}/{seed}": _predictor(run)
-            for recipe, runs in trained.items()
-            for seed, run in enumerate(runs)
-        }
-        losses = in_context_loss(
-            predictors,
-            task,
-            Evaluation(num_sequences=self.plan.num_sequences, on_progress=report),
+        def mean_losses(loss: InContextLoss) -> Tensor:
+            return loss.losses[:, positions].mean(1)
+
+        a, b = (mean_losses(self.losses[name]) for name in (first, second))
+        above, below = (
+            torch.tensor([mean_losses(one).mean() for one in self.seed_losses.get(name, [])])
+            for name in (first, second)
         )
-        seed_losses = {
-            recipe: [losses[f"{recipe}/{seed}"] for seed in range(len(runs))]
-            for recipe, runs in trained.items()
-            if runs
-        }
-        drawn = {baseline: losses[baseline] for baseline in baselines}
-        drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}
-        return Comparison(name, drawn, seed_losses, settings)
+        return Estimate.ratio_of_models(a, b, above_seeds=above, below_seeds=below)
+
+    def mean(self, name: str) -> Estimate:
+        """Give a mean loss with the error of its difference to a published one.
+
+        The error is that of the test sequences of both, and of our training seeds. Theirs is one training.
+        """
+        losses = self.losses[name].losses.mean(1)
+        sequences = losses.var() * (1 / len(losses) + 1 / _PUBLISHED_SEQUENCES)
+        means = torch.tensor([one.mean for one in self.seed_losses.get(name, [])])
+        mean = self.losses[name].mean
+        return Estimate.from_variances(mean, sequences, variance_over_seeds(means))
 
 
-def _predictor(run: Run) -> Predictor:
+def average(losses: list[InContextLoss]) -> InContextLoss:
+    """Average losses over seeds, sequence by sequence.
+
+    Example:
+        >>> a, b = InContextLoss(torch.zeros(3, 2)), InContextLoss(torch.ones(3, 2))
+        >>> average([a, b]).mean
+        0.5
+    """
+    return InContextLoss(torch.stack([loss.losses for loss in losses]).mean(0))
+
+
+def predictor_of(run: Run) -> Predictor:
+    """Make a predictor of a trained model."""
     return model_predictor(run.model.cpu(), run.config.task.token_slots)
 
 
-Baselines = tuple[dict[str, Predictor], dict[str, float]]
-"""Predictors by name, and what was tuned for them."""
+@measurement
+def compare(lab: Laboratory, task: str) -> Comparison:
+    """Score the models and algorithms of a task on fresh test sequences.
+
+    Args:
+        lab: the runs.
+        task: "linear", "partial", "nonlinear", "contracting", "fixed" or "core".
+
+    Returns:
+        The losses.
+    """
+    where = make_task(recipes.TASKS[TASKS[task]])
+    trained = {recipe: lab.trained(recipe) for recipe in COMPARED[task]}
+    algorithms, settings = _ALGORITHMS[task](lab, where)
+    predictors = algorithms | {
+        f"{recipe}/{seed}": predictor_of(run)
+        for recipe, runs in trained.items()
+        for seed, run in enumerate(runs)
+    }
+    evaluation = Evaluation(num_sequences=lab.plan.num_sequences, on_progress=lab.on_progress)
+    losses = in_context_loss(predictors, where, evaluation)
+    seed_losses = {
+        recipe: [losses[f"{recipe}/{seed}"] for seed in range(len(runs))]
+        for recipe, runs in trained.items()
+        if runs
+    }
+    drawn = {name: losses[name] for name in algorithms}
+    drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}
+    return Comparison(task, drawn, seed_losses, settings)
 
 
-def _least_squares(ridge: float, pairs: Pairs = "all", inputs: Inputs | None = None) -> Predictor:
+@measurement
+def slot_coefficients(lab: Laboratory, recipe: str) -> Float[Tensor, "seed query key value"]:
+    """Give the effective coefficients of runs of one layer, in the slots (current, previous)."""
+    return torch.stack([_coefficients(run) for run in lab.trained(recipe)])
+
+
+@torch.no_grad()
+def _coefficients(run: Run) -> Float[Tensor, "query key value"]:
+    slots = run.config.task.token_slots
+    kept = [slots.index("current"), slots.index("previous")]
+    full = effective_coefficients(run.sequence_model.mixers[0], run.config.task.dim)
+    return full[kept][:, kept][:, :, kept]
+
+
+def rounded(settings: dict[str, float]) -> dict[str, float]:
+    """Round tuned numbers for the line under a figure.
+
+    Example:
+        >>> rounded({"ridge": 0.123456})
+        {'ridge': 0.123}
+    """
+    return {name: float(f"{value:.3g}") for name, value in settings.items()}
+
+
+def least_squares(ridge: float, pairs: Pairs = "all", inputs: Inputs | None = None) -> Predictor:
+    """Make a predictor by ridge least squares on the context."""
+
     def predict(batch: Batch) -> Tensor:
         known = None if inputs is None else inputs(batch.observed)
         return ridge_least_squares(batch.observed, ridge=ridge, inputs=known, pairs=pairs)
 
     return predict
+
+
+def gradient_step(step_size: float) -> Predictor:
+    """Make a predictor by one step of gradient descent on the context."""
+    return lambda batch: gradient_descent(batch.observed, step_size=step_size)
 
 
 def _steps(
@@ -149,24 +374,23 @@ def _steps(
 
 
 def _both(name: str, make: Callable[[Pairs], Predictor]) -> dict[str, Predictor]:
-    """Make a baseline of all pairs, and one without the newest."""
+    """Make an algorithm with all pairs, and one without the newest."""
     return {name: make("all"), name + OFFICIAL: make("official")}
 
 
-def _gradient_step(task: Task) -> Baselines:
+def _tuned_step(task: Task) -> Algorithms:
     size = line_search_step_size(task)
-    predict: Predictor = lambda batch: gradient_descent(batch.observed, step_size=size)  # noqa: E731
-    return {GRADIENT_STEP: predict}, {"step size of one gradient step": size}
+    return {GRADIENT_STEP: gradient_step(size)}, {"step size of one gradient step": size}
 
 
 def _tuned_ridge(task: Task, inputs: Inputs | None = None) -> float:
     return tune_ridge(task, inputs=inputs, tolerance=0.03, evaluation=_TUNING).value
 
 
-def _linear(task: Task) -> Baselines:
-    baselines, settings = _gradient_step(task)
+def _linear(_: Laboratory, task: Task) -> Algorithms:
+    algorithms, settings = _tuned_step(task)
     ridge = PUBLISHED_SETTINGS["fully-observed/ridge"].value
-    baselines |= _both(LEAST_SQUARES, lambda pairs: _least_squares(ridge, pairs))
+    algorithms |= _both(LEAST_SQUARES, lambda pairs: least_squares(ridge, pairs))
     published = {
         "6 steps and one": "constructed",
         "3-layer steps": "3-layer",
@@ -174,18 +398,47 @@ def _linear(task: Task) -> Baselines:
     }
     for name, key in published.items():
         inverse = PUBLISHED_INVERSES[key]
-        baselines |= _both(name, lambda pairs, inverse=inverse: _steps(inverse, pairs))
-    return baselines, settings
+        algorithms |= _both(name, lambda pairs, inverse=inverse: _steps(inverse, pairs))
+    return algorithms, settings
 
 
-def _control(published: str) -> Callable[[Task], Baselines]:
-    def make(task: Task) -> Baselines:
-        baselines, settings = _gradient_step(task)
+_STEP_SIZE_FOLDS = 8
+
+
+@measurement
+def step_sizes(lab: Laboratory) -> Float[Tensor, " fold"]:
+    """Give the best step sizes of gradient descent on independent sets of validation sequences."""
+    task = make_task(recipes.TASKS["linear"])
+    count = lab.plan.num_sequences // _STEP_SIZE_FOLDS
+    folds = [
+        Evaluation(num_sequences=count, seed=seed, split="validation")
+        for seed in range(_STEP_SIZE_FOLDS)
+    ]
+    return torch.tensor([line_search_step_size(task, evaluation=fold) for fold in folds])
+
+
+def _core(lab: Laboratory, _: Task) -> Algorithms:
+    """Make gradient descent, the weights of Proposition 1 for it, and least squares."""
+    config = recipes.get("lsa-1")
+    size, model = step_sizes(lab).mean().item(), SequenceModel(config.sequence_model)
+    weights = proposition_1(config.task.dim, step_size=size, num_heads=2, head_dim=20)
+    model.load_state_dict(weights)
+    ridge = PUBLISHED_SETTINGS["fully-observed/ridge"].value
+    algorithms = {
+        GRADIENT_STEP: gradient_step(size),
+        CONSTRUCTION: model_predictor(model, config.task.token_slots),
+    }
+    return algorithms | _both(LEAST_SQUARES, lambda pairs: least_squares(ridge, pairs)), {}
+
+
+def _other_matrices(published: str) -> Callable[[Laboratory, Task], Algorithms]:
+    def make(_: Laboratory, task: Task) -> Algorithms:
+        algorithms, settings = _tuned_step(task)
         ridge = _tuned_ridge(task)
-        baselines[LEAST_SQUARES] = _least_squares(ridge)
+        algorithms[LEAST_SQUARES] = least_squares(ridge)
         inverse = PUBLISHED_INVERSES[published]
-        baselines |= _both("steps", lambda pairs: _steps(inverse, pairs))
-        return baselines, settings | {"ridge of least squares": ridge}
+        algorithms |= _both("steps", lambda pairs: _steps(inverse, pairs))
+        return algorithms, settings | {"ridge of least squares": ridge}
 
     return make
 
@@ -203,30 +456,31 @@ def _learned_steps(
     return _both(name, make)
 
 
-def _partial(task: Task) -> Baselines:
-    def side_by_side(states: Tensor) -> Tensor:
+def _partial(_: Laboratory, task: Task) -> Algorithms:
+    def stack(states: Tensor) -> Tensor:
         return tokens_from_states(states, stacked(_STACKED))
 
-    ridge = _tuned_ridge(task, side_by_side)
-    baselines = _learned_steps(task, "steps on one observation", None, 1.0)
-    baselines |= _learned_steps(task, "steps on 16 observations", side_by_side, ridge)
-    baselines["least squares on 16 observations"] = _least_squares(ridge, inputs=side_by_side)
-    return baselines, {"ridge on 16 observations": ridge}
+    ridge = _tuned_ridge(task, stack)
+    algorithms = _learned_steps(task, "steps on one observation", None, 1.0)
+    algorithms |= _learned_steps(task, "steps on 16 observations", stack, ridge)
+    algorithms["least squares on 16 observations"] = least_squares(ridge, inputs=stack)
+    return algorithms, {"ridge on 16 observations": ridge}
 
 
-def _nonlinear(task: Task) -> Baselines:
+def _nonlinear(_: Laboratory, task: Task) -> Algorithms:
     features = cast(NonlinearSystem, task).features
     ridge = _tuned_ridge(task, features)
-    baselines = _learned_steps(task, "steps on states", None, 1e-3)
-    baselines |= _learned_steps(task, "steps on features", features, ridge)
-    baselines["least squares on features"] = _least_squares(ridge, inputs=features)
-    return baselines, {"ridge on features": ridge}
+    algorithms = _learned_steps(task, "steps on states", None, 1e-3)
+    algorithms |= _learned_steps(task, "steps on features", features, ridge)
+    algorithms["least squares on features"] = least_squares(ridge, inputs=features)
+    return algorithms, {"ridge on features": ridge}
 
 
-_BASELINES: dict[str, Callable[[Task], Baselines]] = {
+_ALGORITHMS: dict[str, Callable[[Laboratory, Task], Algorithms]] = {
     "linear": _linear,
     "partial": _partial,
     "nonlinear": _nonlinear,
-    "contracting": _control("contracting"),
-    "fixed": _control("fixed-transition"),
+    "contracting": _other_matrices("contracting"),
+    "fixed": _other_matrices("fixed-transition"),
+    "core": _core,
 }

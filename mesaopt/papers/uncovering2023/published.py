@@ -64,10 +64,54 @@ CURVES: dict[str, dict[str, PublishedCurve]] = {
         "steps, official": _curve(0.2626),
     },
     "fixed": {},
+    "core": {},
 }
 """By task and predictor: figures 4, 6C, 7, 11. The mean of lsa-1 is that of Fig. 4A, the training of our
 recipe; its positions are those of the authors' other one-layer model, with a mean of 0.8942 (Fig. 4C).
 Figure 12 has no numbers, only a picture."""
+
+LEARNING: dict[str, dict[int, float]] = {
+    "lsa-1": {
+        200: 1.341,
+        300: 0.9787,
+        400: 0.9149,
+        600: 0.9029,
+        1000: 0.8985,
+        2000: 0.8937,
+        3400: 0.8924,
+    },
+    "lsa-2-notebook": {300: 1.34284, 400: 0.84098, 600: 0.58369, 1000: 0.44729, 2400: 0.43118},
+    "mesa-1": {
+        100: 1.519,
+        200: 0.485,
+        300: 0.305,
+        500: 0.247,
+        1000: 0.215,
+        2000: 0.1995,
+        4400: 0.1903,
+    },
+}
+"""Test losses by optimiser step: of lsa-1 and mesa-1 from the data of Fig. 4A, of lsa-2-notebook from the
+authors' notebook."""
+
+MILESTONES: dict[str, dict[int, float]] = {
+    "lsa-1": {400: 0.915, 1000: 0.898, 3400: 0.892},
+    "lsa-2-notebook": {400: 0.84098},
+    "mesa-1": {200: 0.485, 500: 0.247, 1000: 0.215, 4400: 0.190},
+}
+"""Of these, the ones that `core` judges, as the paper prints them."""
+
+NOTEBOOK_POSITIONS = {
+    5: (1.1280, 0.0166),
+    10: (0.6393, 0.0154),
+    20: (0.24274, 0.0025),
+    30: (0.15469, 0.0094),
+}
+"""Two linear layers in the authors' notebook: loss by position, counted from 0 as there, and the standard
+deviation over five test sets."""
+
+COEFFICIENT = 0.0334
+"""Figures 3B and 13: the effective coefficient of lsa-1 that stands out, its step size."""
 
 COMPRESSED = {"lsa-1": 0.8944}
 INTERPOLATED_BY_STEP = {
@@ -124,10 +168,23 @@ FEW_SHOT: dict[str, dict[str, dict[int, float]]] = {
     },
 }
 """Figures 8 and 18: loss by pairs seen before, of models on bare pairs, with EOS, with a prefix too. The
-means of five batches of 128 sequences. At the switch to a second task all are between 2.2 and 2.35."""
+means of `FEW_SHOT_SEQUENCES` sequences, in five batches of 128."""
+FEW_SHOT_SEQUENCES = 640
+FEW_SHOT_SECOND_TASK = (2.2, 2.35)
+"""Figures 8 and 18: range of the losses of all models at the switch to a second task."""
+FEW_SHOT_SWITCHES = {"pairs": 40, "separator": 27}
+"""Figures 8 and 18: pairs before the second task, without EOS and with it (81 tokens)."""
 
-LEAST_SQUARES_PER_DIMENSION = {4: 0.0329, 6: 0.0285, 10: 0.0264, 20: 0.0247, 40: 0.0231, 60: 0.0224}
-KERNEL_PER_DIMENSION = {4: 0.0798, 6: 0.0780, 10: 0.0844, 20: 0.0947, 40: 0.1076, 60: 0.1150}
+LOSS_PER_DIMENSION: dict[str, dict[int, float]] = {
+    "least squares, official": {
+        **{4: 0.0329, 6: 0.0285, 10: 0.0264},
+        **{20: 0.0247, 40: 0.0231, 60: 0.0224},
+    },
+    "kernel regression": {
+        **{4: 0.0798, 6: 0.0780, 10: 0.0844},
+        **{20: 0.0947, 40: 0.1076, 60: 0.1150},
+    },
+}
 """Figure 5B, noise 0.01: loss per dimension, 2 (batch) (time) (dim) in the denominator; least squares as
 the authors' code has it, without the newest pair. Figure 20 has more noise, and no numbers."""
 
@@ -183,20 +240,20 @@ TOKEN_PROBES: dict[str, dict[int, float]] = {
     "tf-7-partial": _last_tokens(0.764, 0.721, 0.696, 0.549, 0.0258, 0.0008, 0.0001, 0.0),
     "hybrid-mesa-partial": _last_tokens(0.556, 0.588, 0.530, 0.0463, 0.0014, 0.0002, 0.00004, 0.0),
 }
-"""Figures 2A and 17: by recipe and token, mean squares per coordinate of what is read behind the first
+"""Figures 2A and 17: by recipe and token, mean squares per coordinate of probes behind the first
 layer at position 50, fitted and scored on the same 256 sequences. The models are not those of other
 figures: tf-7 had 20,000 steps, hybrid-mesa 12,000."""
 
-TEACHER_PROBES: dict[str, ByDepth] = {
+TEACHER_PROBES: dict[str, dict[int, tuple[float | None, ...]]] = {
     "tf-7-nonlinear": {
-        49: (21.5, 0.065, 0.586, 1.28, 1.68, 2.24, 2.60),
-        50: (11.7, 0.042, 0.281, 1.10, 1.70, 2.08, 2.50),
+        49: (21.5, 0.065, 0.586, 1.28, 1.68, 2.24, 2.60, None),
+        50: (11.7, 0.042, 0.281, 1.10, 1.70, 2.08, 2.50, None),
     },
-    "hybrid-mesa-nonlinear": {49: (0.140, 0.151), 50: (0.121, 0.132)},
+    "hybrid-mesa-nonlinear": {49: (None, 0.140, 0.151), 50: (None, 0.121, 0.132)},
 }
-"""Figure 2B: the teacher's output for the last two tokens, read at position 50, mean squares per
-coordinate; before the first layer and behind layers 1 to 6 of seven, of the mesa model behind both of its
-layers. Keys are tokens, not positions."""
+"""Figure 2B: the teacher's output for the last two tokens, decoded at position 50, mean squares per
+coordinate; before the first layer and behind each, None where it is not known. Keys are tokens, not
+positions."""
 LINEARISED = {
     4: (2.07, 1.58, 1.21, 1.12, 1.15, 1.13, 1.19),
     6: (2.19, 1.45, 1.29, 1.14, 1.16, 1.14, 1.17),
@@ -205,3 +262,22 @@ LINEARISED = {
 }
 """Figure 5A, by dimension: loss with one layer linear over that of the softmax model, layer 1 to 7, mean
 over five seeds; they spread by 0.09 to 0.45 in the first layer and 0.004 to 0.2 in the others."""
+
+ATTENTION_SHARES: dict[str, tuple[tuple[float, float], ...]] = {
+    "tf-7": ((0.586, 0.236), (0.442, 0.518), (0.020, 0.847), (0.975, 0.024)),
+    "hybrid-mesa": ((0.53, 0.41), (0.65, 0.32), (0.54, 0.41), (0.32, 0.61)),
+}
+"""Shares of attention of the first layer on the token itself and on the previous one, by head: computed
+from the authors' released weights, positions from the sixth on; not printed in the paper."""
+
+SENSITIVITIES: dict[str, tuple[float, ...]] = {
+    "tf-7": (1.229, 1.007, 0.280, 0.036, 0.010, 0.008, 0.0036),
+    "hybrid-mesa": (0.333, 0.323, 0.073, 0.011, 0.003, 0.001, 0.00005),
+    "tf-7-partial": (0.873, 0.674, 0.462, 0.291, 0.133, 0.061, 0.003),
+    "hybrid-mesa-partial": (0.166, 0.163, 0.173, 0.125, 0.073, 0.019, 0.001),
+    "tf-7-nonlinear": (0.313, 0.0735, 0.027, 0.012, 0.009, 0.009, 0.002),
+    "hybrid-mesa-nonlinear": (0.752, 0.504, 0.041, 0.002, 0.0002, 0.0001, 0.0003),
+}
+SENSITIVITY_STEP = 2900
+"""Figures 16, 22 and 23: sensitivity of the last position to tokens 50 ... 45 and the mean of older ones,
+after this many steps."""

@@ -135,7 +135,12 @@ def unexplained(
 
 
 class DescentLimit(NamedTuple):
-    """The best step size of several gradient steps, and their unexplained share, for T to infinity."""
+    """The best step size of several gradient steps, and their unexplained share, for T to infinity.
+
+    Example:
+        >>> DescentLimit(step_size=0.2, unexplained=0.4).unexplained
+        0.4
+    """
 
     step_size: float
     """The best step size."""

@@ -167,14 +167,13 @@ def flow(
     check_choice("off_diagonal", off_diagonal, OffDiagonal)
     times = checked_times(times)
     warn_of_start(start)
-    flat, unflatten = _flattened(start)
 
     def velocity(_: float, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        gradient = engine.loss_and_gradient(unflatten(y))[1]
-        return -_flattened(_followed(gradient, off_diagonal))[0]
+        gradient = engine.loss_and_gradient(_unflatten(y, start))[1]
+        return -_flatten(_followed(gradient, off_diagonal))
 
-    path = integrated(velocity, flat, times, relative=_RELATIVE, absolute=_ABSOLUTE)
-    history = [unflatten(y) for y in path]
+    path = integrated(velocity, _flatten(start), times, relative=_RELATIVE, absolute=_ABSOLUTE)
+    history = [_unflatten(y, start) for y in path]
     losses = [engine.loss_and_gradient(weights)[0] for weights in history]
     return Trajectory(times, _stack(history), np.stack(losses))
 
@@ -266,16 +265,15 @@ def _stack(history: list[Weights]) -> Weights:
     )
 
 
-def _flattened(
-    weights: Weights,
-) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], Weights]]:
-    """Lay out weights as one vector of real numbers; return it with the function that undoes it."""
-    shapes = (weights.output_value.shape, weights.key_query.shape)
+def _flatten(weights: Weights) -> NDArray[np.float64]:
+    """Lay out weights as one vector of real numbers."""
     parts = [x.astype(np.complex128).ravel() for x in (weights.output_value, weights.key_query)]
-    cut = parts[0].size
+    return np.concatenate(parts).view(np.float64)
 
-    def unflatten(y: NDArray[np.float64]) -> Weights:
-        values = y.view(np.complex128)
-        return Weights(values[:cut].reshape(shapes[0]), values[cut:].reshape(shapes[1]))
 
-    return np.concatenate(parts).view(np.float64), unflatten
+def _unflatten(y: NDArray[np.float64], like: Weights) -> Weights:
+    """Undo :func:`_flatten` for weights of the shapes of others."""
+    values, cut = y.view(np.complex128), like.output_value.size
+    return Weights(
+        values[:cut].reshape(like.output_value.shape), values[cut:].reshape(like.key_query.shape)
+    )

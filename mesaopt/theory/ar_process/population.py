@@ -8,7 +8,7 @@ times.
 """
 
 import functools
-from collections.abc import Callable
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -100,12 +100,6 @@ class _Exponent(NamedTuple):
     of_t: int = 0
     constant: int = 0
 
-    def plus(self, other: "_Exponent") -> "_Exponent":
-        return _Exponent(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def negative(self) -> "_Exponent":
-        return _Exponent(*(-x for x in self))
-
 
 _Feature = tuple[int, int, int]
 """Which token half, 0 for x_t and 1 for x_{t-1}, each factor of e_i[a] conj(e_i[b]) e_t[c] is of."""
@@ -169,7 +163,7 @@ def _weights(
     indices = np.indices((dim,) * len(factors[0])).reshape(len(factors[0]), -1)
     patterns, place = np.unique(_pattern(indices), axis=1, return_inverse=True)
     count = functools.lru_cache(maxsize=None)(functools.partial(_count, times))
-    table = [[_expect(tuple(p), kind, count) for kind in factors] for p in patterns.T.tolist()]
+    table = [[count(*_conditions(p, kind)) for kind in factors] for p in patterns.T.tolist()]
     return np.array(table)[place]
 
 
@@ -179,27 +173,21 @@ def _pattern(indices: Int[Array, "position index"]) -> Int[Array, "position inde
     return same.argmax(1)
 
 
-def _expect(
-    pattern: tuple[int, ...],
-    exponents: tuple[_Exponent, ...],
-    count: Callable[[frozenset[_Exponent], int, int | None], float],
-) -> float:
-    """Sum over t the expectation of one product of eigenvalues, each sum over times divided by t - 1."""
-    groups = {p: _Exponent() for p in pattern}
-    for p, exponent in zip(pattern, exponents, strict=True):
-        groups[p] = groups[p].plus(exponent)
-    # A condition and its negative are one; those without content are none.
-    conditions = frozenset(max(g, g.negative()) for g in groups.values()) - {_Exponent()}
-    if any(c.of_i == c.of_j == c.of_t == 0 for c in conditions):
-        return 0.0
-    first = _start(exponents[:2])
-    second = _start(exponents[3:5]) if len(exponents) == 6 else None
-    return count(conditions, first, second)
+def _conditions(
+    pattern: list[int], exponents: tuple[_Exponent, ...]
+) -> tuple[frozenset[_Exponent], int, int | None]:
+    """Return the exponents that must vanish, and the first times i and j of the sums.
 
-
-def _start(exponents: tuple[_Exponent, ...]) -> int:
-    """Where a sum over times begins: tokens hold x_0 = 0, so what reads x_{i-1} begins with i = 2."""
-    return 2 if any(abs(e.constant) == 2 for e in exponents) else 1
+    An exponent and its negative are one condition, and zero is none. Tokens hold x_0 = 0, so
+    that a sum over x_{i-1} begins with i = 2.
+    """
+    groups = dict.fromkeys(pattern, _Exponent())
+    for place, exponent in zip(pattern, exponents, strict=True):
+        groups[place] = _Exponent(*map(operator.add, groups[place], exponent))
+    conditions = {max(g, _Exponent(*map(operator.neg, g))) for g in groups.values()}
+    starts = [2 if abs(e.constant) == 2 else 1 for e in exponents]
+    second = max(starts[3:5]) if len(exponents) == 6 else None
+    return frozenset(conditions - {_Exponent()}), max(starts[:2]), second
 
 
 def _count(
@@ -212,7 +200,7 @@ def _count(
 
     Args:
         times: the contexts t.
-        conditions: exponents with coefficients -1, 0 or 1, at least one of them not 0.
+        conditions: exponents with coefficients -1, 0 or 1. One that depends on no time is never met.
         first: smallest i.
         second: smallest j; None if there is no second sum.
 

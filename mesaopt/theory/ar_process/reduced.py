@@ -57,8 +57,10 @@ def reduced_flow(
     if imbalance == 0:  # an integrator may step across the saddle at 0, the flow cannot
         return _split(_balanced(theory, start, times), key_query, output_value)
 
+    curvature, slope = theory.curvature, theory.slope
+
     def velocity(_: float, c: Float[Array, "1"]) -> Float[Array, "1"]:
-        return -np.hypot(imbalance, 2 * c) * (theory.curvature * c - theory.slope)
+        return -np.hypot(imbalance, 2 * c) * (curvature * c - slope)
 
     path = integrated(velocity, np.array([start]), times, relative=1e-12, absolute=1e-14)
     return _split(path[:, 0], key_query, output_value)
@@ -161,8 +163,10 @@ def time_to_within(
         return math.inf
     end = theory.product * (1 + math.copysign(tolerance, start - theory.product))
 
+    curvature, slope = theory.curvature, theory.slope
+
     def slowness(c: float) -> float:
-        return 1 / (math.hypot(imbalance, 2 * c) * (theory.slope - theory.curvature * c))
+        return 1 / (math.hypot(imbalance, 2 * c) * (slope - curvature * c))
 
     return quad(slowness, start, end, epsabs=0, epsrel=1e-10, limit=200)[0]
 

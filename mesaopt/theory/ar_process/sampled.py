@@ -165,7 +165,12 @@ class DirectLoss:
 
 
 class TiedEstimate(NamedTuple):
-    """The best single product on a sample, with its standard error."""
+    """The best single product on a sample, with its standard error.
+
+    Example:
+        >>> TiedEstimate(product=0.19, standard_error=0.004).product
+        0.19
+    """
 
     product: float
     """c = Re <f, x_{t+1}> / <f, f> with f = S_t x_t / (t - 1), over all sequences and contexts."""

@@ -1,5 +1,6 @@
 """The loss of the layer as a quadratic form in products of its weights: one pass over data, then none."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -19,6 +20,12 @@ class Engine(Protocol):
     sequences. Three engines: :class:`ClosedForm` (diagonal weights, from moments),
     :class:`QuadraticLoss` (any weights, from exact or sampled statistics) and :class:`DirectLoss` (any
     weights, from the sequences themselves).
+
+    Example:
+        >>> from mesaopt.tasks import initial_states
+        >>> from mesaopt.theory.ar_process import ClosedForm
+        >>> isinstance(ClosedForm.of(initial_states("sparse"), dim=2, length=5), Engine)
+        True
     """
 
     @property
@@ -72,12 +79,12 @@ class QuadraticLoss:
     cross: Inexact[Array, "feature dim"]
     energy: float
 
-    @property
+    @functools.cached_property
     def dim(self) -> int:
         """Width of a state."""
         return self.cross.shape[-1]
 
-    @property
+    @functools.cached_property
     def blocks(self) -> Blocks:
         """Blocks that the features are made of."""
         return "core" if len(self.gram) == self.dim**3 else "all"

@@ -113,7 +113,11 @@ class Weights:
         )
 
     def masked(self) -> "Weights":
-        """Return a copy with zeros off the diagonals of V and K; other blocks keep their entries."""
+        """Set entries off the diagonals of V and K to zero; other blocks keep theirs.
+
+        Returns:
+            New weights.
+        """
         output_value, key_query = self.output_value.copy(), self.key_query.copy()
         copy = Weights(output_value, key_query)
         off = ~np.eye(self.dim, dtype=bool)
@@ -122,7 +126,11 @@ class Weights:
         return copy
 
     def embedded(self) -> "Weights":
-        """Return core weights as weights of all blocks, with zeros elsewhere."""
+        """Turn core weights into weights of all blocks, with zeros elsewhere.
+
+        Returns:
+            New weights; the same ones if they have all blocks.
+        """
         if self.blocks == "all":
             return self
         dim, batch = self.dim, self.output_value.shape[:-2]

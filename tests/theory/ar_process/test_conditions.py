@@ -77,37 +77,37 @@ NOT_RECOVERED: list[InitialStates] = [
 
 @pytest.mark.parametrize(("initial", "magnitude"), RECOVERED, ids=lambda x: getattr(x, "name", ""))
 def test_one_magnitude_is_recovered(initial: InitialStates, magnitude: float) -> None:
-    found = recovery_test(initial, dim=3)
-    assert found.holds
-    assert found.magnitude == pytest.approx(magnitude, rel=1e-14)
-    assert found.deviation <= 1e-14
-    assert abs(found.unexplained) < 1e-12
+    actual = recovery_test(initial, dim=3)
+    assert actual.holds
+    assert actual.magnitude == pytest.approx(magnitude, rel=1e-14)
+    assert actual.deviation <= 1e-14
+    assert abs(actual.unexplained) < 1e-12
 
 
 @pytest.mark.parametrize("initial", NOT_RECOVERED, ids=lambda initial: initial.name)
 def test_other_magnitudes_are_not_recovered(initial: InitialStates) -> None:
-    found = recovery_test(initial, dim=3)
-    assert not found.holds
-    assert 0 < found.deviation <= 0.5
-    assert found.unexplained > 0
+    actual = recovery_test(initial, dim=3)
+    assert not actual.holds
+    assert 0 < actual.deviation <= 0.5
+    assert actual.unexplained > 0
 
 
 @pytest.mark.parametrize("name", ["gaussian", "uniform"])
 def test_what_is_left_is_what_the_theory_says(name: str) -> None:
-    found = recovery_test(initial_states(name), dim=4, num_samples=2**16)
+    actual = recovery_test(initial_states(name), dim=4, num_samples=2**16)
     # 2^18 numbers: moments up to the sixth are known to 1.3 %, the share to about as much.
     wanted = one_step(initial_states(name), dim=4, length=9).unexplained_limit
-    assert found.unexplained == pytest.approx(wanted, rel=0.05)
+    assert actual.unexplained == pytest.approx(wanted, rel=0.05)
 
 
 @given(ratio=st.floats(0, 3), scale=st.floats(0.1, 10))
 def test_recovery_is_the_case_of_equality(ratio: float, scale: float) -> None:
     initial = two_magnitudes(ratio, 0.5, scale)
-    found = recovery_test(initial, dim=2, num_samples=200)
-    assert found.magnitude == pytest.approx(scale * max(ratio, 1.0), rel=1e-12)
+    actual = recovery_test(initial, dim=2, num_samples=200)
+    assert actual.magnitude == pytest.approx(scale * max(ratio, 1.0), rel=1e-12)
     smaller = (min(ratio, 1.0) / max(ratio, 1.0)) ** 2
-    assert found.deviation == pytest.approx(min(smaller, 1 - smaller), rel=1e-9, abs=1e-15)
-    assert found.holds == (min(smaller, 1 - smaller) <= 1e-9)
+    assert actual.deviation == pytest.approx(min(smaller, 1 - smaller), rel=1e-9, abs=1e-15)
+    assert actual.holds == (min(smaller, 1 - smaller) <= 1e-9)
 
 
 def test_nothing_but_zeros_is_refused() -> None:
@@ -134,9 +134,9 @@ SYMMETRIC: list[InitialStates] = [
 @pytest.mark.parametrize("initial", SYMMETRIC, ids=lambda initial: initial.name)
 @pytest.mark.parametrize("seed", range(3))
 def test_symmetric_distributions_pass(initial: InitialStates, seed: int) -> None:
-    found = sign_flip_test(initial, dim=3, seed=seed)
-    assert found.invariant
-    assert 0 < found.statistic <= found.threshold
+    actual = sign_flip_test(initial, dim=3, seed=seed)
+    assert actual.invariant
+    assert 0 < actual.statistic <= actual.threshold
 
 
 LOPSIDED: list[tuple[InitialStates, int]] = [
@@ -150,17 +150,17 @@ LOPSIDED: list[tuple[InitialStates, int]] = [
 
 @pytest.mark.parametrize(("initial", "dim"), LOPSIDED, ids=lambda x: getattr(x, "name", ""))
 def test_other_distributions_fail(initial: InitialStates, dim: int) -> None:
-    found = sign_flip_test(initial, dim=dim)
-    assert not found.invariant
-    assert found.statistic > found.threshold
-    assert re.fullmatch(r"E( (Re |Im )?x_\d(\^\d)?)+", found.worst)
+    actual = sign_flip_test(initial, dim=dim)
+    assert not actual.invariant
+    assert actual.statistic > actual.threshold
+    assert re.fullmatch(r"E( (Re |Im )?x_\d(\^\d)?)+", actual.worst)
 
 
 def test_the_moment_without_a_single_power_is_found_and_named() -> None:
-    found = sign_flip_test(beyond_one_power(), dim=2)
-    assert found.worst == "E x_1^3 x_2^3"
+    actual = sign_flip_test(beyond_one_power(), dim=2)
+    assert actual.worst == "E x_1^3 x_2^3"
     # E f = 9/4, and E f^2 = E x_1^6 E x_2^6 = (65/2)^2: 16384^(1/2) * 2.25 / 32.5, to one in the noise.
-    assert found.statistic == pytest.approx(128 * 2.25 / 32.5, abs=4)
+    assert actual.statistic == pytest.approx(128 * 2.25 / 32.5, abs=4)
 
 
 def test_threshold_grows_with_the_number_of_monomials_only() -> None:

@@ -35,14 +35,14 @@ from mesaopt.theory.ar_process import (
 )
 
 DIM, LENGTH = 2, 5
-LAW = lopsided_atoms(DIM)
+INITIAL = lopsided_atoms(DIM)
 # Losses here are near 10, sums of at most 1e4 products of numbers up to 100, each rounded by 1.1e-16
 # of itself: 1e-12 leaves a factor of ten.
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def sequences() -> np.ndarray:
-    return draw_sequences(LAW, 11, LENGTH, DIM, seed=3)
+    return draw_sequences(INITIAL, 11, LENGTH, DIM, seed=3)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Case:
 
 
 def expected(weights: Weights) -> float:
-    states, probabilities = all_sequences(LAW, LENGTH)
+    states, probabilities = all_sequences(INITIAL, LENGTH)
     return layer_loss(states, weights, probabilities=probabilities)
 
 
@@ -73,7 +73,7 @@ def on_the_sample(weights: Weights) -> float:
 CASES = [
     Case(
         f"closed form {blocks}",
-        lambda: ClosedForm.of(LAW, dim=DIM, length=LENGTH),
+        lambda: ClosedForm.of(INITIAL, dim=DIM, length=LENGTH),
         blocks,
         expected,
         takes_any=False,
@@ -84,7 +84,7 @@ for name in ("core", "all"):
     CASES += [
         Case(
             f"population {name}",
-            lambda blocks=name: population_loss(LAW, dim=DIM, length=LENGTH, blocks=blocks),
+            lambda blocks=name: population_loss(INITIAL, dim=DIM, length=LENGTH, blocks=blocks),
             name,
             expected,
         ),
@@ -145,12 +145,12 @@ def test_the_gradient_is_the_difference_quotient_of_the_loss(case: Case) -> None
     _, gradient = engine.loss_and_gradient(weights)
     step = 0.5  # the loss is a parabola in any one entry: central differences are exact at any step
     for name in ("output_value", "key_query"):
-        found = getattr(gradient, name)
-        for place in np.ndindex(found.shape):
+        actual = getattr(gradient, name)
+        for place in np.ndindex(actual.shape):
             if not case.takes_any and getattr(weights, name)[place] == 0:
-                assert found[place] == 0
+                assert actual[place] == 0
                 continue
-            for unit, part in ((1.0, found[place].real), (1j, found[place].imag)):
+            for unit, part in ((1.0, actual[place].real), (1j, actual[place].imag)):
                 sides = []
                 for sign in (1, -1):
                     entries = {
@@ -351,7 +351,7 @@ def test_the_closed_form_refuses_weights_off_the_diagonals(blocks: str, name: st
     weights = diagonal(DIM, key_query=1.0, output_value=1.0, blocks=blocks)
     getattr(weights, name)[..., 0, 1] = 0.1
     with pytest.raises(ValueError, match="must be diagonal for the closed form"):
-        ClosedForm.of(LAW, dim=DIM, length=LENGTH).loss_and_gradient(weights)
+        ClosedForm.of(INITIAL, dim=DIM, length=LENGTH).loss_and_gradient(weights)
 
 
 @every_engine
@@ -364,6 +364,6 @@ def test_steps_that_diverge_are_an_error_that_names_the_bound(case: Case) -> Non
 
 def test_quadratic_losses_say_which_blocks_they_are_of() -> None:
     for blocks in ("core", "all"):
-        engine = population_loss(LAW, dim=DIM, length=LENGTH, blocks=blocks)
+        engine = population_loss(INITIAL, dim=DIM, length=LENGTH, blocks=blocks)
         assert isinstance(engine, QuadraticLoss)
         assert engine.blocks == blocks

@@ -10,11 +10,11 @@ from mesaopt.theory.ar_process import Weights, diagonal, last_token, one_step
 
 def predictions(states: np.ndarray, weights: Weights) -> np.ndarray:
     """Run the layer on each sequence after its longest context."""
-    found = []
+    actual = []
     for x in states:
         pairs = sum(np.outer(x[i], x[i - 1].conj()) for i in range(1, len(x) - 1))
-        found.append(weights.output_value @ pairs @ weights.key_query @ x[-2] / (len(x) - 2))
-    return np.array(found)
+        actual.append(weights.output_value @ pairs @ weights.key_query @ x[-2] / (len(x) - 2))
+    return np.array(actual)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -41,8 +41,8 @@ def test_they_are_those_of_the_predictions(size: int, length: int, dim: int) -> 
 def test_several_layers_are_evaluated_at_once() -> None:
     test = last_token(in_chunks(draw_sequences(initial_states("uniform"), 9, 5, 2), 4))
     weights = random_weights(2, batch=(3, 2))
-    for found in (test.loss(weights), test.ratio(weights), test.slope(weights)):
-        assert found.shape == (3, 2)
+    for actual in (test.loss(weights), test.ratio(weights), test.slope(weights)):
+        assert actual.shape == (3, 2)
     alone = Weights(weights.output_value[1, 1], weights.key_query[1, 1])
     np.testing.assert_allclose(test.ratio(weights)[1, 1], test.ratio(alone), rtol=1e-12)
     np.testing.assert_allclose(test.slope(weights)[1, 1], test.slope(alone), rtol=1e-12)
@@ -67,8 +67,8 @@ def test_every_target_that_is_there_counts_once() -> None:
     counts = there.sum(0)
     assert len(set(counts.tolist())) > 1  # else a mean of means would be the same
     wanted = (ours[there] / target[there]).real.mean()
-    found = float(last_token(in_chunks(states, 4)).ratio(weights))
-    assert found == pytest.approx(float(wanted), rel=1e-12)
+    actual = float(last_token(in_chunks(states, 4)).ratio(weights))
+    assert actual == pytest.approx(float(wanted), rel=1e-12)
 
 
 def test_the_mean_ratio_of_gaussian_data_is_far_from_its_slope() -> None:

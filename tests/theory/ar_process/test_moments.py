@@ -72,9 +72,9 @@ def test_two_magnitudes_by_enumeration(ratio: float, probability: float, scale: 
     likely = [probability / 2] * 2 + [(1 - probability) / 2] * 2
     initial = independent_atoms([first, -first, second, -second], likely, 2)
     powers = exponents(2)
-    found = two_magnitudes(ratio, probability, scale).moment(powers)
+    actual = two_magnitudes(ratio, probability, scale).moment(powers)
     # 16 terms up to 6^6.
-    np.testing.assert_allclose(found, initial.moment(powers), rtol=1e-12, atol=1e-16 * 16 * 6**6)
+    np.testing.assert_allclose(actual, initial.moment(powers), rtol=1e-12, atol=1e-16 * 16 * 6**6)
 
 
 DISTRIBUTIONS: list[InitialStates] = [
@@ -121,9 +121,9 @@ def test_a_sampler_finds_the_moments_to_its_error() -> None:
         normal.moment(2 * powers[powers.sum(-1) <= 3])
         - normal.moment(powers[powers.sum(-1) <= 3]) ** 2
     )
-    found = initial.moment(powers)[powers.sum(-1) <= 3]
+    actual = initial.moment(powers)[powers.sum(-1) <= 3]
     wanted = normal.moment(powers)[powers.sum(-1) <= 3]
-    assert (np.abs(found - wanted) <= 4 * np.sqrt(spread / count)).all()
+    assert (np.abs(actual - wanted) <= 4 * np.sqrt(spread / count)).all()
     np.testing.assert_array_equal(
         initial.moment(powers), initial.moment(powers)
     )  # the seed is fixed

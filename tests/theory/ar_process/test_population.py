@@ -80,7 +80,7 @@ def test_longer_sequences_are_the_average_too(name: str, blocks: str) -> None:
 
 
 def test_the_average_can_tell_wrong_weights_of_contexts() -> None:
-    """What the comparison rests on: the oracle sees a context that is counted twice."""
+    """Check the oracle itself: a context that is counted twice changes its loss."""
     twin = finite_twin("rademacher", 2, 1.0)
     weights = random_weights(2)
     losses = [

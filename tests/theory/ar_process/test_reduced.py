@@ -1,4 +1,4 @@
-"""The flow of two numbers: what it conserves, where it ends, and when."""
+"""The reduced flow of a and b: its conserved quantity, its limit, and the time to it."""
 
 import math
 import warnings
@@ -41,11 +41,11 @@ def theory_of(name: str, length: int = 100) -> OneStep:
 @pytest.mark.parametrize("name", SPLITS)
 def test_printed_limits(name: str) -> None:
     theory, (a, b, both) = theory_of(name), SPLITS[name]
-    found = limit_weights(theory, key_query=0.5, output_value=1.5)
-    np.testing.assert_allclose(found, (a, b), rtol=0, atol=SIX)
+    actual = limit_weights(theory, key_query=0.5, output_value=1.5)
+    np.testing.assert_allclose(actual, (a, b), rtol=0, atol=SIX)
     for start in (0.1, 2.0):
-        found = limit_weights(theory, key_query=start, output_value=start)
-        np.testing.assert_allclose(found, (both, both), rtol=0, atol=SIX)
+        actual = limit_weights(theory, key_query=start, output_value=start)
+        np.testing.assert_allclose(actual, (both, both), rtol=0, atol=SIX)
 
 
 @pytest.mark.parametrize(

@@ -176,12 +176,12 @@ def test_the_tied_estimate_is_the_best_product_on_the_sample() -> None:
 def test_the_tied_estimate_knows_its_error(name: str) -> None:
     dim, length = 2, 8
     initial = initial_states(name)
-    found = [
+    actual = [
         tied_estimate(in_chunks(draw_sequences(initial, 2000, length, dim, seed=seed), 500))
         for seed in range(40)
     ]
-    products = np.array([x.product for x in found])
-    errors = np.array([x.standard_error for x in found])
+    products = np.array([x.product for x in actual])
+    errors = np.array([x.standard_error for x in actual])
     wanted = one_step(initial, dim=dim, length=length).product
     # A ratio of means is biased by 1/count of itself only; a spread from 40 is known to 11 %, and the
     # heavy sixth moments of the Gaussian make single errors uncertain by a further 15 %.

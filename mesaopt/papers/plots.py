@@ -1,0 +1,81 @@
+"""The house style: colours, and how lines, bands and published numbers are drawn."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    pass
+
+INK = "#1b1f24"
+"""Colour of text and axes; the report swaps it for the page's own."""
+GRID = "#d8dce2"
+"""Colour of grid lines; the report swaps it too."""
+# Middle tones that read on white and on black, and apart from one another when colours are not seen.
+PALETTE: tuple[str, ...] = ("#3f87d6", "#d9822b", "#2a9d74", "#9a6fd0", "#cf4d5e", "#8b8f98")
+"""Blue, orange, green, purple, red, grey: the colours of figures, in this order."""
+
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.5))
+"""Line styles of algorithms, and of algorithms as published where they differ."""
+
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.7,
+    "figure.constrained_layout.use": True,
+    # The same picture gives the same file.
+    "svg.hashsalt": "mesaopt",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+def style() -> Any:
+    """Return a context in which matplotlib draws in the house style.
+
+    Example:
+        >>> with style():
+        ...     mpl.rcParams["axes.edgecolor"]
+        '#1b1f24'
+    """
+    return mpl.rc_context(_STYLE)
+
+
+def band(axes: Axes, x: Sequence[float], mean: Any, half: Any, **line: Any) -> None:
+    """Draw a line with a band of 95 %, for a logarithmic axis: the band ends at a tenth of the line."""
+    mean, half = np.asarray(mean, dtype=float), np.asarray(half, dtype=float)
+    low = np.maximum(mean - half, mean / 10)
+    axes.fill_between(x, low, mean + half, color=line["color"], alpha=0.2, lw=0)
+    axes.plot(x, mean, **line)
+
+
+def circles(axes: Axes, published: Mapping[Any, float], color: str, size: float = 4.0) -> None:
+    """Draw published numbers as circles, by their place on the x axis."""
+    if published:
+        x, y = zip(*published.items(), strict=True)
+        axes.plot(x, y, "o", color=color, mfc="none", ms=size)
+
+
+def plain_ticks(axes: Axes, ticks: Sequence[float]) -> None:
+    """Label a logarithmic axis with ordinary numbers."""
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_formatter(lambda *_: "")

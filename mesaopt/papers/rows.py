@@ -1,0 +1,76 @@
+"""Rows: the numbers of a panel as records, and as CSV."""
+
+import csv
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+Rows = list[dict[str, Any]]
+"""Records of numbers, all with the same keys; a value is a number, a string or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelData:
+    """The numbers of one panel.
+
+    Example:
+        >>> PanelData(rows=[{"step": 0, "loss": 1.5}]).more
+        {}
+    """
+
+    rows: Rows
+    """Written to the figure's CSV."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON values that the drawing needs besides the rows, such as a picture's pixels."""
+
+
+def table(rows: Rows) -> str:
+    """Write rows as CSV.
+
+    Args:
+        rows: one dictionary per row, all with the same keys.
+
+    Returns:
+        The text, with a header.
+
+    Example:
+        >>> print(table([{"step": 0, "loss": 1.5}]))
+        step,loss
+        0,1.5
+        <BLANKLINE>
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_table(text: str) -> Rows:
+    """Read what :func:`table` wrote: numbers as numbers, bit for bit, and nothing as None.
+
+    Args:
+        text: with a header.
+
+    Returns:
+        The rows.
+
+    Example:
+        >>> read_table("step,loss,model" + chr(10) + "3,0.1,lsa-1" + chr(10) + "4,,lsa-1" + chr(10))
+        [{'step': 3, 'loss': 0.1, 'model': 'lsa-1'}, {'step': 4, 'loss': None, 'model': 'lsa-1'}]
+    """
+    return [
+        {key: _value(value) for key, value in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None

@@ -1,0 +1,56 @@
+"""Runs that nobody trained, and figures measured and drawn on them, for the tests of papers."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mesaopt import recipes
+from mesaopt.models import SequenceModel
+from mesaopt.papers.claims import Claim
+from mesaopt.papers.figure import Figure, draw, judge, measure
+from mesaopt.papers.laboratory import Laboratory, Plan
+from mesaopt.papers.rows import PanelData, Rows, read_table, table
+from mesaopt.training import Run
+
+PLAN = Plan(what="uncovering2023", scale="smoke", num_sequences=256)
+
+
+def run_of(
+    recipe: str, model: SequenceModel | None = None, *, steps: int | None = None, seed: int = 0
+) -> Run:
+    """Make a run with a model set by hand, or with the weights that training starts from."""
+    config = recipes.get(recipe, seed=seed)
+    train = config.train if steps is None else replace(config.train, steps=steps)
+    model = SequenceModel(config.sequence_model, seed=seed) if model is None else model
+    metrics = [{"step": 0, "test_loss": 1.7}, {"step": train.steps, "test_loss": 1.0}]
+    return Run(Path("nowhere"), replace(config, train=train), model, metrics, 0.0)
+
+
+@dataclass
+class Computed:
+    """What a figure came to."""
+
+    panels: dict[str, PanelData]
+    claims: dict[str, Claim]
+    settings: dict[str, Any]
+
+    @property
+    def rows(self) -> Rows:
+        return [row for data in self.panels.values() for row in data.rows]
+
+    @property
+    def verdicts(self) -> dict[str, bool]:
+        return {name: claim.passed for name, claim in self.claims.items()}
+
+
+def compute(figure: Figure[Any], lab: Laboratory) -> Computed:
+    """Measure a figure, draw it from what its files would hold, and judge its claims."""
+    panels = measure(figure, lab)
+    if panels:
+        draw(figure, {n: replace(d, rows=_saved(d.rows)) for n, d in panels.items()})
+    claims = {claim.name: claim for claim in judge(figure, lab)}
+    return Computed(panels, claims, figure.settings(lab) if panels else {})
+
+
+def _saved(rows: Rows) -> Rows:
+    return read_table(table(rows)) if rows else []

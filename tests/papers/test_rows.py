@@ -1,0 +1,32 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesaopt.papers.rows import read_table, table
+
+values = st.none() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False)
+
+
+@given(st.lists(st.tuples(values, values), min_size=1))
+def test_numbers_survive_their_table_bit_for_bit(pairs: list[tuple]) -> None:
+    rows = [{"a": a, "b": b} for a, b in pairs]
+    again = read_table(table(rows))
+    assert again == rows
+    assert all(
+        type(x) is type(y)
+        for r, s in zip(rows, again, strict=True)
+        for x, y in zip(r.values(), s.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("text", ["lsa-1", 'a, "b"', "1e", "two\nlines", "0.5 0.25"])
+def test_words_survive(text: str) -> None:
+    assert read_table(table([{"name": text, "x": 1}])) == [{"name": text, "x": 1}]
+
+
+def test_what_is_no_number_survives() -> None:
+    (row,) = read_table(table([{"x": math.nan, "y": math.inf, "z": True}]))
+    assert math.isnan(row["x"])
+    assert (row["y"], row["z"]) == (math.inf, True)

@@ -1,0 +1,192 @@
+"""Softmax layers made linear in figure 5, and the weights of both in figure 19."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from laboratories import PLAN, compute, run_of
+
+from mesaopt.analysis import Linearization, linearize
+from mesaopt.layers import LinearSelfAttention
+from mesaopt.models import SequenceModel
+from mesaopt.papers.figure import judge
+from mesaopt.papers.uncovering2023 import distilled
+from mesaopt.papers.uncovering2023.distilled import fig5, fig19
+from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
+from mesaopt.papers.uncovering2023.published import LINEARISED
+from mesaopt.tasks import make_task
+
+
+def linearizations(*rows: Sequence[float], loss: float = 0.2) -> list[Linearization]:
+    """Ratios as measured, one row per seed, with errors of 1 %."""
+    return [
+        Linearization(
+            layers=tuple(range(7)),
+            distilled=(),
+            ratios=torch.tensor(row, dtype=torch.float64),
+            ratio_errors=torch.full((7,), 0.01, dtype=torch.float64),
+            unexplained=torch.zeros(7),
+            loss=loss,
+        )
+        for row in rows
+    ]
+
+
+def verdicts(
+    dim: int, *rows: Sequence[float], steps: int | None = None, loss: float = 0.2
+) -> dict[str, bool]:
+    """Judge figure 5 by ratios of one dimension."""
+    recipe = f"tf-7-dim-{dim}"
+    runs = [run_of(recipe, steps=steps, seed=seed) for seed in range(len(rows))]
+    lab = Laboratory(PLAN, {recipe: runs})
+    lab.remember(distilled.linearised, recipe, value=linearizations(*rows, loss=loss))
+    return {claim.name: claim.passed for claim in judge(fig5, lab)}
+
+
+def test_published_ratios_pass_and_layers_that_are_all_alike_fail() -> None:
+    for dim, row in LINEARISED.items():
+        claims = verdicts(dim, row)
+        assert len(claims) == 3 + 7
+        assert all(claims.values())
+    alike = verdicts(10, (1.0,) * 7, steps=5)
+    assert set(alike) == {
+        f"fig5-dim-10-{layers}" for layers in ("first-layer", "later-layers", "second-layer")
+    }
+    assert not any(alike.values())
+    bad = verdicts(10, (2.27, 1.44, 1.18, 1.09, 1.08, 1.05, 1.6))
+    assert [name for name, passed in bad.items() if not passed] == ["fig5-dim-10-layer-7"]
+
+
+def test_models_that_learned_nothing_are_not_judged_by_published_ratios() -> None:
+    for dim in LINEARISED:
+        zero = distilled.zero_loss(run_of(f"tf-7-dim-{dim}"))
+        # First states are uniform on [-1, 1], rotations keep their variance of 1/3; 256 sequences, 5 %.
+        assert zero == pytest.approx(dim / 6, rel=0.1)
+        assert len(verdicts(dim, LINEARISED[dim], loss=0.45 * zero)) == 3 + 7
+        stuck = verdicts(dim, (1.0,) * 7, loss=0.55 * zero)
+        assert len(stuck) == 3
+        assert not any(stuck.values())
+
+
+def test_distillation_takes_hours_at_most_at_scale_paper() -> None:
+    assert SETTINGS["paper"].distillation_steps <= 2000
+    assert fig5.seconds["small"] < fig5.seconds["paper"] < 24 * 3600
+    assert fig19.seconds["paper"] < 3600
+
+
+def test_errors_count_test_sequences_and_seeds() -> None:
+    row = LINEARISED[4]
+    alone = distilled.loss_ratios(linearizations(row))
+    assert [ratio.error for ratio in alone] == pytest.approx([0.01] * 7)
+    more = tuple(2 * x for x in row)
+    both = distilled.loss_ratios(linearizations(row, more))
+    wanted = (0.01**2 / 2 + torch.tensor([row, more]).double().var(0) / 2).sqrt()
+    assert [ratio.error for ratio in both] == pytest.approx(wanted.tolist())
+    assert [ratio.value for ratio in both] == pytest.approx([1.5 * x for x in row])
+
+
+@pytest.fixture
+def one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS["smoke"], regression_dimensions=(4,))
+    monkeypatch.setitem(SETTINGS, "smoke", settings)
+
+
+@pytest.mark.usefixtures("one_dimension")
+def test_figure_5_shows_regression_without_runs() -> None:
+    nothing = compute(fig5, Laboratory(PLAN, {}))
+    assert nothing.claims == {}
+    assert {row["panel"] for row in nothing.rows} == {"B, loss per dimension"}
+
+
+@pytest.mark.usefixtures("one_dimension")
+def test_figure_5_draws_what_runs_there_are() -> None:
+    some = compute(fig5, Laboratory(PLAN, {"tf-7-dim-4": [run_of("tf-7-dim-4", steps=3)]}))
+    layers = [row["layer"] for row in some.rows if row["panel"].startswith("A")]
+    assert layers == list(range(1, 8))
+    assert list(some.verdicts.values()) == [False] * 3, "nobody trained this"
+    assert some.settings["test sequences"] == 256
+    assert float(some.settings["loss, dimension 4"]) > 0.5
+
+
+def test_figure_19_of_untrained_layers_shows_no_similarity() -> None:
+    assert compute(fig19, Laboratory(PLAN, {})).panels == {}
+    untrained = compute(fig19, Laboratory(PLAN, {"softmax-2": [run_of("softmax-2")]}))
+    assert len(untrained.rows) == 2 * 4 * 80
+    assert list(untrained.verdicts.values()) == [False, False]
+    assert "test sequences" not in untrained.settings, "weights have none"
+
+
+def with_identities(model: SequenceModel, seed: int) -> None:
+    """Give every layer multiples of the identity in each pair of slots that its 40 channels can hold."""
+    random = torch.Generator().manual_seed(seed)
+    half = torch.eye(20)
+    for mixer in model.mixers:
+        for weight in (mixer.query.weight, mixer.key.weight, mixer.value.weight):
+            weight.data = torch.kron(torch.randn(2, 4, generator=random), half)
+        mixer.output.weight.data = torch.kron(torch.randn(4, 2, generator=random), half)
+
+
+def distilled_as(model: SequenceModel) -> Linearization:
+    """Linear layers with the weights of a model's, but for factors that leave their products alike."""
+    layers = []
+    for mixer in model.mixers:
+        layer = LinearSelfAttention(80, 1, 40)
+        layer.load_state_dict(mixer.state_dict())
+        layer.query.weight.data *= -3
+        layer.output.weight.data /= -3
+        layers.append(layer)
+    ones = torch.ones(2)
+    return Linearization(
+        layers=(0, 1),
+        distilled=tuple(layers),
+        ratios=ones,
+        ratio_errors=ones,
+        unexplained=ones,
+        loss=1.0,
+    )
+
+
+def test_the_same_products_are_similar_whatever_their_factor_and_others_are_not() -> None:
+    run = run_of("softmax-2")
+    with_identities(run.sequence_model, 0)
+    other = SequenceModel(run.sequence_model.config)
+    with_identities(other, 1)
+
+    def judged(linear: Linearization) -> dict[str, bool]:
+        lab = Laboratory(PLAN, {"softmax-2": [run]})
+        lab.remember(distilled.linearised, "softmax-2", value=[linear])
+        return compute(fig19, lab).verdicts
+
+    same = distilled_as(run.sequence_model)
+    assert all(judged(same).values())
+    pairs = distilled.pair_weights(run, same)
+    torch.testing.assert_close(
+        distilled.cosines(pairs.softmax, pairs.linear), torch.ones(2, 2, dtype=torch.float64)
+    )
+    assert not judged(distilled_as(other))["fig19-weights-are-alike"]
+
+
+def test_figure_19_judges_all_seeds() -> None:
+    runs = [run_of("softmax-2", seed=seed) for seed in (0, 1)]
+    alone = compute(fig19, Laboratory(PLAN, {"softmax-2": runs[:1]}))
+    both = compute(fig19, Laboratory(PLAN, {"softmax-2": runs}))
+    assert len(both.settings["cosine by seed"]) == 2
+    for name, claim in both.claims.items():
+        assert claim.value != alone.claims[name].value
+    (low, _), (low_of_one, _) = (one.claims["fig19-own-layer"].limits for one in (both, alone))
+    assert low < low_of_one == 0.1, "widened by what seeds differ"
+
+
+def test_the_first_layer_reads_no_more_directions_than_its_tokens_have() -> None:
+    run = run_of("softmax-2")
+    layers = linearize(
+        run.sequence_model, make_task(run.config.task), steps=1, num_sequences=1
+    ).layers
+    roots = distilled.input_roots(run, layers)
+    # Tokens hold nothing, the current state twice, and the one before it: 40 of 80 directions.
+    values = torch.linalg.eigvalsh(roots[0])
+    # Rounding in single precision leaves variances of 1e-8 of the largest, or their roots of 1e-4.
+    assert (values > 1e-3).sum() == 40
+    torch.testing.assert_close(torch.linalg.eigvalsh(roots).amax(-1), torch.ones(2).double())
+    assert roots[0, :20].abs().max() < 1e-3, "the empty slot"

@@ -1,0 +1,99 @@
+"""Figures 6C, 7, 11 and 12, and the comparison that they share."""
+
+import pytest
+import torch
+from laboratories import PLAN, compute, run_of
+
+from mesaopt import recipes
+from mesaopt.analysis import Evaluation, InContextLoss, in_context_loss
+from mesaopt.papers.uncovering2023 import losses
+from mesaopt.papers.uncovering2023.curves import label_of, published_means
+from mesaopt.papers.uncovering2023.laboratory import (
+    COMPARED,
+    GRADIENT_STEP,
+    LEAST_SQUARES,
+    Comparison,
+    Laboratory,
+    compare,
+)
+from mesaopt.papers.uncovering2023.published import CURVES
+from mesaopt.tasks import LinearSystem
+
+
+def test_recipes_are_known_and_published_curves_belong_to_something() -> None:
+    algorithms = {name for task in CURVES.values() for name in task} - set(recipes.RECIPES)
+    assert GRADIENT_STEP in algorithms
+    for task, names in COMPARED.items():
+        assert set(names) <= set(recipes.RECIPES)
+        assert set(CURVES[task]) - algorithms <= set(names)
+
+
+def test_figures_without_their_models_show_the_algorithms() -> None:
+    lab = Laboratory(PLAN, {"tf-3": [run_of("tf-3", steps=3)]})
+    fig6c = compute(losses.fig6c, lab)
+    assert {name for name, passed in fig6c.verdicts.items() if passed} == {
+        "linear-3-layer-steps-official-mean",
+        "linear-7-layer-steps-official-mean",
+        "fig6c-newest-pair",
+    }
+    assert "linear-tf-3-mean" not in fig6c.claims, "trained for 3 steps, judged as if for all"
+    assert "fig6c-depth-helps" not in fig6c.claims, "there are no seven layers"
+    assert not compute(losses.fig6c, Laboratory(PLAN, {})).panels, "no runs, no figure"
+
+
+def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_context() -> None:
+    task = LinearSystem(recipes.TASKS["fixed-constructed"])
+    transition = task.sample(1, seed=0).transition[0]
+
+    def verdicts(predict) -> dict[str, bool]:
+        predictors = {
+            "fixed-lsa-1": predict,
+            GRADIENT_STEP: lambda batch: 0.3 * batch.observed @ transition.T,
+            LEAST_SQUARES: lambda batch: torch.zeros_like(batch.targets),
+        }
+        measured = in_context_loss(predictors, task, Evaluation(num_sequences=256))
+        lab = Laboratory(PLAN, {"fixed-lsa-1": [run_of("fixed-lsa-1")]})
+        lab.remember(compare, "fixed", value=Comparison("fixed", measured, {}, {}))
+        return compute(losses.fig12, lab).verdicts
+
+    assert all(verdicts(lambda batch: batch.observed @ transition.T).values())
+    assert not any(verdicts(lambda batch: torch.zeros_like(batch.targets)).values())
+
+
+def test_noise_counts_test_sequences_of_both_sides_and_training_seeds() -> None:
+    random = torch.Generator().manual_seed(1)
+    one = InContextLoss(1 + 0.1 * torch.randn(1280, 2, generator=random))
+    seeds = [InContextLoss(one.losses + shift) for shift in (-0.1, 0.0, 0.1)]
+    error = Comparison("linear", {"lsa-1": one}, {"lsa-1": [one]}, {}).mean("lsa-1").error
+    assert error == pytest.approx(one.mean_error * 2**0.5)
+    several = Comparison("linear", {"lsa-1": one}, {"lsa-1": seeds}, {})
+    assert several.mean("lsa-1").error == pytest.approx((error**2 + 0.1**2 / 3) ** 0.5)
+
+
+def test_the_noise_of_a_ratio_is_that_of_paired_losses() -> None:
+    base = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) + 1
+    measured = {"a": InContextLoss(2 * base), "b": InContextLoss(base)}
+    comparison = Comparison("linear", measured, {}, {})
+    exact = comparison.ratio("a", "b")
+    assert exact is not None
+    assert exact.value == pytest.approx(2)
+    assert exact.error == pytest.approx(0, abs=3e-7), "a ratio without noise"
+    measured["a"] = InContextLoss(2 * base.flip(0))
+    noisy = comparison.ratio("a", "b")
+    assert noisy is not None
+    assert 0.01 / 3 < noisy.error < 0.2 / 3
+    assert comparison.ratio("a", "c") is None
+
+
+def test_published_means_pass_at_the_number_and_fail_far_from_it() -> None:
+    for loss, passes in ((0.8942, True), (0.95, False), (0.84, False)):
+        lab = Laboratory(PLAN, {"lsa-1": [run_of("lsa-1")]})
+        measured = {"lsa-1": InContextLoss(torch.full((256, 50), loss))}
+        lab.remember(compare, "linear", value=Comparison("linear", measured, {}, {}))
+        (claim,) = published_means(lab, "linear", "Fig. 4", ("lsa-1", "lsa-2"))
+        assert claim.passed is passes
+
+
+def test_labels_say_what_a_model_is_whatever_its_task() -> None:
+    assert label_of("fixed-mesa-1") == label_of("mesa-1") == "1 mesa layer"
+    assert label_of("tf-7-partial") == "7 softmax layers"

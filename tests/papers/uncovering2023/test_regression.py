@@ -1,0 +1,30 @@
+"""Least squares and kernel regression by dimension and noise, in figures 5B and 20."""
+
+from dataclasses import replace
+
+import pytest
+from laboratories import PLAN, compute
+
+from mesaopt.papers.uncovering2023 import distilled, regression
+from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
+
+
+def test_least_squares_and_kernel_regression_by_dimension() -> None:
+    losses = {row["predictor"]: row["loss"] for row in regression.score_regression(4, 0.01, 256)}
+    assert losses["least squares"] < losses["least squares, official"]
+    assert losses["least squares, official"] == pytest.approx(0.0329, abs=0.004)
+    assert losses["kernel regression"] == pytest.approx(0.0798, abs=0.012)
+
+
+def test_regression_is_measured_once_for_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple] = []
+    score = regression.score_regression
+    monkeypatch.setattr(regression, "score_regression", lambda *a: calls.append(a) or score(*a))
+    monkeypatch.setitem(SETTINGS, "smoke", replace(SETTINGS["smoke"], regression_dimensions=(4,)))
+    lab = Laboratory(PLAN, {})
+    compute(distilled.fig5, lab)
+    assert calls == [(4, 0.01, 256)]
+    computed = compute(regression.fig20, lab)
+    assert all(computed.verdicts.values())
+    assert sorted(calls) == [(4, noise, 256) for noise in (0.01, 0.1, 0.25, 0.5)]
+    assert [row["noise"] for row in computed.rows[::3]] == [0.01, 0.1, 0.25, 0.5]
