@@ -1,5 +1,6 @@
 """How fast a training step is, in time and as a share of what this machine's arithmetic allows."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -12,20 +13,8 @@ from mesaopt import recipes
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
+from mesaopt.training.workers import num_threads, part_size, training_workers
 
-# Quoted: the authors' JAX code, on two cores of 95 GFLOP/s each.
-OFFICIAL_MILLISECONDS = {"lsa-2": 137.0, "lsa-2-notebook": 137.0}
-GOAL_MILLISECONDS = {
-    "lsa-1": 34.0,
-    "lsa-2": 68.0,
-    "lsa-2-notebook": 68.0,
-    "lsa-6": 200.0,
-    "tf-7": 255.0,
-    "hybrid-mesa": 232.0,
-    "full-mesa": 368.0,
-}
-"""For a step on two such cores, by recipe: half of what the JAX code takes for LSA-2, and for the others in
-proportion to their work."""
 _WARM_UP = 5
 
 
@@ -38,7 +27,9 @@ class TrainingStep:
     length: int
     """Tokens in a sequence."""
     milliseconds: float
-    """Median."""
+    """Median, with all workers."""
+    one_worker_milliseconds: float
+    """Median with a single worker: the same numbers, bit for bit."""
     fastest: float
     slowest: float
     data_milliseconds: float
@@ -53,6 +44,7 @@ class TrainingStep:
     matmul_flops: float
     """Operations per second of a large float32 matrix product, here and with as many threads."""
     threads: int
+    """Number of workers."""
     repeats: int
 
     @property
@@ -66,21 +58,18 @@ class TrainingStep:
         memory = (
             f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
         )
-        rows = [
+        alone = f"{self.one_worker_milliseconds:.1f} ms"
+        return [
             ("sequences", f"{self.batch_size} of {self.length} tokens"),
             ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
-            ("of it, the batch", f"{self.data_milliseconds:.1f} ms"),
+            ("workers", f"{self.threads}; with one of them a step takes {alone}"),
+            ("drawing a batch", f"{self.data_milliseconds:.1f} ms"),
             ("tokens", f"{self.tokens_per_second:,.0f} a second"),
             ("peak memory", memory),
             ("matrix products", f"{self.flops / 1e9:.2f} GFLOP a step"),
             ("float32 rate", f"{self.matmul_flops / 1e9:.0f} GFLOP/s, {self.threads} threads"),
             ("share of that rate", f"{self.share_of_peak:.0%}"),
         ]
-        if goal := GOAL_MILLISECONDS.get(self.recipe):
-            rows.append(("goal", f"{goal:.0f} ms"))
-        if official := OFFICIAL_MILLISECONDS.get(self.recipe):
-            rows.append(("official JAX code", f"{official:.0f} ms (quoted, on another machine)"))
-        return rows
 
 
 def measure_training_step(
@@ -91,7 +80,7 @@ def measure_training_step(
     Args:
         recipe: its name.
         repeats: timed steps, after a warm-up; 1 or more.
-        threads: to compute with; torch's own choice if not given.
+        threads: number of workers; torch's own choice of threads if not given.
 
     Returns:
         The measurement.
@@ -106,13 +95,8 @@ def measure_training_step(
     for name, value in (("repeats", repeats), ("threads", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: must be 1 or greater")
-    config = recipes.get(recipe)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        return _measure(config, repeats)
-    finally:
-        torch.set_num_threads(before)
+    with num_threads(threads or torch.get_num_threads()):
+        return _measure(recipes.get(recipe), repeats)
 
 
 def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
@@ -127,28 +111,32 @@ def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> floa
 
 
 def _measure(config: RunConfig, repeats: int) -> TrainingStep:
-    idle = peak_memory_bytes()
-    trainer = Trainer(config, torch.device("cpu"))
+    idle, threads, size = peak_memory_bytes(), torch.get_num_threads(), config.train.batch_size
+    trainer = Trainer(config, torch.device("cpu"), part_size=part_size(size))
     with FlopCounterMode(display=False) as counter:
         trainer.step(0)
-    size = config.train.batch_size
-    times = _times(lambda: trainer.step(0), repeats)
-    data_times = _times(lambda: trainer.data.task.sample(size, seed=0), repeats)
-    median = statistics.median(times)
+    times, steps = {}, itertools.count(1)
+    for count in dict.fromkeys((1, threads)):
+        with training_workers(count) as workers:
+            trainer.workers = workers
+            times[count] = _times(lambda: trainer.step(next(steps)), repeats)
+            data_times = _times(lambda: trainer.data.task.sample(size, seed=0), repeats)
+    median = statistics.median(times[threads])
     return TrainingStep(
         recipe=config.recipe,
         batch_size=size,
         length=config.task.length,
         milliseconds=median * 1000,
-        fastest=min(times) * 1000,
-        slowest=max(times) * 1000,
+        one_worker_milliseconds=statistics.median(times[1]) * 1000,
+        fastest=min(times[threads]) * 1000,
+        slowest=max(times[threads]) * 1000,
         data_milliseconds=statistics.median(data_times) * 1000,
         tokens_per_second=size * config.task.length / median,
         peak_memory_mib=peak_memory_bytes() / 2**20,
         idle_memory_mib=idle / 2**20,
         flops=counter.get_total_flops(),
         matmul_flops=matmul_flops(torch.float32),
-        threads=torch.get_num_threads(),
+        threads=threads,
         repeats=repeats,
     )
 

@@ -1,14 +1,18 @@
 """The cost of a run on this machine, measured on a few steps."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from mesaopt.config import RunConfig
 from mesaopt.training.environment import resolve_device
 from mesaopt.training.seeds import SeedsTrainer
 from mesaopt.training.trainer import Trainer
+from mesaopt.training.workers import part_size, training_workers
 
 _WARM_UP, _TIMED = 2, 5  # steps
 
@@ -51,12 +55,21 @@ def step_cost(
     """
     configs = [replace(config, seed=seed) for seed in seeds or [config.seed]]
     where = resolve_device(device)
-    trainer = SeedsTrainer(configs, where) if len(configs) > 1 else Trainer(configs[0], where)
-    times = []
-    for step in range(_WARM_UP + _TIMED):
-        started = time.perf_counter()
-        trainer.step(step).tolist()  # waits for the device
-        times.append(time.perf_counter() - started)
+    together = len(configs) > 1
+    with contextlib.ExitStack() as stack:
+        if together:
+            trainer = SeedsTrainer(configs, where)
+        elif where.type != "cpu":
+            trainer = Trainer(config, where)
+        else:
+            workers = stack.enter_context(training_workers(torch.get_num_threads()))
+            size = part_size(config.train.batch_size)
+            trainer = Trainer(configs[0], where, part_size=size, workers=workers)
+        times = []
+        for step in range(_WARM_UP + _TIMED):
+            started = time.perf_counter()
+            trainer.step(step).tolist()  # waits for the device
+            times.append(time.perf_counter() - started)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     median = statistics.median(times[_WARM_UP:])
     return StepCost(parameters // len(configs), median / len(configs))

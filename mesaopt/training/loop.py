@@ -23,6 +23,7 @@ from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer
+from mesaopt.training.workers import num_threads, training_workers
 
 OnStep = Callable[[int, float], None]
 """Called with the number of finished steps and the newest training loss."""
@@ -190,8 +191,7 @@ def train_in(
         DivergedError: the loss is no longer a number.
     """
     settings = folder.config.train
-    with num_threads(folder.num_threads), single_precision():
-        trainer = Trainer(folder.config, device)
+    with single_precision(), _trainer(folder, device) as trainer:
         checkpoint = folder.rewind(start)
         if checkpoint is not None:
             trainer.restore(checkpoint)
@@ -205,6 +205,18 @@ def train_in(
             seconds = before + time.perf_counter() - started
             folder.save(trainer.checkpoint(step, seconds))
         folder.finish(settings.steps, before + time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _trainer(folder: RunFolder, device: torch.device) -> Generator[Trainer]:
+    """Make the trainer of a run: with workers, or as the version of the package that began the run did."""
+    size = folder.part_size
+    if device.type != "cpu" or size is None:
+        with num_threads(folder.num_threads):
+            yield Trainer(folder.config, device)
+        return
+    with training_workers(torch.get_num_threads()) as workers:
+        yield Trainer(folder.config, device, part_size=size, workers=workers)
 
 
 class Stepper(Protocol):
@@ -295,14 +307,3 @@ def as_diverged_error(step: int, seeds: str = "") -> Generator[None]:
         yield
     except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
         raise DivergedError(f"step {step}: {error}{seeds}; lower train.learning_rate") from error
-
-
-@contextlib.contextmanager
-def num_threads(threads: int) -> Generator[None]:
-    """Compute with as many threads as the run began with, since sums depend on how they are split."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from mesaopt.config import RunConfig, differences, from_dict, to_dict
 from mesaopt.errors import RunError
 from mesaopt.training import environment
 from mesaopt.training.tensors import check_optimizer, check_weights, initial_weights, read_tensors
+from mesaopt.training.workers import part_size
 
 _RESUMABLE_CHECKPOINTS = 2
 _CHECKPOINT = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,17})")
@@ -122,7 +123,8 @@ class RunFolder:
         if not folder._reserve(config, resume=resume):
             files.write_json(folder.path / "config.json", to_dict(config))
         if not files.exists(folder.path / "meta.json"):
-            files.write_json(folder.path / "meta.json", environment.describe())
+            meta = environment.describe() | {"part_size": part_size(config.train.batch_size)}
+            files.write_json(folder.path / "meta.json", meta)
         return folder
 
     def _reserve(self, config: RunConfig, *, resume: bool) -> bool:
@@ -165,6 +167,19 @@ class RunFolder:
             path = self.path / "meta.json"
             raise RunError(f"{path}: is damaged: num_threads={threads}: must be between 1 and 4096")
         return threads
+
+    @property
+    def part_size(self) -> int | None:
+        """Sequences in a part of a batch; None where an earlier version of the package began the run.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        size = self.meta.get("part_size")
+        if size is not None and (type(size) is not int or size < 1):
+            path = self.path / "meta.json"
+            raise RunError(f"{path}: is damaged: part_size={size!r}: must be 1 or greater")
+        return size
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

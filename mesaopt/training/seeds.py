@@ -25,12 +25,12 @@ from mesaopt.training.loop import (
     evaluation_steps,
     load_run,
     metrics_line,
-    num_threads,
     train_in,
 )
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint, RunFolder
-from mesaopt.training.trainer import LARGEST_PART, Data
+from mesaopt.training.trainer import Data
+from mesaopt.training.workers import WHOLE_PART, num_threads
 
 
 def train_seeds(
@@ -152,7 +152,7 @@ class SeedsTrainer:
         """
         self.optimizer.zero_grad()
         losses = torch.zeros(len(self.configs), device=self.device)
-        largest = max(1, LARGEST_PART // len(self.configs))
+        largest = max(1, WHOLE_PART // len(self.configs))
         batches = [data.batch(step).split(largest) for data in self.data]
         for parts in zip(*batches, strict=True):
             share = len(parts[0].tokens) / self.configs[0].train.batch_size
@@ -167,7 +167,7 @@ class SeedsTrainer:
         """Return the mean loss of the test sequences of each seed."""
         losses = [
             self._losses([batch] * len(self.configs)) * len(batch.tokens)
-            for batch in self.data[0].test_batches()
+            for batch in map(self.data[0].test_batch, range(self.data[0].num_test_batches))
         ]
         total = self.configs[0].train.evaluation_sequences
         return [(own.sum() / total).item() for own in torch.stack(losses, dim=1)]

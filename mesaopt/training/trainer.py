@@ -1,7 +1,7 @@
 """The training steps of one run, with its batches and losses; :mod:`mesaopt.training.loop` calls them."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Inexact
@@ -13,13 +13,12 @@ from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
+from mesaopt.training.workers import CALLING_THREAD, WHOLE_PART, Workers
 
 TEST_SEED = 0
 """Seed of the test sequences: the same for all runs, so that runs can be compared."""
 TEST_BATCH = 256
 """Test sequences that are scored at once."""
-LARGEST_PART = 1024
-"""Training sequences that are differentiated at once; the gradients of larger batches are added up."""
 
 
 class Data:
@@ -32,8 +31,8 @@ class Data:
     Example:
         >>> from mesaopt import recipes
         >>> data = Data(recipes.get("lsa-1"), torch.device("cpu"))
-        >>> data.batch(0).tokens.shape, [len(batch.tokens) for batch in data.test_batches()][:2]
-        (torch.Size([256, 50, 40]), [256, 256])
+        >>> data.batch(0).tokens.shape, len(data.test_batch(0).tokens), data.num_test_batches
+        (torch.Size([256, 50, 40]), 256, 10)
     """
 
     def __init__(self, config: RunConfig, device: torch.device):
@@ -51,18 +50,22 @@ class Data:
         """
         return self._fixed if self.config.train.data == "fixed" else self._draw(step)
 
-    def test_batches(self) -> Iterator[Batch]:
-        """Draw the test sequences, the same ones every time.
+    @property
+    def num_test_batches(self) -> int:
+        """Number of batches of test sequences."""
+        return -(-self.config.train.evaluation_sequences // TEST_BATCH)
 
-        Yields:
-            `evaluation_sequences` sequences in batches of 256; the last may be smaller.
+    def test_batch(self, number: int) -> Batch:
+        """Draw a batch of the test sequences, the same ones every time.
+
+        Args:
+            number: 0 for the first one.
+
+        Returns:
+            256 of the `evaluation_sequences` sequences; the last batch may be smaller.
         """
-        total = self.config.train.evaluation_sequences
-        for step, done in enumerate(range(0, total, TEST_BATCH)):
-            size = min(TEST_BATCH, total - done)
-            yield self.task.sample(
-                size, seed=TEST_SEED, step=step, split="test", device=self.device
-            )
+        size = min(TEST_BATCH, self.config.train.evaluation_sequences - number * TEST_BATCH)
+        return self.task.sample(size, seed=TEST_SEED, step=number, split="test", device=self.device)
 
     def loss(
         self, batch: Batch, predictions: Inexact[Tensor, "batch time dim"]
@@ -96,6 +99,8 @@ class Trainer:
     Args:
         config: of the run.
         device: where to compute.
+        part_size: sequences that are differentiated at once; their gradients are added in order.
+        workers: compute the parts, on the CPU; the calling thread alone if not given.
 
     Example:
         >>> from mesaopt import recipes
@@ -104,12 +109,22 @@ class Trainer:
         1.7
     """
 
-    def __init__(self, config: RunConfig, device: torch.device):
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        *,
+        part_size: int = WHOLE_PART,
+        workers: Workers = CALLING_THREAD,
+    ):
         self.config, self.device = config, device
+        self.part_size, self.workers = part_size, workers
         self.data = Data(config, device)
         with single_precision():
             self.model = make_model(config.model, seed=config.seed).to(device)
-        self.optimizer = Optimizer(config.train, dict(self.model.named_parameters()))
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer = Optimizer(config.train, self.parameters)
+        self._next: tuple[int, Callable[[], Batch]] | None = None
 
     def step(self, step: int) -> Float[Tensor, ""]:
         """Train on the batch of one step.
@@ -120,24 +135,45 @@ class Trainer:
         Returns:
             The loss before the step, on the device.
         """
-        self.optimizer.zero_grad()
-        loss = torch.zeros((), device=self.device)
-        for part in self.data.batch(step).split(LARGEST_PART):
-            share = len(part.tokens) / self.config.train.batch_size
-            part_loss = self.data.loss(part, self.model(part.tokens)) * share
-            part_loss.backward()
-            loss += part_loss.detach()
+        parts = list(self._batch(step).split(self.part_size))
+        ahead = self.workers.later(self.data.batch, step + 1) if self.workers.pool else None
+        results = self.workers.map(self._differentiate, parts)
+        self._next = None if ahead is None else (step + 1, ahead)
+        loss, gradients = results[0]
+        for part_loss, part_gradients in results[1:]:
+            loss = loss + part_loss
+            for gradient, more in zip(gradients, part_gradients, strict=True):
+                gradient += more
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
         self.optimizer.step(step)
         return loss
 
-    @torch.no_grad()
+    def _batch(self, step: int) -> Batch:
+        """Take the batch that was drawn ahead, or draw it."""
+        if self._next is not None and self._next[0] == step:
+            return self._next[1]()
+        return self.data.batch(step)
+
+    def _differentiate(self, part: Batch) -> tuple[Float[Tensor, ""], list[Tensor]]:
+        """Compute the share that a part has in the loss and its gradients."""
+        share = len(part.tokens) / self.config.train.batch_size
+        loss = self.data.loss(part, self.model(part.tokens)) * share
+        gradients = torch.autograd.grad(
+            loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        return loss.detach(), list(gradients)
+
     def test_loss(self) -> float:
         """Return the mean loss of the test sequences."""
-        losses = [
-            self.data.loss(batch, self.model(batch.tokens)) * len(batch.tokens)
-            for batch in self.data.test_batches()
-        ]
+        losses = self.workers.map(self._test_loss, range(self.data.num_test_batches))
         return (torch.stack(losses).sum() / self.config.train.evaluation_sequences).item()
+
+    @torch.no_grad()
+    def _test_loss(self, number: int) -> Float[Tensor, ""]:
+        """Compute the sum of the losses of a batch of test sequences."""
+        batch = self.data.test_batch(number)
+        return self.data.loss(batch, self.model(batch.tokens)) * len(batch.tokens)
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Return the state after some steps.

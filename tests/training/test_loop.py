@@ -241,13 +241,10 @@ def test_the_sum_over_positions_is_their_number_times_the_mean(short_ar_config: 
         assert total == pytest.approx(6 * mean, rel=1e-6)  # T - 2 positions, rounded to float32
 
 
-def test_a_step_in_parts_is_the_step(
-    short_ar_config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_in_parts_is_the_step(short_ar_config: RunConfig) -> None:
     weights, losses = [], []
     for part in (8, 3):
-        monkeypatch.setattr(trainer_module, "LARGEST_PART", part)
-        trainer = Trainer(short_ar_config, torch.device("cpu"))
+        trainer = Trainer(short_ar_config, torch.device("cpu"), part_size=part)
         losses.append(trainer.step(0))
         weights.append(trainer.model.layer.key_query.detach())
     # Sums of 8 sequences in another order, in float32.
