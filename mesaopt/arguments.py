@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class List:
-    """Show what there is: recipes to train, items to reproduce, tasks."""
+    """Show what there is: recipes to train, figures to reproduce, tasks."""
 
     what: Positional[Literal["all", "recipes", "figures", "tasks"]] = "all"
     """Which of them."""

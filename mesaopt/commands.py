@@ -72,7 +72,7 @@ def run(command: args.Command) -> int:
 
 
 def list_names(command: args.List) -> int:
-    """Print recipes, items to reproduce and tasks."""
+    """Print recipes, figures and tasks."""
     lists: dict[str, list[dict[str, str]]] = {}
     if command.what in ("all", "recipes"):
         lists["recipes"] = [
