@@ -15,7 +15,16 @@ from helpers import Interrupted, interrupt
 from mesaopt import files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError
-from mesaopt.training import DivergedError, RunFolder, Trainer, learning_rate, load_run, train
+from mesaopt.tasks import make_task
+from mesaopt.training import (
+    DivergedError,
+    RunFolder,
+    SeedsTrainer,
+    Trainer,
+    learning_rate,
+    load_run,
+    train,
+)
 from mesaopt.training import trainer as trainer_module
 
 
@@ -311,3 +320,152 @@ def test_a_run_knows_whether_its_model_is_a_sequence_model(
         _ = other.sequence_model
     with pytest.raises(ConfigError, match="kind='merged_attention': must be 'sequence'"):
         _ = other.config.sequence_model
+
+
+def expected_test_loss(config: RunConfig, trainer: Trainer) -> float:
+    """The mean loss of the test sequences, drawn and scored anew, in float64."""
+    task, total, losses = make_task(config.task), config.train.evaluation_sequences, []
+    for step, done in enumerate(range(0, total, 256)):
+        batch = task.sample(min(256, total - done), seed=0, step=step, split="test")
+        error = (trainer.model(batch.tokens) - batch.targets)[:, batch.scored]
+        squares = error.abs().double().square().sum(-1) / 2
+        losses.append(squares.sum(1) if config.train.positions == "sum" else squares.mean(1))
+    return torch.cat(losses).mean().item()
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_the_test_loss_is_that_of_the_test_sequences(
+    short_config: RunConfig, short_ar_config: RunConfig, kind: str, seed: int
+) -> None:
+    config = short_config if kind == "real" else short_ar_config
+    task = config.task if kind == "real" else replace(config.task, start="gaussian")
+    settings = replace(config.train, evaluation_sequences=300)
+    config = replace(config, seed=seed, task=task, train=settings)
+    trainer = Trainer(config, torch.device("cpu"))
+    # Means of 300 losses in float32.
+    assert trainer.test_loss() == pytest.approx(expected_test_loss(config, trainer), rel=1e-5)
+    if kind == "real":
+        together = SeedsTrainer([config, replace(config, seed=9)], torch.device("cpu"))
+        assert together.test_losses()[0] == pytest.approx(trainer.test_loss(), rel=1e-5)
+
+
+@pytest.mark.parametrize("data", ["fresh", "fixed"])
+def test_a_step_trains_on_the_training_sequences_of_its_seed_and_step(
+    short_config: RunConfig, data: str
+) -> None:
+    config = replace(short_config, seed=5, train=replace(short_config.train, data=data))
+    trainer = Trainer(config, torch.device("cpu"))
+    for step in (0, 3):
+        batch = trainer.data.batch(step)
+        drawn = 0 if data == "fixed" else step
+        wanted = make_task(config.task).sample(8, seed=5, step=drawn, split="train")
+        assert torch.equal(batch.tokens, wanted.tokens)
+
+
+@pytest.mark.parametrize("method", ["log", "save", "finish"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_run_stopped_between_its_files_continues_bit_for_bit(
+    short_config: RunConfig,
+    tmp_path: Path,
+    method: str,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if method == "finish" and count > 0:
+        pytest.skip("a run ends once")
+    train(short_config, tmp_path / "whole", device="cpu")
+    interrupt(RunFolder, method, after=count, patch=monkeypatch)
+    with pytest.raises(Interrupted):
+        train(short_config, tmp_path / "halves", device="cpu")
+    monkeypatch.undo()
+    folder = RunFolder(tmp_path / "halves")
+    lines = [line["step"] for line in folder.metrics]
+    assert set(folder.steps) <= set(lines), "a checkpoint has its line of metrics"
+    train(short_config, folder.path, resume=True, device="cpu")
+    assert metrics_of(tmp_path / "whole") == metrics_of(folder.path)
+
+
+def test_metrics_are_the_mean_training_loss_the_test_loss_and_the_rate_of_their_step(
+    short_config: RunConfig, tmp_path: Path
+) -> None:
+    schedule = {"schedule": "warmup_cosine", "warmup_steps": 5, "decay_steps": 11}
+    config = replace(short_config, train=replace(short_config.train, **schedule))
+    run = train(config, tmp_path, device="cpu")
+    trainer, losses = Trainer(config, torch.device("cpu")), []
+    assert run.metrics[0]["train_loss"] is None
+    for step in range(13):
+        if step % 4 == 0:
+            line = run.metrics[step // 4]
+            assert line["step"] == step
+            assert line["test_loss"] == trainer.test_loss()
+            assert line["learning_rate"] == learning_rate(config.train, step)
+            if losses:
+                assert line["train_loss"] == torch.stack(losses).mean().item()
+            losses = []
+        losses.append(trainer.step(step))
+
+
+def test_the_rate_of_a_step_is_that_of_the_schedule(short_ar_config: RunConfig) -> None:
+    schedule = {"schedule": "warmup_cosine", "warmup_steps": 2, "decay_steps": 5}
+    settings = replace(short_ar_config.train, gradient_clip=None, **schedule)
+    config = replace(short_ar_config, train=settings)
+    trainer = Trainer(config, torch.device("cpu"))
+    weight = trainer.model.layer.key_query
+    for step in range(7):
+        before = weight.detach().clone()
+        trainer.step(step)
+        rate = learning_rate(config.train, step)
+        torch.testing.assert_close(weight.detach(), before - rate * weight.grad)
+        assert rate > 0 or torch.equal(weight, before)
+
+
+def test_weight_decay_is_decoupled(short_config: RunConfig) -> None:
+    moved = {}
+    for decay in (0.0, 0.5):
+        settings = replace(short_config.train, weight_decay=decay, learning_rate=0.1)
+        model = replace(short_config.model, initial_std=0.1)
+        trainer = Trainer(replace(short_config, model=model, train=settings), torch.device("cpu"))
+        weight = trainer.model.get_parameter("blocks.0.mixer.key.weight")
+        before = weight.detach().clone()
+        trainer.step(0)
+        moved[decay] = weight.detach() - before
+    # AdamW: w <- (1 - rate * decay) w - rate * step, with the same step.
+    torch.testing.assert_close(moved[0.5] - moved[0.0], -0.05 * before, rtol=1e-4, atol=1e-6)
+
+
+def test_progress_is_called_every_ten_steps_and_at_the_end(
+    short_config: RunConfig, tmp_path: Path
+) -> None:
+    called: list[tuple[int, float]] = []
+    config = replace(short_config, train=replace(short_config.train, steps=25))
+    train(config, tmp_path, device="cpu", on_step=lambda step, loss: called.append((step, loss)))
+    assert [step for step, _ in called] == [10, 20, 25]
+    trainer = Trainer(config, torch.device("cpu"))
+    losses = [trainer.step(step).item() for step in range(25)]
+    assert [loss for _, loss in called] == [losses[9], losses[19], losses[24]]
+
+
+def test_a_resumed_run_keeps_its_threads_its_origin_and_its_time(
+    short_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(Trainer, "step", after=9, patch=monkeypatch)
+    with pytest.raises(Interrupted):
+        train(short_config, tmp_path, device="cpu")
+    monkeypatch.undo()
+    folder = RunFolder(tmp_path)
+    files.write_json(
+        tmp_path / "meta.json", folder.meta | {"num_threads": 3, "started": "long ago"}
+    )
+    folder.save(replace(folder.load(8), seconds=1000.0))
+    seen: list[int] = []
+    original = Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda *a: seen.append(torch.get_num_threads()) or original(*a)
+    )
+    run = train(short_config, tmp_path, resume=True, device="cpu")
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == 1, "as before"
+    assert folder.meta["started"] == "long ago"
+    assert 1000 < run.seconds < 1100
+    assert 1000 < files.read_json(tmp_path / "DONE")["seconds"] < 1100
