@@ -386,6 +386,33 @@ def require_writable(path: Path) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def inside(folder: Path, *names: str) -> Path:
+    """Return the path of something in a folder, and refuse one that leads out of it by a link.
+
+    Args:
+        folder: that may come from anyone.
+        names: of the folders below it and of the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunError: it leads out of the folder.
+
+    Example:
+        >>> inside(Path("results"), "..", "notes.txt")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: results/../notes.txt: leads out of the folder: must be in it, and no link
+    """
+    path = folder.joinpath(*names)
+    with explain_os_errors(path, "read"):
+        home, found = os.path.realpath(folder), os.path.realpath(path)
+    if os.path.commonpath([home, found]) != home:
+        raise RunError(f"{path}: leads out of the folder: must be in it, and no link")
+    return path
+
+
 def make_folder(path: Path) -> None:
     """Make a new folder, and those above it.
 

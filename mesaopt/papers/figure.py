@@ -241,9 +241,9 @@ def _settings(figure: Figure[L], lab: L) -> dict[str, Any]:
 
 def _read_panels(folder: Path, name: str) -> dict[str, PanelData]:
     """Read the numbers of a figure's panels."""
-    path = folder / f"{name}.json"
+    path = files.inside(folder, f"{name}.json")
     description = files.read_json(path)
-    rows = read_table(files.read_text(folder / f"{name}.csv"))
+    rows = read_table(files.read_text(files.inside(folder, f"{name}.csv")))
     try:
         panels, start = {}, 0
         for panel, saved in description["panels"].items():

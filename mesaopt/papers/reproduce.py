@@ -187,14 +187,19 @@ def redraw(out: str | Path) -> list[str]:
         RunError: the folder or a figure's numbers are missing or damaged, or the disk is full.
     """
     out = files.as_path(out)
-    folder = out / "figures"
-    index = files.read_json(folder / "index.json", {"figures": [str]})
-    study = get_study(files.read_json(out / "config.json", {"what": str})["what"])
+    folder = files.inside(out, "figures")
+    index = files.read_json(files.inside(out, "figures", "index.json"), {"figures": [str]})
+    study = get_study(files.read_json(files.inside(out, "config.json"), {"what": str})["what"])
     figures = {f"{study.name}-{figure.name}": figure for figure in study.figures}
     for name in index["figures"]:
         if name not in figures:
             raise RunError(f"{folder / name}.json: {suggest(name, figures)}")
-        draw_figure(figures[name], name, folder)
+        try:
+            draw_figure(figures[name], name, folder)
+        except RunError:
+            raise
+        except Exception as error:  # whatever drawing makes of numbers that are not the figure's
+            raise RunError(f"{folder / name}.csv: cannot be drawn: {error!r}") from error
     return index["figures"]
 
 

@@ -1,7 +1,6 @@
 """The report of a folder of results, as one HTML file with everything in it."""
 
 import base64
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,11 @@ def write_report(folder: str | Path) -> Path:
         RunError: a file that the page needs is missing, damaged or a link to elsewhere; the disk is full.
     """
     folder = files.as_path(folder)
-    claims = read_claims(_inside(folder, "claims.json").parent)
-    index = files.read_json(_inside(folder, "figures", "index.json"), _INDEX)
-    meta = files.read_json(_inside(folder, "meta.json"), _META)
+    claims = read_claims(files.inside(folder, "claims.json").parent)
+    index = files.read_json(files.inside(folder, "figures", "index.json"), _INDEX)
+    meta = files.read_json(files.inside(folder, "meta.json"), _META)
     files.check(meta["packages"], {"mesaopt": str}, str(folder / "meta.json"), "packages")
-    done = files.read_json(_inside(folder, "DONE"), {"training": float, "measuring": float})
+    done = files.read_json(files.inside(folder, "DONE"), {"training": float, "measuring": float})
     page = (
         page_templates()
         .get_template("template.html.j2")
@@ -99,19 +98,9 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def _inside(folder: Path, *names: str) -> Path:
-    """Return the path of a file in a folder, and refuse one that leads out of it."""
-    path = folder.joinpath(*names)
-    with files.explain_os_errors(path, "read"):
-        home, found = os.path.realpath(folder), os.path.realpath(path)
-    if os.path.commonpath([home, found]) != home:
-        raise RunError(f"{path}: is a link to a file outside the folder: must be a file in it")
-    return path
-
-
 def _config(folder: Path) -> dict[str, Any]:
     """Read the settings: the scale, and the figures where some were chosen, called parts in old folders."""
-    path = _inside(folder, "config.json")
+    path = files.inside(folder, "config.json")
     config = files.read_json(path, {"scale": str})
     for name in {"figures", "parts"} & config.keys():
         files.check(config[name], [str], str(path), name)
@@ -124,9 +113,9 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
         raise RunError(
             f"{folder / 'figures' / 'index.json'}: is damaged: figures: {name!r}: {wanted}"
         )
-    description = files.read_json(_inside(folder, "figures", f"{name}.json"), _FIGURE)
-    svg = files.read_text(_inside(folder, "figures", f"{name}.svg"))
-    csv = files.read_text(_inside(folder, "figures", f"{name}.csv"))
+    description = files.read_json(files.inside(folder, "figures", f"{name}.json"), _FIGURE)
+    svg = files.read_text(files.inside(folder, "figures", f"{name}.svg"))
+    csv = files.read_text(files.inside(folder, "figures", f"{name}.csv"))
     encoded = base64.b64encode(csv.encode()).decode()
     return {
         **description,

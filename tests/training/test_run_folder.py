@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mesaopt import files
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, MesaoptError, RunError
 from mesaopt.training import RunFolder, load_run, step_cost, train, train_seeds
@@ -374,3 +375,17 @@ def test_the_global_generator_is_left_alone(
     step_cost(short_config, "cpu")
     load_run(tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_another_process_works_in_is_left_alone(
+    short_config: RunConfig, run: Path
+) -> None:
+    (run / "DONE").unlink()
+    other = replace(short_config, seed=1)
+    with files.only_one_process(run):
+        assert "another process is working in this folder" in refused(
+            run, short_config, resume=True
+        )
+        with pytest.raises(RunError, match="another process is working in this folder"):
+            train_seeds([short_config, other], [run, run.parent / "b"], resume=True, device="cpu")
+    train(short_config, run, resume=True, device="cpu")
