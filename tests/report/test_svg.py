@@ -42,6 +42,7 @@ BAD = [
     '<rect class="chip good" data-x="1" aria-label="x" tabindex="1"/>',
     '<g id="&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"/>',
     "<text>&lt;script&gt;alert(1)&lt;/script&gt;</text>",
+    "<g/>&lt;script&gt;alert(1)&lt;/script&gt;",
     '<path d="&quot;/&gt;&lt;script&gt;alert(1)&lt;/script&gt;"/>',
     "<!-- --><script>alert(1)</script><!-- -->",
     "<?xml-stylesheet href='https://evil.example/x.css'?>",
