@@ -2,7 +2,10 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +28,11 @@ HEAD_INPUTS: dict[str, ReadInput] = {
 }
 """Further tensors computed from the input of a :class:`mesaopt.layers.SelfAttention`."""
 
+_LOCK = threading.RLock()  # of hooks and modes, which torch does not guard
+_MODES: "weakref.WeakKeyDictionary[nn.Module, list[bool]]" = weakref.WeakKeyDictionary()
+"""Modes that the parts now in evaluation mode come back in, a stack shared by all threads: the last to
+leave restores the first."""
+
 
 def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Run a model once and return the activations of some of its parts.
@@ -33,7 +41,8 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
     name means another tensor: `.input`, `.output`, and for the package's attention layers `.queries`,
     `.keys`, `.values` (after norms, [batch, time, head, channel]) and `.attention` ([batch, head, time,
     time], see :meth:`mesaopt.layers.SelfAttention.attention_map`). A submodule of that name comes first.
-    "input" and "output" alone are those of the model.
+    "input" and "output" alone are those of the model. An input is the value of the first parameter of the
+    module's `forward`, in whatever order the call names its arguments. Only what this thread runs counts.
 
     Args:
         model: any module. Its mode does not change, so call `model.eval()` first if it has dropout.
@@ -46,7 +55,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
 
     Raises:
         ValueError: `names` is a single name, there is no module of that name (the nearest are listed), it
-            did not run, ran more than once, or gave no tensor.
+            did not run, ran more than once, gave no tensor, or was called without its first argument.
 
     Example:
         >>> from mesaopt import recipes
@@ -103,14 +112,14 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
         busy = True
         try:
             with torch.no_grad():
-                activations[name] = _checked(f"names: {name!r}", compute()).detach().clone()
+                activations[name] = _checked(parts[name].asked, compute()).detach().clone()
         finally:
             busy = False
 
     with contextlib.ExitStack() as stack:
         for name, part in parts.items():
             handle = part.on_run(lambda compute, name=name: keep(name, compute))
-            stack.callback(handle.remove)
+            stack.callback(_remove, handle)
         yield activations
 
 
@@ -146,10 +155,10 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         try:
             model(x)
         except _Reached as reached:
-            return _checked(f"name: {name!r}", reached.value)
+            return _checked(part.asked, reached.value)
         finally:
-            handle.remove()
-        raise ValueError(_did_not_run(f"name: {name!r}"))
+            _remove(handle)
+        raise ValueError(_did_not_run(part.asked))
 
     return run
 
@@ -169,13 +178,53 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         >>> [part.training for part in model]
         [True, False]
     """
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+    parts = list(model.modules())
+    with _LOCK:
+        for part in parts:
+            _MODES.setdefault(part, []).append(part.training)
+        model.eval()
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        with _LOCK:
+            for part in parts:
+                part.training = _MODES[part].pop()
+
+
+@contextlib.contextmanager
+def differentiating() -> Iterator[None]:
+    """Turn autograd on for a while, whatever the caller has turned off; a decorator too.
+
+    Example:
+        >>> with torch.inference_mode(), differentiating():
+        ...     torch.ones(1, requires_grad=True).exp().requires_grad
+        True
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse weights that autograd cannot save.
+
+    Args:
+        model: any module.
+
+    Raises:
+        ValueError: a weight was made inside of `torch.inference_mode`.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     model = nn.Linear(2, 2)
+        >>> check_weights(model)
+        Traceback (most recent call last):
+        ...
+        ValueError: model: 'weight' was made inside of torch.inference_mode: must be made outside
+    """
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_inference():
+            made = "was made inside of torch.inference_mode: must be made outside"
+            raise ValueError(f"model: {name!r} {made}")
 
 
 def like_weights(model: nn.Module, x: Tensor) -> Tensor:
@@ -242,23 +291,28 @@ def captured_names(model: nn.Module) -> list[str]:
 class _Part(NamedTuple):
     """The tensor of a name: computed from the input of a module, or its output if `read` is None."""
 
+    asked: str  # argument and name, for errors
     module: nn.Module
     read: ReadInput | None
 
     def on_run(self, receive: Callable[[Callable[[], Any]], None]) -> RemovableHandle:
-        """Call `receive` whenever the module runs, with a function that computes the tensor."""
-        read = self.read
-        if read is None:
-            return self.module.register_forward_hook(
-                lambda _, __, result: receive(lambda: _first(result))
-            )
+        """Call `receive` whenever this thread runs the module, with a function that computes the tensor."""
+        asked, read, thread = self.asked, self.read, threading.get_ident()
 
-        return self.module.register_forward_pre_hook(  # it may change its input in place
-            lambda module, given, named, read=read: receive(
-                lambda: read(module, next(iter((*given, *named.values())), None))
-            ),
-            with_kwargs=True,
-        )
+        def after(_: nn.Module, __: Any, result: Any) -> None:
+            if threading.get_ident() == thread:
+                receive(lambda: _first(result))
+
+        def before(module: nn.Module, given: tuple, named: Mapping[str, Any] = {}) -> None:
+            if threading.get_ident() == thread:
+                assert read is not None
+                receive(lambda: read(module, _argument(asked, module, given, named)))
+
+        with _LOCK:
+            if read is None:
+                return self.module.register_forward_hook(after)
+            # Before the module runs, as it may change its input in place.
+            return self.module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 class _Reached(Exception):
@@ -276,16 +330,44 @@ def _ends(module: nn.Module) -> dict[str, ReadInput | None]:
 
 def _find(model: nn.Module, name: str, argument: str) -> _Part:
     """Find the part of a name, or list the nearest names."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules, asked = dict(model.named_modules(remove_duplicate=False)), f"{argument}: {name!r}"
     if name and name in modules:
-        return _Part(modules[name], None)
+        return _Part(asked, modules[name], None)
     owner, _, end = name.rpartition(".")
     if owner in modules and end in _ends(modules[owner]):
-        return _Part(modules[owner], _ends(modules[owner])[end])
+        return _Part(asked, modules[owner], _ends(modules[owner])[end])
     nearest = difflib.get_close_matches(name, captured_names(model), n=3, cutoff=0.3)
-    raise ValueError(
-        f"{argument}: {name!r} is no part of the model; nearest: {', '.join(nearest) or 'none'}"
-    )
+    raise ValueError(f"{asked} is no part of the model; nearest: {', '.join(nearest) or 'none'}")
+
+
+def _remove(handle: RemovableHandle) -> None:
+    with _LOCK:
+        handle.remove()
+
+
+def _argument(asked: str, module: nn.Module, given: tuple, named: Mapping[str, Any]) -> Any:
+    """Find the value of the first parameter of a module's forward in a call of it."""
+    if given:
+        return given[0]
+    first = _first_parameter(module)
+    if first is not None and first.kind is not first.VAR_KEYWORD:
+        if first.name not in named:
+            keywords = ", ".join(named) or "nothing"
+            raise ValueError(f"{asked} was called with {keywords}: must be with {first.name!r}")
+        return named[first.name]
+    if len(named) > 1:
+        keywords = ", ".join(named)
+        raise ValueError(f"{asked} was called with {keywords}: must be with one, to tell its input")
+    return next(iter(named.values()), None)
+
+
+def _first_parameter(module: nn.Module) -> inspect.Parameter | None:
+    """Give the first parameter of a module's forward that has a name, if that can be known."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None  # of compiled code
+    return next((p for p in parameters if p.kind is not p.VAR_POSITIONAL), None)
 
 
 def _first(value: Any) -> Any:

@@ -11,7 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mesaopt.analysis.capture import evaluating, like_weights
+from mesaopt.analysis.capture import (
+    check_weights,
+    differentiating,
+    evaluating,
+    like_weights,
+)
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
 from mesaopt.progress import OnProgress
@@ -55,6 +60,7 @@ class EarlyAscent:
     """Standard error of :attr:`height` over sequences, each compared with itself."""
 
 
+@differentiating()
 def tune_prompt(
     model: nn.Module,
     task: FewShot,
@@ -92,7 +98,7 @@ def tune_prompt(
         The vectors, with the losses and norms on the way.
 
     Raises:
-        ValueError: a number is out of range, or there is nothing to learn.
+        ValueError: a number is out of range, there is nothing to learn, or no gradient reaches the vectors.
 
     Source: von Oswald et al., section on few-shot learning: EOS in batches of 64, then 20 prefix vectors in
     batches of 128 with EOS fixed, 5000 steps at 1e-3 each (the authors' code; batches of 256 in the text).
@@ -109,6 +115,7 @@ def tune_prompt(
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"schedule={schedule!r}: must be 'constant' or 'cosine'")
+    check_weights(model)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     like = like_weights(model, torch.zeros(()))
     fixed = {} if separator is None else {"separator": separator.detach().to(like)}
@@ -122,6 +129,10 @@ def tune_prompt(
         tokens = task.fill(batch, **fixed, **learned).tokens
         with evaluating(model):
             loss = batch.losses(functional_call(model, weights, (tokens,))).mean()
+        if not loss.requires_grad:
+            problem = "its predictions have no gradient by its tokens"
+            wanted = "must not detach them, or run in torch.no_grad or inference_mode"
+            raise ValueError(f"model: {problem}: {wanted}")
         losses.append(loss.item())
         norms.append(_norms(learned))
         optimizer.zero_grad()

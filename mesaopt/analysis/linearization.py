@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import capture, evaluating, like_weights
+from mesaopt.analysis.capture import capture, differentiating, evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
@@ -48,6 +48,7 @@ class Linearization:
     """Mean test loss of the original model."""
 
 
+@differentiating()
 def linearize(
     model: Model,
     task: Task,
@@ -143,6 +144,7 @@ def linearize(
     )
 
 
+@differentiating()
 def distil(
     inputs: Float[Tensor, "sequence time width"],
     outputs: Float[Tensor, "sequence time width"],
@@ -196,6 +198,7 @@ def distil(
         shapes = f"inputs {tuple(inputs.shape)}, outputs {tuple(outputs.shape)}"
         raise ValueError(f"{shapes}: must be the same, [sequence, time, width]")
     _check_numbers(learning_rate, steps=steps, batch_size=batch_size)
+    inputs, outputs = (x.detach() for x in (inputs, outputs))
     random = generator(seed, _STREAM)
     with keep_global_random():
         layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame).to(inputs)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Inexact
 from numpy.polynomial import Chebyshev, Polynomial, chebyshev
 from torch import Tensor
 
+from mesaopt.analysis.capture import differentiating
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.tuning import InputMap, tuning_batches
 from mesaopt.tasks import Batch, Task
@@ -80,6 +81,7 @@ def fit_polynomial(
     return (*map(float, powers), *(0.0,) * (degree + 1 - len(powers)))
 
 
+@differentiating()
 def learn_inverse(
     task: Task,
     start: ApproximateInverse,
@@ -170,6 +172,7 @@ class _QuadraticLoss:
         return coefficients @ (self.gram @ coefficients / 2 - self.cross) + self.constant
 
 
+@torch.no_grad()
 def _quadratic_loss(
     draw: Callable[[], Iterator[Batch]],
     degree: int,

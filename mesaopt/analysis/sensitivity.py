@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import evaluating, up_to
+from mesaopt.analysis.capture import (
+    check_weights,
+    differentiating,
+    evaluating,
+    like_weights,
+    up_to,
+)
+from mesaopt.config import require_count
 from mesaopt.progress import OnProgress
 
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
@@ -49,6 +56,7 @@ class Sensitivity:
         return self.norms.sum(1).square() / self.norms.square().sum(1)
 
 
+@differentiating()
 def sensitivity(
     model: nn.Module,
     tokens: Float[Tensor, "batch time token"],
@@ -61,13 +69,13 @@ def sensitivity(
 
     c_t' = mean over l of |d f_{k,l} / d s_t'|_2 for the part's output f_k at position k. It is exact, by
     automatic differentiation: one backward pass per coordinate l, for many sequences at once and through
-    no later part.
+    no later part. It differentiates inside of `torch.no_grad` and `torch.inference_mode` too.
 
     Args:
         model: any module from tokens [batch, time, token] that autograd can differentiate, and that does
             not mix sequences. It computes in evaluation mode, in which cuDNN has no backward pass of
             recurrent layers such as nn.LSTM: those need the CPU.
-        tokens: s_1 ... s_T [batch, time, token], one sequence or more.
+        tokens: s_1 ... s_T [batch, time, token], one sequence or more; they get the type of the weights.
         name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream after
             the first layer; it gives [batch, time, ...].
         position: k, between 1 and T.
@@ -77,7 +85,8 @@ def sensitivity(
         The norms, by sequence and token.
 
     Raises:
-        ValueError: there is no such part or position, or the part gives another shape.
+        ValueError: there is no such part or position, the part gives another shape, or it changes with the
+            tokens although autograd does not see how, as after a `detach`.
 
     Source: von Oswald et al., figures 16, 22 and 23: layer 1, 64 sequences, k first, middle and last.
 
@@ -87,9 +96,11 @@ def sensitivity(
         >>> sensitivity(model, torch.randn(5, 4, 3), name="0", position=2).curve
         tensor([0., 2., 0., 0.])
     """
+    require_count("position", position, smallest=-(2**63))
     if not 1 <= position <= tokens.shape[1]:
         raise ValueError(f"position={position}: must be between 1 and {tokens.shape[1]}")
-    part = up_to(model, name)
+    check_weights(model)
+    part, tokens = up_to(model, name), like_weights(model, tokens)
 
     def output(x: Tensor) -> Float[Tensor, "batch coordinate"]:
         result = part(x)
@@ -101,7 +112,7 @@ def sensitivity(
     rows, done = [], 0
     for batch in tokens.split(_BATCH):
         with evaluating(model):
-            rows.append(_gradient_norms(output, batch))
+            rows.append(_gradient_norms(output, batch, name))
         done += len(batch)
         if on_progress is not None:
             on_progress(done, len(tokens))
@@ -110,24 +121,41 @@ def sensitivity(
 
 
 def _gradient_norms(
-    output: Callable[[Tensor], Tensor], tokens: Float[Tensor, "batch time token"]
+    output: Callable[[Tensor], Tensor], tokens: Float[Tensor, "batch time token"], name: str
 ) -> Float[Tensor, "coordinate batch time"]:
     """Norms of d output_l / d s_t'.
 
     A loop over coordinates, as not every backward pass has a batching rule, and with many sequences side by
     side vmap is not faster. Ordinary autograd, as torch.func refuses many a module.
     """
-    x = tokens.detach().requires_grad_()
-    with torch.enable_grad():
-        value = output(x.clone())  # which the model may change in place
-    if not value.requires_grad:  # a constant
-        return value.new_zeros(value.shape[1], *tokens.shape[:2])
+    x = tokens.detach().clone().requires_grad_()
+    value = output(x.clone())  # which the model may change in place
+    size = torch.promote_types(value.dtype, torch.float32)  # of norms
 
-    def norms(unit: Tensor) -> Tensor:
+    def norms(unit: Tensor) -> Tensor | None:
         (slope,) = torch.autograd.grad(
-            value, x, unit.expand_as(value), retain_graph=True, materialize_grads=True
+            value, x, unit.expand_as(value), retain_graph=True, allow_unused=True
         )
-        return torch.linalg.vector_norm(slope, dim=-1)
+        return None if slope is None else torch.linalg.vector_norm(slope, dim=-1, dtype=size)
 
     units = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
-    return torch.stack([norms(unit) for unit in units])
+    rows = [norms(unit) for unit in units] if value.requires_grad else [None]
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):  # all of them: a path to one coordinate is one to all
+        _check_constant(output, tokens, value, name)
+        return value.new_zeros(value.shape[1], *tokens.shape[:2], dtype=size)
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def _check_constant(
+    output: Callable[[Tensor], Tensor], tokens: Tensor, value: Tensor, name: str
+) -> None:
+    """Refuse a part that depends on the tokens in a way that autograd has not seen."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(tokens.shape, generator=random).to(tokens) * (1 + tokens.abs())
+    for other in (tokens + noise, -tokens, torch.zeros_like(tokens)):
+        if not torch.equal(output(other), value):
+            problem = "changes with the tokens, but autograd does not see how"
+            wanted = "must not detach them, or run in torch.no_grad or inference_mode"
+            raise ValueError(f"name={name!r}: {problem}: {wanted}")

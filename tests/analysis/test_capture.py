@@ -1,11 +1,13 @@
 import gc
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import capture, captured_names, capturing, up_to
+from mesaopt.analysis import capture, captured_names, capturing, evaluating, up_to
 from mesaopt.analysis.capture import like_weights
 from mesaopt.config import ModelConfig
 from mesaopt.layers import MesaLayer, SoftmaxSelfAttention
@@ -282,3 +284,138 @@ def test_all_listed_names_can_be_captured() -> None:
     assert not {"blocks", "blocks.input", "blocks.1.queries"} & set(names)
     for layer in (SoftmaxSelfAttention(6, 2, 3), MesaLayer(6, 2, 3)):
         assert "attention" in captured_names(layer)
+
+
+class Attention(nn.Module):
+    """Takes its tokens first, and its mask from whoever has one."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Tensor):
+        return hidden_states * 2
+
+
+class OnlyByName(nn.Module):
+    def forward(self, *, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return hidden_states * 2
+
+
+class Anything(nn.Module):
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return (*args, *kwargs.values())[-1] * 2
+
+
+class Caller(nn.Module):
+    def __init__(self, part: nn.Module, call) -> None:
+        super().__init__()
+        self.part, self.call = part, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.part, x, torch.zeros(7, 7))
+
+
+CALLS = {
+    "mask first": lambda part, x, m: part(attention_mask=m, hidden_states=x),
+    "tokens first": lambda part, x, m: part(hidden_states=x, attention_mask=m),
+    "one by one": lambda part, x, m: part(x, attention_mask=m),
+    "alone": lambda part, x, _: part(hidden_states=x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("part", [Attention, OnlyByName])
+def test_the_input_is_the_first_parameter_however_it_is_named(part: type, call: str) -> None:
+    if part is OnlyByName and call == "one by one":
+        pytest.skip("its parameters have no places")
+    model, x = Caller(part(), CALLS[call]), torch.randn(2, 7, 6)
+    assert torch.equal(capture(model, x, ["part.input"])["part.input"], x)
+    assert torch.equal(up_to(model, "part.input")(x), x)
+
+
+def test_the_heads_of_layers_called_by_name() -> None:
+    layer, x = MesaLayer(6, 2, 3), torch.randn(2, 7, 6)
+    names = ["part.input", "part.keys", "part.attention"]
+    by_name = capture(Caller(layer, lambda part, x, _: part(x=x)), x, names)
+    by_place = capture(Caller(layer, lambda part, x, _: part(x)), x, names)
+    for name in names:
+        assert torch.equal(by_name[name], by_place[name])
+
+
+class Maybe(nn.Module):
+    def forward(self, ids=None, mask=None, embedded=None) -> Tensor:
+        return embedded * 2
+
+
+@pytest.mark.parametrize(
+    ("part", "call", "message"),
+    [
+        (Maybe, lambda part, x, m: part(None, m, x), "gave NoneType: must be a tensor"),
+        (
+            Maybe,
+            lambda part, x, m: part(mask=m, embedded=x),
+            "was called with mask, embedded: must be with 'ids'",
+        ),
+        (
+            Anything,
+            lambda part, x, m: part(mask=m, x=x),
+            "was called with mask, x: must be with one, to tell its input",
+        ),
+    ],
+)
+def test_an_input_that_cannot_be_told_is_refused(part: type, call, message: str) -> None:
+    with pytest.raises(ValueError, match="^names: 'part.input' ") as error:
+        capture(Caller(part(), call), torch.randn(2, 7, 6), ["part.input"])
+    assert message in str(error.value)
+
+
+def test_a_single_argument_of_any_name_is_the_input() -> None:
+    x = torch.randn(2, 7, 6)
+    for call in (lambda part, x, _: part(x), lambda part, x, _: part(anything=x)):
+        assert torch.equal(capture(Caller(Anything(), call), x, ["part.input"])["part.input"], x)
+
+
+class Waiting(nn.Module):
+    """Runs only when all threads have arrived, twice, so that their calls overlap."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(threads, timeout=20)
+        self.part, self.dropout = nn.Identity(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.barrier.wait()
+        x = self.dropout(self.part(x))
+        self.barrier.wait()
+        return x
+
+
+@pytest.mark.parametrize("names", [["part"], ["part.input", "output"]])
+def test_threads_that_share_a_model_do_not_mix(names: list[str]) -> None:
+    model = Waiting(3).eval()
+    given = [torch.full((2, 3), float(i)) for i in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda x: capture(model, x, names), given))
+    for x, found in zip(given, results, strict=True):
+        for name in names:
+            assert torch.equal(found[name], x)
+    assert hooks_of(model) == 0
+
+
+def test_threads_that_cut_a_model_do_not_mix() -> None:
+    model = Waiting(2).eval()
+    given = [torch.full((2, 3), float(i)) for i in range(2)]
+    cuts = [up_to(model, "output"), model]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda cut, x: cut(x), cuts, given))
+    for x, found in zip(given, results, strict=True):
+        assert torch.equal(found, x)
+
+
+def test_a_model_stays_in_evaluation_until_the_last_thread_is_done() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2).eval())
+    first, second = evaluating(model), evaluating(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model[0].training
+    second.__exit__(None, None, None)
+    assert [part.training for part in model] == [True, False]
+    assert model.training
