@@ -333,7 +333,7 @@ def print_diagnosis(diagnosis: "Diagnosis", name: str) -> None:
 
 
 def reproduce(command: args.Reproduce) -> int:
-    """Reproduce an item and print its claims, or print what it would cost."""
+    """Reproduce a study and print its claims, or print what it would cost."""
     from mesaopt.papers import reproduce as papers
     from mesaopt.report import write_report
 
