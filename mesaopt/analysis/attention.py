@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import evaluating, up_to
+from mesaopt.analysis.capture import evaluating, like_weights, up_to
+from mesaopt.config import require_whole
 from mesaopt.layers import SelfAttention
 from mesaopt.progress import OnProgress
 
@@ -76,6 +77,8 @@ def attention_mass(
         tensor([0.1250, 0.1250, 0.1250])
     """
     time = maps.shape[-1]
+    for name, number in (("start", start), *(("offsets", offset) for offset in offsets)):
+        require_whole(name, number)
     if not 1 <= start <= time:
         raise ValueError(f"start={start}: must be between 1 and {time}")
     for offset in offsets:
@@ -103,7 +106,7 @@ def attention_maps(
 
     Args:
         model: with attention layers of the package in it; it computes in evaluation mode.
-        tokens: two sequences or more, [batch, time, token].
+        tokens: two sequences or more, [batch, time, token]; they get the type of the weights.
         name: of the attention layer, such as "blocks.0.mixer".
         offsets: see :func:`attention_mass`.
         start: see :func:`attention_mass`.
@@ -132,7 +135,7 @@ def attention_maps(
     _check_layer(model, name)
     maps_of = up_to(model, f"{name}.attention".removeprefix("."))
     masses, mean, squares, done = [], torch.zeros(()), torch.zeros(()), 0
-    for batch in tokens.split(_BATCH):
+    for batch in like_weights(model, tokens).split(_BATCH):
         with evaluating(model):
             maps = maps_of(batch).double()
         masses.append(attention_mass(maps, offsets=offsets, start=start))

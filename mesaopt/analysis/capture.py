@@ -232,7 +232,7 @@ def like_weights(model: nn.Module, x: Tensor) -> Tensor:
 
     Args:
         model: any module.
-        x: real.
+        x: real; complex numbers and integers keep their type.
 
     Returns:
         The tensor, or a copy.
@@ -241,7 +241,8 @@ def like_weights(model: nn.Module, x: Tensor) -> Tensor:
         >>> like_weights(nn.Linear(2, 2).double(), torch.zeros(3)).dtype
         torch.float64
     """
-    return x.to(next((w for w in model.parameters() if w.is_floating_point()), x))
+    weight = next((w for w in model.parameters() if w.is_floating_point()), x)
+    return x.to(weight) if x.is_floating_point() else x.to(weight.device)
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
+from mesaopt.config import require_count
+from mesaopt.errors import ConfigError, suggest
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch, Split, Task
 
@@ -23,7 +26,7 @@ class Evaluation:
         on_progress: called with the finished and the total number of batches.
 
     Raises:
-        ValueError: num_sequences is less than 1.
+        ConfigError: num_sequences or seed is no whole number or too small, or there is no such split.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -44,8 +47,10 @@ class Evaluation:
     """Called with the finished and the total number of batches; None: nothing is called."""
 
     def __post_init__(self) -> None:
-        if self.num_sequences < 1:
-            raise ValueError(f"num_sequences={self.num_sequences}: must be 1 or greater")
+        require_count("num_sequences", self.num_sequences, smallest=1)
+        require_count("seed", self.seed, smallest=0)
+        if self.split not in get_args(Split):
+            raise ConfigError(f"split={self.split!r}: {suggest(str(self.split), get_args(Split))}")
 
     @property
     def num_batches(self) -> int:

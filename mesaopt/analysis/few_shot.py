@@ -19,6 +19,7 @@ from mesaopt.analysis.capture import (
 )
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
+from mesaopt.config import require_whole
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch, FewShot, FewShotBatch
 
@@ -110,6 +111,8 @@ def tune_prompt(
         >>> prompt.separator.shape, prompt.norms.shape
         (torch.Size([2]), torch.Size([3, 1]))
     """
+    for name, number in (("steps", steps), ("batch_size", batch_size), ("seed", seed)):
+        require_whole(name, number)
     if steps < 1 or not 0 < learning_rate < math.inf:
         given = f"steps={steps}, learning_rate={learning_rate}"
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.config import TokenSlot
@@ -67,7 +68,7 @@ def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
     """Make a predictor of a model, for batches whose tokens may have other slots.
 
     Args:
-        model: on the CPU.
+        model: it computes in evaluation mode, on tokens of the type of its weights.
         slots: slots of the tokens it was trained on.
 
     Returns:
@@ -82,7 +83,13 @@ def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
         >>> predict(make_task(config.task).sample(2, seed=0)).shape
         torch.Size([2, 50, 10])
     """
-    return lambda batch: model(tokens_from_states(batch.observed, slots))
+
+    def predict(batch: Batch) -> Tensor:
+        tokens = like_weights(model, tokens_from_states(batch.observed, slots))
+        with evaluating(model):
+            return model(tokens).to(batch.targets.device)
+
+    return predict
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mesaopt.analysis.capture import capture, differentiating, evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor, in_context_loss
+from mesaopt.config import require_count
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import Model, SequenceModel
 from mesaopt.models.random import keep_global_random
@@ -225,7 +226,7 @@ def unexplained(
     sum |layer(x) - y|^2 / sum |y - mean(y)|^2, over sequences, positions and coordinates.
 
     Args:
-        layer: maps [sequence, time, width] to the same shape.
+        layer: maps [sequence, time, width] to the same shape; it computes in evaluation mode.
         inputs: x, preferably of sequences that the layer did not learn from.
         outputs: y, the same shape.
 
@@ -240,7 +241,9 @@ def unexplained(
         >>> unexplained(nn.Identity(), x, x)
         0.0
     """
-    missed = (layer(inputs).double() - outputs.double()).square().sum().item()
+    with evaluating(layer):
+        found = layer(like_weights(layer, inputs))
+    missed = (found.double() - outputs.double()).square().sum().item()
     spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum().item()
     return missed / spread if missed > 0 else 0.0
 
@@ -391,7 +394,6 @@ def _check_index(model: SequenceModel, index: int, argument: str) -> None:
 
 def _check_numbers(learning_rate: float, **counts: int) -> None:
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be 1 or greater")
+        require_count(name, value, smallest=1)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate={learning_rate}: must be greater than 0")

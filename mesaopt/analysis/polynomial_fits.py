@@ -17,6 +17,7 @@ from torch import Tensor
 from mesaopt.analysis.capture import differentiating
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.tuning import InputMap, tuning_batches
+from mesaopt.config import require_whole
 from mesaopt.tasks import Batch, Task
 from mesaopt.theory import (
     ApproximateInverse,
@@ -71,6 +72,7 @@ def fit_polynomial(
         >>> 0.030 < step_size < 0.034
         True
     """
+    require_whole("degree", degree)
     if not 0 <= degree <= 20:
         raise ValueError(f"degree={degree}: must be between 0 and 20")
     loss = _quadratic_loss(
@@ -130,6 +132,7 @@ def learn_inverse(
         >>> 1.1 < learned.step_sizes[0] < 1.4  # 1.23 in the paper
         True
     """
+    require_whole("iterations", iterations)
     if iterations < 1 or not 0 < learning_rate < math.inf:
         given = f"iterations={iterations}, learning_rate={learning_rate}"
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import capture, distinct, evaluating
+from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.probe_targets import Target, places
-from mesaopt.config import TokenSlot
+from mesaopt.config import TokenSlot, require_whole
 from mesaopt.models import SequenceModel
 from mesaopt.tasks import Batch, Task, tokens_from_states
 
@@ -30,6 +30,7 @@ class ProbeData:
     """Positions, counted from 1."""
 
 
+@torch.no_grad()
 def collect_activations(
     model: nn.Module,
     task: Task,
@@ -43,7 +44,8 @@ def collect_activations(
     """Run a model on new sequences and keep activations and targets at some positions.
 
     Args:
-        model: on the CPU; any module from tokens to [batch, time, width]. It computes in evaluation mode.
+        model: on the CPU; any module from tokens to [batch, time, width]. It computes in evaluation mode,
+            on tokens of the type of its weights.
         task: source of the sequences.
         targets: targets of the probes, by name.
         positions: counted from 1.
@@ -112,7 +114,7 @@ def features_of(
     """Capture the activations of layers for every token."""
     tokens = batch.tokens if slots is None else tokens_from_states(batch.observed, slots)
     with evaluating(model):
-        activations = capture(model, tokens, names)
+        activations = capture(model, like_weights(model, tokens), names)
     return {name: _by_token(name, x, tokens) for name, x in activations.items()}
 
 
@@ -134,5 +136,6 @@ def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
 
 def _check_positions(positions: Sequence[int], length: int) -> None:
     for t in positions:
+        require_whole("position", t)
         if not 1 <= t <= length:
             raise ValueError(f"position={t}: must be between 1 and {length}")

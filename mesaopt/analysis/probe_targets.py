@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mesaopt.analysis.tuning import InputMap
+from mesaopt.config import require_whole
 from mesaopt.tasks import Batch
 from mesaopt.theory import ApproximateInverse, Context, Pairs, context_of, preconditioned_queries
 
@@ -33,6 +34,7 @@ def past_token(steps: int, *, through: InputMap | None = None) -> Target:
         >>> past_token(1)(batch, [2, 3]).flatten().tolist()
         [0.0, 1.0]
     """
+    require_whole("steps", steps)
     if steps < 0:
         raise ValueError(f"steps={steps}: must be 0 or greater")
 

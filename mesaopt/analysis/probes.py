@@ -5,6 +5,7 @@ The activations and targets come from :mod:`mesaopt.analysis.probe_data`, the ta
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,13 +18,13 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_data import ProbeData, collect_activations, features_of, stream_names
 from mesaopt.analysis.probe_targets import Target
-from mesaopt.config import TokenSlot
+from mesaopt.config import TokenSlot, require_count
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task, squared_error
 
 RIDGE = 1e-9
-"""Default penalty of a probe, relative to the mean variance of its features. Features that are copies of
-others need one; in float64 this is enough, and it costs less than the sampling of sequences."""
+"""Default penalty of a probe, relative to the variance of each feature. Features that are copies of others
+need one; in float64 this is enough, and it costs less than the sampling of sequences."""
 
 
 @dataclass(frozen=True)
@@ -178,21 +179,24 @@ def fit_probe(
 ) -> Probe:
     """Fit an affine map by ridge regression in float64, at many places at once.
 
-        minimise over A, b:  mean_n |y_n - A x_n - b|^2 + ridge * v * |A|_F^2,
+        minimise over A, b:  mean_n |y_n - A x_n - b|^2 + ridge * sum_f v_f |a_f|^2,
 
-    with the mean variance v of the features, so that the ridge has no unit; b is not penalised.
+    with the variance v_f and the weights a_f of every feature, so that the ridge has no unit and the
+    prediction does not depend on the units of features; b is not penalised. Features that do not vary get
+    no weight. Combinations of features with less than the ridge of a feature's variance are not read.
 
     Args:
         features: x [..., sequence, feature], real, with more sequences than features: F features and an
             intercept are determined by F + 1 sequences or more.
         targets: y [..., sequence, dim], real.
-        ridge: 0 or greater. With 0 the solver refuses linearly dependent features.
+        ridge: 0 or greater. 0 is refused where features do not vary or are linearly dependent.
 
     Returns:
         The probe, one per place.
 
     Raises:
-        ValueError: the numbers of sequences differ, there are too few, or ridge is negative.
+        ValueError: the numbers of sequences differ, there are too few, ridge is negative or infinite, or it
+            is 0 and the features are linearly dependent.
 
     Example:
         >>> x = torch.randn(100, 3)
@@ -202,16 +206,17 @@ def fit_probe(
     """
     _check_pair("features", features, "targets", targets)
     _check_enough("features", features.shape)
-    if not ridge >= 0:
+    if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge={ridge}: must be 0 or greater")
     x, y = features.double(), targets.double()
-    x_mean, y_mean = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
-    x, y = x - x_mean, y - y_mean
+    x_mean, y_mean = _mean(x), _mean(y)
+    x, scale = _to_unit_variance(x - x_mean)
+    y = y - y_mean
     gram = x.mT @ x / x.shape[-2]  # [..., F, F]
-    variance = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    penalty = ridge * torch.where(variance > 0, variance, 1.0)  # [...]
+    if ridge == 0:
+        _check_independent(gram)
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve(gram + penalty[..., None, None] * identity, x.mT @ y / x.shape[-2])
+    weight = torch.linalg.solve(gram + ridge * identity, x.mT @ y / x.shape[-2]) / scale.mT
     return Probe(weight, (y_mean - x_mean @ weight).squeeze(-2))
 
 
@@ -410,8 +415,8 @@ def _evaluations(
     num_fit: int, num_score: int, seed: int, on_progress: OnProgress | None
 ) -> tuple[Evaluation, Evaluation]:
     """Give the sequences to fit on and to score on, whose progress is counted together."""
-    if num_score < 1:
-        raise ValueError(f"num_score={num_score}: must be 1 or greater")
+    require_count("num_fit", num_fit, smallest=1)
+    require_count("num_score", num_score, smallest=1)
     fit = Evaluation(num_sequences=num_fit, seed=seed, split="validation")
     score = Evaluation(num_sequences=num_score, seed=seed, split="test")
     if on_progress is None:
@@ -436,12 +441,13 @@ def _probe_places(
     _check_pair("fit_features", fit_features, "fit_targets", fit_targets)
     _check_pair("score_features", score_features, "score_targets", score_targets)
     _check_enough("fit_features", fit_features.shape)
+    require_count("seed", seed, smallest=0)
     y, scored = fit_targets.double(), score_targets.double()
     order = torch.randperm(y.shape[1], generator=torch.Generator().manual_seed(seed))
     both = fit_probe(fit_features, torch.cat([y, y[:, order]], dim=-1), ridge=ridge)
     fitted, _ = both.predict(fit_features).chunk(2, dim=-1)
     held_out, shuffled = both.predict(score_features).chunk(2, dim=-1)
-    means = y.mean(1, keepdim=True).expand_as(scored)
+    means = _mean(y).expand_as(scored)
     losses, baselines = (squared_error(x, scored) for x in (held_out, means))  # [P, N]
     in_sample, control = squared_error(fitted, y).mean(1), squared_error(shuffled, scored).mean(1)
     for place in range(len(losses)):
@@ -452,6 +458,32 @@ def _probe_places(
             in_sample=in_sample[place].item(),
             shuffled=control[place].item(),
         )
+
+
+def _mean(x: Float[Tensor, "*place sequence channel"]) -> Float[Tensor, "*place 1 channel"]:
+    """Give means over sequences, without rounding where a channel is constant."""
+    first = x[..., :1, :]
+    return first + (x - first).mean(-2, keepdim=True)
+
+
+def _to_unit_variance(
+    x: Float[Tensor, "*place sequence feature"],
+) -> tuple[Float[Tensor, "*place sequence feature"], Float[Tensor, "*place 1 feature"]]:
+    """Divide centred features by their standard deviations, and those that are zero by 1."""
+    peak = x.abs().amax(-2, keepdim=True)
+    peak = peak.where(peak > 0, 1.0)
+    x = x / peak  # whose squares neither overflow nor vanish
+    spread = x.square().mean(-2, keepdim=True).sqrt()
+    spread = spread.where(spread > 0, 1.0)
+    return x / spread, peak * spread
+
+
+def _check_independent(gram: Float[Tensor, "*place feature feature"]) -> None:
+    """Refuse features of unit variance whose combinations vary by no more than rounding."""
+    values = torch.linalg.eigvalsh(gram)
+    share = (values[..., 0] / values[..., -1]).min().item()
+    if not share > gram.shape[-1] * torch.finfo(gram.dtype).eps:
+        raise ValueError("ridge=0: features are linearly dependent: must be greater than 0")
 
 
 def _check_enough(argument: str, shape: Sequence[int], of: str = "") -> None:

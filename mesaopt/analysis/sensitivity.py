@@ -14,7 +14,7 @@ from mesaopt.analysis.capture import (
     like_weights,
     up_to,
 )
-from mesaopt.config import require_count
+from mesaopt.config import require_whole
 from mesaopt.progress import OnProgress
 
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
@@ -96,7 +96,9 @@ def sensitivity(
         >>> sensitivity(model, torch.randn(5, 4, 3), name="0", position=2).curve
         tensor([0., 2., 0., 0.])
     """
-    require_count("position", position, smallest=-(2**63))
+    require_whole("position", position)
+    if not tokens.is_floating_point():
+        raise ValueError(f"tokens: of {tokens.dtype}: must be real, to be differentiated by")
     if not 1 <= position <= tokens.shape[1]:
         raise ValueError(f"position={position}: must be between 1 and {tokens.shape[1]}")
     check_weights(model)

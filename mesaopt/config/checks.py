@@ -42,10 +42,15 @@ def require_types(config: Any) -> None:
             raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
 
 
-def require_count(name: str, value: Any, *, smallest: int, largest: int = _LARGEST) -> None:
-    """Check that an argument is a whole number of some size."""
+def require_whole(name: str, value: Any) -> None:
+    """Check that an argument is a whole number."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ConfigError(f"{name}={shown(value)}: must be a whole number")
+
+
+def require_count(name: str, value: Any, *, smallest: int, largest: int = _LARGEST) -> None:
+    """Check that an argument is a whole number of some size."""
+    require_whole(name, value)
     if not smallest <= int(value) <= largest:
         wanted = f"between {smallest} and {'2**64 - 1' if largest == _LARGEST else largest}"
         wanted = wanted if smallest == 0 or int(value) > largest else f"{smallest} or greater"

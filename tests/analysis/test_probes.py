@@ -57,9 +57,9 @@ def test_the_ridge_is_that_of_the_definition() -> None:
     x, y, ridge = normal(20, 3), normal(20, 2, seed=1), 0.3
     found = fit_probe(x, y, ridge=ridge)
     weight, intercept = found.weight.requires_grad_(), found.intercept.requires_grad_()
-    variance = x.var(0, correction=0).mean()
+    variances = x.var(0, correction=0)
     objective = (y - x @ weight - intercept).square().sum(1).mean()
-    objective = objective + ridge * variance * weight.square().sum()
+    objective = objective + ridge * (variances[:, None] * weight.square()).sum()
     # At the minimum the gradient is rounding.
     for gradient in torch.autograd.grad(objective, (weight, intercept)):
         assert gradient.abs().max() < 1e-12
@@ -358,3 +358,54 @@ def test_positions_outside_of_the_sequence_are_refused(position: int) -> None:
         collect_activations(
             SequenceModel(ModelConfig()), TASK, {"next": next_token}, positions=[position]
         )
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-9, 0.3])
+@pytest.mark.parametrize("unit", [1e-200, 1e-30, 1e-5, 1e5, 1e30, 1e200])
+def test_the_unit_of_a_single_feature_does_not_matter(unit: float, ridge: float) -> None:
+    x = normal(200, 4)
+    y = x @ normal(4, 2, seed=1) + 0.1 * normal(200, 2, seed=2)
+    other = x * torch.tensor([1.0, unit, 1.0, 1.0], dtype=torch.float64)
+    wanted, found = (probe(z[:100], y[:100], z[100:], y[100:], ridge=ridge) for z in (x, other))
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-9, atol=1e-12)
+    assert found.r2 == pytest.approx(wanted.r2, rel=1e-9)
+
+
+def test_a_large_feature_hides_nothing() -> None:
+    x = normal(200, 3)
+    y = x[:, 1:]
+    large = x * torch.tensor([1e5, 1.0, 1.0]).double()
+    assert probe(large[:100], y[:100], large[100:], y[100:]).r2 == pytest.approx(1)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1e8, 1e-30])
+def test_constant_features_get_no_weight(constant: float) -> None:
+    x = normal(200, 3)
+    y = x @ normal(3, 2, seed=1)
+    more = torch.cat([x, torch.full((200, 2), constant).double()], dim=1)
+    found = fit_probe(more[:100], y[:100])
+    assert torch.equal(found.weight[3:], torch.zeros(2, 2).double())
+    torch.testing.assert_close(found.weight[:3], fit_probe(x[:100], y[:100]).weight)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 1e8])
+def test_a_target_that_does_not_vary_has_no_score(constant: float) -> None:
+    x, y = normal(200, 3), torch.full((200, 2), constant).double()
+    score = probe(x[:99], y[:99], x[99:], y[99:])
+    assert score.mean == 0
+    assert score.uninformative == 0
+    assert score.unexplained.value != score.unexplained.value  # NaN
+    assert score.r2 != score.r2
+
+
+@pytest.mark.parametrize("name", ["copy", "sum", "constant"])
+def test_a_ridge_of_zero_refuses_features_that_depend_on_others(name: str) -> None:
+    x = normal(100, 3)
+    more = {"copy": 1e5 * x[:, :1], "sum": x[:, :1] + x[:, 1:2] / 3, "constant": 0 * x[:, :1] + 0.1}
+    with pytest.raises(ValueError, match="^ridge=0: features are linearly dependent"):
+        fit_probe(torch.cat([x, more[name]], dim=1), x, ridge=0.0)
+    assert (
+        fit_probe(torch.cat([x, more[name]], dim=1), x)
+        .predict(torch.cat([x, more[name]], dim=1))
+        .allclose(x, atol=1e-6)
+    )

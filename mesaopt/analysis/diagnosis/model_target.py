@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from mesaopt.analysis.capture import like_weights
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.tasks import Batch, Split, Task
 
@@ -64,7 +65,7 @@ def checked_predictor(model: nn.Module, task: Task) -> Predictor:
 
     @torch.no_grad()
     def predict(batch: Batch) -> Tensor:
-        tokens = batch.tokens.clone()  # a model may change its input in place
+        tokens = like_weights(model, batch.tokens).clone()  # a model may change its input in place
         try:
             predictions = model(tokens)
         except Exception as error:
@@ -75,7 +76,7 @@ def checked_predictor(model: nn.Module, task: Task) -> Predictor:
         if predictions.shape != batch.targets.shape:
             wanted = f"must be {tuple(batch.targets.shape)}, that of the next states"
             raise ValueError(f"model: its output has shape {tuple(predictions.shape)}: {wanted}")
-        return predictions
+        return predictions.to(batch.targets)
 
     _check_predictor(predict, few_sequences(task))
     return predict
