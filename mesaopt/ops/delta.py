@@ -73,6 +73,8 @@ def delta_rule(
         >>> delta_rule(one, one, one, beta=torch.full((1, 3, 1), 0.5)).output.flatten()
         tensor([0.5000, 0.7500, 0.8750])
     """
+    check_shapes(q, k, v, chunk_size)
+    check_gates(q, beta=beta)
     return _delta_rule(
         q,
         k,
@@ -159,6 +161,8 @@ def gated_delta_rule(
         >>> gated_delta_rule(one, one, one, log_decay=half.log(), beta=half).output.flatten()
         tensor([0.5000, 0.6250])
     """
+    check_shapes(q, k, v, chunk_size)
+    check_gates(q, beta=beta, log_decay=log_decay)
     return _delta_rule(
         q,
         k,
@@ -308,8 +312,7 @@ def _delta_rule(
     initial_state: LinearState | None,
     cu_seqlens: Tensor | None,
 ) -> Output:
-    check_shapes(q, k, v, chunk_size)
-    check_gates(q, beta=beta, log_decay=log_decay)
+    """Run a delta rule on arguments that were checked."""
     layout = lay_out(q, chunk_size, cu_seqlens)
     cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
     kind = working_type(q)

@@ -7,7 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from mesaopt.ops.validation import check_gates, check_state, check_step
+from mesaopt.ops.validation import (
+    check_finite,
+    check_gates,
+    check_state,
+    check_step,
+    readable,
+)
 
 
 class LinearState(NamedTuple):
@@ -191,11 +197,20 @@ def implicit_strength(
     Returns:
         One strength per key, less than beta and less than 1 / |k|^2.
 
+    Raises:
+        ValueError: where looking costs nothing, a key that is not finite: it has no implicit step.
+
     Example:
         >>> implicit_strength(torch.ones(3, 4), torch.ones(3))
         tensor([0.2000, 0.2000, 0.2000])
     """
+    if readable(k):
+        check_finite({"k": k}, _refuse)
     kind = working_type(k)
     squared = k.to(kind).square().sum(-1)
     strength = torch.ones_like(squared) if beta is None else beta.to(kind)
     return strength / (1 + strength * squared)
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)

@@ -1,0 +1,87 @@
+"""A NaN or an infinity at one position, as docs/family.md describes it."""
+
+import pytest
+import torch
+from operator_rules import CLOSE, MESA, RULES, Rule, draw, every, pick, window
+
+from mesaopt import ops
+
+BAD, CHUNK = 13, 8
+FIRST = BAD // CHUNK * CHUNK  # position of the chunk with the bad one
+OPERATORS = (
+    *RULES,
+    *MESA,
+    *(
+        Rule("mesa", ("log_decay", "beta"), {"ridge": 0.5, "ridge_mode": mode, "solver": solver})
+        for mode in ("static", "decayed")
+        for solver in ("recursive", "neumann", "chebyshev")
+    ),
+)
+
+
+def run(rule: Rule, **inputs: torch.Tensor) -> torch.Tensor:
+    extra = {"chunk_size": CHUNK} if rule.chunked else {}
+    extra |= {"on_failure": "ignore"} if rule.name == "mesa" else {}
+    return rule.run(**inputs, **extra).output
+
+
+def damaged(rule: Rule, name: str, number: float) -> tuple[dict, dict]:
+    inputs = pick(rule, draw(1, 3 * CHUNK, 2, 4, 3))
+    if "log_decay" in inputs:  # chunks of the decayed ridge then stay as long as asked for
+        inputs["log_decay"] = inputs["log_decay"] / 100
+    bad = inputs[name].clone()
+    bad[0, BAD] = number
+    return inputs, inputs | {name: bad}
+
+
+def stops_together(rule: Rule) -> bool:
+    return rule.settings.get("ridge_mode") == "static" and "solver" not in rule.settings
+
+
+def refuses(rule: Rule, name: str) -> bool:
+    return rule.name == "longhorn" and name == "k"
+
+
+@every(OPERATORS)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_what_one_position_spoils(rule: Rule, name: str, number: float) -> None:
+    if refuses(rule, name):
+        return
+    inputs, bad = damaged(rule, name, number)
+    right, found = run(rule, **inputs), run(rule, **bad)
+    same = torch.isclose(found, right, **CLOSE).all(-1)[0]  # [T,H]
+    before = same[:FIRST] if rule.chunked else same[:0]
+    if name == "q" and not stops_together(rule):
+        before = torch.cat([same[:BAD], same[BAD + 1 :]])
+    assert before.all()
+    if stops_together(rule) and name == "q":
+        return
+    # Where it matters, what is not right is seen to be wrong.
+    earlier = found[0, :BAD]
+    assert (same[:BAD] | ~earlier.isfinite().all(-1)).all()
+    assert not found[0, BAD].isfinite().all()
+
+
+@every(OPERATORS)
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_packed_sequences_do_not_spoil_one_another(rule: Rule, name: str) -> None:
+    if refuses(rule, name):
+        return
+    inputs, bad = damaged(rule, name, torch.nan)
+    offsets = torch.tensor([0, BAD, BAD + 2, 3 * CHUNK])
+    right, found = (run(rule, **x, cu_seqlens=offsets) for x in (inputs, bad))
+    for part in (slice(BAD), slice(BAD + 2, None)):
+        torch.testing.assert_close(found[:, part], right[:, part], **CLOSE)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_longhorn_names_the_keys_it_was_given(number: float) -> None:
+    longhorn = Rule("longhorn")
+    _, bad = damaged(longhorn, "k", number)
+    message = r"k has 8 of 192 values that are not finite: must have none"
+    with pytest.raises(ValueError, match=message):
+        ops.longhorn(**bad)
+    one = {name: x[:, 0] for name, x in window(bad, BAD, BAD + 1).items()}
+    with pytest.raises(ValueError, match=r"k has 8 of 8 values that are not finite"):
+        ops.longhorn_step(**one)
