@@ -152,3 +152,13 @@ def test_a_switch_lies_between_two_pairs(switch_after: int) -> None:
         ConfigError, match=f"switch_after={switch_after}: must be between 1 and 111"
     ):
         FewShotConfig(switch_after=switch_after)
+
+
+def test_noise_is_not_made_of_the_numbers_of_the_inputs() -> None:
+    config = FewShotConfig(dim=3, length=40, inputs="normal", noise_std=1.0)
+    batch = FewShot(config).sample(200, seed=0, dtype=torch.float64)
+    inputs, answers = batch.tokens[:, batch.scored], batch.targets[:, batch.scored]
+    noise = answers - inputs @ batch.transition.mT
+    pair = torch.stack([noise.flatten(), inputs.flatten()])
+    # The correlation of n independent pairs has a standard error of 1 / sqrt(n).
+    assert abs(torch.corrcoef(pair)[0, 1]) < 5 / noise.numel() ** 0.5

@@ -84,3 +84,13 @@ def test_shapes_are_checked_while_testing() -> None:
             hidden=batch.hidden,
             observation=batch.observation.mT,
         )
+
+
+def test_the_noises_of_states_and_of_observations_have_sizes_of_their_own() -> None:
+    config = PartiallyObservedConfig(noise_std=0.02, observation_noise_std=0.3)
+    batch = PartiallyObserved(config).sample(500, seed=0, dtype=torch.float64)
+    hidden = batch.hidden[:, 1:] - batch.hidden[:, :-1] @ batch.transition.mT
+    observed = batch.states - batch.hidden @ batch.observation.mT
+    for noise, size in ((hidden, 0.02), (observed, 0.3)):
+        # Five standard errors of the deviation of n normal numbers, 1 / sqrt(2 n) of it.
+        assert noise.std().item() == pytest.approx(size, rel=5 / (2 * noise.numel()) ** 0.5)

@@ -389,3 +389,15 @@ def test_a_run_that_another_process_works_in_is_left_alone(
         with pytest.raises(RunError, match="another process is working in this folder"):
             train_seeds([short_config, other], [run, run.parent / "b"], resume=True, device="cpu")
     train(short_config, run, resume=True, device="cpu")
+
+
+def test_a_run_goes_back_to_a_checkpoint_and_forgets_what_came_after(run: Path) -> None:
+    (run / "DONE").unlink()
+    folder = RunFolder(run)
+    checkpoint = folder.rewind(8)
+    assert checkpoint is not None
+    assert checkpoint.step == 8
+    assert folder.steps == [0, 4, 8]
+    assert [line["step"] for line in folder.metrics] == [0, 4, 8]
+    assert folder.rewind(-1) is None
+    assert (folder.steps, folder.metrics) == ([], [])

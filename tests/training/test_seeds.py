@@ -1,8 +1,10 @@
 """Seeds trained side by side: the runs that each would be alone."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -263,3 +265,15 @@ def test_no_seed_is_begun_where_another_cannot(short_config: RunConfig, tmp_path
     with pytest.raises(RunError, match="taken.*holds other files"):
         train_seeds(configs, [free, taken], device="cpu")
     assert not free.exists()
+
+
+def test_a_run_of_several_is_charged_its_share_of_the_time(
+    short_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=6.0)
+    fake = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("mesaopt.training.seeds.time", fake)
+    configs = seeds_of(short_config)
+    runs = train_seeds(configs, folders_in(tmp_path, configs), device="cpu")
+    # Four evaluations read the clock after it was started: 24 seconds for three runs.
+    assert [run.seconds for run in runs] == [8.0, 8.0, 8.0]
