@@ -11,7 +11,7 @@ from mesaopt.ops import chunks
 from mesaopt.ops.mesa.factors import Factors
 from mesaopt.ops.mesa.failures import check_factors, check_residuals
 from mesaopt.ops.mesa.preconditioner import Preconditioner
-from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
+from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, measure_rounding
 from mesaopt.ops.mesa.system import System
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.state import full_precision
@@ -32,8 +32,10 @@ def solve_and_read(
     values: Float[Tensor, "*group position value"],
     *,
     solver: Solver,
+    prepared: Prepared,
     on_failure: OnFailure,
     layout: Layout,
+    check_rounding: bool = False,
 ) -> Answer:
     """Solve the systems of all chunks, and read out the values that the chunks themselves hold.
 
@@ -42,8 +44,11 @@ def solve_and_read(
         rhs: one right-hand side per position.
         values: one value per position.
         solver: how to solve.
+        prepared: from :meth:`Solver.prepare`.
         on_failure: what to do where a solve fails, also in the backward pass.
         layout: the chunks, for messages.
+        check_rounding: whether to measure residuals that the solver does not measure, and to accept no
+            more than rounding explains.
 
     Returns:
         Solutions and readout, differentiable in the system, the right-hand sides and the values:
@@ -58,14 +63,15 @@ def solve_and_read(
         >>> from mesaopt.ops.packing import lay_out
         >>> one = torch.ones(1, 1, 1, 1, 1)
         >>> layout = lay_out(one[0], 1, None)
-        >>> settings = {"solver": Exact(), "on_failure": "raise", "layout": layout}
-        >>> round(solve_and_read(System(one, one), one, 3 * one, **settings).read.item(), 4)
+        >>> system, solver = System(one, one), Exact()
+        >>> settings = {"solver": solver, "prepared": solver.prepare(system)}
+        >>> settings |= {"on_failure": "raise", "layout": layout}
+        >>> round(solve_and_read(system, one, 3 * one, **settings).read.item(), 4)
         1.5
     """
-    prepared = solver.prepare(system)
     if isinstance(prepared, Factors):
         check_factors(prepared.failed, on_failure, layout)
-    call = _Call(solver, on_failure, layout, system.ridge_decays, type(prepared))
+    call = _Call(solver, on_failure, layout, system.ridge_decays, type(prepared), check_rounding)
     if solver.implicit:
         return _solve(call, system, rhs, values, prepared)
     solved = call.solve(system, prepared, rhs)
@@ -81,11 +87,14 @@ class _Call:
     layout: Layout
     ridge_decays: bool
     prepared_type: type
+    check_rounding: bool
 
     def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
-        """Solve, and check the residuals where there is a tolerance."""
+        """Solve, and check the residuals where there is a tolerance or rounding may show."""
         solved = self.solver.solve(system, prepared, rhs)
-        check_residuals(solved, self.solver, self.on_failure, self.layout)
+        if self.check_rounding and not solved.is_measured:
+            solved = measure_rounding(system, solved, rhs)
+        check_residuals(solved, rhs, self.solver, self.on_failure, self.layout)
         return solved
 
     def regroup(self, tensors: tuple[Any, ...]) -> Prepared:

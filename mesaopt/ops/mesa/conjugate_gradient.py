@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesaopt.ops.mesa.preconditioner import Preconditioner, difference, precondition
 from mesaopt.ops.mesa.solver import TRACED_CHUNK_SIZE, Prepared, Solved, Solver
-from mesaopt.ops.mesa.system import System, flatten, select
+from mesaopt.ops.mesa.system import System, flatten, power_of_two, select
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.validation import check_number, traced
 
@@ -116,9 +116,11 @@ def _iterate(
     system = flatten(system, group)
     preconditioner = preconditioner and flatten(preconditioner, group)
     rhs = rhs.reshape(-1, *rhs.shape[-2:])  # [G,C,K]
+    unit = power_of_two(rhs)
+    rhs = rhs / unit
     scale = rhs.norm(dim=-1, keepdim=True)
     residual = rhs / torch.where(scale == 0, 1.0, scale)
-    unit, solution = residual.clone(), torch.zeros_like(residual)
+    target, solution = residual.clone(), torch.zeros_like(residual)
     worst, norm = _worst(residual), system.frobenius_norm()
     steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
     goes_on = torch.ones_like(steps, dtype=torch.bool)
@@ -134,7 +136,7 @@ def _iterate(
             part, part_preconditioner, residual[active], rtol, budget
         )
         candidate = solution[active] + correction
-        remainder = unit[active] - part.multiply(candidate)
+        remainder = target[active] - part.multiply(candidate)
         reached, before = _worst(remainder), worst[active]
         better = reached < before  # false for a NaN
         solution[active[better]], residual[active[better]] = candidate[better], remainder[better]
@@ -142,7 +144,7 @@ def _iterate(
         steps[active] += more_steps
         goes_on[active] = reached < before / 2
     rounding = 16 * eps * (1 + (norm * solution.norm(dim=-1, keepdim=True)).amax((-2, -1)))
-    parts = (solution * scale, worst, steps, rounding)
+    parts = (solution * scale * unit, worst, steps, rounding)
     return _Iterated(*(x.unflatten(0, group) for x in parts))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mesaopt.ops.mesa.factors import Factors, apply_factors, factorise
@@ -56,6 +56,10 @@ class Exact(Solver):
     def prepare(self, system: System) -> Factors:
         """Factorise every chunk."""
         return factorise(system)
+
+    def doubts(self, system: System, prepared: Prepared) -> Bool[Tensor, "*group"]:
+        """Return where a factorisation failed, or amplifies rounding too much."""
+        return cast(Factors, prepared).doubtful
 
     def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
         """Apply the factors, and refine the solution where rounding shows."""

@@ -1,10 +1,11 @@
 """Failed solves: an error, a warning or nothing, as the caller asked."""
 
+import math
 import warnings
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mesaopt.errors import SolveError, SolveWarning
@@ -49,20 +50,33 @@ def check_factors(
     failure(on_failure)(f"{message}: raise the ridge or use float64")
 
 
-def check_residuals(solved: Solved, solver: Solver, on_failure: OnFailure, layout: Layout) -> None:
-    """Report the chunk whose residual is the largest of those that are not accepted, or a NaN."""
+def check_residuals(
+    solved: Solved,
+    rhs: Float[Tensor, "batch head chunk position key"],
+    solver: Solver,
+    on_failure: OnFailure,
+    layout: Layout,
+) -> None:
+    """Report the chunk whose residual is the largest of those that are not accepted, or a NaN.
+
+    Chunks with a right-hand side that is not finite are left out: in the backward pass those are upstream
+    gradients, which every operation passes on.
+    """
     if on_failure == "ignore" or not solved.is_measured or traced(solved.residual):
         return
     missed = ~(solved.residual <= solved.accepted)  # true for a NaN
     if not bool(missed.any()):
         return
+    missed = missed & rhs.isfinite().all(-1).all(-1)
+    if not bool(missed.any()):
+        return
     badness = torch.where(missed, solved.residual, 0.0).nan_to_num(torch.inf)
     index = worst_chunk(badness)
     residual, accepted = solved.residual[index].item(), solved.accepted[index].item()
+    where = f"{_of(residual)} at {_describe(badness, layout)}"
     failure(on_failure)(
-        f"{type(solver).__name__} left a relative residual of {residual:.1e} at "
-        f"{_describe(badness, layout)}: must be {accepted:.1e} or less; "
-        f"{int(solved.steps[index])} steps were taken"
+        f"{type(solver).__name__} left a relative residual {where}: "
+        f"must be {accepted:.1e} or less; {int(solved.steps[index])} steps were taken"
     )
 
 
@@ -82,6 +96,10 @@ def worst_chunk(badness: Tensor) -> tuple[int, int, int]:
     flat = int(badness.flatten().argmax())
     rest, chunk = divmod(flat, badness.shape[2])
     return rest // badness.shape[1], rest % badness.shape[1], chunk
+
+
+def _of(residual: float) -> str:
+    return f"of {residual:.1e}" if math.isfinite(residual) else "that is not finite"
 
 
 def _describe(badness: Tensor, layout: Layout) -> str:

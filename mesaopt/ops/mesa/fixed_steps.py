@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
+from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, least_ridge
 from mesaopt.ops.mesa.system import System
 from mesaopt.ops.validation import check_number
 
@@ -19,6 +21,14 @@ class _FixedSteps(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("steps", self.steps, least=0)
+
+    def doubts(self, system: System, prepared: Prepared) -> Bool[Tensor, "*group"]:
+        """Return where a ridge that decays is so small that its square, in the bounds, vanishes.
+
+        Rounding is no reason for doubt: what a few steps leave out is more.
+        """
+        least = least_ridge(system)
+        return least.square() < torch.finfo(least.dtype).tiny
 
 
 @dataclass(frozen=True, kw_only=True)

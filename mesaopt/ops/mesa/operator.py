@@ -7,10 +7,11 @@ chunk; from there on all chunks are independent, and a solver solves their syste
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from mesaopt.ops.mesa.auto import SolverLike, as_solver
 from mesaopt.ops.mesa.backward import solve_and_read
 from mesaopt.ops.mesa.exact import Exact
 from mesaopt.ops.mesa.failures import failure, worst_chunk
-from mesaopt.ops.mesa.solver import Solved, Solver
+from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
 from mesaopt.ops.mesa.state import MesaState
 from mesaopt.ops.mesa.system import System
 from mesaopt.ops.packing import Layout, lay_out
@@ -34,7 +35,9 @@ from mesaopt.ops.validation import (
     check_state,
     check_step,
     is_finite,
+    readable,
     ridge_per_channel,
+    traced,
 )
 
 
@@ -135,7 +138,7 @@ def mesa(
         k: keys (regression inputs), the same shape and type.
         v: values (regression targets) [batch, time, head, value], the same type.
         ridge: number added to the diagonal of H, > 0: one number, or a tensor [head] or [head, key].
-            Should exceed about 1e-6 (float32) of the largest sum of squared keys.
+            Calls whose squared keys add up to too many ridges for float32 run in float64.
         beta: write strengths in [0, 1], [batch, time, head]; 1 if None.
         log_decay: log gamma, 0 or less, [batch, time, head]; nothing is forgotten if None.
         ridge_mode: "static", the same ridge at every position; or "decayed", the ridge is forgotten
@@ -190,9 +193,13 @@ def mesa(
     call = _Call(chosen, reason, decayed, on_failure, layout)
     with full_precision(q):  # autocast would make a solve of half precision
         result = _run(call, inputs, rows, initial_state)
-    if on_failure != "ignore" and not is_finite(result.output):
-        failure(on_failure)("the output of mesa is not finite: the system is too ill-conditioned")
-    return result._replace(output=result.output.to(q.dtype))
+    output = result.output.to(q.dtype)
+    if on_failure != "ignore" and not is_finite(output):
+        cause = "the system is too ill-conditioned"
+        if is_finite(result.output):
+            cause = f"{q.dtype} holds no number beyond {torch.finfo(q.dtype).max:g}"
+        failure(on_failure)(f"the output of mesa is not finite: {cause}")
+    return result._replace(output=output)
 
 
 def mesa_step(
@@ -308,8 +315,19 @@ def _run(
         since_start=None if decay is None else decay.from_start,
         ridge_decays=call.ridge_decays,
     )
+    prepared = call.solver.prepare(system)
+    doubtful = _is_doubtful(call, system, prepared)
+    if doubtful and keys.dtype == torch.float32 and keys.device.type != "mps":
+        return _run_in_double(call, inputs, ridge, initial)
     solved, out = solve_and_read(
-        system, queries, values, solver=call.solver, on_failure=call.on_failure, layout=layout
+        system,
+        queries,
+        values,
+        solver=call.solver,
+        prepared=prepared,
+        on_failure=call.on_failure,
+        layout=layout,
+        check_rounding=doubtful and call.solver.implicit,
     )
     if cross is not None:
         past = solved.solution if decay is None else solved.solution * decay.from_start
@@ -319,6 +337,28 @@ def _run(
         MesaState(gram_end, cross_end, log_end),
         _inform(call, system, solved, queries),
     )
+
+
+def _is_doubtful(call: _Call, system: System, prepared: Prepared) -> bool:
+    """Return whether rounding may spoil a solve; never where to know it is to wait, or impossible."""
+    doubts = call.solver.doubts(system, prepared)
+    if not (readable(doubts) or call.on_failure != "ignore"):
+        return False
+    return not traced(doubts) and bool(doubts.any())
+
+
+def _run_in_double(
+    call: _Call, inputs: _Inputs, ridge: Float[Tensor, "head key"], initial: MesaState | None
+) -> MesaOutput:
+    """Run a call in float64 that is too ill-conditioned for float32."""
+    tensors = {name: x.double() for name, x in inputs._asdict().items() if x is not None}
+    inputs = inputs._replace(**tensors)
+    initial = None if initial is None else MesaState(*(x.double() for x in initial))
+    result = _run(
+        replace(call, reason=f"{call.reason}; in float64, for float32 would lose too many digits"),
+        inputs, ridge.double(), initial,
+    )  # fmt: skip
+    return result._replace(state=MesaState(*(x.float() for x in result.state)))
 
 
 def _log_decays(

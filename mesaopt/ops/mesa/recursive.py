@@ -8,6 +8,7 @@ from torch import Tensor
 from mesaopt.ops.mesa.factors import invert_factor
 from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
 from mesaopt.ops.mesa.system import System
+from mesaopt.ops.validation import traced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +16,9 @@ class Recursive(Solver):
     """Solve position by position, keeping the inverse R_t = A_t^{-1} up to date.
 
     R_t = (R - beta (R k)(R k)^T / (gamma + beta k^T R k)) / gamma with R = R_{t-1}, where the ridge decays
-    or nothing is forgotten. A static ridge under forgetting changes all of the matrix at every step, so
-    there A_t is formed and factorised anew. Every chunk starts from a new factorisation, and all chunks
-    go on side by side.
+    or nothing is forgotten. A static ridge under forgetting changes all of the matrix at every step, and a
+    gate near 0 leaves no digit of R, so there A_t is formed and factorised anew. Every chunk starts from
+    a new factorisation, and all chunks go on side by side.
 
     Args:
         rtol: relative residual that every position must reach, > 0. None, the default, means that
@@ -42,7 +43,9 @@ class Recursive(Solver):
 
 @torch.no_grad()
 def _solve_by_position(system: System, rhs: Tensor) -> Tensor:
-    updates = system.has_exact_factors
+    # Chunks of several positions forget little. Where gates are hidden they may do otherwise.
+    remembers = rhs.shape[-2] > 1 and not traced(rhs)
+    updates = system.since_start is None or (system.ridge_decays and remembers)
     group, ridge = rhs.shape[:-2], torch.diag_embed(system.ridge.squeeze(-2))
     start = torch.zeros_like(ridge) if system.start is None else system.start
     matrix = (start + ridge if updates else start).expand(*group, -1, -1)
@@ -61,6 +64,7 @@ def _solve_by_position(system: System, rhs: Tensor) -> Tensor:
             solutions.append(matrix @ rhs[..., position, :, None])
         else:
             matrix = gate * matrix + beta * key @ key.mT
+            ridge = gate * ridge if system.ridge_decays else ridge
             inverse, _ = invert_factor(matrix + ridge)
             solutions.append(inverse.mT @ (inverse @ rhs[..., position, :, None]))
     return torch.stack(solutions, dim=-3).squeeze(-1)

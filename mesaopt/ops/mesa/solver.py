@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mesaopt.ops.mesa.factors import Factors
 from mesaopt.ops.mesa.preconditioner import Preconditioner
-from mesaopt.ops.mesa.system import System
+from mesaopt.ops.mesa.system import System, power_of_two
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.validation import check_number, traced
 
@@ -19,6 +19,9 @@ Prepared = Factors | Preconditioner | None
 # Log of the least decay of a chunk whose ridge decays too: its solutions are divided by the decay, which
 # multiplies rounding errors.
 _MIN_CHUNK_LOG_DECAY = -2.0
+# Squared keys over the ridge, in units of the inverse rounding error, up to which iterations and updates
+# have no more than a few times the errors of a dense solve.
+_MAX_TRUSTED_RATIO = 2.0**-10
 TRACED_CHUNK_SIZE = 16  # of gated chunks where compilation or torch.func hides the gates
 
 
@@ -109,6 +112,22 @@ class Solver(ABC):
         """
         return None
 
+    def doubts(self, system: System, prepared: Prepared) -> Bool[Tensor, "*group"]:
+        """Return where rounding may spoil the solutions.
+
+        Args:
+            system: the matrices.
+            prepared: from :meth:`prepare`.
+
+        Returns:
+            Whether the keys of a chunk add up to many more than the ridge.
+        """
+        keys = system.keys if system.beta is None else system.keys * system.beta.sqrt()
+        total = keys.square().sum((-2, -1))
+        if system.start is not None:
+            total = total + system.start.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return ~(total * torch.finfo(keys.dtype).eps <= _MAX_TRUSTED_RATIO * least_ridge(system))
+
     @abstractmethod
     def solve(
         self, system: System, prepared: Prepared, rhs: Float[Tensor, "*group position key"]
@@ -131,3 +150,74 @@ class Solver(ABC):
             return Solved(solution, rhs.new_empty(0), rhs.new_empty(0), counts)
         residual = system.relative_residual(solution, rhs)
         return Solved(solution, residual, torch.full_like(residual, self.rtol), counts)
+
+
+# Residual above which not even a sum that rounding explains is accepted.
+_MAX_ROUNDING = 1e-3
+
+
+def least_ridge(system: System) -> Float[Tensor, "*group"]:
+    """Return the least ridge of any channel and position of every chunk.
+
+    Args:
+        system: the matrices.
+
+    Returns:
+        One number per chunk.
+
+    Example:
+        >>> one = torch.ones(2, 3, 1)
+        >>> least_ridge(System(one, one[:, :1])).tolist()
+        [1.0, 1.0]
+    """
+    least = system.ridge.detach().amin((-2, -1))
+    if not system.ridge_decays or system.since_start is None:
+        return least
+    return least * system.since_start.detach()[..., -1, 0]
+
+
+def rounding_level(
+    system: System,
+    solution: Float[Tensor, "*group position key"],
+    scale: Float[Tensor, "*group position 1"] | float = 1.0,
+) -> Float[Tensor, "*group"]:
+    """Return the relative residual that rounding alone explains at the worst position of every chunk.
+
+    Args:
+        system: the matrices.
+        solution: one solution per position.
+        scale: norms of the right-hand sides.
+
+    Returns:
+        Sixteen rounding errors of a product of the matrix and the solution.
+
+    Example:
+        >>> one = torch.ones(1, 1, 1)
+        >>> rounding_level(System(one, one), one / 2).item() < 1e-5
+        True
+    """
+    norm = system.frobenius_norm() * solution.norm(dim=-1, keepdim=True) / scale
+    return 16 * torch.finfo(solution.dtype).eps * (1 + norm.amax((-2, -1)))
+
+
+@torch.no_grad()
+def measure_rounding(
+    system: System, solved: Solved, rhs: Float[Tensor, "*group position key"]
+) -> Solved:
+    """Measure residuals, and accept those that rounding explains, up to a thousandth.
+
+    Args:
+        system: the matrices.
+        solved: solutions whose residuals were not measured.
+        rhs: one right-hand side per position.
+
+    Returns:
+        The same solutions.
+    """
+    residual = system.relative_residual(solved.solution, rhs)
+    unit = power_of_two(rhs)
+    norm = (rhs / unit).norm(dim=-1, keepdim=True)
+    accepted = rounding_level(system, solved.solution / unit, torch.where(norm == 0, 1.0, norm))
+    return solved._replace(
+        residual=residual, accepted=accepted.nan_to_num(_MAX_ROUNDING).clamp(max=_MAX_ROUNDING)
+    )

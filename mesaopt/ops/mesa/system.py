@@ -88,7 +88,9 @@ class System(NamedTuple):
             bound * decay
             for bound in (self.ridge.amin(-1, keepdim=True), self.ridge.amax(-1, keepdim=True))
         )
-        return greatest + (squared.clamp(min=0.0) + least.square()).sqrt()
+        # The root has no slope at 0, where squares of a ridge that decays may end.
+        inner = squared.clamp(min=0.0) + least.square()
+        return greatest + inner.clamp(min=torch.finfo(inner.dtype).tiny).sqrt()
 
     def matrices(self) -> Float[Tensor, "*group position key key"]:
         """Form A_t for every position: for chunks of one position, where nothing is saved otherwise."""
@@ -111,13 +113,34 @@ class System(NamedTuple):
         rhs: Float[Tensor, "*group position key"],
     ) -> Float[Tensor, "*group"]:
         """Measure |b_t - A_t x_t| / |b_t|, the worst of every chunk."""
-        scale = rhs.norm(dim=-1)
-        distance = (rhs - self.multiply(solution)).norm(dim=-1)
+        unit = power_of_two(rhs)
+        scale = (rhs / unit).norm(dim=-1)
+        distance = ((rhs - self.multiply(solution)) / unit).norm(dim=-1)
         return (distance / torch.where(scale == 0, 1.0, scale)).amax(-1)
 
     def detach(self) -> "System":
         """Return the system without its history."""
         return _map(Tensor.detach, self)
+
+
+def power_of_two(x: Float[Tensor, "*group size"]) -> Float[Tensor, "*group 1"]:
+    """Return the power of two below the largest entry: to divide by it changes no digit.
+
+    The squares of what is left neither vanish nor overflow, so that norms are right at any scale.
+
+    Args:
+        x: one vector per position.
+
+    Returns:
+        One number per position; 1 where there is nothing but zeros, or an entry is not finite.
+
+    Example:
+        >>> power_of_two(torch.tensor([[3.0, -5.0], [0.0, 0.0]])).flatten().tolist()
+        [4.0, 1.0]
+    """
+    peak = x.detach().abs().amax(-1, keepdim=True)
+    usable = (peak > 0) & peak.isfinite()
+    return torch.where(usable, torch.where(usable, peak, 1.0).log2().floor().exp2(), 1.0)
 
 
 def flatten(tensors: Parts, group: tuple[int, ...]) -> Parts:
