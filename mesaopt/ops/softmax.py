@@ -145,7 +145,8 @@ def _attend(
         out = scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q, state.keys, state.values)),
             attn_mask=mask,
-            is_causal=past is None and length > 1,
+            # A bool and not a symbol of a compiled graph; of a single position, either is right.
+            is_causal=past is None,
             scale=scale,
         )
     return out.transpose(1, 2), state
