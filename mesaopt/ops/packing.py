@@ -14,6 +14,10 @@ from torch import Tensor
 
 from mesaopt.ops import chunks
 
+# Positions of the chunks of packed sequences, over those of the sequences: many short ones beside a long
+# one take shorter chunks.
+_MAX_FILLED = 2
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,7 +36,8 @@ class Layout:
     length: int
     """Positions along the time axis."""
     chunk_size: int
-    """Positions of a chunk, no more than the longest sequence has."""
+    """Positions of a chunk, no more than the longest sequence has; fewer where packed sequences are so
+    short that filling up their chunks would be most of the work."""
     sequences: int
     """Number of sequences, and so of states."""
     lengths: tuple[int, ...] | None = None
@@ -200,7 +205,7 @@ def lay_out(
 
     Args:
         q: queries [batch, time, head, key].
-        chunk_size: positions of a chunk, 1 or more; shorter sequences make shorter chunks.
+        chunk_size: most positions of a chunk, 1 or more; shorter sequences make shorter chunks.
         cu_seqlens: offsets of packed sequences, see :func:`read_lengths`; None for a plain batch.
 
     Returns:
@@ -221,6 +226,8 @@ def lay_out(
 
 def _lay_out_packed(lengths: tuple[int, ...], chunk_size: int, device: torch.device) -> Layout:
     size = min(chunk_size, max(lengths))
+    while sum(-(-length // size) for length in lengths) * size > _MAX_FILLED * sum(lengths):
+        size = (size + 1) // 2  # ends at 1, where nothing is filled up
     each = torch.tensor(lengths)
     counts = (each + size - 1) // size
     # How far a sequence moves: from where it begins in time to where its first chunk begins.

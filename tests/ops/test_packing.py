@@ -3,6 +3,7 @@
 import pytest
 import torch
 from operator_rules import CLOSE, MESA, RULES, Rule, differentiate, draw, every, pick, window
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesaopt.ops import mesa
 from mesaopt.ops.packing import lay_out
@@ -83,6 +84,43 @@ def test_packing_needs_a_batch_of_one_and_a_state_per_sequence(rule: Rule) -> No
     state = rule.run(**inputs).state
     with pytest.raises(ValueError, match=r"initial_state.\w+ has shape \(1, .*must be \(2, "):
         rule.run(**inputs, cu_seqlens=torch.tensor([0, 2, 5]), initial_state=state)
+
+
+class Work(TorchDispatchMode):
+    """Count the numbers of the largest tensor and of all tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        for x in results if isinstance(results, tuple | list) else [results]:
+            if isinstance(x, torch.Tensor):
+                self.largest, self.total = max(self.largest, x.numel()), self.total + x.numel()
+        return results
+
+
+@every(tuple(rule for rule in OPERATORS if rule.chunked))
+@pytest.mark.parametrize(
+    "lengths",
+    [[256] + [4] * 192, [4] * 192 + [256], [512] + [1] * 512, [0] * 300 + [1024]],
+    ids=len,
+)
+def test_cost_follows_tokens(rule: Rule, lengths: list[int]) -> None:
+    inputs = pick(rule, draw(1, 1024, 1, 8, 8))
+    if "log_decay" in inputs:
+        inputs["log_decay"] = inputs["log_decay"] / 100
+    counted = []
+    for packed in ([1024], lengths):
+        offsets = torch.tensor([0, *packed]).cumsum(0)
+        with Work() as work:
+            rule.run(**inputs, cu_seqlens=offsets)
+        counted.append(work)
+    one, many = counted
+    # Chunks filled up to twice the tokens; a state of 64 numbers per sequence and per chunk.
+    assert many.largest <= 2 * one.largest
+    assert many.total <= 6 * one.total
 
 
 def test_a_chunk_knows_its_sequence_and_position() -> None:
