@@ -15,6 +15,7 @@ from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.config import require_count
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import Model, SequenceModel
+from mesaopt.models.mixers import make_mixer
 from mesaopt.models.random import keep_global_random
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task, generator
@@ -122,7 +123,7 @@ def linearize(
     with evaluating(model):  # and copies of it
         predictors = {"original": _predictor(model)}
         for index, new in zip(chosen, distilled, strict=True):
-            predictors[str(index)] = _predictor(with_layer(model, index, new))
+            predictors[str(index)] = _predictor(_replaced(model, index, new))
         losses = in_context_loss(predictors, task, evaluation)
     before = losses["original"].losses.double().mean(1)
     after = torch.stack(
@@ -260,7 +261,8 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
         The new model, with a configuration that names the new layer.
 
     Raises:
-        ValueError: there is no such layer, or the new one has another shape.
+        ValueError: there is no such layer, or the new one has another shape, or a frame that linear attention
+            has in no configuration, such as that of a delta rule.
 
     Example:
         >>> from mesaopt.config import ModelConfig
@@ -277,11 +279,22 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
     if _shape(layer) != _shape(old):
         given, wanted = _shape(layer), _shape(old)
         raise ValueError(f"layer: (width, heads, head size, frame) {given}: must be {wanted}")
-    changed = copy.deepcopy(model)
-    changed.blocks[index].mixer = copy.deepcopy(layer).to(old.output.weight)
     names = model.config.mixers
     mixers = (*names[:index], "linear_attention", *names[index + 1 :])
-    changed.config = replace(model.config, mixers=mixers)
+    config = replace(model.config, mixers=mixers)
+    frame = make_mixer(config, index).frame
+    if layer.frame != frame:
+        raise ValueError(f"layer: its frame {layer.frame} has no configuration: must be {frame}")
+    changed = _replaced(model, index, layer)
+    changed.config = config
+    return changed
+
+
+def _replaced(model: SequenceModel, index: int, layer: LinearSelfAttention) -> SequenceModel:
+    """Copy a model with another layer, whatever its frame; the configuration stays."""
+    changed = copy.deepcopy(model)
+    old = model.mixers[index]
+    changed.blocks[index].mixer = copy.deepcopy(layer).to(old.output.weight)
     return changed
 
 

@@ -120,7 +120,7 @@ def _measure(config: RunConfig, repeats: int) -> TrainingStep:
         with training_workers(count) as workers:
             trainer.workers = workers
             times[count] = _times(lambda: trainer.step(next(steps)), repeats)
-            data_times = _times(lambda: trainer.data.task.sample(size, seed=0), repeats)
+    data_times = _times(lambda: trainer.data.task.sample(size, seed=0), repeats)
     median = statistics.median(times[threads])
     return TrainingStep(
         recipe=config.recipe,

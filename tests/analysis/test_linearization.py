@@ -1,6 +1,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args
 
 import jaxtyping
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mesaopt.analysis import capture, distil, linearize, unexplained, with_layer
-from mesaopt.config import LinearSystemConfig, MergedAttentionConfig, ModelConfig
+from mesaopt.config import LinearSystemConfig, MergedAttentionConfig, MixerName, ModelConfig
 from mesaopt.layers import Frame, LinearSelfAttention
 from mesaopt.models import SequenceModel, make_model
 from mesaopt.tasks import LinearSystem
@@ -241,3 +242,18 @@ def test_inputs_without_their_outputs_are_refused(unchecked: None) -> None:
     x = torch.zeros(5, 4, 4)
     with pytest.raises(ValueError, match=r"inputs \(5, 4, 4\), outputs \(5, 3, 4\): must be"):
         distil(x, x[:, :3], num_heads=1, head_dim=2)
+
+
+@pytest.mark.parametrize("mixer", get_args(MixerName))
+def test_a_changed_configuration_makes_the_changed_model_or_is_refused(mixer: MixerName) -> None:
+    model = SequenceModel(replace(CONFIG, mixers=(mixer, mixer), positions="none"))
+    layer = LinearSelfAttention(4, 2, 4, frame=model.mixers[1].frame)
+    if mixer in ("delta_rule", "gated_delta_rule", "mesanet2025"):
+        with pytest.raises(ValueError, match="layer: its frame .* has no configuration"):
+            with_layer(model, 1, layer)
+        return
+    changed = with_layer(model, 1, layer)
+    again = SequenceModel(changed.config)
+    again.load_state_dict(changed.state_dict())
+    tokens = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(tokens), changed(tokens), rtol=0, atol=0)
