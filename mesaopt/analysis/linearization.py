@@ -261,8 +261,8 @@ def with_layer(model: SequenceModel, index: int, layer: LinearSelfAttention) -> 
         The new model, with a configuration that names the new layer.
 
     Raises:
-        ValueError: there is no such layer, or the new one has another shape, or a frame that linear attention
-            has in no configuration, such as that of a delta rule.
+        ValueError: there is no such layer, or the new one has another shape, or a frame that no
+            configuration of linear attention has, such as that of a delta rule.
 
     Example:
         >>> from mesaopt.config import ModelConfig
