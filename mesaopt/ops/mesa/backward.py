@@ -167,8 +167,16 @@ def _solve(
         and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
     ):
         results = _Results(*_Solve.forward(*arguments))
-    else:
+    elif torch.compiler.is_compiling():  # which cannot follow a Function with a jvp, nor this try
         results = _Results(*_Solve.apply(*arguments))
+    else:
+        try:
+            results = _Results(*_Solve.apply(*arguments))
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                "mesa: forward-mode derivatives are not supported by solvers with implicit gradients: "
+                "use torch.func.jacrev, or solver=Neumann() or Chebyshev()"
+            ) from error
     return Answer(Solved(*results[:4]), results.read)
 
 
@@ -216,6 +224,11 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if any(x is not None and _is_batched_by_autograd(x) for x in grads):
+            raise NotImplementedError(
+                "mesa: vectorize=True and is_grads_batched=True of torch.autograd are not supported: "
+                "use torch.func.jacrev, or vectorize=False"
+            )
         d_results = _Results(*cast(Any, grads))
         like = d_results.read if d_results.solution is None else d_results.solution
         if like is None:
@@ -226,6 +239,13 @@ class _Solve(torch.autograd.Function):
         with full_precision(like):  # a compiled backward pass may be under autocast
             gradients = _pull_back(ctx.call, saved, prepared, d_results.solution, d_results.read)
         return (*gradients, *[None] * len(prepared))
+
+
+def _is_batched_by_autograd(x: Tensor) -> bool:
+    """Return whether torch.autograd, and not torch.func, added a dimension to a gradient."""
+    if torch.compiler.is_compiling():
+        return False
+    return " Batched" in str(torch._C._dispatch_keys(x))  # that of torch.func: FuncTorchBatched
 
 
 def _pull_back(
