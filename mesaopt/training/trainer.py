@@ -142,8 +142,8 @@ class Trainer:
         loss, gradients = results[0]
         for part_loss, part_gradients in results[1:]:
             loss = loss + part_loss
-            for gradient, more in zip(gradients, part_gradients, strict=True):
-                gradient += more
+            # Not in place: autograd may give two parameters the same tensor.
+            gradients = [a + b for a, b in zip(gradients, part_gradients, strict=True)]
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step(step)

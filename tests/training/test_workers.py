@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
-from mesaopt.training import RunFolder, train
+from mesaopt.training import RunFolder, Trainer, train
 from mesaopt.training.workers import Workers, part_size, training_workers
 
 RECIPES = ("lsa-1", "mesa-1", "hybrid-mesa", "mesanet-1", "tf-7-nonlinear", "ar-gaussian")
@@ -54,6 +55,39 @@ def test_the_number_of_workers_changes_no_bit(recipe: str, tmp_path: Path) -> No
         trained[workers] = bits_of(tmp_path / str(workers))
     assert len(trained[1]) >= 5
     assert all(bits == trained[1] for bits in trained.values())
+
+
+class Shared(nn.Module):
+    """A model whose two weights get one and the same gradient tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(6, 10))
+        self.second = nn.Parameter(torch.ones(6, 10))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (self.first + self.second).expand(len(tokens), -1, -1)
+
+
+@pytest.mark.parametrize("model", [*RECIPES, "shared"])
+def test_the_gradients_are_those_of_the_whole_batch(model: str) -> None:
+    config = small("lsa-1" if model == "shared" else model)
+    config = replace(config, train=replace(config.train, gradient_clip=None))
+    trainer = Trainer(config, torch.device("cpu"), part_size=64)
+    if model == "shared":
+        trainer.model = Shared()
+        trainer.parameters = dict(trainer.model.named_parameters())
+    batch = trainer.data.batch(0)
+    loss = trainer.data.loss(batch, trainer.model(batch.tokens))
+    whole = torch.autograd.grad(loss, list(trainer.parameters.values()))
+    with training_workers(2) as workers:
+        trainer.workers = workers
+        trainer.step(0)
+    for parameter, gradient in zip(trainer.parameters.values(), whole, strict=True):
+        assert parameter.grad is not None
+        # Sums of 150 sequences in another order, in float32.
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-5 * scale)
 
 
 def test_a_run_resumes_bit_for_bit_with_other_workers(tmp_path: Path) -> None:
