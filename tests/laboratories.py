@@ -1,16 +1,21 @@
 """Runs that nobody trained, and figures measured and drawn on them, for the tests of papers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from mesaopt import recipes
+from mesaopt.config import RunConfig
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, draw, judge, measure
 from mesaopt.papers.laboratory import Laboratory, Plan
 from mesaopt.papers.rows import PanelData, Rows, read_table, table
-from mesaopt.training import Run
+from mesaopt.training import Checkpoint, Run, RunFolder, load_run
 
 PLAN = Plan(what="uncovering2023", scale="smoke", num_sequences=256)
 
@@ -24,6 +29,20 @@ def run_of(
     model = SequenceModel(config.sequence_model, seed=seed) if model is None else model
     metrics = [{"step": 0, "test_loss": 1.7}, {"step": train.steps, "test_loss": 1.0}]
     return Run(Path("nowhere"), replace(config, train=train), model, metrics, 0.0)
+
+
+def save_run(path: Path, config: RunConfig, models: Mapping[int, nn.Module]) -> Run:
+    """Write a run folder whose checkpoints, by step, were set by hand: an AdamW that saw no gradient."""
+    folder = RunFolder.open(path, config, resume=False)
+    folder.log({"step": 0, "train_loss": None, "test_loss": 1.7, "learning_rate": 1e-3})
+    for step, model in models.items():
+        moments: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters() if step else ():
+            moments[f"{name}/step"] = torch.tensor(float(step))
+            for moment in ("exp_avg", "exp_avg_sq"):
+                moments[f"{name}/{moment}"] = torch.zeros_like(parameter.detach())
+        folder.save(Checkpoint(step, 0.0, dict(model.state_dict()), moments))
+    return load_run(folder.path, device="cpu")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from laboratories import PLAN, Computed, compute, run_of
+from laboratories import PLAN, Computed, compute, run_of, save_run
 
 from mesaopt import recipes
 from mesaopt.analysis import InContextLoss
@@ -20,7 +20,7 @@ from mesaopt.papers.uncovering2023.compression import (
 from mesaopt.papers.uncovering2023.laboratory import GRADIENT_STEP, Laboratory, compare
 from mesaopt.papers.uncovering2023.published import INTERPOLATED_BY_STEP, RELEASED_COMPRESSED
 from mesaopt.theory import proposition_1
-from mesaopt.training import Checkpoint, Run, RunFolder, load_run, train
+from mesaopt.training import Run, train
 
 
 def gradient_step(step_size: float = 0.0334, *, clip: bool = True) -> SequenceModel:
@@ -37,10 +37,7 @@ def folder_of(path: Path, models: dict[int, SequenceModel]) -> Run:
     config = replace(
         config, train=replace(config.train, steps=max(models), evaluation_sequences=256)
     )
-    folder = RunFolder.open(path, config, resume=False)
-    for step, model in models.items():
-        folder.save(Checkpoint(step, 0.0, dict(model.state_dict()), {}))
-    return load_run(path, device="cpu")
+    return save_run(path, config, models)
 
 
 @pytest.fixture(scope="module")

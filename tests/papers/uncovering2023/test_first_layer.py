@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from laboratories import PLAN, Computed, compute
+from laboratories import PLAN, Computed, compute, save_run
 from torch import nn
 
 from mesaopt import recipes
@@ -21,7 +21,7 @@ from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.sensitivities import binding, fig16, fig22, fig23, spread
 from mesaopt.papers.uncovering2023.weights import pattern_shares
 from mesaopt.theory import proposition_1
-from mesaopt.training import Checkpoint, Run, RunFolder, load_run
+from mesaopt.training import Run
 
 FIGURES = (fig3, fig14, fig15, fig16, fig22, fig23)
 
@@ -56,10 +56,8 @@ def bound(config: RunConfig, tokens: int = 2) -> SequenceModel:
 
 def save(path: Path, config: RunConfig, **models: nn.Module) -> Run:
     """A run with checkpoints `step_<number>`."""
-    folder = RunFolder.open(path / config.recipe, config, resume=False)
-    for name, model in models.items():
-        folder.save(Checkpoint(int(name.removeprefix("step_")), 0.0, model.state_dict(), {}))
-    return load_run(folder.path, device="cpu")
+    by_step = {int(name.removeprefix("step_")): model for name, model in models.items()}
+    return save_run(path / config.recipe, config, by_step)
 
 
 def trained(recipe: str) -> tuple[RunConfig, nn.Module]:
