@@ -1,4 +1,4 @@
-"""Time training steps of the authors' JAX code: a script for their interpreter, never imported by mesaopt.
+"""Time training steps of the authors' JAX code: a script for their interpreter, without mesaopt.
 
 Started as `python official_process.py CLONE`. The first line of its input is the settings of a run as
 JSON, as :func:`mesaopt.bench.official.settings_of` makes them; every line after it is a number of steps. It
