@@ -144,6 +144,10 @@ class Bench:
     """Of train: timed repetitions, after a warm-up."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Of train: threads to compute with [all cores]."""
+    official: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Of train: a clone of the authors' JAX code, to time on all cores in turns with this package."""
+    python: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Of train, with --official: an interpreter that has jax, flax and optax."""
     quick: bool = False
     """Of ops: small sizes, to see in seconds that everything runs."""
     json: bool = False

@@ -446,11 +446,19 @@ def bench(command: args.Bench) -> int:
 
 
 def _bench_training(command: args.Bench) -> int:
+    from mesaopt.bench.official import OfficialCode
     from mesaopt.bench.train import measure_training_step
 
     if command.threads is not None:
         require_count("threads", command.threads, smallest=1, largest=4096)
-    result = measure_training_step(command.recipe, repeats=command.repeats, threads=command.threads)
+    if (command.official is None) != (command.python is None):
+        raise ConfigError("official: must be given with python, and python with official")
+    official = None
+    if command.official is not None and command.python is not None:
+        official = OfficialCode(clone=command.official, python=command.python)
+    result = measure_training_step(
+        command.recipe, repeats=command.repeats, threads=command.threads, official=official
+    )
     if command.json:
         print_json(asdict(result))
         return 0

@@ -37,7 +37,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("reproduce", {"scale", "out", "seeds", "only", "device", "resume", "dry-run"}),
         ("claims", {"json"}),
         ("report", {"open", "redraw"}),
-        ("bench", {"recipe", "repeats", "threads", "quick", "json"}),
+        ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "json"}),
     ],
 )
 def test_the_options_are_these(
@@ -237,6 +237,7 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("report", "nowhere"), "there is no such folder"),
         (("bench", "train", "--repeats", "0"), "repeats=0: must be 1 or greater"),
         (("bench", "train", "--threads", "1" + "0" * 9), "must be between 1 and 4096"),
+        (("bench", "train", "--official", "x"), "official: must be given with python"),
         (("train", "lsa-1", "--out", "x" * 256), "File name too long"),
         (("train", "lsa-1", "--out", "x/" + "y" * 256), "File name too long"),
         (("evaluate", "x" * 256), "File name too long"),

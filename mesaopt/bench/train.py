@@ -10,12 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt import recipes
+from mesaopt.bench.official import Comparison, OfficialCode, compare
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
 from mesaopt.training.workers import num_threads, part_size, training_workers
 
-_WARM_UP = 5
+_WARM_UP, _SECONDS_A_ROUND = 5, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class TrainingStep:
     threads: int
     """Number of workers."""
     repeats: int
+    official: Comparison | None = None
+    """With the authors' code, if that was asked for."""
 
     @property
     def share_of_peak(self) -> float:
@@ -59,7 +62,7 @@ class TrainingStep:
             f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
         )
         alone = f"{self.one_worker_milliseconds:.1f} ms"
-        return [
+        rows = [
             ("sequences", f"{self.batch_size} of {self.length} tokens"),
             ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
             ("workers", f"{self.threads}; with one of them a step takes {alone}"),
@@ -70,10 +73,15 @@ class TrainingStep:
             ("float32 rate", f"{self.matmul_flops / 1e9:.0f} GFLOP/s, {self.threads} threads"),
             ("share of that rate", f"{self.share_of_peak:.0%}"),
         ]
+        return rows + (self.official.describe() if self.official else [])
 
 
 def measure_training_step(
-    recipe: str = "lsa-2-notebook", *, repeats: int = 30, threads: int | None = None
+    recipe: str = "lsa-2-notebook",
+    *,
+    repeats: int = 30,
+    threads: int | None = None,
+    official: OfficialCode | None = None,
 ) -> TrainingStep:
     """Time training steps of a recipe on the CPU.
 
@@ -81,12 +89,15 @@ def measure_training_step(
         recipe: its name.
         repeats: timed steps, after a warm-up; 1 or more.
         threads: number of workers; torch's own choice of threads if not given.
+        official: the authors' code, to time in turns with this package.
 
     Returns:
         The measurement.
 
     Raises:
-        ConfigError: repeats or threads is less than 1, or there is no such recipe.
+        ConfigError: repeats or threads is less than 1, there is no such recipe, or the authors' code has
+            no such model.
+        RunError: the authors' code does not run.
 
     Example:
         >>> measure_training_step(repeats=1).flops > 10**9
@@ -96,7 +107,7 @@ def measure_training_step(
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: must be 1 or greater")
     with num_threads(threads or torch.get_num_threads()):
-        return _measure(recipes.get(recipe), repeats)
+        return _measure(recipes.get(recipe), repeats, official)
 
 
 def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
@@ -110,7 +121,7 @@ def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> floa
     return 2 * size**3 / min(_times(lambda: a @ a, repeats))
 
 
-def _measure(config: RunConfig, repeats: int) -> TrainingStep:
+def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> TrainingStep:
     idle, threads, size = peak_memory_bytes(), torch.get_num_threads(), config.train.batch_size
     trainer = Trainer(config, torch.device("cpu"), part_size=part_size(size))
     with FlopCounterMode(display=False) as counter:
@@ -122,6 +133,12 @@ def _measure(config: RunConfig, repeats: int) -> TrainingStep:
             times[count] = _times(lambda: trainer.step(next(steps)), repeats)
     data_times = _times(lambda: trainer.data.task.sample(size, seed=0), repeats)
     median = statistics.median(times[threads])
+    comparison = None
+    if official is not None:
+        count = max(1, round(_SECONDS_A_ROUND / median))
+        with training_workers(threads) as workers:
+            trainer.workers = workers
+            comparison = compare(config, official, lambda: trainer.step(next(steps)), steps=count)
     return TrainingStep(
         recipe=config.recipe,
         batch_size=size,
@@ -138,6 +155,7 @@ def _measure(config: RunConfig, repeats: int) -> TrainingStep:
         matmul_flops=matmul_flops(torch.float32),
         threads=threads,
         repeats=repeats,
+        official=comparison,
     )
 
 

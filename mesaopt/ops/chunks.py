@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesaopt.ops.validation import refuse_nested_forward_mode
+
 
 def split(
     x: Float[Tensor, "batch time head dim"], chunk_size: int
@@ -152,7 +154,12 @@ def decay_between(
                 [0.3679, 1.0000, 0.0000],
                 [0.3679, 1.0000, 1.0000]])
     """
-    decay: Tensor = _DecayBetween.apply(log_decay)
+    if torch.compiler.is_compiling():
+        function = _DecayBetween
+    else:
+        refuse_nested_forward_mode()
+        function = _DualDecayBetween
+    decay: Tensor = function.apply(log_decay)
     return decay
 
 
@@ -176,12 +183,24 @@ class _DecayBetween(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (decay,) = ctx.saved_tensors
         earlier = (grads[0] * decay).cumsum(-1)[..., 1:, :-1]  # [t, r]: sum over s < r
         return torch.nn.functional.pad(earlier.tril().sum(-2), (1, 0))
+
+
+class _DualDecayBetween(_DecayBetween):
+    """The same with forward mode, which compilation cannot follow."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (decay,) = ctx.saved_tensors
+        # No decay is left where a gate is minus infinity, whatever its slope.
+        between = tangents[0].unsqueeze(-1) * torch.ones_like(decay).tril(-1)
+        return decay * between.cumsum(-2)
 
 
 class Decays(NamedTuple):

@@ -1,8 +1,12 @@
 """Softmax attention, called like the linear operators."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from mesaopt.ops.packing import read_lengths
@@ -141,7 +145,8 @@ def _attend(
             torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1), valid
         )
         mask = _mask(length, state)
-    with full_precision(q):  # the type of q in, the type of q out
+    # The type of q in, the type of q out.
+    with full_precision(q), _differentiable_forward(q):
         out = scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q, state.keys, state.values)),
             attn_mask=mask,
@@ -150,6 +155,16 @@ def _attend(
             scale=scale,
         )
     return out.transpose(1, 2), state
+
+
+def _differentiable_forward(q: Tensor) -> AbstractContextManager[object]:
+    """Choose the plain formula where fused attention lacks a derivative: torch.func, forward mode."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(q)
+    return (
+        sdpa_kernel(SDPBackend.MATH) if wrapped or forward_ad._current_level >= 0 else nullcontext()
+    )
 
 
 def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "#batch 1 #time total"] | None:

@@ -307,4 +307,28 @@ def traced(x: Tensor) -> bool:
         >>> traced(torch.ones(1)), torch.vmap(lambda x: x + traced(x))(torch.zeros(1)).item()
         (False, 1.0)
     """
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    if torch._C._functorch.is_legacy_batchedtensor(x):  # autograd.grad(is_grads_batched=True)
+        return True
+    # torch.func.linearize
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def refuse_nested_forward_mode() -> None:
+    """Refuse forward mode inside forward mode, for which PyTorch returns wrong numbers.
+
+    Raises:
+        NotImplementedError: `torch.func.jvp` or `jacfwd` runs inside another.
+
+    Example:
+        >>> refuse_nested_forward_mode()
+    """
+    if torch.compiler.is_compiling():
+        return
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
+        raise NotImplementedError(
+            "forward mode inside forward mode (torch.func.jvp, jacfwd): must be torch.func.hessian, "
+            "or one of the two in reverse mode"
+        )

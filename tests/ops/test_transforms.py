@@ -1,7 +1,5 @@
 """Torch's transforms of every operator and solver: right, or refused by name."""
 
-import re
-
 import pytest
 import torch
 from operator_rules import CLOSE, RULES, Rule, draw, every, pick
@@ -56,34 +54,53 @@ def test_reverse_mode(rule: Rule) -> None:
         assert twice.isfinite().all()
 
 
-# The decays of gates have no forward mode: compilation cannot follow a Function that has one.
-@every(tuple(rule for rule in (*RULES, *EXPLICIT) if "log_decay" not in rule.gates))
+@every((*RULES, *IMPLICIT, *EXPLICIT))
 def test_forward_mode(rule: Rule) -> None:
     for name in names(rule):
         function, x = problem(rule, name)
+        wanted = jacobian(function, x)
+        tangent = torch.randn_like(x)
+        right = (wanted * tangent).sum((-4, -3, -2, -1)[-x.dim() :])
+        torch.testing.assert_close(torch.func.jvp(function, (x,), (tangent,))[1], right, **CLOSE)
+        torch.testing.assert_close(torch.func.jacfwd(function)(x), wanted, **CLOSE)
+
+
+@every((*RULES, *IMPLICIT))  # a graph of all steps takes seconds
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+def test_linearisation(rule: Rule) -> None:
+    function, x = problem(rule, "k")
+    tangent = torch.randn_like(x)
+    wanted = torch.func.jvp(function, (x,), (tangent,))[1]
+    torch.testing.assert_close(torch.func.linearize(function, x)[1](tangent), wanted, **CLOSE)
+
+
+@every((*RULES, *IMPLICIT, *EXPLICIT))
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+def test_vectorised_jacobians(rule: Rule, strategy: str) -> None:
+    for name in ("k", *rule.gates):
+        function, x = problem(rule, name)
+        found = jacobian(function, x, vectorize=True, strategy=strategy)
+        torch.testing.assert_close(found, jacobian(function, x), **CLOSE)
+
+
+@every((*RULES, *IMPLICIT, *EXPLICIT))
+def test_hessians(rule: Rule) -> None:
+    for name in names(rule):
+        function, x = problem(rule, name)
+
+        def loss(x: torch.Tensor, function=function) -> torch.Tensor:
+            return function(x).square().sum()
+
         with sdpa_kernel(SDPBackend.MATH):
-            wanted = jacobian(function, x)
-            tangent = torch.randn_like(x)
-            found = torch.func.jvp(function, (x,), (tangent,))[1]
-            torch.testing.assert_close(
-                found, (wanted * tangent).sum((-4, -3, -2, -1)[-x.dim() :]), **CLOSE
-            )
-            torch.testing.assert_close(torch.func.jacfwd(function)(x), wanted, **CLOSE)
+            found = torch.func.hessian(loss)(x)
+            wanted = torch.autograd.functional.hessian(loss, x)
+        torch.testing.assert_close(found, wanted, **CLOSE)
 
 
-@every(tuple(rule for rule in IMPLICIT if "log_decay" not in rule.gates))
-def test_forward_mode_is_refused_by_name(rule: Rule) -> None:
-    for name in names(rule):
-        function, x = problem(rule, name)
-        message = "mesa: forward-mode derivatives are not supported by solvers with implicit"
-        with pytest.raises(NotImplementedError, match=message):
-            torch.func.jacfwd(function)(x)
-
-
-@every(IMPLICIT)
-def test_batched_gradients_are_refused_by_name(rule: Rule) -> None:
-    for name in names(rule):
-        function, x = problem(rule, name)
-        message = re.escape("mesa: vectorize=True and is_grads_batched=True of torch.autograd")
-        with pytest.raises(NotImplementedError, match=message):
-            jacobian(function, x, vectorize=True)
+@every(IMPLICIT + EXPLICIT)
+def test_forward_mode_inside_forward_mode_is_refused_by_name(rule: Rule) -> None:
+    if rule in EXPLICIT and not rule.gates:
+        return  # made of torch's own operations alone
+    function, x = problem(rule, "q")
+    with pytest.raises(NotImplementedError, match="forward mode inside forward mode"):
+        torch.func.jacfwd(torch.func.jacfwd(function))(x)

@@ -15,7 +15,7 @@ from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, measure_rounding
 from mesaopt.ops.mesa.system import System
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.state import full_precision
-from mesaopt.ops.validation import OnFailure
+from mesaopt.ops.validation import OnFailure, refuse_nested_forward_mode, traced
 
 
 class Answer(NamedTuple):
@@ -133,11 +133,11 @@ class _Results(NamedTuple):
     scores: Tensor
 
 
-class _SavedForBackward(NamedTuple):
-    """Tensors that the backward pass needs; those that the solver prepared follow them."""
+class _Saved(NamedTuple):
+    """Tensors that derivatives need; those that the solver prepared follow them."""
 
     solution: Tensor
-    scores: Tensor
+    scores: Tensor | None
     values: Tensor | None
     keys: Tensor
     ridge: Tensor
@@ -156,28 +156,34 @@ def _split(kind: type[Any], tensors: tuple[Any, ...]) -> tuple[Any, tuple[Any, .
     return kind(*tensors[:count]), tuple(tensors[count:])
 
 
-def _solve(
-    call: _Call, system: System, rhs: Tensor, values: Tensor | None, prepared: Prepared
-) -> Answer:
-    """Solve with implicit gradients."""
+def _solve(call: _Call, system: System, rhs: Tensor, values: Tensor, prepared: Prepared) -> Answer:
+    """Solve with implicit gradients, and read out."""
     arguments = (*_Arguments(call, rhs, values, *system[:-1]), *(prepared or ()))
-    # Where nothing will be differentiated, compilation hands the class below one argument too many.
-    if torch.compiler.is_compiling() and not (
-        torch.is_grad_enabled()
-        and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
-    ):
-        results = _Results(*_Solve.forward(*arguments))
-    elif torch.compiler.is_compiling():  # which cannot follow a Function with a jvp, nor this try
-        results = _Results(*_Solve.apply(*arguments))
-    else:
-        try:
-            results = _Results(*_Solve.apply(*arguments))
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                "mesa: forward-mode derivatives are not supported by solvers with implicit gradients: "
-                "use torch.func.jacrev, or solver=Neumann() or Chebyshev()"
-            ) from error
-    return Answer(Solved(*results[:4]), results.read)
+    results = _Results(*_apply(_Solve, _DualSolve, arguments))
+    solved = Solved(*results[:4])
+    return Answer(solved._replace(steps=solved.steps.long()), results.read)
+
+
+def _solve_again(call: _Call, system: System, rhs: Tensor, prepared: Prepared) -> Tensor:
+    """Return a solution with implicit gradients."""
+    arguments = (*_Arguments(call, rhs, None, *system[:-1]), *(prepared or ()))
+    return _apply(_SolveAgain, _DualSolveAgain, arguments)
+
+
+def _apply(
+    plain: type[torch.autograd.Function],
+    dual: type[torch.autograd.Function],
+    arguments: tuple[Any, ...],
+) -> Any:
+    """Apply a function: with forward mode, unless the code is being compiled."""
+    if not torch.compiler.is_compiling():
+        refuse_nested_forward_mode()
+        return dual.apply(*arguments)
+    # Where nothing will be differentiated, compilation hands a function one argument too many.
+    differentiated = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in arguments
+    )
+    return plain.apply(*arguments) if differentiated else plain.forward(*arguments)
 
 
 def _read(system: System, solution: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,58 +205,101 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         given, prepared = _split(_Arguments, inputs)
-        system, values = given.system, given.values
-        solved = given.call.solve(system, given.call.regroup(prepared), given.rhs)
-        if values is None:  # in the backward pass, which reads nothing out
-            return (*solved, given.rhs.new_empty(0), given.rhs.new_empty(0))
-        return (*solved, *_read(system, solved.solution, values))
+        solved = given.call.solve(given.system, given.call.regroup(prepared), given.rhs)
+        # Forward mode takes no integers, not even where they are not differentiated.
+        solved = solved._replace(steps=solved.steps.to(given.rhs.dtype))
+        return (*solved, *_read(given.system, solved.solution, cast(Tensor, given.values)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        given, prepared = _split(_Arguments, inputs)
         results = _Results(*output)
-        saved = _SavedForBackward(
-            results.solution, results.scores, given.values, *given.system[:-1]
-        )
-        tensors = (*saved, *prepared)
-        ctx.call = given.call
-        ctx.provided = tuple(x is not None for x in tensors)
-        ctx.save_for_backward(*(x for x in tensors if x is not None))  # compilation drops a None
+        _save(ctx, inputs, results.solution, results.scores)
         ctx.mark_non_differentiable(
             results.residual, results.accepted, results.steps, results.scores
         )
-        # Zeros for the scores would cost as much as computing them.
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if any(x is not None and _is_batched_by_autograd(x) for x in grads):
-            raise NotImplementedError(
-                "mesa: vectorize=True and is_grads_batched=True of torch.autograd are not supported: "
-                "use torch.func.jacrev, or vectorize=False"
-            )
         d_results = _Results(*cast(Any, grads))
-        like = d_results.read if d_results.solution is None else d_results.solution
-        if like is None:
-            return (None,) * len(ctx.needs_input_grad)
-        tensors = iter(ctx.saved_tensors)
-        unpacked = tuple(next(tensors) if provided else None for provided in ctx.provided)
-        saved, prepared = _split(_SavedForBackward, unpacked)
-        with full_precision(like):  # a compiled backward pass may be under autocast
-            gradients = _pull_back(ctx.call, saved, prepared, d_results.solution, d_results.read)
-        return (*gradients, *[None] * len(prepared))
+        return _pull_back_saved(ctx, d_results.solution, d_results.read)
 
 
-def _is_batched_by_autograd(x: Tensor) -> bool:
-    """Return whether torch.autograd, and not torch.func, added a dimension to a gradient."""
-    if torch.compiler.is_compiling():
-        return False
-    return " Batched" in str(torch._C._dispatch_keys(x))  # that of torch.func: FuncTorchBatched
+class _DualSolve(_Solve):
+    """The same with forward mode, which compilation cannot follow."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        d_solution, d_read = _push_forward_saved(ctx, tangents)
+        return d_solution, None, None, None, d_read, None
+
+
+class _SolveAgain(torch.autograd.Function):
+    """The same without a readout, for derivatives; of one result, since nested vmap takes no more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        given, prepared = _split(_Arguments, inputs)
+        return given.call.solve(given.system, given.call.regroup(prepared), given.rhs).solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs, output, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _pull_back_saved(ctx, grads[0], None)
+
+
+class _DualSolveAgain(_SolveAgain):
+    """The same with forward mode."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _push_forward_saved(ctx, tangents)[0]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], solution: Tensor, scores: Tensor | None) -> None:
+    """Save what backward and forward mode need."""
+    given, prepared = _split(_Arguments, inputs)
+    tensors = (*_Saved(solution, scores, given.values, *given.system[:-1]), *prepared)
+    ctx.call = given.call
+    ctx.provided = tuple(x is not None for x in tensors)
+    present = [x for x in tensors if x is not None]  # compilation drops a None
+    ctx.save_for_backward(*present)
+    ctx.save_for_forward(*present)
+    # Zeros for the scores would cost as much as computing them.
+    ctx.set_materialize_grads(False)
+
+
+def _saved(ctx: Any) -> tuple[_Saved, tuple[Tensor | None, ...]]:
+    """Return what was saved, and the tensors that the solver prepared."""
+    tensors = iter(ctx.saved_tensors)
+    return _split(_Saved, tuple(next(tensors) if there else None for there in ctx.provided))
+
+
+def _pull_back_saved(
+    ctx: Any, d_solution: Tensor | None, d_read: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    like = d_read if d_solution is None else d_solution
+    if like is None:
+        return (None,) * len(ctx.needs_input_grad)
+    saved, prepared = _saved(ctx)
+    with full_precision(like):  # a compiled backward pass may be under autocast
+        gradients = _pull_back(ctx.call, saved, prepared, d_solution, d_read)
+    return (*gradients, *[None] * len(prepared))
+
+
+def _push_forward_saved(ctx: Any, tangents: Any) -> tuple[Tensor, Tensor | None]:
+    saved, prepared = _saved(ctx)
+    with full_precision(saved.solution):
+        return _push_forward(ctx.call, saved, prepared, _split(_Arguments, tangents)[0])
 
 
 def _pull_back(
     call: _Call,
-    saved: _SavedForBackward,
+    saved: _Saved,
     prepared: tuple[Tensor | None, ...],
     d_solution: Tensor | None,
     d_read: Tensor | None,
@@ -266,9 +315,9 @@ def _pull_back(
         through = weighed @ (keys if saved.beta is None else keys * saved.beta)
         d_solution = through if d_solution is None else d_solution + through
     rhs = cast(Tensor, d_solution)
-    adjoint = _solve(call, system, rhs, None, call.regroup(prepared)).solved.solution
+    adjoint = _solve_again(call, system, rhs, call.regroup(prepared))
     # The saved scores have no derivative.
-    if torch.is_grad_enabled() or saved.scores.numel() == 0:
+    if torch.is_grad_enabled() or saved.scores is None:
         scores = chunks.weigh_past(saved.solution @ keys.mT, saved.between)
         saved = saved._replace(scores=scores)
     d_values, d_keys, d_beta, d_between = _pull_back_local(saved, adjoint, d_read, d_scores)
@@ -277,8 +326,65 @@ def _pull_back(
     return None, adjoint, d_values, *d_system
 
 
+def _push_forward(
+    call: _Call, saved: _Saved, prepared: tuple[Tensor | None, ...], d: _Arguments
+) -> tuple[Tensor, Tensor | None]:
+    """Return how solution and readout change with the arguments: dx = A^{-1} (db - dA x)."""
+    system, solution, keys, beta = saved.system(call), saved.solution, saved.keys, saved.beta
+    weighted = keys if beta is None else keys * beta
+    products = solution @ keys.mT
+    scores = chunks.weigh_past(products.clone(), saved.between)
+    # Of the scores, with the solution held fixed.
+    d_scores = _sum(
+        None if d.keys is None else chunks.weigh_past(solution @ d.keys.mT, saved.between),
+        None if d.between is None else products * d.between,
+    )
+    d_product = _sum(
+        None if d_scores is None else d_scores @ weighted,
+        None if d.keys is None else scores @ (d.keys if beta is None else d.keys * beta),
+        None if d.beta is None else scores @ (keys * d.beta),
+        _push_start(system, solution, d),
+    )
+    rhs = _sum(d.rhs, None if d_product is None else -d_product)
+    rhs = torch.zeros_like(solution) if rhs is None else rhs
+    d_solution = _solve_again(call, system, rhs, call.regroup(prepared))
+    if saved.values is None:
+        return d_solution, None
+    moved = chunks.weigh_past(d_solution @ keys.mT, saved.between)
+    d_scores = moved if d_scores is None else d_scores + moved
+    values = saved.values if beta is None else saved.values * beta
+    d_read = _sum(
+        d_scores @ values,
+        None if d.values is None else scores @ (d.values if beta is None else d.values * beta),
+        None if d.beta is None else scores @ (saved.values * d.beta),
+    )
+    return d_solution, d_read
+
+
+def _push_start(system: System, solution: Tensor, d: _Arguments) -> Tensor | None:
+    """Return the change of (f_t start + ridge_t) x_t, with the solution held fixed."""
+    start, since_start = system.start, system.since_start
+    kept = solution if since_start is None else solution * since_start
+    decays = system.ridge_decays and since_start is not None
+    terms = [
+        None if d.ridge is None else (kept if decays else solution) * d.ridge,
+        None if d.start is None else kept @ d.start,
+    ]
+    if d.since_start is not None:
+        moved = solution * d.since_start
+        terms.append(moved * system.ridge if decays else None)
+        terms.append(None if start is None else moved @ start)
+    return _sum(*terms)
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    """Add the terms that are there."""
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], start=present[0]) if present else None
+
+
 def _pull_back_local(
-    saved: _SavedForBackward, adjoint: Tensor, d_read: Tensor | None, d_scores: Tensor | None
+    saved: _Saved, adjoint: Tensor, d_read: Tensor | None, d_scores: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of values, keys, beta and between: two attentions ahead, on joined features.
 
@@ -287,6 +393,7 @@ def _pull_back_local(
     dv_s = beta_s sum_t D_ts (k_s . x_t) do_t, dD_ts = beta_s (k_s . x_t) (v_s . do_t - k_s . z_t).
     """
     keys, beta, between, values = saved.keys, saved.beta, saved.between, saved.values
+    scores = cast(Tensor, saved.scores)
     d_between = d_values = None
     d_scores = _subtract_product(d_scores, adjoint, keys.mT)
     if between is not None:
@@ -294,9 +401,9 @@ def _pull_back_local(
         d_between = d_between if beta is None else d_between * beta.mT
     toward = chunks.weigh_past(d_scores, between).mT @ saved.solution
     if values is None:
-        away = saved.scores.mT @ adjoint
+        away = scores.mT @ adjoint
     else:
-        joined = saved.scores.mT @ torch.cat([cast(Tensor, d_read), adjoint], -1)
+        joined = scores.mT @ torch.cat([cast(Tensor, d_read), adjoint], -1)
         d_values, away = joined.split((values.shape[-1], keys.shape[-1]), -1)
     d_beta, d_keys = None, toward - away
     if beta is not None:
@@ -309,7 +416,7 @@ def _subtract_product(x: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """Subtract left @ right from x, in the memory of x where nothing remembers it."""
     if x is None:
         return -(left @ right)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or traced(x) or traced(left):
         return x - left @ right
     flat = (t.flatten(0, -3) for t in (x, left, right))  # [G,C,C], [G,C,K], [G,K,C]
     return torch.baddbmm(*flat, alpha=-1, out=x.flatten(0, -3)).view_as(x)

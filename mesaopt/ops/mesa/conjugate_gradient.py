@@ -241,8 +241,10 @@ class _Arguments(NamedTuple):
     between: Tensor | None
     since_start: Tensor | None
     ridge_decays: bool
-    preconditioner: list[Tensor]
-    """Its tensors, without the correction if that is None."""
+    inverse: Tensor | None
+    """Of the preconditioner, as the next two."""
+    correction: Tensor | None
+    unused: Tensor | None
     rhs: Tensor
     rtol: float
     max_steps: int
@@ -255,9 +257,8 @@ def _iterate_traced(
     rtol: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # Where values are hidden, every chunk has been factorised.
-    parts = [x for x in cast(Preconditioner, preconditioner) if x is not None]
-    return _operation(*_Arguments(*system, parts, rhs, rtol, max_steps))
+    parts = (None, None, None) if preconditioner is None else preconditioner
+    return _operation(*_Arguments(*system, *parts, rhs, rtol, max_steps))
 
 
 @torch.library.custom_op("mesaopt::conjugate_gradient", mutates_args=())
@@ -269,14 +270,16 @@ def _operation(
     between: Tensor | None,
     since_start: Tensor | None,
     ridge_decays: bool,
-    preconditioner: list[Tensor],
+    inverse: Tensor | None,
+    correction: Tensor | None,
+    unused: Tensor | None,
     rhs: Tensor,
     rtol: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     system = System(keys, ridge, beta, start, between, since_start, ridge_decays)
-    inverse, *correction, unused = preconditioner
-    made = Preconditioner(inverse, correction[0] if correction else None, unused)
+    provided = inverse is not None and unused is not None
+    made = Preconditioner(inverse, correction, unused) if provided else None
     return tuple(_iterate(system, made, rhs, rtol, max_steps))
 
 
@@ -293,8 +296,6 @@ def _batch(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, Any]:
     """Treat the dimension that vmap adds as one more group dimension."""
 
     def lead(x: Any, dim: Any) -> Any:
-        if isinstance(x, list):
-            return [lead(*pair) for pair in zip(x, dim, strict=True)]
         if not isinstance(x, Tensor):
             return x
         return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)

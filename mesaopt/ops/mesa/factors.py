@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mesaopt.ops import chunks
 from mesaopt.ops.mesa.system import System
+from mesaopt.ops.validation import traced
 
 _MAX_LAPACK_SIZE = 16  # rows; above, matrix products are faster than LAPACK on many small matrices
 # Squared length of a whitened key above which rounding, about 16 units times it, shows in the solution.
@@ -198,7 +199,11 @@ def _orthogonalise(
             before = torch.cat(done, -2) if index > 1 else done[0]
             remainder = rows - (rows @ before.mT) @ before
         inner = remainder @ rows.mT
-        inner.diagonal(dim1=-2, dim2=-1).add_(1.0 if decays is None else decays[index])
+        added = torch.ones_like(inner[..., 0]) if decays is None else decays[index]
+        if traced(inner):  # torch.func.linearize loses what is done in place
+            inner = inner + torch.diag_embed(added)
+        else:
+            inner.diagonal(dim1=-2, dim2=-1).add_(added)
         inverse, block_failed = invert_factor(inner)
         done.append(inverse @ remainder)
         failed = failed | block_failed
