@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import hardtanh
 
 from mesaopt.config import ModelConfig, require_count
 from mesaopt.layers import CausalConvolution, SelfAttention
@@ -42,7 +43,8 @@ class Block(nn.Module):
         x = x + self.mixer(x)
         if self.mlp is not None:
             x = x + self.mlp(x)
-        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+        # Like clamp, but its gradient is one pass over memory instead of four.
+        return x if self.clip is None else hardtanh(x, -self.clip, self.clip)
 
 
 class SequenceModel(nn.Module):
