@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.errors import RunError
 
 
@@ -42,14 +42,6 @@ def test_other_refusals_of_the_disk_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         files.write(tmp_path / "file" / "below.txt", "text")
-
-
-def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no such file"):
-        files.read_json(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(RunError, match=r"bad\.json: is not JSON"):
-        files.read_json(tmp_path / "bad.json")
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
@@ -88,7 +80,7 @@ def test_every_operation_explains_the_system(
         lambda: files.append_line(path, "line"),
         lambda: files.read_bytes(path),
         lambda: files.read_text(path),
-        lambda: files.read_json(path),
+        lambda: json_files.read(path),
         lambda: files.exists(path),
         lambda: files.is_folder(path),
         lambda: files.names(path),
@@ -163,14 +155,14 @@ def test_the_temporary_file_has_the_ending_and_nobody_knows_its_name(
 
 IN_ASCII = r"""
 import pathlib, sys
-from mesaopt import files
+from mesaopt import files, json_files
 path = pathlib.Path(sys.argv[1])
 files.write(path, "\u00b1 \u00e9 ")
 files.append_line(path, "\u00b2")
 assert files.read_text(path) == "\u00b1 \u00e9 \u00b2\n"
 assert path.read_bytes().decode("utf-8") == "\u00b1 \u00e9 \u00b2\n"
-files.write_json(path, {"a": "\u00b1\udcff"})
-assert files.read_json(path) == {"a": "\u00b1\udcff"}
+json_files.write(path, {"a": "\u00b1\udcff"})
+assert json_files.read(path) == {"a": "\u00b1\udcff"}
 """
 
 
@@ -189,24 +181,3 @@ def test_whether_a_path_can_be_written_is_known_beforehand(tmp_path: Path) -> No
     ):
         with pytest.raises(RunError, match=message):
             files.require_writable(path)
-
-
-@pytest.mark.parametrize(
-    ("value", "wanted", "message"),
-    [
-        (True, int, "True: must be a whole number"),
-        (1.0, int, "1.0: must be a whole number"),
-        (float("inf"), float, "inf: must be a finite number"),
-        (True, float, "True: must be a finite number"),
-        (None, str, "None: must be text"),
-        ("a", (int, None), "'a': must be a whole number or null"),
-        ({}, [str], "must be a list"),
-        ([], {str: int}, "must be an object"),
-        ({"a": 1}, {"b": int}, "b is missing"),
-        ({"a": {"b": [1, "x"]}}, {"a": {"b": [int]}}, r"a.b\[1\]='x': must be a whole number"),
-        ({"a": "x"}, {str: int}, "a='x': must be a whole number"),
-    ],
-)
-def test_what_was_read_is_checked(value: object, wanted: object, message: str) -> None:
-    with pytest.raises(RunError, match=f"^a.json: is damaged: .*{message}"):
-        files.check(value, wanted, "a.json")

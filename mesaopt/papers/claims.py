@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.errors import RunError
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def read_claims(folder: Path) -> list[Claim]:
     if not files.exists(path):
         raise RunError(f"{path}: there is no such file; mesaopt reproduce writes it")
     try:
-        claims = [Claim.from_json(item) for item in files.read_json(path, [_SAVED])]
+        claims = [Claim.from_json(item) for item in json_files.read(path, [_SAVED])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: is not a list of claims: {error!r}") from None
     for claim in claims:
@@ -196,4 +196,4 @@ def read_claims(folder: Path) -> list[Claim]:
 
 def write_claims(folder: Path, claims: Sequence[Claim]) -> None:
     """Write claims where :func:`read_claims` finds them."""
-    files.write_json(folder / "claims.json", [claim.to_json() for claim in claims])
+    json_files.write(folder / "claims.json", [claim.to_json() for claim in claims])

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.figure import SubFigure
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.laboratory import Laboratory, Scale
@@ -191,7 +191,7 @@ def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:
         },
     }
     files.write(folder / f"{name}.csv", table(rows))
-    files.write_json(folder / f"{name}.json", description)
+    json_files.write(folder / f"{name}.json", description)
     draw_figure(figure, name, folder)
     return name
 
@@ -242,7 +242,7 @@ def _settings(figure: Figure[L], lab: L) -> dict[str, Any]:
 def _read_panels(folder: Path, name: str) -> dict[str, PanelData]:
     """Read the numbers of a figure's panels."""
     path = files.inside(folder, f"{name}.json")
-    description = files.read_json(path)
+    description = json_files.read(path)
     rows = read_table(files.read_text(files.inside(folder, f"{name}.csv")))
     try:
         panels, start = {}, 0

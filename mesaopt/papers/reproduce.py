@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
@@ -188,8 +188,8 @@ def redraw(out: str | Path) -> list[str]:
     """
     out = files.as_path(out)
     folder = files.inside(out, "figures")
-    index = files.read_json(files.inside(out, "figures", "index.json"), {"figures": [str]})
-    study = get_study(files.read_json(files.inside(out, "config.json"), {"what": str})["what"])
+    index = json_files.read(files.inside(out, "figures", "index.json"), {"figures": [str]})
+    study = get_study(json_files.read(files.inside(out, "config.json"), {"what": str})["what"])
     figures = {f"{study.name}-{figure.name}": figure for figure in study.figures}
     for name in index["figures"]:
         if name not in figures:
@@ -226,14 +226,14 @@ def _reproduce_in(out: Path, study: Study[Any], plan: Plan, device: str) -> list
         "headings": _headings(figures, finished),
         "runs": [_run_summary(run) for run in trained],
     }
-    files.write_json(out / "figures" / "index.json", index)
+    json_files.write(out / "figures" / "index.json", index)
     write_claims(out, claims)
     seconds = {
         "training": sum(run.seconds for run in trained),
         "measuring": sum(one.seconds for one in finished),
         "this_session": time.perf_counter() - started,
     }
-    files.write_json(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
+    json_files.write(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
     return claims
 
 
@@ -251,7 +251,7 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
     """Reserve a folder for a plan, or make sure that it holds this very plan."""
     settings = to_dict(plan)
     if reserve_folder(out, resume=resume):
-        theirs = files.read_json(out / "config.json")
+        theirs = json_files.read(out / "config.json")
         if isinstance(theirs, dict) and "parts" in theirs:  # as figures were called before
             theirs["figures"] = theirs.pop("parts")
         if theirs != settings:
@@ -262,9 +262,9 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
                 "give the same settings or a new folder"
             )
     else:
-        files.write_json(out / "config.json", settings)
+        json_files.write(out / "config.json", settings)
     if not files.exists(out / "meta.json"):
-        files.write_json(out / "meta.json", describe())
+        json_files.write(out / "meta.json", describe())
 
 
 def _run_summary(run: Run) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path)
         "claims": [claim.to_json() for claim in claims],
         "seconds": round(time.perf_counter() - started, 2),
     }
-    files.write_json(_file_of(figure, out), value)
+    json_files.write(_file_of(figure, out), value)
 
 
 def _file_of(figure: Figure[Any], out: Path) -> Path:
@@ -333,9 +333,9 @@ def _file_of(figure: Figure[Any], out: Path) -> Path:
 
 
 def _read_finished(path: Path) -> _Finished:
-    value = files.read_json(path)
+    value = json_files.read(path)
     try:
-        files.check(value, {"figures": [str], "claims": [{}], "seconds": float}, str(path))
+        json_files.check(value, {"figures": [str], "claims": [{}], "seconds": float}, str(path))
         claims = [Claim.from_json(claim) for claim in value["claims"]]
         return _Finished(figures=value["figures"], claims=claims, seconds=value["seconds"])
     except RunError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.report.svg import inline
@@ -73,10 +73,10 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = files.as_path(folder)
     claims = read_claims(files.inside(folder, "claims.json").parent)
-    index = files.read_json(files.inside(folder, "figures", "index.json"), _INDEX)
-    meta = files.read_json(files.inside(folder, "meta.json"), _META)
-    files.check(meta["packages"], {"mesaopt": str}, str(folder / "meta.json"), "packages")
-    done = files.read_json(files.inside(folder, "DONE"), {"training": float, "measuring": float})
+    index = json_files.read(files.inside(folder, "figures", "index.json"), _INDEX)
+    meta = json_files.read(files.inside(folder, "meta.json"), _META)
+    json_files.check(meta["packages"], {"mesaopt": str}, str(folder / "meta.json"), "packages")
+    done = json_files.read(files.inside(folder, "DONE"), {"training": float, "measuring": float})
     page = (
         page_templates()
         .get_template("template.html.j2")
@@ -101,9 +101,9 @@ def write_report(folder: str | Path) -> Path:
 def _config(folder: Path) -> dict[str, Any]:
     """Read the settings: the scale, and the figures where some were chosen, called parts in old folders."""
     path = files.inside(folder, "config.json")
-    config = files.read_json(path, {"scale": str})
+    config = json_files.read(path, {"scale": str})
     for name in {"figures", "parts"} & config.keys():
-        files.check(config[name], [str], str(path), name)
+        json_files.check(config[name], [str], str(path), name)
     return config
 
 
@@ -113,7 +113,7 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
         raise RunError(
             f"{folder / 'figures' / 'index.json'}: is damaged: figures: {name!r}: {wanted}"
         )
-    description = files.read_json(files.inside(folder, "figures", f"{name}.json"), _FIGURE)
+    description = json_files.read(files.inside(folder, "figures", f"{name}.json"), _FIGURE)
     svg = files.read_text(files.inside(folder, "figures", f"{name}.svg"))
     csv = files.read_text(files.inside(folder, "figures", f"{name}.csv"))
     encoded = base64.b64encode(csv.encode()).decode()

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.config import RunConfig, differences, from_dict, to_dict
 from mesaopt.errors import RunError
 from mesaopt.training import environment
@@ -121,10 +121,10 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder._reserve(config, resume=resume):
-            files.write_json(folder.path / "config.json", to_dict(config))
+            json_files.write(folder.path / "config.json", to_dict(config))
         if not files.exists(folder.path / "meta.json"):
             meta = environment.describe() | {"part_size": part_size(config.train.batch_size)}
-            files.write_json(folder.path / "meta.json", meta)
+            json_files.write(folder.path / "meta.json", meta)
         return folder
 
     def _reserve(self, config: RunConfig, *, resume: bool) -> bool:
@@ -144,7 +144,7 @@ class RunFolder:
             ConfigError: a key is unknown or missing, or a value is wrong.
         """
         path = self.path / "config.json"
-        return from_dict(RunConfig, files.read_json(path), where=str(path))
+        return from_dict(RunConfig, json_files.read(path), where=str(path))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class RunFolder:
         Raises:
             RunError: the file is missing or damaged.
         """
-        return files.read_json(self.path / "meta.json", {"num_threads": int})
+        return json_files.read(self.path / "meta.json", {"num_threads": int})
 
     @property
     def num_threads(self) -> int:
@@ -194,8 +194,8 @@ class RunFolder:
         lines = []
         for number, line in enumerate(whole, start=1):
             where = f"{path}, line {number}"
-            lines.append(files.parse_json(line, where))
-            files.check(lines[-1], _METRICS, where)
+            lines.append(json_files.parse(line, where))
+            json_files.check(lines[-1], _METRICS, where)
         settings = self.config.train
         for index, line in enumerate(lines):
             wanted = min(index * settings.evaluate_every, settings.steps)
@@ -214,7 +214,7 @@ class RunFolder:
         path = self.path / "DONE"
         if not files.exists(path):
             return False
-        done, last = files.read_json(path, {"steps": int, "seconds": float}), self._last_step
+        done, last = json_files.read(path, {"steps": int, "seconds": float}), self._last_step
         if done["steps"] != last:
             raise RunError(
                 f"{path}: is damaged: steps={done['steps']}: must be {last}, train.steps"
@@ -250,7 +250,7 @@ class RunFolder:
         Raises:
             RunError: the disk is full.
         """
-        files.write_json(self.path / "DONE", {"steps": steps, "seconds": round(seconds, 3)})
+        json_files.write(self.path / "DONE", {"steps": steps, "seconds": round(seconds, 3)})
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics.

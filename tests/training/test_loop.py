@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import Interrupted, interrupt
 
-from mesaopt import files, recipes
+from mesaopt import files, json_files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError
 from mesaopt.tasks import make_task
@@ -456,7 +456,7 @@ def test_a_resumed_run_keeps_its_threads_its_origin_and_its_time(
     folder = RunFolder(tmp_path)
     # A run that began before there were workers, whose sums depend on its threads.
     changes = {"num_threads": 3, "started": "long ago", "part_size": None}
-    files.write_json(tmp_path / "meta.json", folder.meta | changes)
+    json_files.write(tmp_path / "meta.json", folder.meta | changes)
     folder.save(replace(folder.load(8), seconds=1000.0))
     seen: list[int] = []
     original = Trainer.step
@@ -468,4 +468,4 @@ def test_a_resumed_run_keeps_its_threads_its_origin_and_its_time(
     assert torch.get_num_threads() == 1, "as before"
     assert folder.meta["started"] == "long ago"
     assert 1000 < run.seconds < 1100
-    assert 1000 < files.read_json(tmp_path / "DONE")["seconds"] < 1100
+    assert 1000 < json_files.read(tmp_path / "DONE")["seconds"] < 1100
