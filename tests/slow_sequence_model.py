@@ -49,15 +49,21 @@ def slow_mixer(config: ModelConfig, layer: int, w: Weights, x: np.ndarray) -> np
             gamma = gamma * (1 - (1 - config.forget_cap) * beta**2)
     heads = []
     for h, columns in enumerate(np.split(np.arange(q.shape[1]), config.num_heads)):
-        a, b = q[:, columns], k[:, columns]
-        if mixer in UNIT_KEYS or (layer > 0 and config.unit_queries_keys == "after_first"):
-            a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (a, b))
+        a, b, c = q[:, columns], k[:, columns], v[:, columns]
+        unit_keys = mixer in UNIT_KEYS or (layer > 0 and config.unit_queries_keys == "after_first")
+        unit_values = layer > 0 and config.unit_queries_values == "after_first"
+        if unit_keys or unit_values:
+            a = a / np.linalg.norm(a, axis=1, keepdims=True)
+        if unit_keys:
+            b = b / np.linalg.norm(b, axis=1, keepdims=True)
+        if unit_values:
+            c = c / np.linalg.norm(c, axis=1, keepdims=True)
         ridge = np.ones(len(columns))
         if mixer == "mesa":
             ridge = ridge / w["inverse_ridge"][h]
         if mixer == "mesanet2025":
             ridge = 0.25 + np.log1p(np.exp(w["raw_ridge"][h]))
-        out = slow_head(mixer, a, b, v[:, columns], beta[:, h], gamma[:, h], ridge)
+        out = slow_head(mixer, a, b, c, beta[:, h], gamma[:, h], ridge)
         if mixer == "mesanet2025":
             size = np.sqrt((out**2).mean(axis=1, keepdims=True) + 1e-6)
             out = out / size * w["head_norm.weight"][h]

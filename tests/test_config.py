@@ -76,6 +76,7 @@ def test_every_recipe_survives_json(name: str) -> None:
         ({"model": {"mixers": ["softmax_atention"]}}, "did you mean 'softmax_attention'?"),
         ({"model": {"positions": "all"}}, "positions='all': allowed: none, first_layer"),
         ({"model": {"unit_queries_keys": "first"}}, "did you mean 'after_first'?"),
+        ({"model": {"unit_queries_values": "first"}}, "did you mean 'after_first'?"),
         ({"model": {"mlp_dim": 1.5}}, "config.model.mlp_dim=1.5: must be of type int"),
         ({"model": {"mixers": []}}, "mixers=(): must be at least one mixer"),
         (
@@ -240,7 +241,7 @@ def test_a_run_folder_of_before_there_were_kinds_and_choices_still_loads() -> No
         del data[part]["kind"]
     for name in ("optimizer", "data", "positions"):
         del data["train"][name]
-    for name in ("positions", "unit_queries_keys", "mlp_dim"):
+    for name in ("positions", "unit_queries_keys", "unit_queries_values", "mlp_dim"):
         del data["model"][name]
     assert from_dict(RunConfig, data) == config
 

@@ -244,6 +244,7 @@ _WANTED: dict[str, tuple[object, str]] = {
     "readout": ("first_slot", "a linear output layer mixes slots"),
     "positions": ("none", "positions are no part of the slots"),
     "unit_queries_keys": ("none", "norms are not in the products of weights"),
+    "unit_queries_values": ("none", "norms are not in the products of weights"),
     "mlp_dim": (None, "an MLP is not in the products of weights"),
 }
 """Settings of a model that its products of weights determine, each with the reason."""

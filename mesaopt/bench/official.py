@@ -89,11 +89,11 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     first, rest = model.mixers[:embedded], model.mixers[embedded:]
     asked = (
         (task.transition, task.start, model.positions)
-        + (model.unit_queries_keys, model.mlp_dim, model.forget_cap)
+        + (model.unit_queries_keys, model.unit_queries_values, model.mlp_dim, model.forget_cap)
         + (set(first) <= _FIRST_MIXERS, set(rest) <= _MIXERS, len(set(rest)))
     )
     positions = "first_layer" if embedded else "none"
-    if asked != ("orthogonal", "uniform", positions, "none", None, None, True, True, 1):
+    if asked != ("orthogonal", "uniform", positions, "none", "none", None, None, True, True, 1):
         raise ConfigError(f"recipe={config.recipe!r}: the authors' code cannot train this model")
     width = model.embed_dim or model.token_dim
     return {

@@ -69,6 +69,9 @@ class ModelConfig:
     unit_queries_keys: Literal["none", "after_first"] = "none"
     """Whether queries and keys of the layers after the first are divided by their Euclidean norms. Those of
     delta_rule, gated_delta_rule and mesanet2025 always are."""
+    unit_queries_values: Literal["none", "after_first"] = "none"
+    """Whether queries and values of the layers after the first are divided by their Euclidean norms: in the
+    authors' mesa layer these are what `unit_queries_keys` divides elsewhere. With both, all three are."""
     forget_cap: float | None = None
     """Largest share of the past that a token of full write strength keeps, above 0, at most 1; None: no
     cap. Only for mixers with a forget gate: gated_linear_attention, gated_delta_rule, mesanet2025."""

@@ -360,8 +360,12 @@ class SelfAttention(nn.Module, Generic[Memory]):
             joined, recent = self.convolution(torch.cat(parts, dim=-1), recent)
             parts = silu(joined).chunk(3, dim=-1)  # q, k, v: [B,T,H*K] each
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)  # [B,T,H,K]
+        if self.frame.unit_keys or self.frame.unit_values:
+            q = normalise(q)
         if self.frame.unit_keys:
-            q, k = normalise(q), normalise(k)
+            k = normalise(k)
+        if self.frame.unit_values:
+            v = normalise(v)
         log_decay, beta = (None, None) if self.gates is None else self.gates(x)
         return HeadInputs(q, k, v, log_decay, beta), recent, seen
 

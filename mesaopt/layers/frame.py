@@ -31,7 +31,8 @@ class Frame:
 
     Example:
         >>> Frame.mesanet2025()
-        Frame(positions=False, convolution=4, unit_keys=True, head_norm=True, forget_cap=None)
+        Frame(positions=False, convolution=4, unit_keys=True, unit_values=False, \
+head_norm=True, forget_cap=None)
         >>> Frame(convolution=0)
         Traceback (most recent call last):
         ...
@@ -44,6 +45,8 @@ class Frame:
     """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
     unit_keys: bool = False
     """Whether every query and every key is divided by its Euclidean norm."""
+    unit_values: bool = False
+    """Whether every query and every value is divided by its Euclidean norm."""
     head_norm: bool = False
     """Whether the output of every head is divided by its root mean square, and rescaled by learned
     weights."""

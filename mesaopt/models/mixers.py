@@ -60,10 +60,12 @@ def make_mixer(config: ModelConfig, layer: int) -> SelfAttention:
     name = config.mixers[layer]
     mixer = MIXERS[name]
     unit_keys = config.unit_queries_keys == "after_first" and layer > 0
+    unit_values = config.unit_queries_values == "after_first" and layer > 0
     frame = replace(
         mixer.frame,
         positions=config.positions == "first_layer" and layer == 0,
         unit_keys=mixer.frame.unit_keys or unit_keys,
+        unit_values=unit_values,
         forget_cap=config.forget_cap if name in FORGETTING_MIXERS else None,
     )
     sizes = (config.width, config.num_heads, config.key_width)

@@ -62,7 +62,7 @@ class SequenceModel(nn.Module):
     blocks with layer norm, and hidden layers four times as wide as the stream. The code behind the figures
     has neither, except for a hidden layer of 300 on the nonlinear task. The code of the mesa layer swaps
     the names of keys and values, so that positions and norms reach queries and regression targets; here
-    they reach queries and keys, as in softmax attention.
+    they reach queries and keys, as in softmax attention; `unit_queries_values` puts norms where theirs are.
 
     Example:
         >>> model = SequenceModel(ModelConfig(num_heads=2))

@@ -198,6 +198,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"readout": "linear"}, "readout='linear': must be 'first_slot'"),
     ({"positions": "first_layer"}, "positions='first_layer': must be 'none'"),
     ({"unit_queries_keys": "after_first"}, "unit_queries_keys='after_first': must be 'none'"),
+    ({"unit_queries_values": "after_first"}, "unit_queries_values='after_first': must be 'none'"),
 ]
 
 

@@ -90,6 +90,20 @@ MESA = (
         chunk_size=chunks,
     ),
     Case(
+        "mesa with unit values",
+        MesaLayer,
+        {"gates": ("log_decay", "beta"), "frame": Frame(unit_values=True)},
+        {
+            "gates": ("log_decay",),
+            "frame": Frame(),
+            "ridge_floor": 0.25,
+            "ridge_mode": "decayed",
+        }
+        | SOLVER_CHANGE,
+        chunk_size=chunks,
+        at_1e8="refused",  # as plain
+    ),
+    Case(
         "mesa in between",
         MesaLayer,
         {"gates": ("log_decay", "beta"), "frame": Frame(unit_keys=True, forget_cap=0.9975)},

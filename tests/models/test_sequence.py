@@ -61,6 +61,7 @@ uncapped_configs = st.builds(
     head_dim=st.sampled_from([None, 3]),
     positions=st.sampled_from(["none", "first_layer"]),
     unit_queries_keys=st.sampled_from(["none", "after_first"]),
+    unit_queries_values=st.sampled_from(["none", "after_first"]),
     mlp_dim=st.sampled_from([None, 5]),
     initial_std=st.just(0.4),
     activation_clip=st.sampled_from([None, 1.0]),

@@ -34,6 +34,9 @@ MODELS = {
         readout="linear",
         initial_std=0.05,
     ),
+    "unit values": ModelConfig(
+        mixers=("softmax_attention", "mesa"), unit_queries_values="after_first", initial_std=0.05
+    ),
 }
 
 
