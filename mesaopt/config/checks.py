@@ -42,6 +42,19 @@ def require_types(config: Any) -> None:
             raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
 
 
+def require_matrix(config: object, name: str, *, rows: int, columns: int) -> None:
+    """Check that a setting is a matrix of finite numbers of some size, as tuples of tuples."""
+    value = getattr(config, name)
+    lengths = {len(row) if isinstance(row, tuple) else -1 for row in value}
+    if len(value) != rows or lengths != {columns}:
+        wanted = f"a tuple of {rows} rows, tuples of {columns} numbers each"
+        raise ConfigError(f"{name}={shown(value)}: must be {wanted}; as_matrix makes them")
+    for i, row in enumerate(value):
+        for j, number in enumerate(row):
+            if not _fits(float, number):
+                raise ConfigError(f"{name}[{i}][{j}]={shown(number)}: must be a finite number")
+
+
 def require_whole(name: str, value: Any) -> None:
     """Check that an argument is a whole number."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):

@@ -176,5 +176,5 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
         if dataclasses.is_dataclass(a):
             lines += differences(a, b, where=f"{where}{f.name}.")
         elif a != b:
-            lines.append(f"{where}{f.name}: {a!r}, not {b!r}")
+            lines.append(f"{where}{f.name}: {shown(a)}, not {shown(b)}")
     return lines

@@ -1,12 +1,13 @@
 """Settings of the tasks."""
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from mesaopt.config.checks import (
     require,
+    require_matrix,
     require_not_negative,
     require_positive,
     require_types,
@@ -18,6 +19,24 @@ TokenSlot = SlotName | int
 """Part of a token: nothing, s_t, s_{t-1}, or s_{t-k} as an integer k of 2 or greater."""
 StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
 Numbers = Literal["real", "complex"]
+Matrix = tuple[tuple[float, ...], ...]
+"""A matrix in a configuration, row by row."""
+
+
+def as_matrix(rows: Iterable[Iterable[float]]) -> Matrix:
+    """Turn a matrix into the tuples that a configuration holds.
+
+    Args:
+        rows: nested lists, or an array or a tensor of two axes.
+
+    Returns:
+        A tuple of rows, tuples of floats.
+
+    Example:
+        >>> as_matrix([[0, -1], [1, 0]])
+        ((0.0, -1.0), (1.0, 0.0))
+    """
+    return tuple(tuple(float(number) for number in row) for row in rows)
 
 
 def check_slots(slots: Sequence[TokenSlot], name: str = "token_slots") -> None:
@@ -109,10 +128,13 @@ class LinearSystemConfig(_Slotted):
     start: Literal["uniform", "normal"] = "uniform"
     """First state: uniform on [-1, 1] (the authors' code) or standard normal (the paper)."""
     transition: Literal["orthogonal", "contracting", "fixed"] = "orthogonal"
-    """The matrix: orthogonal, new in every sequence; contracting, new in every sequence; or one orthogonal
+    """The matrix: orthogonal, new in every sequence; contracting, new in every sequence; or one
     matrix for all sequences, the negative control."""
     teacher_seed: int = 0
-    """Seed of that one matrix, independent of the seed of the sequences; used by fixed."""
+    """Seed of that one matrix, then orthogonal, independent of the seed of the sequences; used by fixed."""
+    matrix: Matrix | None = None
+    """That one matrix itself, dim rows of dim numbers (:func:`as_matrix`), in place of a drawn one; used by
+    fixed, and refused elsewhere."""
     token_slots: tuple[TokenSlot, ...] = ("zero", "current", "current", "previous")
     """Contents of a token, slot by slot; each slot is `dim` wide."""
 
@@ -124,6 +146,10 @@ class LinearSystemConfig(_Slotted):
         require_positive(self, "dim", "length", "state_clip")
         require_not_negative(self, "noise_std", "teacher_seed")
         check_slots(self.token_slots)
+        if self.matrix is not None:
+            is_fixed = self.transition == "fixed"
+            require(is_fixed, self, "transition", "'fixed' where a matrix is given, or matrix=None")
+            require_matrix(self, "matrix", rows=self.dim, columns=self.dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +257,11 @@ class NonlinearSystemConfig(_Slotted):
     """Standard deviation of the teacher's weights."""
     teacher_seed: int = 0
     """Seed of the teacher's weights, independent of the seed of the sequences."""
+    teacher_hidden: Matrix | None = None
+    """The teacher's first weights A themselves, hidden_dim rows of dim numbers (:func:`as_matrix`), not
+    drawn ones; given together with teacher_output."""
+    teacher_output: Matrix | None = None
+    """The teacher's second weights B, dim rows of hidden_dim numbers."""
     normalisation: Literal["l2", "none"] = "l2"
     """The teacher's output is divided by its norm (l2, the authors' code) or left as it is (none, the
     paper's text: states then grow about sixteenfold with every step)."""
@@ -249,6 +280,12 @@ class NonlinearSystemConfig(_Slotted):
         require_positive(self, "dim", "length", "hidden_dim", "teacher_std")
         require_not_negative(self, "noise_std", "teacher_seed")
         check_slots(self.token_slots)
+        missing = {self.teacher_hidden is None, self.teacher_output is None}
+        if len(missing) == 2:
+            raise ConfigError("teacher_hidden: must be given with teacher_output, or neither")
+        if missing == {False}:
+            require_matrix(self, "teacher_hidden", rows=self.hidden_dim, columns=self.dim)
+            require_matrix(self, "teacher_output", rows=self.dim, columns=self.hidden_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

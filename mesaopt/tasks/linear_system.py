@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
     - "orthogonal": Haar-random orthogonal, new for every sequence;
     - "contracting": :func:`mesaopt.tasks.contracting`, new for every sequence; published with
       `state_clip=2`, because one sequence in ten would come to a norm above 10 first;
-    - "fixed": one orthogonal matrix, drawn from `teacher_seed`, for every sequence of every seed, which a
-      model can learn by heart.
+    - "fixed": one matrix for every sequence of every seed, which a model can learn by heart: `matrix`, or
+      an orthogonal one drawn from `teacher_seed`.
 
     Tokens are built by :func:`tokens_from_states`.
 
@@ -65,6 +66,8 @@ class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
 
     @functools.cached_property
     def _teacher(self) -> Float[Tensor, "one dim dim"]:
+        if self.config.matrix is not None:
+            return torch.tensor(self.config.matrix, dtype=torch.float64).unsqueeze(0)
         teacher = generator(self.config.teacher_seed, "linear_system/teacher")
         return haar_orthogonal(teacher, 1, self.config.dim)
 

@@ -22,8 +22,8 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
 
     s_{t+1} = W f(s_t) + noise_std * n_t, with n_t standard normal, W Haar-random orthogonal, new for every
     sequence, and features f(s) = MLP(s) / |MLP(s)|, where MLP(s) = B gelu(A s) is one teacher for all: its
-    weights are normal of standard deviation `teacher_std`, drawn from `teacher_seed`. The system is
-    linear in the features: :meth:`features`.
+    weights are normal of standard deviation `teacher_std`, drawn from `teacher_seed`, or given as
+    `teacher_hidden`, A, and `teacher_output`, B. The system is linear in the features: :meth:`features`.
 
     Args:
         config: dimension, length, teacher, noise, initial states and token layout.
@@ -45,6 +45,10 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
 
     def __init__(self, config: NonlinearSystemConfig):
         super().__init__(config)
+        if config.teacher_hidden is not None:
+            self._first = np.array(config.teacher_hidden, dtype=np.float64)
+            self._second = np.array(config.teacher_output, dtype=np.float64)
+            return
         random = generator(config.teacher_seed, "nonlinear_system/teacher")
         self._first = config.teacher_std * random.standard_normal((config.hidden_dim, config.dim))
         self._second = config.teacher_std * random.standard_normal((config.dim, config.hidden_dim))

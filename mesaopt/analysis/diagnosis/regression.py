@@ -33,7 +33,7 @@ def regression_of(task: Task) -> InContextRegression:
     """
     if isinstance(task, LinearSystem):
         if task.config.transition == "fixed":
-            many = LinearSystem(replace(task.config, transition="orthogonal"))
+            many = LinearSystem(replace(task.config, transition="orthogonal", matrix=None))
             return InContextRegression(many, None, training_task=task)
         return InContextRegression(task, None, training_task=None)
     if isinstance(task, PartiallyObserved):

@@ -59,9 +59,9 @@ def distribution_shifts(task: LinearTask) -> list[DistributionShift]:
 
 def _other_spectrum(config: LinearSystemConfig) -> DistributionShift:
     if config.transition == "contracting":
-        other = replace(config, transition="orthogonal", state_clip=10.0)
+        other = replace(config, transition="orthogonal", matrix=None, state_clip=10.0)
         return DistributionShift("orthogonal W", LinearSystem(other), counts=False)
-    other = replace(config, transition="contracting", state_clip=2.0)
+    other = replace(config, transition="contracting", matrix=None, state_clip=2.0)
     return DistributionShift("contracting W", LinearSystem(other), counts=False)
 
 
