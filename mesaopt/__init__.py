@@ -6,7 +6,7 @@ need not wait for torch.
 
 import importlib
 from importlib.metadata import version
-from types import ModuleType
+from typing import Any
 
 __version__ = version("mesaopt")
 
@@ -22,14 +22,19 @@ __all__ = [
     "tasks",
     "theory",
     "training",
+    "zoo",
 ]
+_FUNCTIONS = {"load": "zoo"}
+"""Functions at hand as `mesaopt.<name>`, and the submodules they are from."""
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"mesaopt.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"mesaopt.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'mesaopt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, *_FUNCTIONS]

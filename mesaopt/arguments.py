@@ -12,9 +12,9 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class List:
-    """Show what there is: recipes to train, figures to reproduce, tasks."""
+    """Show what there is: recipes to train, trained models, figures to reproduce, tasks."""
 
-    what: Positional[Literal["all", "recipes", "figures", "tasks"]] = "all"
+    what: Positional[Literal["all", "recipes", "zoo", "figures", "tasks"]] = "all"
     """Which of them."""
     json: bool = False
     """Print JSON."""
@@ -59,7 +59,7 @@ class Evaluate:
     """Score a trained run by position, compared with gradient descent and least squares."""
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """Folder of the run."""
+    """Folder of the run, or a trained model of the package, such as zoo:tf-7."""
     sequences: int = 2560
     """Fresh test sequences, rounded up to batches of 256."""
     json: bool = False
@@ -74,7 +74,7 @@ class Diagnose:
     """
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """Folder of the run."""
+    """Folder of the run, or a trained model of the package, such as zoo:tf-7."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Step of the checkpoint to diagnose [the last]."""
     sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 1024

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mesaopt.papers.laboratory import Plan
     from mesaopt.papers.plan import Study
     from mesaopt.training import Run, StepCost
+    from mesaopt.zoo import Entry
 
 _MOST_SEEDS, _MOST_SEQUENCES = 10**4, 10**8
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
@@ -72,12 +73,16 @@ def run(command: args.Command) -> int:
 
 
 def list_names(command: args.List) -> int:
-    """Print recipes, figures and tasks."""
+    """Print recipes, trained models, figures and tasks."""
     lists: dict[str, list[dict[str, str]]] = {}
     if command.what in ("all", "recipes"):
         lists["recipes"] = [
             {"name": name, "summary": recipe.summary} for name, recipe in recipes.RECIPES.items()
         ]
+    if command.what in ("all", "zoo"):
+        from mesaopt import zoo
+
+        lists["zoo"] = [_model_row(zoo.get(name)) for name in zoo.names()]
     if command.what in ("all", "figures"):
         from mesaopt.papers.reproduce import STUDIES, get_study
 
@@ -93,6 +98,19 @@ def list_names(command: args.List) -> int:
     for title, rows in lists.items():
         print_table(title, rows)
     return 0
+
+
+def _model_row(entry: "Entry") -> dict[str, str]:
+    """Give the row of a trained model of the package."""
+    published = entry.published_loss
+    return {
+        "name": f"zoo:{entry.recipe}",
+        "steps": f"{entry.steps[-1]:,}",
+        "loss": f"{entry.loss.value:.4f} ± {entry.loss.error:.4f}",
+        "published": "" if published is None else f"{published:.4f}",
+        "checkpoints": str(len(entry.steps)),
+        "kB": f"{entry.num_bytes / 1000:,.0f}",
+    }
 
 
 def _names(study: "Study[Any]") -> list[dict[str, str]]:
@@ -195,11 +213,12 @@ def _train_groups(
 def evaluate(command: args.Evaluate) -> int:
     """Print the in-context losses of a run and of the baselines."""
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
+    from mesaopt import zoo
     from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
 
-    run = load_run(command.path, device="cpu")
+    run = load_run(zoo.locate(command.path), device="cpu")
     baselines = _tuned_baselines(run)
     predictors = {name: baseline.predictor for name, baseline in baselines.items()}
     model = model_predictor(run.model, run.config.task.token_slots)
@@ -280,13 +299,13 @@ def diagnose(command: args.Diagnose) -> int:
         raise ConfigError(f"out={str(command.out)!r}: is a folder; give a file")
     if command.out is not None:
         files.require_writable(command.out)
-    from mesaopt import analysis
+    from mesaopt import analysis, zoo
     from mesaopt.progress import ProgressDisplay, Stage
     from mesaopt.report import write_diagnosis
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
 
-    run = load_run(command.path, device="cpu", step=command.step)
+    run = load_run(zoo.locate(command.path), device="cpu", step=command.step)
     name = command.path.resolve().name + ("" if command.step is None else f", step {command.step}")
     stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=20.0)
     with ProgressDisplay([stage]) as display:

@@ -32,6 +32,7 @@ ALLOWED = {
     "report": BASE | {"papers", "analysis"},
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
+ALLOWED["zoo"] = ALLOWED["papers"] | {"papers"}
 ALLOWED["arguments"] = set()
 ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)

@@ -53,11 +53,11 @@ from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
 
 _SIX_WIDE = "lsa-6-key-40"
-_INTERPOLATED = ("lsa-1", "lsa-6", _SIX_WIDE)
+INTERPOLATED = ("lsa-1", "lsa-6", _SIX_WIDE)
 _COMPRESSED_AT_END = ("lsa-1", "lsa-2", "lsa-4", "lsa-6", _SIX_WIDE)
 _SHORT = 4500
 """Steps of the authors' training for Fig. 4B; in longer ones the compression loses much."""
-_EXTRACTED_AT = {"lsa-1": 2500 / 3500, "lsa-6": 3500 / 4500, _SIX_WIDE: 3500 / 4500}
+EXTRACTED_AT = {"lsa-1": 2500 / 3500, "lsa-6": 3500 / 4500, _SIX_WIDE: 3500 / 4500}
 """When the authors compress the network, as a share of the training that is mixed with it."""
 _INTERPOLATED_COLOR = "#c77fb8"
 _STEPS = "6 steps and one" + OFFICIAL
@@ -121,10 +121,10 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
     """Give the step that the scalars are from, and all models by kind and step."""
     recipe, steps = run.config.recipe, RunFolder(run.path).steps
     start, end = steps[0], steps[-1]
-    wanted = _EXTRACTED_AT.get(recipe, 1.0) * end
+    wanted = EXTRACTED_AT.get(recipe, 1.0) * end
     extracted = min(steps, key=lambda step: abs(step - wanted))
     mixed = [step for step in steps if step <= 1000 or step % 500 == 0 or step == end]
-    mixed = mixed if recipe in _INTERPOLATED else []
+    mixed = mixed if recipe in INTERPOLATED else []
     at_step = {
         step: load_run(run.path, step=step, device="cpu").sequence_model
         for step in {start, extracted, end, *mixed}
@@ -163,7 +163,7 @@ def _learning(name: str, recipes: Sequence[str], others: Sequence[str], **legend
 
 def _compression_rows(runs: Sequence[CompressedRun]) -> Rows:
     rows = [_row("compressed at the end", one, one.end, one.compressed[one.end]) for one in runs]
-    if not runs or runs[0].recipe not in _INTERPOLATED:
+    if not runs or runs[0].recipe not in INTERPOLATED:
         return rows
     rows += [
         _row("interpolated", one, step, loss)
@@ -197,7 +197,7 @@ def _draw_compression(axes: Axes, rows: Rows, recipe: str) -> None:
     end = last[0]["place"]
     mean = statistics.mean(row["loss"] for row in last)
     axes.plot(end, mean, "x", color=color_of(recipe), ms=6, mew=1.5)
-    if recipe not in _INTERPOLATED:
+    if recipe not in INTERPOLATED:
         return
     solid, dashed = (DOTTED, DOTTED) if recipe == _SIX_WIDE else ("solid", DASHED)
     label: str | None = f"{label_of(recipe)}, interpolated"

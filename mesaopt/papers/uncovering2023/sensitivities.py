@@ -455,3 +455,6 @@ fig23 = _figure(
     recipes=COMPARED["nonlinear"],
     claims=lambda lab: _binding_claims(lab, 23, COMPARED["nonlinear"]),
 )
+
+FOLLOWED = (*_FULLY_OBSERVED, *_OBSERVED, *COMPARED["nonlinear"])
+"""Recipes that these figures follow while they train."""
