@@ -1,5 +1,6 @@
 """Softmax attention, called like the linear operators."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from mesaopt.ops.packing import read_lengths
 from mesaopt.ops.state import KeyValueState, Output, full_precision
@@ -37,8 +38,8 @@ def softmax_attention(
         scale: of the scores, > 0; 1 / sqrt(key) if None.
         initial_state: from an earlier call or step, to continue it; one per sequence.
         cu_seqlens: offsets [0, ..., time] of sequences packed along time, integers, best on the CPU;
-            equal neighbours are an empty sequence. The batch must be 1, and states then have one entry
-            per sequence.
+            equal neighbours are an empty sequence. The batch must be 1. Sequences are computed one after
+            another, and the state is packed as they are: time and memory follow the tokens.
 
     Returns:
         Outputs [batch, time, head, value] in the type of q, and all pairs so far.
@@ -56,19 +57,12 @@ def softmax_attention(
     """
     check_shapes(q, k, v)
     check_number("scale", scale)
-    if cu_seqlens is None:
-        past = _past_of(initial_state, len(q), k, v, "initial_state")
-        return Output(*_attend(q, k, v, past, scale))
-    lengths = list(read_lengths(cu_seqlens, len(q), q.shape[1]))
-    past = _past_of(initial_state, len(lengths), k, v, "initial_state")
-    pasts = _single_states(past) if past is not None else [None] * len(lengths)
-    queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
-    results = [
-        _attend(a, b, c, earlier, scale)
-        for a, b, c, earlier in zip(queries, keys, values, pasts, strict=True)
-    ]
-    outputs, states = zip(*results, strict=True)
-    return Output(torch.cat(outputs, dim=1), _stack_states(list(states)))
+    lengths = None if cu_seqlens is None else read_lengths(cu_seqlens, len(q), q.shape[1])
+    sequences = len(q) if lengths is None else len(lengths)
+    past = _past_of(initial_state, sequences, k, v, "initial_state")
+    if lengths is None:
+        return _attend_batch(q, k, v, past, scale)
+    return _attend_packed(q, k, v, lengths, past, scale)
 
 
 def softmax_attention_step(
@@ -87,7 +81,8 @@ def softmax_attention_step(
         q: query [batch, head, key], any floating-point type.
         k: key, the same shape and type.
         v: value [batch, head, value], the same type.
-        state: from an earlier call or step; None at the first position.
+        state: from an earlier call or step; None at the first position. One of packed sequences takes a
+            loop over them.
         scale: of the scores, > 0; 1 / sqrt(key) if None.
 
     Returns:
@@ -106,7 +101,7 @@ def softmax_attention_step(
     check_step(q, k, v)
     check_number("scale", scale)
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # [B,1,H,K], [B,1,H,V]
-    output, new = _attend(q, k, v, _past_of(state, len(q), k, v), scale)
+    output, new = _attend_batch(q, k, v, _past_of(state, len(q), k, v), scale)
     return Output(output.squeeze(1), new)
 
 
@@ -116,14 +111,59 @@ def _past_of(
     """Return a state if it fits the call."""
     if state is None:
         return None
-    past = state.keys.shape[1] if isinstance(state, KeyValueState) else 0
+    batch, past = sequences, 0
+    if isinstance(state, KeyValueState):
+        past = state.keys.shape[1]
+        if state.lengths is not None:
+            batch, past = 1, _num_pairs(state.lengths, sequences, name)
     like = KeyValueState(
-        k[:1, :1].expand(sequences, past, -1, -1),
-        v[:1, :1].expand(sequences, past, -1, -1),
-        torch.empty((), dtype=torch.bool, device=k.device).expand(sequences, past),
+        k[:1, :1].expand(batch, past, -1, -1), v[:1, :1].expand(batch, past, -1, -1)
     )
     check_state(name, state, like)
     return state
+
+
+def _num_pairs(lengths: Tensor, sequences: int, name: str) -> int:
+    """Return the number of pairs in a packed state, if it fits the call."""
+    if lengths.shape != (sequences,) or lengths.dtype != torch.int64 or (lengths < 0).any():
+        given = f"{name}.lengths of {lengths.dtype} is {lengths.tolist()}"
+        raise ValueError(f"{given}: must be {sequences} of torch.int64, 0 or greater")
+    return int(lengths.sum())
+
+
+def _attend_batch(
+    q: Float[Tensor, "batch time head key"],
+    k: Float[Tensor, "batch time head key"],
+    v: Float[Tensor, "batch time head value"],
+    past: KeyValueState | None,
+    scale: float | None,
+) -> Output:
+    """Attend in sequences of one length, whose past may be packed."""
+    if past is None or past.lengths is None:
+        return Output(*_attend(q, k, v, past, scale))
+    lengths = (q.shape[1],) * len(q)
+    q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))  # [B,T,H,K] -> [1,B*T,H,K]
+    output, state = _attend_packed(q, k, v, lengths, past, scale)
+    return Output(output.reshape(len(lengths), lengths[0], *v.shape[2:]), state)
+
+
+def _attend_packed(
+    q: Float[Tensor, "1 time head key"],
+    k: Float[Tensor, "1 time head key"],
+    v: Float[Tensor, "1 time head value"],
+    lengths: tuple[int, ...],
+    past: KeyValueState | None,
+    scale: float | None,
+) -> Output:
+    """Attend in one sequence after another, so that the cost follows the tokens."""
+    pasts = [None] * len(lengths) if past is None else _single_states(past)
+    queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
+    results = [
+        _attend(a, b, c, earlier, scale)
+        for a, b, c, earlier in zip(queries, keys, values, pasts, strict=True)
+    ]
+    outputs, states = zip(*results, strict=True)
+    return Output(torch.cat(outputs, dim=1), _pack_states(states))
 
 
 def _attend(
@@ -137,13 +177,9 @@ def _attend(
     length = q.shape[1]
     if length == 0:  # an empty sequence
         return v, KeyValueState(k, v) if past is None else past
-    state = KeyValueState(k, v)
-    mask = None
+    state, mask = KeyValueState(k, v), None
     if past is not None:
-        valid = None if past.valid is None else pad(past.valid, (0, length), value=True)
-        state = KeyValueState(
-            torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1), valid
-        )
+        state = KeyValueState(torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1))
         mask = _mask(length, state)
     # The type of q in, the type of q out.
     with full_precision(q), _differentiable_forward(q):
@@ -167,40 +203,32 @@ def _differentiable_forward(q: Tensor) -> AbstractContextManager[object]:
     )
 
 
-def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "#batch 1 #time total"] | None:
+def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "time total"] | None:
     """Return the mask of the last `length` positions, None if they may see everything."""
+    if length == 1:
+        return None
     total = state.keys.shape[1]
-    mask = None
-    if length > 1:
-        every = torch.ones(length, total, dtype=torch.bool, device=state.keys.device)
-        mask = every.tril(total - length)[None, None]  # [1,1,T,P+T]
-    if state.valid is None:
-        return mask
-    valid = state.valid[:, None, None]  # [B,1,1,P+T]
-    return valid if mask is None else mask & valid
+    every = torch.ones(length, total, dtype=torch.bool, device=state.keys.device)
+    return every.tril(total - length)
 
 
 def _single_states(state: KeyValueState) -> list[KeyValueState]:
-    """Split the state by sequence, without the places that hold no pair."""
-    singles = zip(state.keys.split(1), state.values.split(1), strict=True)
-    if state.valid is None:
-        return [KeyValueState(*pair) for pair in singles]
-    return [
-        KeyValueState(keys[:, valid], values[:, valid])
-        for (keys, values), valid in zip(singles, state.valid, strict=True)
-    ]
+    """Split a state by sequence."""
+    if state.lengths is None:
+        pairs = zip(state.keys.split(1), state.values.split(1), strict=True)
+    else:
+        lengths = state.lengths.tolist()
+        pairs = zip(state.keys.split(lengths, 1), state.values.split(lengths, 1), strict=True)
+    return [KeyValueState(keys, values) for keys, values in pairs]
 
 
-def _stack_states(states: list[KeyValueState]) -> KeyValueState:
-    """Stack the states of single sequences, the shorter ones filled up with places that hold no pair."""
+def _pack_states(states: Sequence[KeyValueState]) -> KeyValueState:
+    """Pack the states of single sequences; those of one length are a plain batch."""
     lengths = [state.keys.shape[1] for state in states]
-    longest = max(lengths)
     keys, values = (
-        torch.cat([pad(x, (0, 0, 0, 0, 0, longest - x.shape[1])) for x in xs])
-        for xs in ([s.keys for s in states], [s.values for s in states])
+        torch.cat(xs, dim=1) for xs in ([s.keys for s in states], [s.values for s in states])
     )
-    if min(lengths) == longest:
-        return KeyValueState(keys, values)
-    places = torch.arange(longest, device=keys.device)
-    valid = places < torch.tensor(lengths, device=keys.device).unsqueeze(1)  # [S,P]
-    return KeyValueState(keys, values, valid)
+    if min(lengths) == max(lengths):
+        batch = (len(lengths), lengths[0])
+        return KeyValueState(*(x.reshape(*batch, *x.shape[2:]) for x in (keys, values)))
+    return KeyValueState(keys, values, torch.tensor(lengths))

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Inexact
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from mesaopt.ops.validation import (
@@ -32,14 +32,16 @@ class KeyValueState(NamedTuple):
     """All pairs of the past: the only state that grows with the sequence.
 
     Example:
-        >>> KeyValueState(torch.zeros(2, 7, 4, 3), torch.zeros(2, 7, 4, 5)).valid is None
+        >>> KeyValueState(torch.zeros(2, 7, 4, 3), torch.zeros(2, 7, 4, 5)).lengths is None
         True
     """
 
     keys: Float[Tensor, "batch past head key"]
+    """Of packed sequences of several lengths: one sequence after another in a batch of 1."""
     values: Float[Tensor, "batch past head value"]
-    valid: Bool[Tensor, "batch past"] | None = None
-    """False marks places that hold no pair; None where every place holds one."""
+    """In the same order."""
+    lengths: Int[Tensor, " sequence"] | None = None
+    """Pairs of every packed sequence, best on the CPU; None where each has `past`."""
 
 
 class Output(NamedTuple):

@@ -46,6 +46,25 @@ def test_packed_sequences_equal_separate_ones(rule: Rule, lengths: tuple[int, ..
 
 
 @every(OPERATORS)
+@pytest.mark.parametrize("lengths", [(1, 9, 4, 6), (3, 3), (0, 5, 2)], ids=str)
+def test_a_batch_continues_packed_sequences(rule: Rule, lengths: tuple[int, ...]) -> None:
+    first = pick(rule, draw(1, sum(lengths), 2, 5, 3))
+    further, last = (pick(rule, draw(len(lengths), 4, 2, 5, 3)) for _ in range(2))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    state = rule.run(**first, cu_seqlens=offsets).state
+    continued = rule.run(**further, initial_state=state)
+    again = rule.run(**last, initial_state=continued.state)
+    for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        state = rule.run(**window(first, a, b)).state if a < b else None
+        alone = rule.run(**{name: x[i : i + 1] for name, x in further.items()}, initial_state=state)
+        torch.testing.assert_close(continued.output[i : i + 1], alone.output, **CLOSE)
+        alone = rule.run(
+            **{name: x[i : i + 1] for name, x in last.items()}, initial_state=alone.state
+        )
+        torch.testing.assert_close(again.output[i : i + 1], alone.output, **CLOSE)
+
+
+@every(OPERATORS)
 def test_an_empty_sequence_passes_its_state_through(rule: Rule) -> None:
     first, second = (pick(rule, draw(1, n, 2, 5, 3)) for n in (6, 3))
     before = rule.run(**first, cu_seqlens=torch.tensor([0, 4, 6])).state
@@ -101,12 +120,15 @@ class Work(TorchDispatchMode):
         return results
 
 
-@every(tuple(rule for rule in OPERATORS if rule.chunked))
-@pytest.mark.parametrize(
+UNEQUAL = pytest.mark.parametrize(
     "lengths",
     [[256] + [4] * 192, [4] * 192 + [256], [512] + [1] * 512, [0] * 300 + [1024]],
     ids=len,
 )
+
+
+@every(OPERATORS)
+@UNEQUAL
 def test_cost_follows_tokens(rule: Rule, lengths: list[int]) -> None:
     inputs = pick(rule, draw(1, 1024, 1, 8, 8))
     if "log_decay" in inputs:
@@ -121,6 +143,23 @@ def test_cost_follows_tokens(rule: Rule, lengths: list[int]) -> None:
     # Chunks filled up to twice the tokens; a state of 64 numbers per sequence and per chunk.
     assert many.largest <= 2 * one.largest
     assert many.total <= 6 * one.total
+
+
+@every(tuple(rule for rule in OPERATORS if not rule.chunked))
+@UNEQUAL
+def test_the_cost_of_going_on_follows_all_pairs(rule: Rule, lengths: list[int]) -> None:
+    first, further, tokens = (
+        pick(rule, draw(*shape, 1, 8, 8)) for shape in ((1, 1024), (1, 1024), (len(lengths), 1))
+    )
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    with Work() as work:
+        state = rule.run(**first, cu_seqlens=offsets).state
+        state = rule.run(**further, cu_seqlens=offsets, initial_state=state).state
+        state = rule.run(**tokens, initial_state=state).state
+        rule.step(**{name: x[:, 0] for name, x in tokens.items()}, state=state)
+    pairs = 2 * sum(lengths) + 2 * len(lengths)
+    # Keys of width 8, and the mask [time, past + time] of the longest sequence.
+    assert work.largest <= max(8 * pairs, 2 * max(lengths) ** 2)
 
 
 def test_a_chunk_knows_its_sequence_and_position() -> None:

@@ -103,7 +103,18 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
             KeyValueState(k, v[:, 1:]),
             r"state.values has shape \(2, 4, 3, 2\): must be \(2, 5, 3, 2",
         ),
-        (KeyValueState(k, v, torch.ones(2, 5)), r"state.valid has type torch.float32: must be"),
+        *(
+            (KeyValueState(k[:1], v[:1], lengths), "state.lengths of .*: must be 2 of torch.int64")
+            for lengths in (torch.tensor([2.0, 3.0]), torch.tensor([5]), torch.tensor([-1, 6]))
+        ),
+        (
+            KeyValueState(k[:1], v[:1], torch.tensor([2, 4])),
+            r"state.keys has shape \(1, 5, 3, 4\): must be \(1, 6, 3, 4\)",
+        ),
+        (
+            KeyValueState(k, v, torch.tensor([2, 3])),
+            r"state.keys has shape \(2, 5, 3, 4\): must be \(1, 5, 3, 4\)",
+        ),
         (LinearState(k), "state has type LinearState: must be KeyValueState"),
     ):
         with pytest.raises(ValueError, match=message):
