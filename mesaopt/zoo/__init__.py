@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesaopt import files
+from mesaopt import files, json_files
 from mesaopt.analysis import Estimate
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.uncovering2023.published import CURVES
@@ -202,8 +202,8 @@ def card(name: str) -> str:
         # lsa-1
     """
     entry = get(name)
-    recipe, meta = RECIPES[entry.recipe], files.read_json(entry.path / "meta.json")
-    done = files.read_json(entry.path / "DONE", {"steps": int, "seconds": float})
+    recipe, meta = RECIPES[entry.recipe], json_files.read(entry.path / "meta.json")
+    done = json_files.read(entry.path / "DONE", {"steps": int, "seconds": float})
     config, published = recipe.config, entry.published_loss
     versions = meta["packages"]
     rows = {
@@ -229,4 +229,4 @@ def card(name: str) -> str:
 def _index() -> dict[str, dict[str, Any]]:
     """Read the list of models."""
     facts = {"steps": [int], "loss": float, "loss_error": float, "files": {str: str}}
-    return files.read_json(FOLDER / INDEX, {str: facts})
+    return json_files.read(FOLDER / INDEX, {str: facts})

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mesaopt import files, zoo
+from mesaopt import files, json_files, zoo
 from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
 from mesaopt.errors import MesaoptError, RunError
 from mesaopt.papers.uncovering2023.compression import EXTRACTED_AT, INTERPOLATED
@@ -85,9 +85,9 @@ def _facts(run: Run, steps: list[int], target: Path) -> dict[str, Any]:
 
 def _list(folder: Path, recipe: str, facts: dict[str, Any]) -> None:
     path = folder / zoo.INDEX
-    index = files.read_json(path, {}) if files.exists(path) else {}
+    index = json_files.read(path, {}) if files.exists(path) else {}
     index[recipe] = facts
-    files.write_json(path, {name: index[name] for name in RECIPES if name in index})
+    json_files.write(path, {name: index[name] for name in RECIPES if name in index})
 
 
 if __name__ == "__main__":
