@@ -104,6 +104,10 @@ class Reproduce:
     """Figures of the study to compute, such as fig1,fig3 [all of them]."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
+    runs: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
+    """Train nothing: measure the finished runs in this folder of run folders."""
+    from_zoo: bool = False
+    """Train nothing: measure the trained models of the package."""
     resume: bool = False
     """Continue what is in the folder."""
     dry_run: bool = False

@@ -7,7 +7,7 @@ to load are imported by the command that needs them.
 import json
 import shutil
 import webbrowser
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -359,8 +359,10 @@ def reproduce(command: args.Reproduce) -> int:
     only = command.only.replace(",", " ").split()
     if command.seeds is not None:
         require_count("seeds", command.seeds, smallest=1, largest=_MOST_SEEDS)
+    runs = _given_runs(command)
     if command.dry_run:
         plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
+        plan = plan if runs is None else replace(plan, trainings=())
         return _print_costs(plan, command.device)
     papers.reproduce(
         command.what,
@@ -370,11 +372,25 @@ def reproduce(command: args.Reproduce) -> int:
         only=only,
         resume=command.resume,
         device=command.device,
+        runs=runs,
     )
     page = write_report(command.out)
     status = print_claims(command.out)
     print_line(f"Report: {page}")
     return status
+
+
+def _given_runs(command: args.Reproduce) -> Path | None:
+    """Give the folder of runs that are measured in place of training any."""
+    if not command.from_zoo:
+        return command.runs
+    if command.runs is not None:
+        raise ConfigError(f"from={str(command.runs)!r}: cannot be given with --from-zoo")
+    from mesaopt import zoo
+
+    for name in zoo.names():
+        zoo.get(name).verify()
+    return zoo.FOLDER
 
 
 def _print_costs(plan: "Plan", device: str) -> int:

@@ -63,6 +63,8 @@ class Plan:
     trainings: tuple[Training, ...] = ()
     num_sequences: int = 0
     """Test sequences that the trained models are compared on."""
+    runs: str | None = None
+    """Folder of the runs that are measured; None: runs are trained as `trainings` says."""
 
     @property
     def configs(self) -> dict[str, RunConfig]:

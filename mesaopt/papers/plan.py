@@ -32,6 +32,8 @@ class Study(Generic[L]):
     """Makes the laboratory that all figures share; not called when every figure is finished."""
     figures: tuple[Figure[L], ...]
     """In the order of the report."""
+    needs_all_runs: bool = False
+    """Whether a figure needs runs of all its recipes; otherwise it leaves out what there are no runs for."""
     memory: Callable[[Plan], int] = _no_memory
     """Rough memory that measuring needs beyond that of the program, in bytes."""
 

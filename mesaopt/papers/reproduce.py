@@ -21,6 +21,7 @@ from mesaopt.training import (
     RunFolder,
     StepCost,
     describe,
+    load_run,
     reserve_folder,
     resolve_device,
     run_name,
@@ -141,6 +142,7 @@ def reproduce(
     only: Sequence[str] = (),
     resume: bool = False,
     device: str = "auto",
+    runs: str | Path | None = None,
 ) -> list[Claim]:
     """Train, measure and judge one study in a folder.
 
@@ -155,6 +157,8 @@ def reproduce(
         only: names of figures, in any order, besides one that `what` names; all of them if there is none.
         resume: continue what is in `out`.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
+        runs: folder of finished run folders, which are measured in place of training any; figures without
+            their runs are left out.
 
     Returns:
         The claims, judged.
@@ -165,6 +169,8 @@ def reproduce(
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
     """
     plan = make_plan(what, scale=scale, seeds=seeds, only=only)
+    if runs is not None:
+        plan = replace(plan, trainings=(), runs=str(files.as_path(runs)))
     resolve_device(device)
     out = files.as_path(out)
     _reserve(out, plan, resume=resume)
@@ -213,15 +219,16 @@ def _reproduce_in(out: Path, study: Study[Any], plan: Plan, device: str) -> list
         for group in groups
     ]
     stages += [Stage(figure.name, 1, figure.seconds[plan.scale]) for figure in figures]
+    found = {} if plan.runs is None else _find_runs(study, plan, Path(plan.runs))
     with ProgressDisplay(stages) as display:
-        runs = _train_all(groups, out / "runs", device, display)
+        runs = found or _train_all(groups, out / "runs", device, display)
         _compute_all(study, plan, runs, out, display)
     finished = [_read_finished(_file_of(figure, out)) for figure in figures]
     claims = [claim for one in finished for claim in one.claims]
     trained = list(itertools.chain.from_iterable(runs.values()))
     index = {
         "title": study.title,
-        "introduction": study.introduction,
+        "introduction": f"{study.introduction} {_origin(plan, trained)}".strip(),
         "figures": [name for one in finished for name in one.figures],
         "headings": _headings(figures, finished),
         "runs": [_run_summary(run) for run in trained],
@@ -254,6 +261,8 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
         theirs = json_files.read(out / "config.json")
         if isinstance(theirs, dict) and "parts" in theirs:  # as figures were called before
             theirs["figures"] = theirs.pop("parts")
+        if isinstance(theirs, dict):
+            theirs.setdefault("runs", None)  # of results from before runs could be given
         if theirs != settings:
             different = [k for k in settings if not isinstance(theirs, dict) or k not in theirs]
             different = different or [k for k in settings if theirs[k] != settings[k]]
@@ -265,6 +274,13 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
         json_files.write(out / "config.json", settings)
     if not files.exists(out / "meta.json"):
         json_files.write(out / "meta.json", describe())
+
+
+def _origin(plan: Plan, trained: Sequence[Run]) -> str:
+    """Say where the models of a report are from."""
+    if plan.runs is not None:
+        return f"The models were trained before, in {plan.runs}; all else was measured on this machine."
+    return "Everything below was trained and measured on this machine." if trained else ""
 
 
 def _run_summary(run: Run) -> dict[str, Any]:
@@ -295,6 +311,21 @@ def _train_all(
             display.begin(_title(group))
         trained = train_seeds(group, paths, resume=True, device=device, on_step=display.update)
         runs.setdefault(group[0].recipe, []).extend(trained)
+    return runs
+
+
+def _find_runs(study: Study[Any], plan: Plan, folder: Path) -> Runs:
+    """Load the finished runs of a folder that some figure reads, by recipe, the first seeds first."""
+    wanted = {recipe for figure in study.chosen(plan) for recipe in figure.recipes}
+    folders = [RunFolder(folder / name) for name in files.names(folder)]
+    ended = [one for one in folders if files.exists(one.path / "config.json") and one.is_done]
+    runs: Runs = {}
+    for one in sorted(ended, key=lambda one: one.config.seed):
+        if one.config.recipe in wanted:
+            runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
+    missing = sorted(wanted - runs.keys())
+    if missing and (study.needs_all_runs or not runs):
+        raise RunError(f"{folder}: holds no finished run of {', '.join(missing)}")
     return runs
 
 

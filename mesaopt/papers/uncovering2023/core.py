@@ -244,8 +244,7 @@ STUDY: Study[Laboratory] = Study(
         "each sequence with a rotation of its own. To predict well, a model has to learn the rotation "
         "from the sequence it is reading. The paper's finding: one linear self-attention layer (LSA-1) "
         "comes to do this by a step of gradient descent, two layers (LSA-2) go further, and a mesa layer "
-        "solves the least-squares problem exactly. Everything below was trained and measured on this "
-        "machine."
+        "solves the least-squares problem exactly."
     ),
     plans={
         "smoke": _plan(
@@ -272,5 +271,6 @@ STUDY: Study[Laboratory] = Study(
     },
     laboratory=Laboratory,
     figures=(_IN_CONTEXT, _LEARNING, _WEIGHTS, _COEFFICIENTS),
+    needs_all_runs=True,
     memory=_memory,
 )
