@@ -33,7 +33,7 @@ class Study(Generic[L]):
     figures: tuple[Figure[L], ...]
     """In the order of the report."""
     needs_all_runs: bool = False
-    """Whether a figure needs runs of all its recipes; otherwise it leaves out what there are no runs for."""
+    """Whether a figure needs runs of all its recipes; otherwise it leaves out what has no runs."""
     memory: Callable[[Plan], int] = _no_memory
     """Rough memory that measuring needs beyond that of the program, in bytes."""
 

@@ -172,12 +172,13 @@ def reproduce(
     if runs is not None:
         plan = replace(plan, trainings=(), runs=str(files.as_path(runs)))
     resolve_device(device)
-    out = files.as_path(out)
+    out, study = files.as_path(out), get_study(plan.what)
+    given = None if plan.runs is None else _find_runs(study, plan, Path(plan.runs))
     _reserve(out, plan, resume=resume)
     if files.exists(out / "DONE"):
         return read_claims(out)
     with files.only_one_process(out):
-        return _reproduce_in(out, get_study(plan.what), plan, device)
+        return _reproduce_in(out, study, plan, device, given)
 
 
 def redraw(out: str | Path) -> list[str]:
@@ -209,7 +210,9 @@ def redraw(out: str | Path) -> list[str]:
     return index["figures"]
 
 
-def _reproduce_in(out: Path, study: Study[Any], plan: Plan, device: str) -> list[Claim]:
+def _reproduce_in(
+    out: Path, study: Study[Any], plan: Plan, device: str, given: Runs | None
+) -> list[Claim]:
     started = time.perf_counter()
     figures = study.chosen(plan)
     groups = [group for t in plan.trainings for group in seed_batches(t.configs, device)]
@@ -219,9 +222,8 @@ def _reproduce_in(out: Path, study: Study[Any], plan: Plan, device: str) -> list
         for group in groups
     ]
     stages += [Stage(figure.name, 1, figure.seconds[plan.scale]) for figure in figures]
-    found = {} if plan.runs is None else _find_runs(study, plan, Path(plan.runs))
     with ProgressDisplay(stages) as display:
-        runs = found or _train_all(groups, out / "runs", device, display)
+        runs = given or _train_all(groups, out / "runs", device, display)
         _compute_all(study, plan, runs, out, display)
     finished = [_read_finished(_file_of(figure, out)) for figure in figures]
     claims = [claim for one in finished for claim in one.claims]

@@ -305,3 +305,35 @@ def test_a_name_without_its_letter_names_all_its_figures(monkeypatch: pytest.Mon
     monkeypatch.setattr(toy_study, "STUDY", study)
     assert make_plan("toy/fig2").figures == ("fig2a", "fig2b")
     assert make_plan("toy", only=["fig2b"]).figures == ("fig2b",)
+
+
+def test_given_runs_are_measured_and_nothing_is_trained(
+    results: Path, tiny_core: Study, tmp_path: Path
+) -> None:
+    runs = results / "runs"
+    (tmp_path / "results").mkdir()
+    claims = reproduce("core", scale="smoke", out=tmp_path / "results", runs=runs, device="cpu")
+    assert claims == read_claims(results)
+    assert not (tmp_path / "results" / "runs").exists()
+    index = json.loads((tmp_path / "results" / "figures" / "index.json").read_text())
+    assert f"trained before, in {runs}" in index["introduction"]
+    with pytest.raises(RunError, match=r"other settings \(.*runs"):
+        reproduce("core", scale="smoke", out=tmp_path / "results", resume=True, device="cpu")
+
+
+def test_runs_that_are_missing_are_named(results: Path, tiny_core: Study, tmp_path: Path) -> None:
+    recipes = [config.recipe for config in tiny_core.plan("smoke").configs.values()]
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with pytest.raises(
+        RunError, match="holds no finished run of " + ", ".join(sorted(set(recipes)))
+    ):
+        reproduce("core", scale="smoke", out=tmp_path / "out", runs=runs, device="cpu")
+    assert not (tmp_path / "out").exists()
+    folder = next((results / "runs").glob("lsa-1-*"))
+    shutil.copytree(folder, runs / "any name")
+    shutil.copytree(folder, runs / "not ended")
+    (runs / "not ended" / "DONE").unlink()
+    others = sorted(set(recipes) - {"lsa-1"})
+    with pytest.raises(RunError, match="holds no finished run of " + ", ".join(others)):
+        reproduce("core", scale="smoke", out=tmp_path / "more", runs=runs, device="cpu")
