@@ -34,7 +34,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds"}),
         ("evaluate", {"sequences", "json"}),
         ("diagnose", {"step", "sequences", "out", "json"}),
-        ("reproduce", {"scale", "out", "seeds", "only", "device", "resume", "dry-run"}),
+        (
+            "reproduce",
+            {"scale", "out", "seeds", "only", "device", "from", "from-zoo", "resume", "dry-run"},
+        ),
         ("claims", {"json"}),
         ("report", {"open", "redraw"}),
         ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "json"}),
@@ -493,3 +496,16 @@ def test_a_diagnosis_is_not_lost_where_its_page_cannot_be_written(
     capsys.readouterr()
     assert run("diagnose", str(folder), "--out", str(folder / "DONE" / "page.html")) == 2
     assert capsys.readouterr().out == "", "before anything is computed"
+
+
+def test_models_of_the_zoo_are_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "zoo", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["zoo"]
+    assert "zoo:lsa-1" in {row["name"] for row in rows}
+    assert run("evaluate", "zoo:lsa-1", "--sequences", "256", "--json") == 0
+    losses = json.loads(capsys.readouterr().out)
+    assert losses["lsa-1"]["mean"] < 1.05 * losses["one gradient step"]["mean"]
+    assert run("diagnose", "zoo:lsa1") == 2
+    assert "did you mean 'lsa-1'?" in capsys.readouterr().err
+    assert run("reproduce", "core", "--from-zoo", "--from", "runs", "--dry-run") == 2
+    assert "cannot be given with --from-zoo" in capsys.readouterr().err
