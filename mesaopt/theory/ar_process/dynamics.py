@@ -84,7 +84,8 @@ def descend(
 
     Warns:
         InitialisationWarning: training cannot reach the solution from the start.
-        StabilityWarning: the learning rate is past the bound, which the message gives.
+        StabilityWarning: the learning rate is past :func:`stability_bound`, which the message gives. The
+            bound is local: a smaller rate can diverge on the way to the solution, and is not warned of.
 
     Source: Zheng et al. train in this way; their theory is about :func:`flow`.
 
@@ -106,8 +107,9 @@ def descend(
     bound = stability_bound(engine, start)
     if learning_rate > bound:
         warnings.warn(
-            f"learning_rate={learning_rate:g}: past {bound:.3g}, the bound of stability at the solution; "
-            "gradient descent will circle around it or diverge",
+            f"learning_rate={learning_rate:g}: past {bound:.3g}, up to which descent is stable at the "
+            "solution; gradient descent will circle around it or diverge (a local bound: a smaller step "
+            "can diverge too, far from the solution)",
             StabilityWarning,
             stacklevel=2,
         )
@@ -118,7 +120,7 @@ def descend(
         if not np.isfinite(loss).all():
             raise RunError(
                 f"step {step}: the loss is no longer finite; learning_rate={learning_rate:g} is too "
-                f"large, the bound of stability is {bound:.3g}"
+                f"large for this start; {bound:.3g} is the bound at the solution, not on the way there"
             )
         history.append(weights)
         losses.append(loss)

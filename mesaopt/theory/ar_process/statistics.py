@@ -176,7 +176,11 @@ def tied_loss(engine: Engine, blocks: Blocks = "core") -> TiedLoss:
 
 
 def stability_bound(engine: Engine, weights: Weights) -> float:
-    """Return the largest step size with which gradient descent can reach the solution and stay there.
+    """Return a step size past which gradient descent cannot reach the solution and stay there.
+
+    Smaller ones may be too large as well: the bound is that of the first step and of the neighbourhood of
+    the solution, for weights that are multiples of the identity. In between descent can overshoot, most of
+    all from large entries off the diagonals, which the bound does not see.
 
     A step multiplies a + b by 1 - step_size g and a - b by 1 + step_size g, with g = G (ab - (ab)*), so
     that 2 / |g| is too large at the start. At the limit a*, b* the loss has curvature

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from one_layer_oracle import Atoms, beyond_one_power
 
-from mesaopt.errors import ConfigError, InitialisationWarning
+from mesaopt.errors import ConfigError, InitialisationWarning, RunError, StabilityWarning
 from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     ClosedForm,
@@ -338,3 +338,17 @@ def test_a_single_atom_is_learned_like_full_one() -> None:
     np.testing.assert_allclose(runs[0].product, runs[1].product, rtol=1e-12)
     off = [run.last.value_block[:, 0, 1] for run in runs]
     np.testing.assert_allclose(off[0], -off[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "std", "share"), [("gaussian", 1.0, 0.5), ("sparse", 1.0, 0.95)])
+def test_a_rate_below_the_bound_can_diverge_and_the_bound_is_said_to_be_local(
+    name: str, std: float, share: float
+) -> None:
+    engine = population_loss(initial_states(name), dim=3, length=8)
+    start = normal(3, std=std, random=np.random.default_rng(0), blocks="core")
+    bound = stability_bound(engine, start)
+    settings = {"learning_rate": share * bound, "steps": 100}
+    with pytest.raises(RunError, match=f"{bound:.3g} is the bound at the solution, not on the way"):
+        descend(engine, start, **settings)
+    with pytest.warns(StabilityWarning, match="a local bound: a smaller step can diverge too"):
+        descend(engine, start, learning_rate=1.01 * bound, steps=1)
