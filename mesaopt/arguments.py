@@ -115,6 +115,24 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class ImportReleased:
+    """Make run folders of the weights that the first paper's authors released, from your own clone.
+
+    Give a clone of github.com/mtavit/transformers_mesa_optimization_paper with its first commit, c8c1e37,
+    checked out. Only arrays are read from its pickles.
+    """
+
+    clone: Annotated[Positional[Path], tyro.conf.arg(metavar="PATH")]
+    """Folder of the clone."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("released")
+    """Folder of the run folders."""
+    overwrite: bool = False
+    """Replace the run folders of an earlier import."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class Claims:
     """Show the claims of a folder of results with their verdicts."""
 
@@ -158,5 +176,16 @@ class Bench:
     """Print JSON."""
 
 
-Command = List | Doctor | Train | Evaluate | Diagnose | Reproduce | Claims | Report | Bench
+Command = (
+    List
+    | Doctor
+    | Train
+    | Evaluate
+    | Diagnose
+    | Reproduce
+    | ImportReleased
+    | Claims
+    | Report
+    | Bench
+)
 """The arguments of any command."""

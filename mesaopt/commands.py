@@ -64,6 +64,8 @@ def run(command: args.Command) -> int:
             return diagnose(command)
         case args.Reproduce():
             return reproduce(command)
+        case args.ImportReleased():
+            return import_released(command)
         case args.Claims():
             return show_claims(command)
         case args.Report():
@@ -423,6 +425,23 @@ def _print_costs(plan: "Plan", device: str) -> int:
     memory = peak_memory_bytes() + study.memory(plan)
     print(f"time in all  about {duration(seconds)} here")
     print(f"memory       about {memory / 2**20:.0f} MiB here")
+    return 0
+
+
+def import_released(command: args.ImportReleased) -> int:
+    """Write run folders of the released weights, and print their losses beside the stored ones."""
+    from mesaopt import released
+    from mesaopt.progress import ProgressDisplay, Stage
+
+    with ProgressDisplay([Stage(network.run, 1, 3.0) for network in released.RELEASED]) as display:
+        runs = released.import_released(
+            command.clone, command.out, overwrite=command.overwrite, on_run=display.begin
+        )
+    if command.json:
+        print_json([run.to_json() for run in runs])
+        return 0
+    title = f"released networks in {command.out}; in no clone: {', '.join(released.MISSING)}"
+    print_table(title, [run.describe() for run in runs])
     return 0
 
 

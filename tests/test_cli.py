@@ -38,6 +38,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
             "reproduce",
             {"scale", "out", "seeds", "only", "device", "from", "from-zoo", "resume", "dry-run"},
         ),
+        ("import-released", {"out", "overwrite", "json"}),
         ("claims", {"json"}),
         ("report", {"open", "redraw"}),
         ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "json"}),

@@ -33,6 +33,7 @@ ALLOWED = {
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
 ALLOWED["zoo"] = ALLOWED["papers"] | {"papers"}
+ALLOWED["released"] = BASE | {"models", "recipes", "tasks", "training"}
 ALLOWED["arguments"] = set()
 ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)

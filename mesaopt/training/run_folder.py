@@ -197,12 +197,22 @@ class RunFolder:
             lines.append(json_files.parse(line, where))
             json_files.check(lines[-1], _METRICS, where)
         settings = self.config.train
+        begins_late = bool(lines) and lines[0]["step"] > 0 and self.is_imported
         for index, line in enumerate(lines):
-            wanted = min(index * settings.evaluate_every, settings.steps)
+            wanted = min((index + begins_late) * settings.evaluate_every, settings.steps)
             repeated = index > 0 and lines[index - 1]["step"] == line["step"]
             if line["step"] != wanted or repeated:
                 raise RunError(f"{path}: is damaged: lines are missing, doubled or out of order")
         return lines
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the weights come from elsewhere, so that the metrics begin at the last step.
+
+        Raises:
+            RunError: the file that says so is damaged.
+        """
+        return files.exists(self.path / "meta.json") and "imported" in self.meta
 
     @property
     def is_done(self) -> bool:
@@ -263,11 +273,12 @@ class RunFolder:
         """
         files.append_line(self.path / "metrics.jsonl", json.dumps(metrics))
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, *, resumable: bool = True) -> None:
         """Write a checkpoint, and delete the optimiser state of all but the newest two.
 
         Args:
             checkpoint: the state after `checkpoint.step` steps.
+            resumable: write the state of the optimiser too.
 
         Raises:
             RunError: the disk is full.
@@ -277,7 +288,7 @@ class RunFolder:
         facts = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
         files.remove(temporary)
         files.make_folder(temporary)
-        for name in ("model", "optimizer"):
+        for name in ("model", "optimizer") if resumable else ("model",):
             tensors = {
                 k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()
             }
