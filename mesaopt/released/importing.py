@@ -58,7 +58,7 @@ class Imported:
         """
         stored = self.network.stored
         return {
-            "run": self.path.name,
+            "run": self.network.run,
             "file": self.network.file,
             "steps": f"{self.steps:,}",
             "test loss here": f"{self.test_loss:.4g}",

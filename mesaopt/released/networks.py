@@ -36,6 +36,8 @@ class Network:
     """Name of the recipe of its model, task and training."""
     seed: int
     """The authors' seed."""
+    folder: str = ""
+    """Folder of the run folder, for networks of which there are others as published."""
     keys: str = "params"
     """Keys that lead to its parameters in the file."""
     unused: tuple[int, ...] = ()
@@ -52,8 +54,8 @@ class Network:
 
     @property
     def run(self) -> str:
-        """Name of its run folder."""
-        return f"{self.recipe}-seed{self.seed}"
+        """Path of its run folder, below that of the import."""
+        return f"{self.folder}{self.recipe}-seed{self.seed}"
 
 
 def _constructed(
@@ -93,10 +95,18 @@ RELEASED: tuple[Network, ...] = (
     ),
     Network(file=f"{_FULLY}/{_SOFTMAX}", recipe="tf-7", seed=11111, stored=0.23017),
     Network(file=f"{_FULLY}/{_MESA}", recipe="hybrid-mesa", seed=68, stored=0.19836),
-    Network(file=_PROBED, keys="state_tf", recipe="tf-7", seed=42, steps=20_000),
+    Network(
+        file=_PROBED,
+        keys="state_tf",
+        folder="token-probes/",
+        recipe="tf-7",
+        seed=42,
+        steps=20_000,
+    ),
     Network(
         file=_PROBED,
         keys="state_mesa",
+        folder="token-probes/",
         recipe="hybrid-mesa",
         seed=42,
         steps=12_000,
@@ -128,7 +138,7 @@ RELEASED: tuple[Network, ...] = (
 def config_of(network: Network) -> RunConfig:
     """Make the configuration of a released network's run.
 
-    It is that of the recipe, with the authors' seed and matrices, and evaluations at the end alone.
+    It is that of the recipe, with the authors' seed and matrices, and the training of this network.
 
     Args:
         network: one of `RELEASED`.
@@ -144,9 +154,8 @@ def config_of(network: Network) -> RunConfig:
     config = recipes.get(network.recipe, seed=network.seed)
     names = ("steps", "learning_rate", "weight_decay")
     given = {name: getattr(network, name) for name in names if getattr(network, name) is not None}
-    train = replace(config.train, **given)
-    train = replace(train, evaluate_every=train.steps)
-    return _with_unit_targets(_with_matrices(replace(config, train=train)))
+    config = replace(config, train=replace(config.train, **given))
+    return _with_unit_targets(_with_matrices(config))
 
 
 def _with_matrices(config: RunConfig) -> RunConfig:

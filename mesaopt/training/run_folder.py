@@ -197,9 +197,11 @@ class RunFolder:
             lines.append(json_files.parse(line, where))
             json_files.check(lines[-1], _METRICS, where)
         settings = self.config.train
-        begins_late = bool(lines) and lines[0]["step"] > 0 and self.is_imported
+        # What was imported has the line of the last step alone.
+        imported = bool(lines) and lines[0]["step"] > 0 and self.is_imported
+        first = settings.steps if imported else 0
         for index, line in enumerate(lines):
-            wanted = min((index + begins_late) * settings.evaluate_every, settings.steps)
+            wanted = min(first + index * settings.evaluate_every, settings.steps)
             repeated = index > 0 and lines[index - 1]["step"] == line["step"]
             if line["step"] != wanted or repeated:
                 raise RunError(f"{path}: is damaged: lines are missing, doubled or out of order")

@@ -21,6 +21,7 @@ CHOSEN = (
     "lsa-1-seed68",
     "mesa-1-seed68",
     "tf-3-seed11111",
+    "token-probes/hybrid-mesa-seed42",
     "full-mesa-published-seed42",
     "hybrid-mesa-nonlinear-seed1",
     "fixed-lsa-2-seed68",
@@ -64,7 +65,7 @@ def test_an_imported_model_computes_what_the_authors_model_computes(
 ) -> None:
     drawn = write_clone(tmp_path / "clone", networks)
     runs = import_released(tmp_path / "clone", tmp_path / "out")
-    assert [run.path.name for run in runs] == list(CHOSEN)
+    assert [str(run.path.relative_to(tmp_path / "out")) for run in runs] == list(CHOSEN)
     for imported, (network, tree) in zip(runs, drawn.items(), strict=True):
         run = load_run(imported.path, device="cpu")
         tokens = np.random.default_rng(1).uniform(-1, 1, (6, run.config.sequence_model.token_dim))
@@ -217,4 +218,10 @@ def test_an_interrupted_import_leaves_whole_folders_and_can_be_repeated(
     assert found == set(CHOSEN[:2])
     assert all(load_run(tmp_path / "out" / name).metrics for name in found)
     import_released(tmp_path / "clone", tmp_path / "out", overwrite=True)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(CHOSEN)
+    names = {str(path.parent.relative_to(tmp_path / "out")) for path in _configs(tmp_path / "out")}
+    assert names == set(CHOSEN)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name[0] == "."]
+
+
+def _configs(folder: Path) -> list[Path]:
+    return list(folder.rglob("config.json"))
