@@ -21,7 +21,8 @@ from mesaopt.analysis import (
     tune_ridge,
 )
 from mesaopt.analysis.estimate import Estimate, variance_over_seeds
-from mesaopt.config import RunConfig, stacked
+from mesaopt.config import RunConfig, TaskConfig, stacked
+from mesaopt.errors import RunError
 from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Scale, measurement
@@ -304,8 +305,8 @@ def compare(lab: Laboratory, task: str) -> Comparison:
     Returns:
         The losses.
     """
-    where = make_task(recipes.TASKS[TASKS[task]])
     trained = {recipe: lab.trained(recipe) for recipe in COMPARED[task]}
+    where = make_task(_with_matrices_of(sum(trained.values(), []), recipes.TASKS[TASKS[task]]))
     algorithms, settings = _ALGORITHMS[task](lab, where)
     predictors = algorithms | {
         f"{recipe}/{seed}": predictor_of(run)
@@ -322,6 +323,17 @@ def compare(lab: Laboratory, task: str) -> Comparison:
     drawn = {name: losses[name] for name in algorithms}
     drawn |= {recipe: average(by_seed) for recipe, by_seed in seed_losses.items()}
     return Comparison(task, drawn, seed_losses, settings)
+
+
+def _with_matrices_of(runs: list[Run], config: TaskConfig) -> TaskConfig:
+    """Give a task the fixed matrices that its runs were trained on, such as those of a released network."""
+    names = ("teacher_seed", "matrix", "teacher_hidden", "teacher_output")
+    names = [name for name in names if hasattr(config, name)]
+    found = {tuple(getattr(run.config.task, name) for name in names) for run in runs}
+    if len(found) > 1:
+        who = ", ".join(sorted({run.config.recipe for run in runs}))
+        raise RunError(f"runs of {who}: are of different matrices, and cannot be compared")
+    return replace(config, **dict(zip(names, *found, strict=True))) if found else config
 
 
 @measurement

@@ -1,11 +1,16 @@
 """Figures 6C, 7, 11 and 12, and the comparison that they share."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from laboratories import PLAN, compute, run_of
+from torch import Tensor
 
 from mesaopt import recipes
 from mesaopt.analysis import Evaluation, InContextLoss, in_context_loss
+from mesaopt.config import as_matrix
+from mesaopt.errors import RunError
 from mesaopt.papers.uncovering2023 import losses
 from mesaopt.papers.uncovering2023.curves import label_of, published_means
 from mesaopt.papers.uncovering2023.laboratory import (
@@ -18,6 +23,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
 )
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.tasks import LinearSystem
+from mesaopt.training import Run
 
 
 def test_recipes_are_known_and_published_curves_belong_to_something() -> None:
@@ -58,6 +64,40 @@ def test_a_model_that_holds_the_fixed_matrix_is_told_from_one_that_learns_in_con
 
     assert all(verdicts(lambda batch: batch.observed @ transition.T).values())
     assert not any(verdicts(lambda batch: torch.zeros_like(batch.targets)).values())
+
+
+def given_matrix(run: Run, matrix: Tensor) -> Run:
+    task = replace(run.config.task, matrix=as_matrix(matrix))
+    return replace(run, config=replace(run.config, task=task))
+
+
+def test_runs_of_a_matrix_of_their_own_are_compared_on_it() -> None:
+    matrix = torch.diag(torch.tensor([-1.0] * 5 + [1.0] * 5))
+    runs = {name: [given_matrix(run_of(name), matrix)] for name in ("fixed-lsa-1", "fixed-lsa-2")}
+    measured = compare(Laboratory(PLAN, runs), "fixed")
+    # One step of gradient descent learns another thing about a diagonal matrix than about a rotation.
+    ours = compare(Laboratory(PLAN, {"fixed-lsa-1": [run_of("fixed-lsa-1")]}), "fixed")
+    step, other = (one.losses[GRADIENT_STEP].losses for one in (measured, ours))
+    assert not torch.equal(step, other)
+    task = LinearSystem(replace(recipes.TASKS["fixed-constructed"], matrix=as_matrix(matrix)))
+    zero = in_context_loss(
+        {"zero": lambda batch: torch.zeros_like(batch.targets)},
+        task,
+        Evaluation(num_sequences=PLAN.num_sequences),
+    )["zero"]
+    # Runs that nobody trained predict next to nothing.
+    torch.testing.assert_close(
+        measured.losses["fixed-lsa-1"].losses, zero.losses, atol=1e-2, rtol=0
+    )
+
+
+def test_runs_of_different_matrices_are_not_compared() -> None:
+    runs = {
+        "fixed-lsa-1": [run_of("fixed-lsa-1")],
+        "fixed-lsa-2": [given_matrix(run_of("fixed-lsa-2"), torch.eye(10))],
+    }
+    with pytest.raises(RunError, match="runs of fixed-lsa-1, fixed-lsa-2: are of different"):
+        compare(Laboratory(PLAN, runs), "fixed")
 
 
 def test_noise_counts_test_sequences_of_both_sides_and_training_seeds() -> None:
