@@ -219,16 +219,18 @@ def evaluate(command: args.Evaluate) -> int:
     from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
+    from mesaopt.workers import parallel
 
     run = load_run(zoo.locate(command.path), device="cpu")
-    baselines = _tuned_baselines(run)
-    predictors = {name: baseline.predictor for name, baseline in baselines.items()}
-    model = model_predictor(run.model, run.config.task.token_slots)
-    losses = in_context_loss(
-        {run.config.recipe: model, **predictors},
-        make_task(run.config.task),
-        Evaluation(num_sequences=command.sequences),
-    )
+    with parallel():
+        baselines = _tuned_baselines(run)
+        predictors = {name: baseline.predictor for name, baseline in baselines.items()}
+        model = model_predictor(run.model, run.config.task.token_slots)
+        losses = in_context_loss(
+            {run.config.recipe: model, **predictors},
+            make_task(run.config.task),
+            Evaluation(num_sequences=command.sequences),
+        )
     settings = {name: baseline.setting for name, baseline in baselines.items()}
     if command.json:
         print_json({n: _loss_to_json(loss) | settings.get(n, {}) for n, loss in losses.items()})
@@ -306,11 +308,12 @@ def diagnose(command: args.Diagnose) -> int:
     from mesaopt.report import write_diagnosis
     from mesaopt.tasks import make_task
     from mesaopt.training import load_run
+    from mesaopt.workers import parallel
 
     run = load_run(zoo.locate(command.path), device="cpu", step=command.step)
     name = command.path.resolve().name + ("" if command.step is None else f", step {command.step}")
     stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=20.0)
-    with ProgressDisplay([stage]) as display:
+    with ProgressDisplay([stage]) as display, parallel():
         display.begin(stage.name)
         try:
             diagnosis = analysis.diagnose(

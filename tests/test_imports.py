@@ -12,13 +12,14 @@ import mesaopt
 ROOT = Path(mesaopt.__file__).parent
 
 # What each part of the package may import besides itself. `base` is what everything may.
-BASE = {"errors", "config", "files", "json_files", "progress"}
+BASE = {"errors", "config", "files", "json_files", "progress", "workers"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
     "json_files": {"errors", "files"},
     "progress": {"errors"},
+    "workers": {"errors"},
     "recipes": {"config", "errors"},
     "ops": BASE,
     "tasks": BASE | {"ops"},

@@ -11,6 +11,7 @@ from mesaopt.analysis.capture import evaluating, like_weights, up_to
 from mesaopt.config import require_whole
 from mesaopt.layers import SelfAttention
 from mesaopt.progress import OnProgress
+from mesaopt.workers import current_workers
 
 _BATCH = 128  # sequences whose maps are in memory at once
 
@@ -134,17 +135,23 @@ def attention_maps(
         raise ValueError(f"tokens has shape {shape}: must be two sequences or more, for a spread")
     _check_layer(model, name)
     maps_of = up_to(model, f"{name}.attention".removeprefix("."))
-    masses, mean, squares, done = [], torch.zeros(()), torch.zeros(()), 0
-    for batch in like_weights(model, tokens).split(_BATCH):
+
+    def sums(batch: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
         with evaluating(model):
             maps = maps_of(batch).double()
-        masses.append(attention_mass(maps, offsets=offsets, start=start))
+        mass = attention_mass(maps, offsets=offsets, start=start)
+        return len(batch), mass, maps.mean(0), (maps - maps.mean(0)).square().sum(0)
+
+    masses, mean, squares, done = [], torch.zeros(()), torch.zeros(()), 0
+    batches = like_weights(model, tokens).split(_BATCH)
+    for size, mass, batch_mean, batch_squares in current_workers().map(sums, batches):
+        masses.append(mass)
         # Welford's sums, batch by batch: exact where the spread is much smaller than the mean.
-        shift = maps.mean(0) - mean
-        squares = squares + (maps - maps.mean(0)).square().sum(0)
-        squares = squares + shift.square() * done * len(batch) / (done + len(batch))
-        mean = mean + shift * len(batch) / (done + len(batch))
-        done += len(batch)
+        shift = batch_mean - mean
+        squares = squares + batch_squares
+        squares = squares + shift.square() * done * size / (done + size)
+        mean = mean + shift * size / (done + size)
+        done += size
         if on_progress is not None:
             on_progress(done, len(tokens))
     spread = (squares / (done - 1)).sqrt()

@@ -1,16 +1,19 @@
 """The sequences on which an analysis is made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeVar, get_args
 
 from mesaopt.config import require_count
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch, Split, Task
+from mesaopt.workers import current_workers
 
 EVALUATION_BATCH = 256
 """Sequences in one batch of an evaluation; evaluations of any size draw whole batches."""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,31 @@ class Evaluation:
             The batches, each drawn when it is asked for.
         """
         for step in range(self.num_batches):
-            yield task.sample(EVALUATION_BATCH, seed=self.seed, step=step, split=self.split)
-            if self.on_progress is not None:
-                self.on_progress(step + 1, self.num_batches)
+            yield self._draw(task, step)
+            self._report(step + 1)
+
+    def map(self, task: Task, function: Callable[[Batch], R]) -> Iterator[R]:
+        """Draw the sequences and call a function on every batch; several at once in `workers.parallel`.
+
+        Args:
+            task: source of the sequences.
+            function: of a batch.
+
+        Returns:
+            Its results, in the order of the batches. Each batch is reported once its result was used.
+        """
+
+        def compute(step: int) -> R:
+            return function(self._draw(task, step))
+
+        results = current_workers().map(compute, range(self.num_batches))
+        for done, result in enumerate(results, start=1):
+            yield result
+            self._report(done)
+
+    def _draw(self, task: Task, step: int) -> Batch:
+        return task.sample(EVALUATION_BATCH, seed=self.seed, step=step, split=self.split)
+
+    def _report(self, done: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, self.num_batches)

@@ -116,11 +116,15 @@ def in_context_loss(
         >>> round(loss.mean, 1)
         1.7
     """
+
+    def score(batch: Batch) -> tuple[range, dict[str, Tensor]]:
+        scored = {name: batch.losses(f(batch)).float() for name, f in predictors.items()}
+        return batch.positions, scored
+
     losses: dict[str, list[Tensor]] = {name: [] for name in predictors}
     positions = None
-    for batch in evaluation.batches(task):
-        positions = batch.positions
-        for name, predict in predictors.items():
-            losses[name].append(batch.losses(predict(batch)).float())
+    for positions, scored in evaluation.map(task, score):  # noqa: B007
+        for name, values in scored.items():
+            losses[name].append(values)
     # pop() frees the memory of one predictor at a time.
     return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}

@@ -4,9 +4,11 @@ Every sequence enters through one quadratic function of the coefficients. Search
 are in :mod:`mesaopt.analysis.tuning`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from mesaopt.analysis.capture import differentiating
 from mesaopt.analysis.evaluation import Evaluation
-from mesaopt.analysis.tuning import InputMap, tuning_batches
+from mesaopt.analysis.tuning import InputMap, tuning_evaluation
 from mesaopt.config import require_whole
 from mesaopt.tasks import Batch, Task
 from mesaopt.theory import (
@@ -75,9 +77,8 @@ def fit_polynomial(
     require_whole("degree", degree)
     if not 0 <= degree <= 20:
         raise ValueError(f"degree={degree}: must be between 0 and 20")
-    loss = _quadratic_loss(
-        lambda: tuning_batches(task, evaluation), degree, _SINGLE_STEP, inputs, pairs
-    )
+    each = functools.partial(tuning_evaluation(evaluation).map, task)
+    loss = _quadratic_loss(each, degree, _SINGLE_STEP, inputs, pairs)
     best = np.linalg.lstsq(loss.gram.numpy(), loss.cross.numpy(), rcond=None)[0]
     powers = Chebyshev(best, domain=[0, loss.largest]).convert(kind=Polynomial).coef
     return (*map(float, powers), *(0.0,) * (degree + 1 - len(powers)))
@@ -136,9 +137,8 @@ def learn_inverse(
     if iterations < 1 or not 0 < learning_rate < math.inf:
         given = f"iterations={iterations}, learning_rate={learning_rate}"
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")
-    loss = _quadratic_loss(
-        lambda: tuning_batches(task, evaluation), start.degree, start, inputs, pairs
-    )
+    each = functools.partial(tuning_evaluation(evaluation).map, task)
+    loss = _quadratic_loss(each, start.degree, start, inputs, pairs)
     nodes, to_coefficients = _interpolation(start.degree, loss.largest)
     learned = torch.tensor([start.step_sizes, start.momenta], dtype=torch.float64)
     learned.requires_grad_()
@@ -177,7 +177,7 @@ class _QuadraticLoss:
 
 @torch.no_grad()
 def _quadratic_loss(
-    draw: Callable[[], Iterator[Batch]],
+    each: Callable[[Callable[[Batch], Any]], Iterator[Any]],
     degree: int,
     inverse: ApproximateInverse,
     inputs: InputMap | None,
@@ -185,22 +185,27 @@ def _quadratic_loss(
 ) -> _QuadraticLoss:
     """Sum up the loss of all polynomials in A = scale (H + ridge I) up to a degree.
 
-    Sequences are drawn twice rather than kept: there may be many.
+    Sequences are drawn twice rather than kept: there may be many. `each` calls a function on every batch.
     """
     largest = 1.0  # of a matrix divided by its Frobenius norm
     if not isinstance(inverse.scale, str):
-        top = max(_largest_eigenvalue(_double_context(batch, inputs, pairs)) for batch in draw())
+        top = max(each(lambda batch: _largest_eigenvalue(_double_context(batch, inputs, pairs))))
         largest = inverse.scale * (top + inverse.ridge)
-    gram = torch.zeros(degree + 1, degree + 1, dtype=torch.float64)
-    cross, constant, count = torch.zeros(degree + 1, dtype=torch.float64), 0.0, 0
-    for batch in draw():
+
+    def products(batch: Batch) -> tuple[Tensor, Tensor, float, int]:
         context = _double_context(batch, inputs, pairs)
         terms = _chebyshev_predictions(context, degree, inverse, largest)
         predictions, targets = (_scored_numbers(x, batch) for x in (terms, batch.targets))
-        gram += predictions @ predictions.T
-        cross += predictions @ targets
-        constant += (targets @ targets / 2).item()
-        count += len(batch.targets) * len(batch.positions)
+        square, numbers = (targets @ targets / 2).item(), len(batch.targets) * len(batch.positions)
+        return predictions @ predictions.T, predictions @ targets, square, numbers
+
+    gram = torch.zeros(degree + 1, degree + 1, dtype=torch.float64)
+    cross, constant, count = torch.zeros(degree + 1, dtype=torch.float64), 0.0, 0
+    for squares, crosses, square, numbers in each(products):
+        gram += squares
+        cross += crosses
+        constant += square
+        count += numbers
     return _QuadraticLoss(largest, gram / count, cross / count, constant / count)
 
 

@@ -75,14 +75,19 @@ def collect_activations(
     names = stream_names(model) if names is None else distinct(names)
     if not positions or not names:
         raise ValueError("positions, names: must not be empty")
+
+    def read(batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        _check_positions(positions, batch.targets.shape[1])
+        features = features_of(model, batch, names, slots)
+        kept = {name: x[:, places(positions)] for name, x in features.items()}
+        return kept, {target: of(batch, positions) for target, of in targets.items()}
+
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     wanted: dict[str, list[Tensor]] = {target: [] for target in targets}
-    for batch in evaluation.batches(task):
-        _check_positions(positions, batch.targets.shape[1])
-        for name, features in features_of(model, batch, names, slots).items():
-            kept[name].append(features[:, places(positions)])
-        for target, of in targets.items():
-            wanted[target].append(of(batch, positions))
+    for parts in evaluation.map(task, read):
+        for lists, tensors in zip((kept, wanted), parts, strict=True):
+            for name, tensor in tensors.items():
+                lists[name].append(tensor)
     return ProbeData(_joined(kept), _joined(wanted), tuple(positions))
 
 

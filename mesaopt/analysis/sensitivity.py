@@ -16,6 +16,7 @@ from mesaopt.analysis.capture import (
 )
 from mesaopt.config import require_whole
 from mesaopt.progress import OnProgress
+from mesaopt.workers import current_workers
 
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
 
@@ -111,11 +112,14 @@ def sensitivity(
             raise ValueError(f"name={name!r}: gives shape {shape}: must be [batch, time, ...]")
         return result[:, position - 1].flatten(1)
 
-    rows, done = [], 0
-    for batch in tokens.split(_BATCH):
+    def norms_of(batch: Tensor) -> Float[Tensor, "coordinate batch time"]:
         with evaluating(model):
-            rows.append(_gradient_norms(output, batch, name))
-        done += len(batch)
+            return _gradient_norms(output, batch, name)
+
+    rows, done = [], 0
+    for row in current_workers().map(norms_of, tokens.split(_BATCH)):
+        rows.append(row)
+        done += row.shape[1]
         if on_progress is not None:
             on_progress(done, len(tokens))
     norms = torch.cat(rows, dim=1)  # [L,B,T]

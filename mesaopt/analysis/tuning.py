@@ -1,7 +1,7 @@
 """Searches for the best parameter of a predictor, on validation sequences and never on test sequences."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from mesaopt.theory import (
     gradient_descent,
     ridge_least_squares,
 )
+from mesaopt.workers import current_workers
 
 InputMap = Callable[[Tensor], Tensor]
 """From states [batch, time, dim] to regression inputs [batch, time, input]."""
@@ -89,11 +90,12 @@ def tune(
         True
     """
     _check_search(bounds, spacing, growth, tolerance)
-    batches = list(tuning_batches(task, evaluation))
+    batches = list(tuning_evaluation(evaluation).map(task, lambda batch: batch))
 
     def loss(value: float) -> float:
         predict = family(value)
-        mean = torch.stack([batch.losses(predict(batch)).mean() for batch in batches]).mean().item()
+        means = current_workers().map(lambda batch: batch.losses(predict(batch)).mean(), batches)
+        mean = torch.stack(list(means)).mean().item()
         return min(mean, _HUGE) if math.isfinite(mean) else _HUGE
 
     low, high = bounds
@@ -219,13 +221,13 @@ def _check_search(
         raise ValueError(f"tolerance={tolerance}: must be between 0 and 1")
 
 
-def tuning_batches(task: Task, evaluation: Evaluation) -> Iterator[Batch]:
-    """Draw sequences to tune on; those of the test split are refused."""
+def tuning_evaluation(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation to tune on; one of the test split is refused."""
     if evaluation.split == "test":
         raise ValueError(
             "evaluation: split='test': must be another, test sequences are for results"
         )
-    return evaluation.batches(task)
+    return evaluation
 
 
 def _search(

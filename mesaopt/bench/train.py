@@ -14,7 +14,7 @@ from mesaopt.bench.official import Comparison, OfficialCode, compare
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
-from mesaopt.training.workers import num_threads, part_size, training_workers
+from mesaopt.workers import num_threads, part_size, training_workers
 
 _WARM_UP, _SECONDS_A_ROUND = 5, 0.5
 

@@ -29,6 +29,7 @@ from mesaopt.training import (
     step_cost,
     train_seeds,
 )
+from mesaopt.workers import parallel
 
 STUDIES: dict[str, str] = {
     "core": "mesaopt.papers.uncovering2023.core",
@@ -343,7 +344,8 @@ def _compute_all(
         display.begin(figure.name)
         lab = lab or study.laboratory(plan, runs)
         lab.on_progress = display.advance
-        _compute(study, figure, lab, out)
+        with parallel():
+            _compute(study, figure, lab, out)
 
 
 def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path) -> None:

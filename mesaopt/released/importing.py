@@ -18,7 +18,7 @@ from mesaopt.released.weights import weights_of
 from mesaopt.training import Checkpoint, RunFolder, Trainer
 from mesaopt.training.loop import metrics_line
 from mesaopt.training.trainer import TEST_SEED
-from mesaopt.training.workers import training_workers
+from mesaopt.workers import training_workers
 
 ORIGIN = "the authors' release"
 

@@ -12,7 +12,7 @@ from mesaopt.config import RunConfig
 from mesaopt.training.environment import resolve_device
 from mesaopt.training.seeds import SeedsTrainer
 from mesaopt.training.trainer import Trainer
-from mesaopt.training.workers import part_size, training_workers
+from mesaopt.workers import part_size, training_workers
 
 _WARM_UP, _TIMED = 2, 5  # steps
 

@@ -23,7 +23,7 @@ from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer
-from mesaopt.training.workers import num_threads, training_workers
+from mesaopt.workers import num_threads, training_workers
 
 OnStep = Callable[[int, float], None]
 """Called with the number of finished steps and the newest training loss."""

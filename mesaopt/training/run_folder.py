@@ -24,7 +24,7 @@ from mesaopt.config import RunConfig, differences, from_dict, to_dict
 from mesaopt.errors import RunError
 from mesaopt.training import environment
 from mesaopt.training.tensors import check_optimizer, check_weights, initial_weights, read_tensors
-from mesaopt.training.workers import part_size
+from mesaopt.workers import part_size
 
 _RESUMABLE_CHECKPOINTS = 2
 _CHECKPOINT = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,17})")

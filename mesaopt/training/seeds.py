@@ -30,7 +30,7 @@ from mesaopt.training.loop import (
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint, RunFolder
 from mesaopt.training.trainer import Data
-from mesaopt.training.workers import WHOLE_PART, num_threads
+from mesaopt.workers import WHOLE_PART, num_threads
 
 
 def train_seeds(

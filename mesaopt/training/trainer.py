@@ -13,7 +13,7 @@ from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
-from mesaopt.training.workers import CALLING_THREAD, WHOLE_PART, Workers
+from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers
 
 TEST_SEED = 0
 """Seed of the test sequences: the same for all runs, so that runs can be compared."""
@@ -137,7 +137,7 @@ class Trainer:
         """
         parts = list(self._batch(step).split(self.part_size))
         ahead = self.workers.later(self.data.batch, step + 1) if self.workers.pool else None
-        results = self.workers.map(self._differentiate, parts)
+        results = list(self.workers.map(self._differentiate, parts))
         self._next = None if ahead is None else (step + 1, ahead)
         loss, gradients = results[0]
         for part_loss, part_gradients in results[1:]:
@@ -166,7 +166,7 @@ class Trainer:
 
     def test_loss(self) -> float:
         """Return the mean loss of the test sequences."""
-        losses = self.workers.map(self._test_loss, range(self.data.num_test_batches))
+        losses = list(self.workers.map(self._test_loss, range(self.data.num_test_batches)))
         return (torch.stack(losses).sum() / self.config.train.evaluation_sequences).item()
 
     @torch.no_grad()

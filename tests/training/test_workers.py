@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mesaopt import recipes
 from mesaopt.config import RunConfig
 from mesaopt.training import RunFolder, Trainer, train
-from mesaopt.training.workers import Workers, part_size, training_workers
+from mesaopt.workers import Workers, part_size, training_workers
 
 RECIPES = ("lsa-1", "mesa-1", "hybrid-mesa", "mesanet-1", "tf-7-nonlinear", "ar-gaussian")
 
@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_whole_batches(tmp_path: Path) 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_results_are_in_the_order_of_the_items(count: int) -> None:
     with training_workers(count) as workers:
-        assert workers.map(lambda x: x * x, range(20)) == [x * x for x in range(20)]
+        assert list(workers.map(lambda x: x * x, range(20))) == [x * x for x in range(20)]
         threads = set(workers.map(lambda _: torch.get_num_threads(), range(20)))
         assert threads == {1}
         assert workers.later(lambda x, y: x + y, 2, 3)() == 5
@@ -144,7 +144,7 @@ def test_the_error_is_that_of_the_first_item_that_fails(count: int) -> None:
         return x
 
     with training_workers(count) as workers, pytest.raises(ValueError, match="item 2"):
-        workers.map(fail, range(10))
+        list(workers.map(fail, range(10)))
     assert threading.active_count() < 50, "threads end with their pool"
 
 

@@ -1,6 +1,6 @@
 """Candidate algorithms, their parameters fitted to the predictions of the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -202,12 +202,19 @@ class _Fitter:
             "norm": 1.0,
         }
         fits = {scaling: PolynomialFit(unit) for scaling, unit in units.items()}
-        for batch in self._batches(_FITTING_SEQUENCES):
-            states = batch.observed.double()
+        ridges = {scaling: self._ridge if scaling == "norm" else 0.0 for scaling in fits}
+
+        def products(batch: Batch) -> list[tuple[Tensor, Tensor]]:
+            states, targets = batch.observed.double(), batch.targets.double()
             context = context_of(states, inputs=self._mapped(states))
-            for scaling, fit in fits.items():
-                ridge = self._ridge if scaling == "norm" else 0.0
-                fit.add(terms(context, _DEGREE, scaling, ridge), batch.targets.double())
+            return [
+                fit.products(terms(context, _DEGREE, scaling, ridges[scaling]), targets)
+                for scaling, fit in fits.items()
+            ]
+
+        for each in self._validation(_FITTING_SEQUENCES).map(self.target, products):
+            for fit, (gram, cross) in zip(fits.values(), each, strict=True):
+                fit.add(gram, cross)
         return fits
 
     @cached_property
@@ -231,13 +238,10 @@ class _Fitter:
 
     @cached_property
     def _first(self) -> Batch:
-        return next(self._batches(1))
+        return next(self._validation(1).batches(self.target))
 
     def _validation(self, num_sequences: int) -> Evaluation:
         return Evaluation(num_sequences=num_sequences, seed=self.seed, split="validation")
-
-    def _batches(self, num_sequences: int) -> Iterator[Batch]:
-        return self._validation(num_sequences).batches(self.target)
 
     def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
         """Tune what has the unit of 1 / variance."""
@@ -251,12 +255,15 @@ class _Fitter:
 
     def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:
         """Fit the linear map [feature, dim] from features to the model's predictions."""
-        gram, cross = torch.zeros(()), torch.zeros(())
-        for batch in self._batches(_FITTING_SEQUENCES):
-            x = features(batch).double()
-            targets = batch.targets.double()
+
+        def products(batch: Batch) -> tuple[Tensor, Tensor]:
+            x, targets = features(batch).double(), batch.targets.double()
             y = targets.flatten()[:, None] if flat else targets.flatten(0, 1)
-            gram, cross = gram + x.mT @ x, cross + x.mT @ y
+            return x.mT @ x, x.mT @ y
+
+        gram, cross = torch.zeros(()), torch.zeros(())
+        for squares, crosses in self._validation(_FITTING_SEQUENCES).map(self.target, products):
+            gram, cross = gram + squares, cross + crosses
         return torch.linalg.lstsq(gram, cross, driver="gelsd").solution.to(torch.float32)
 
     def _mapped(self, observed: Tensor) -> Tensor | None:

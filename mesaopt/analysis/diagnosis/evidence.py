@@ -24,6 +24,7 @@ from mesaopt.analysis.probes import (
 )
 from mesaopt.models import SequenceModel
 from mesaopt.progress import OnProgress
+from mesaopt.tasks import Batch
 from mesaopt.theory import PUBLISHED_INVERSES
 
 _LATE = 4  # the last quarter of the positions
@@ -258,11 +259,12 @@ def _context_free_map(problem: InContextRegression, *, seed: int) -> Predictor:
     inputs: Predictor = lambda batch: (  # noqa: E731
         batch.observed if problem.inputs is None else problem.inputs(batch.observed)
     )
-    x, y = [], []
+
+    def pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+        return inputs(batch).flatten(0, 1), batch.targets.flatten(0, 1)
+
     validation = Evaluation(num_sequences=_PROBE_SEQUENCES, seed=seed, split="validation")
-    for batch in validation.batches(problem.task):
-        x.append(inputs(batch).flatten(0, 1))
-        y.append(batch.targets.flatten(0, 1))
+    x, y = zip(*validation.map(problem.task, pairs), strict=True)
     # In double precision: in single precision the last digits differ from process to process.
     matrix = torch.linalg.lstsq(torch.cat(x).double(), torch.cat(y).double()).solution
     return lambda batch: inputs(batch) @ matrix.to(batch.targets)

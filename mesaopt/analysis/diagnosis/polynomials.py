@@ -50,13 +50,16 @@ class PolynomialFit:
         self._gram = torch.zeros((), dtype=torch.float64)
         self._cross = torch.zeros((), dtype=torch.float64)
 
-    def add(
+    def products(
         self, terms: Float[Tensor, "term batch time dim"], target: Float[Tensor, "batch time dim"]
-    ) -> None:
-        """Add sequences: the terms, and the predictions of the model."""
+    ) -> tuple[Float[Tensor, "term term"], Float[Tensor, " term"]]:
+        """Multiply the terms of some sequences with each other, and with the predictions of the model."""
         scaled = (terms.flatten(1).T * self._units(len(terms))).T
-        self._gram = self._gram + scaled @ scaled.T
-        self._cross = self._cross + scaled @ target.flatten()
+        return scaled @ scaled.T, scaled @ target.flatten()
+
+    def add(self, gram: Float[Tensor, "term term"], cross: Float[Tensor, " term"]) -> None:
+        """Add sequences, by their :meth:`products`."""
+        self._gram, self._cross = self._gram + gram, self._cross + cross
 
     def coefficients(self, degree: int) -> Float[Tensor, " term"]:
         """Return the coefficients of the nearest polynomial of a degree."""

@@ -11,7 +11,7 @@ from mesaopt.analysis.diagnosis.candidates import Candidate
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.tasks import Task
+from mesaopt.tasks import Batch, Task
 
 PerSequence = Float[Tensor, " sequence"]
 
@@ -69,23 +69,20 @@ def score(
     Returns:
         The scores.
     """
-    size, error = [], []
-    distance: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
-    loss: dict[str, list[Tensor]] = {candidate.name: [] for candidate in candidates}
-    for batch in evaluation.batches(task):
+
+    def measure(batch: Batch) -> tuple[PerSequence, PerSequence, list[tuple[Tensor, Tensor]]]:
         predictions = predict(batch)
-        size.append(_square(predictions))
-        error.append(_square(predictions - batch.targets))
-        for candidate in candidates:
-            other = candidate.predict(batch)
-            distance[candidate.name].append(_square(predictions - other))
-            loss[candidate.name].append(_square(other - batch.targets) / 2)
-    return Scores(
-        torch.cat(size),
-        torch.cat(error),
-        {name: torch.cat(parts) for name, parts in distance.items()},
-        {name: torch.cat(parts).mean().item() for name, parts in loss.items()},
-    )
+        others = [candidate.predict(batch) for candidate in candidates]
+        scored = [(_square(predictions - x), _square(x - batch.targets) / 2) for x in others]
+        return _square(predictions), _square(predictions - batch.targets), scored
+
+    sizes, errors, scored = zip(*evaluation.map(task, measure), strict=True)
+    distance, loss = {}, {}
+    for candidate, parts in zip(candidates, zip(*scored, strict=True), strict=True):
+        distances, losses = zip(*parts, strict=True)
+        distance[candidate.name] = torch.cat(distances)
+        loss[candidate.name] = torch.cat(losses).mean().item()
+    return Scores(torch.cat(sizes), torch.cat(errors), distance, loss)
 
 
 def _square(x: Float[Tensor, "sequence time dim"]) -> PerSequence:
