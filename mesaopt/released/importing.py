@@ -18,7 +18,6 @@ from mesaopt.released.weights import weights_of
 from mesaopt.training import Checkpoint, RunFolder, Trainer
 from mesaopt.training.loop import metrics_line
 from mesaopt.training.trainer import TEST_SEED
-from mesaopt.workers import training_workers
 
 ORIGIN = "the authors' release"
 
@@ -154,8 +153,7 @@ def _read(network: Network, clone: Path) -> _Source:
 
 
 def _test_loss(source: _Source) -> float:
-    with training_workers(torch.get_num_threads()) as workers:
-        trainer = Trainer(source.config, torch.device("cpu"), workers=workers)
+    with Trainer.open(source.config, torch.device("cpu")) as trainer:
         trainer.model.load_state_dict(source.weights)
         return trainer.test_loss()
 

@@ -6,13 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from mesaopt.config import RunConfig
 from mesaopt.training.environment import resolve_device
 from mesaopt.training.seeds import SeedsTrainer
 from mesaopt.training.trainer import Trainer
-from mesaopt.workers import part_size, training_workers
 
 _WARM_UP, _TIMED = 2, 5  # steps
 
@@ -55,16 +52,11 @@ def step_cost(
     """
     configs = [replace(config, seed=seed) for seed in seeds or [config.seed]]
     where = resolve_device(device)
-    together = len(configs) > 1
     with contextlib.ExitStack() as stack:
-        if together:
+        if len(configs) > 1:
             trainer = SeedsTrainer(configs, where)
-        elif where.type != "cpu":
-            trainer = Trainer(config, where)
         else:
-            workers = stack.enter_context(training_workers(torch.get_num_threads()))
-            size = part_size(config.train.batch_size)
-            trainer = Trainer(configs[0], where, part_size=size, workers=workers)
+            trainer = stack.enter_context(Trainer.open(configs[0], where))
         times = []
         for step in range(_WARM_UP + _TIMED):
             started = time.perf_counter()

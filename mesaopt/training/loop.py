@@ -23,7 +23,7 @@ from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.run_folder import RunFolder
 from mesaopt.training.trainer import Trainer
-from mesaopt.workers import num_threads, training_workers
+from mesaopt.workers import num_threads
 
 OnStep = Callable[[int, float], None]
 """Called with the number of finished steps and the newest training loss."""
@@ -211,12 +211,12 @@ def train_in(
 def _trainer(folder: RunFolder, device: torch.device) -> Generator[Trainer]:
     """Make the trainer of a run: with workers, or as the version of the package that began the run did."""
     size = folder.part_size
-    if device.type != "cpu" or size is None:
-        with num_threads(folder.num_threads):
-            yield Trainer(folder.config, device)
+    if device.type == "cpu" and size is not None:
+        with Trainer.open(folder.config, device, size=size) as trainer:
+            yield trainer
         return
-    with training_workers(torch.get_num_threads()) as workers:
-        yield Trainer(folder.config, device, part_size=size, workers=workers)
+    with num_threads(folder.num_threads):
+        yield Trainer(folder.config, device)
 
 
 class Stepper(Protocol):

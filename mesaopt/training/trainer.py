@@ -1,7 +1,8 @@
 """The training steps of one run, with its batches and losses; :mod:`mesaopt.training.loop` calls them."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 from jaxtyping import Float, Inexact
@@ -13,7 +14,7 @@ from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
-from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers
+from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers, part_size, training_workers
 
 TEST_SEED = 0
 """Seed of the test sequences: the same for all runs, so that runs can be compared."""
@@ -125,6 +126,28 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = Optimizer(config.train, self.parameters)
         self._next: tuple[int, Callable[[], Batch]] | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, config: RunConfig, device: torch.device, *, size: int | None = None
+    ) -> Generator["Trainer"]:
+        """Make a trainer, on the CPU with as many workers as torch computes with.
+
+        Args:
+            config: of the run.
+            device: where to compute.
+            size: of a part on the CPU; that of a new run if not given.
+
+        Yields:
+            The trainer, whose workers end with the block.
+        """
+        if device.type != "cpu":
+            yield cls(config, device)
+            return
+        size = part_size(config.train.batch_size) if size is None else size
+        with training_workers(torch.get_num_threads()) as workers:
+            yield cls(config, device, part_size=size, workers=workers)
 
     def step(self, step: int) -> Float[Tensor, ""]:
         """Train on the batch of one step.
