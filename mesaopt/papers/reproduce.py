@@ -273,6 +273,9 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
                 f"out={str(out)!r}: holds results with other settings ({', '.join(different)} differ); "
                 "give the same settings or a new folder"
             )
+        if not files.exists(out / "DONE"):
+            for place in ("figures", "parts", "runs", *(f"runs/{name}" for name in plan.configs)):
+                files.inside(out, place)
     else:
         json_files.write(out / "config.json", settings)
     if not files.exists(out / "meta.json"):

@@ -133,6 +133,10 @@ class RunFolder:
         if there and (changes := differences(config, self.config)):
             changed = "; ".join(changes)
             raise RunError(f"{self.path}: holds a run with other settings ({changed})")
+        if there and not self.is_done:
+            files.inside(self.path, "checkpoints")
+            for step in self.steps:
+                files.inside(self.path, "checkpoints", self._checkpoint_path(step).name)
         return there
 
     @property

@@ -105,6 +105,24 @@ def test_runs_that_are_finished_are_not_timed_again(
     assert timed == [unfinished]
 
 
+@pytest.mark.parametrize("place", ["figures", "parts", "runs", "run"])
+def test_results_do_not_go_on_through_a_link(
+    results: Path, tiny_core: Study, tmp_path: Path, place: str
+) -> None:
+    out, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    shutil.copytree(results, out)
+    run = f"runs/{next(iter(tiny_core.plan('smoke').configs))}"
+    path = out / (run if place == "run" else place)
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere)
+    assert reproduce("core", scale="smoke", out=out, device="cpu", resume=True), "ended: only read"
+    (out / "DONE").unlink()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match="leads out of the folder"):
+        reproduce("core", scale="smoke", out=out, device="cpu", resume=True)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
 def test_other_settings_do_not_touch_a_folder(results: Path, tiny_core: Study) -> None:
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     with pytest.raises(RunError, match=r"other settings \(trainings differ\)"):

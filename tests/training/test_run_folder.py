@@ -339,6 +339,42 @@ def test_links_are_not_written_through(short_config: RunConfig, run: Path, tmp_p
     assert contents(elsewhere) == before
 
 
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints/step_000012", "checkpoints/step_000004"]
+)
+@pytest.mark.parametrize("target", ["there", "missing"])
+def test_a_run_does_not_go_on_through_a_link(
+    short_config: RunConfig, run: Path, tmp_path: Path, name: str, target: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run / name, elsewhere)
+    (run / name).symlink_to(elsewhere if target == "there" else tmp_path / "missing")
+    if target == "there":
+        assert load_run(run).metrics[-1]["step"] == 12, "an ended run is read"
+        assert train(short_config, run, resume=True, device="cpu").metrics[-1]["step"] == 12
+    (run / "DONE").unlink()
+    before = contents(elsewhere)
+    assert "leads out of the folder" in refused(run, short_config, resume=True)
+    with pytest.raises(RunError, match="leads out of the folder"):
+        train_seeds([short_config], [run], resume=True, device="cpu")
+    assert contents(elsewhere) == before
+    assert not (tmp_path / "missing").exists()
+
+
+def test_the_folder_of_a_run_may_be_a_link(
+    short_config: RunConfig, run: Path, tmp_path: Path
+) -> None:
+    metrics = (run / "metrics.jsonl").read_bytes()
+    (run / "DONE").unlink()
+    shutil.rmtree(run / "checkpoints" / "step_000012")
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    train(short_config, link, resume=True, device="cpu")
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert RunFolder(run).is_done
+    assert link.is_symlink()
+
+
 def test_another_default_dtype_changes_nothing(
     short_config: RunConfig, finished: Path, tmp_path: Path
 ) -> None:
