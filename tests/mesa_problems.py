@@ -80,3 +80,48 @@ def compare(inputs, mode, *, tolerance, **options):
         errors[f"d{name}"] = error(found, right)
     assert max(errors.values()) <= tolerance, errors
     return result
+
+
+def define_steps(q, k, v, *, ridge, beta, log_decay=None, ridge_mode, solver):
+    """Take the steps of Neumann or Chebyshev on dense matrices; also return their bounds."""
+    log_decay = torch.zeros_like(beta) if log_decay is None else log_decay
+    gram, cross, past = 0.0, 0.0, torch.zeros_like(beta[:, 0])
+    outputs, bounds = [], []
+    for t in range(q.shape[1]):
+        decay, strength = (x[:, t, :, None, None] for x in (log_decay.exp(), beta))
+        gram = decay * gram + strength * k[:, t, :, :, None] * k[:, t, :, None]
+        cross = decay * cross + strength * v[:, t, :, :, None] * k[:, t, :, None]
+        past = past + log_decay[:, t]
+        own = ridge * (past.exp()[..., None] if ridge_mode == "decayed" else 1.0)  # [B,H,K]
+        matrix = gram + torch.diag_embed(own.expand(q[:, t].shape))
+        least = own.amin(-1)[..., None, None]
+        bound = (gram.square().sum((-2, -1), keepdim=True) + least.square()).sqrt()
+        bound = bound + own.amax(-1)[..., None, None]
+        steps = _take_neumann_steps if type(solver).__name__ == "Neumann" else _take_chebyshev_steps
+        solution = steps(matrix, q[:, t].unsqueeze(-1), least, bound, solver.steps)
+        outputs.append((cross @ solution).squeeze(-1))
+        bounds.append(bound.squeeze(-1))
+    return torch.stack(outputs, dim=1), torch.stack(bounds, dim=1)
+
+
+def _take_neumann_steps(matrix, rhs, least, bound, steps):
+    solution = rhs
+    for _ in range(steps):
+        solution = solution + (rhs - matrix @ solution) / bound
+    return solution
+
+
+def _take_chebyshev_steps(matrix, rhs, least, bound, steps):
+    """Take the three-term form: another recursion of the same polynomials as the solver's."""
+    middle, radius = (bound + least) / 2, (bound - least) / 2
+    before, solution = rhs, rhs
+    ratio, weight = middle / radius, None
+    for step in range(steps):
+        residual = rhs - matrix @ solution
+        if step == 0:
+            before, solution = solution, solution + residual / middle
+            weight = 2.0 * torch.ones_like(ratio)
+            continue
+        weight = 1 / (1 - weight / (4 * ratio.square()))
+        before, solution = solution, before + weight * (solution - before + residual / middle)
+    return solution

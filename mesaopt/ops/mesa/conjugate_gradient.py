@@ -8,7 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops.mesa.preconditioner import Preconditioner, difference, precondition
-from mesaopt.ops.mesa.solver import TRACED_CHUNK_SIZE, Prepared, Solved, Solver
+from mesaopt.ops.mesa.solver import (
+    TRACED_CHUNK_SIZE,
+    Prepared,
+    Solved,
+    Solver,
+    rounding_level,
+)
 from mesaopt.ops.mesa.system import System, flatten, power_of_two, select
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.validation import check_number, traced
@@ -28,8 +34,9 @@ class ConjugateGradient(Solver):
 
     Every right-hand side is scaled to norm 1 first and there is no absolute tolerance, so solving for
     c b gives c times the solution. All positions step together; chunks whose positions are all done
-    leave. The residual that decides is the true one: where it is worse than the recursion says, the
-    recursion starts again from it, as long as that helps.
+    leave. A position whose right-hand side is not finite gets a NaN, and the others do not wait for it.
+    The residual that decides is the true one: where it is worse than the recursion says, the recursion
+    starts again from it, as long as that helps.
 
     Args:
         rtol: relative residual that every position must reach, > 0. None, the default, means 16 times the
@@ -112,10 +119,12 @@ def _iterate(
     max_steps: int,
 ) -> _Iterated:
     """Descend from the true residual until it is small, or no longer shrinks."""
-    group, eps = rhs.shape[:-2], torch.finfo(rhs.dtype).eps
+    group = rhs.shape[:-2]
     system = flatten(system, group)
     preconditioner = preconditioner and flatten(preconditioner, group)
     rhs = rhs.reshape(-1, *rhs.shape[-2:])  # [G,C,K]
+    spoiled = ~rhs.isfinite().all(-1, keepdim=True)  # positions without a solution
+    rhs = rhs.masked_fill(spoiled, 0.0)
     unit = power_of_two(rhs)
     rhs = rhs / unit
     scale = rhs.norm(dim=-1, keepdim=True)
@@ -125,7 +134,7 @@ def _iterate(
     steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
     goes_on = torch.ones_like(steps, dtype=torch.bool)
     for _ in range(_MAX_RESTARTS):
-        rounding = 16 * eps * (1 + (norm * solution.norm(dim=-1, keepdim=True)).amax((-2, -1)))
+        rounding = rounding_level(norm, solution)
         wanted = goes_on & (worst > rounding.clamp(min=rtol)) & (steps < max_steps)
         active = wanted.nonzero().squeeze(-1)
         if len(active) == 0:
@@ -143,8 +152,10 @@ def _iterate(
         worst[active[better]] = reached[better]
         steps[active] += more_steps
         goes_on[active] = reached < before / 2
-    rounding = 16 * eps * (1 + (norm * solution.norm(dim=-1, keepdim=True)).amax((-2, -1)))
-    parts = (solution * scale * unit, worst, steps, rounding)
+    rounding = rounding_level(norm, solution)
+    solution = (solution * scale * unit).masked_fill(spoiled, torch.nan)
+    worst = worst.masked_fill(spoiled.any(-2).squeeze(-1), torch.nan)
+    parts = (solution, worst, steps, rounding)
     return _Iterated(*(x.unflatten(0, group) for x in parts))
 
 

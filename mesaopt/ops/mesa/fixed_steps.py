@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, least_ridge
-from mesaopt.ops.mesa.system import System
+from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, least_ridge, squared_keys
+from mesaopt.ops.mesa.system import System, least_share
 from mesaopt.ops.validation import check_number
+
+# Rounding errors, as a share of the solution, beyond which a call runs in float64.
+_MAX_ROUNDING_GROWTH = 2.0**-15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,25 +20,28 @@ class _FixedSteps(Solver):
     steps: int = 30
 
     implicit: ClassVar[bool] = False
+    growth_order: ClassVar[int]
+    """Rounding errors grow as this power of the steps, until the steps have converged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("steps", self.steps, least=0)
 
     def doubts(self, system: System, prepared: Prepared) -> Bool[Tensor, "*group"]:
-        """Return where a ridge that decays is so small that its square, in the bounds, vanishes.
-
-        Rounding is no reason for doubt: what a few steps leave out is more.
-        """
-        least = least_ridge(system)
-        return least.square() < torch.finfo(least.dtype).tiny
+        """Return where rounding would change the answer of the steps, or bounds would vanish."""
+        least, kind = least_ridge(system), system.keys.dtype
+        growth = (squared_keys(system) / least).clamp(max=float(self.steps**self.growth_order))
+        smallest = least_share(kind) * system.scale().square()[..., 0, 0].clamp(min=1.0)
+        return ~(growth * torch.finfo(kind).eps <= _MAX_ROUNDING_GROWTH) | (least < smallest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neumann(_FixedSteps):
     """Take steps x <- x + (b - A x) / bound from x = b: a truncated Neumann series where the bound is 1.
 
-    The bound is that of the largest eigenvalue, from the Frobenius norm.
+    The bound is that of the largest eigenvalue, from the Frobenius norm. The answer is that of the steps,
+    not the solution: along an eigenvector of eigenvalue a they leave (1 - a / bound)^steps of the first
+    residual, and `info.residual` measures it. Calls whose steps float32 would spoil run in float64.
 
     Args:
         steps: 0 or more; with none, the solution is the right-hand side and mesa is linear attention.
@@ -55,9 +61,11 @@ class Neumann(_FixedSteps):
         tensor([1., 2., 3.])
     """
 
+    growth_order: ClassVar[int] = 1
+
     def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
         """Take the steps."""
-        bound, solution = system.frobenius_norm(), rhs
+        bound, solution = _bound(system), rhs
         for _ in range(self.steps):
             solution = solution + (rhs - system.multiply(solution)) / bound
         return self._measure(system, solution, rhs, self.steps)
@@ -67,7 +75,10 @@ class Neumann(_FixedSteps):
 class Chebyshev(_FixedSteps):
     """Take steps of the Chebyshev iteration from x = b, between bounds of the eigenvalues.
 
-    The bounds are the least ridge and, from the Frobenius norm, one of the largest eigenvalue.
+    The bounds are the least ridge and, from the Frobenius norm, one of the largest eigenvalue. The answer
+    is that of the steps, not the solution: they leave at most 2 exp(-2 steps (least / bound)^(1/2)) of
+    the first residual, and `info.residual` measures it. Calls whose steps float32 would spoil run in
+    float64.
 
     Args:
         steps: 0 or more; with none, the solution is the right-hand side and mesa is linear attention.
@@ -87,21 +98,29 @@ class Chebyshev(_FixedSteps):
         tensor([0.5000, 0.6667, 0.7500])
     """
 
+    growth_order: ClassVar[int] = 2
+
     def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
-        """Take the steps."""
-        bound, solution, steps = system.frobenius_norm(), rhs, self.steps
+        """Take the steps, with all numbers but the bound in units of the bound."""
+        bound, solution, steps = _bound(system), rhs, self.steps
         least = system.ridge.amin(-1, keepdim=True)
         if system.ridge_decays and system.since_start is not None:
             least = least * system.since_start
-        middle, radius = (bound + least) / 2, (bound - least) / 2
+        share = least / bound  # at most 1/2
+        middle, radius = (1 + share) / 2, (1 - share) / 2
         momentum = radius / middle
-        residual = rhs - system.multiply(solution) if steps else rhs
+        residual = (rhs - system.multiply(solution)) / bound if steps else rhs
         direction = residual / middle
         for step in range(steps):
             solution = solution + direction
             if step + 1 < steps:
-                residual = residual - system.multiply(direction)
+                residual = residual - system.multiply(direction) / bound
                 following = 1 / (2 * middle / radius - momentum)
                 direction = following * momentum * direction + 2 * following / radius * residual
                 momentum = following
         return self._measure(system, solution, rhs, steps)
+
+
+def _bound(system: System) -> Float[Tensor, "*group position 1"]:
+    """Bound the largest eigenvalues; where next to nothing is left of a matrix, derivatives stay finite."""
+    return system.frobenius_norm().clamp(min=least_share(system.keys.dtype))

@@ -122,11 +122,9 @@ class Solver(ABC):
         Returns:
             Whether the keys of a chunk add up to many more than the ridge.
         """
-        keys = system.keys if system.beta is None else system.keys * system.beta.sqrt()
-        total = keys.square().sum((-2, -1))
-        if system.start is not None:
-            total = total + system.start.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return ~(total * torch.finfo(keys.dtype).eps <= _MAX_TRUSTED_RATIO * least_ridge(system))
+        total, least = squared_keys(system), least_ridge(system)
+        info = torch.finfo(total.dtype)
+        return ~(total * info.eps <= _MAX_TRUSTED_RATIO * least) | (least < info.tiny)
 
     @abstractmethod
     def solve(
@@ -176,15 +174,37 @@ def least_ridge(system: System) -> Float[Tensor, "*group"]:
     return least * system.since_start.detach()[..., -1, 0]
 
 
+@torch.no_grad()
+def squared_keys(system: System) -> Float[Tensor, "*group"]:
+    """Add up the squared keys of every chunk and of what came before, each with its strength.
+
+    Args:
+        system: the matrices.
+
+    Returns:
+        A bound of the largest eigenvalue without the ridge, one number per chunk.
+
+    Example:
+        >>> one = torch.ones(2, 3, 1)
+        >>> squared_keys(System(one, one[:, :1])).tolist()
+        [3.0, 3.0]
+    """
+    squares = system.keys.square()
+    total = (squares if system.beta is None else squares * system.beta).sum((-2, -1))
+    if system.start is None:
+        return total
+    return total + system.start.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
 def rounding_level(
-    system: System,
+    norm: Float[Tensor, "*group position 1"],
     solution: Float[Tensor, "*group position key"],
     scale: Float[Tensor, "*group position 1"] | float = 1.0,
 ) -> Float[Tensor, "*group"]:
     """Return the relative residual that rounding alone explains at the worst position of every chunk.
 
     Args:
-        system: the matrices.
+        norm: bounds of the matrices, from :meth:`System.frobenius_norm`.
         solution: one solution per position.
         scale: norms of the right-hand sides.
 
@@ -193,11 +213,11 @@ def rounding_level(
 
     Example:
         >>> one = torch.ones(1, 1, 1)
-        >>> rounding_level(System(one, one), one / 2).item() < 1e-5
+        >>> rounding_level(2 * one, one / 2).item() < 1e-5
         True
     """
-    norm = system.frobenius_norm() * solution.norm(dim=-1, keepdim=True) / scale
-    return 16 * torch.finfo(solution.dtype).eps * (1 + norm.amax((-2, -1)))
+    product = norm * solution.norm(dim=-1, keepdim=True) / scale
+    return 16 * torch.finfo(solution.dtype).eps * (1 + product.amax((-2, -1)))
 
 
 @torch.no_grad()
@@ -216,8 +236,9 @@ def measure_rounding(
     """
     residual = system.relative_residual(solved.solution, rhs)
     unit = power_of_two(rhs)
-    norm = (rhs / unit).norm(dim=-1, keepdim=True)
-    accepted = rounding_level(system, solved.solution / unit, torch.where(norm == 0, 1.0, norm))
+    scale = (rhs / unit).norm(dim=-1, keepdim=True)
+    scale = torch.where(scale == 0, 1.0, scale)
+    accepted = rounding_level(system.frobenius_norm(), solved.solution / unit, scale)
     return solved._replace(
         residual=residual, accepted=accepted.nan_to_num(_MAX_ROUNDING).clamp(max=_MAX_ROUNDING)
     )

@@ -71,7 +71,8 @@ class System(NamedTuple):
         The norm is that of f_t start + sum_s D_ts beta_s k_s k_s^T, from inner products alone; the least
         ridge is added to it in quadrature, which keeps the square root differentiable at 0.
         """
-        keys, start, since_start = self.keys, self.start, self.since_start
+        unit, since_start = self.scale(), self.since_start
+        keys, start = self.keys / unit, None if self.start is None else self.start / unit.square()
         products = (keys @ keys.mT).square()
         weights = chunks.weigh_past(torch.ones_like(products), self.between)  # [*G,C,C]
         if self.beta is not None:
@@ -85,12 +86,27 @@ class System(NamedTuple):
             squared = squared + kept.square() * total
         decay = since_start if self.ridge_decays and since_start is not None else 1.0
         least, greatest = (
-            bound * decay
+            bound / unit.square() * decay
             for bound in (self.ridge.amin(-1, keepdim=True), self.ridge.amax(-1, keepdim=True))
         )
         # The root has no slope at 0, where squares of a ridge that decays may end.
         inner = squared.clamp(min=0.0) + least.square()
-        return greatest + inner.clamp(min=torch.finfo(inner.dtype).tiny).sqrt()
+        floor = least_share(inner.dtype) ** 2
+        return (greatest + inner.clamp(min=floor).sqrt()) * unit.square()
+
+    def scale(self) -> Float[Tensor, "*group 1 1"]:
+        """Return a power of two near the root of every chunk's largest number.
+
+        Keys divided by it can be squared twice.
+        """
+        largest_key = self.keys.detach().abs().amax((-2, -1), keepdim=True)
+        largest = torch.maximum(
+            largest_key, self.ridge.detach().amax((-2, -1), keepdim=True).sqrt()
+        )
+        if self.start is not None:
+            diagonal = self.start.detach().diagonal(dim1=-2, dim2=-1).clamp(min=0.0)
+            largest = torch.maximum(largest, diagonal.amax(-1)[..., None, None].sqrt())
+        return power_of_two(largest)
 
     def matrices(self) -> Float[Tensor, "*group position key key"]:
         """Form A_t for every position: for chunks of one position, where nothing is saved otherwise."""
@@ -121,6 +137,22 @@ class System(NamedTuple):
     def detach(self) -> "System":
         """Return the system without its history."""
         return _map(Tensor.detach, self)
+
+
+def least_share(dtype: torch.dtype) -> float:
+    """Return the least share of a chunk's scale that a bound of eigenvalues may be.
+
+    Args:
+        dtype: type of the numbers.
+
+    Returns:
+        A number whose inverse has a finite cube.
+
+    Example:
+        >>> least_share(torch.float64) < 1e-76
+        True
+    """
+    return float(torch.finfo(dtype).tiny) ** 0.25
 
 
 def power_of_two(x: Float[Tensor, "*group size"]) -> Float[Tensor, "*group 1"]:
