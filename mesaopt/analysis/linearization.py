@@ -1,7 +1,7 @@
 """Linearisation: the loss of a model with attention layers replaced by linear ones."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from mesaopt.models.mixers import make_mixer
 from mesaopt.models.random import keep_global_random
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Task, generator
+from mesaopt.workers import current_workers
 
 LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
 """Inputs and outputs of a layer."""
@@ -111,14 +112,13 @@ def linearize(
     _check_numbers(learning_rate, steps=steps, batch_size=batch_size)
     evaluation = Evaluation(num_sequences=num_sequences, seed=seed)
 
-    def batches() -> Iterator[list[LayerPairs]]:
-        for step in range(steps):
-            tokens = task.sample(batch_size, seed=seed, step=step).tokens
-            yield _pairs(model, chosen, tokens)
+    def pairs_of(step: int) -> list[LayerPairs]:
+        return _pairs(model, chosen, task.sample(batch_size, seed=seed, step=step).tokens)
 
     random = generator(seed, _STREAM)
     distilled = [_linear_twin(model.mixers[index], random) for index in chosen]
-    _learn(distilled, batches(), steps, learning_rate, on_progress)
+    pairs = current_workers().map(pairs_of, range(steps))
+    _learn(distilled, pairs, steps, learning_rate, on_progress)
 
     with evaluating(model):  # and copies of it
         predictors = {"original": _predictor(model)}
@@ -371,18 +371,23 @@ def _learn(
             weights = [weight for layer in layers for weight in layer.parameters()]
             optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        losses = [
-            ((student(x) - y) / scale).square().mean()
-            for student, scale, (x, y) in zip(students, scales, pairs, strict=True)
-        ]
-        optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        each = zip(students, scales, pairs, strict=True)
+        for student, slopes in zip(students, current_workers().map(_gradients, each), strict=True):
+            for weight, slope in zip(student.parameters(), slopes, strict=True):
+                weight.grad = slope
         optimizer.step()
         schedule.step()
         if on_progress is not None:
             on_progress(done, steps)
     for student in students:
         student.fold()
+
+
+def _gradients(problem: tuple[_Student, float, LayerPairs]) -> tuple[Tensor, ...]:
+    """Differentiate the mean squared error of a layer, in units of a scale, by its weights."""
+    student, scale, (x, y) = problem
+    loss = ((student(x) - y) / scale).square().mean()
+    return torch.autograd.grad(loss, list(student.parameters()))
 
 
 def _whitening(x: Float[Tensor, "batch time width"]) -> Float[Tensor, "width width"]:
