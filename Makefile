@@ -1,4 +1,4 @@
-# make demo    set up, train three small models and write results/index.html (about ten minutes)
+# make demo    set up, measure three trained models and show results/index.html (about a minute after set-up)
 # make test    set up and run the tests
 # make check   set up, then lint, formatting, types and tests
 # make clean   remove what the targets above made, results included
@@ -13,7 +13,7 @@ OUT ?= results
 .PHONY: demo demo-environment test check lint clean
 
 demo: $(VENV)/ready
-	$(VENV)/bin/mesaopt reproduce core --scale small --out $(OUT) --resume
+	$(VENV)/bin/mesaopt demo --out $(OUT)
 
 demo-environment: $(VENV)/ready
 

@@ -115,6 +115,22 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class Demo:
+    """Show the first paper's main result on one page, in about a minute.
+
+    Loads three trained models of the package, scores them next to gradient descent and least squares, takes
+    one apart, asks of one whether it is a mesa-optimizer, and shows the report in the web browser.
+    """
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    """Folder of the results, new or empty, or that of an earlier demo."""
+    train: bool = False
+    """Train the models first, which takes minutes."""
+    no_open: bool = False
+    """Do not show the report in the web browser."""
+
+
+@dataclass(frozen=True)
 class ImportReleased:
     """Make run folders of the weights that the first paper's authors released, from your own clone.
 
@@ -179,6 +195,7 @@ class Bench:
 Command = (
     List
     | Doctor
+    | Demo
     | Train
     | Evaluate
     | Diagnose

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mesaopt.training import Run, StepCost
     from mesaopt.zoo import Entry
 
+_DIAGNOSIS_SECONDS = 20.0
 _MOST_SEEDS, _MOST_SEQUENCES = 10**4, 10**8
 _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
@@ -56,6 +57,8 @@ def run(command: args.Command) -> int:
             return list_names(command)
         case args.Doctor():
             return doctor(command)
+        case args.Demo():
+            return demo(command)
         case args.Train():
             return train(command)
         case args.Evaluate():
@@ -150,6 +153,38 @@ def doctor(command: args.Doctor) -> int:
     print_table("this machine", rows)
     if free < 1:
         print("Less than 1 GiB of disk is free: runs may stop for lack of it.")
+    return 0
+
+
+def demo(command: args.Demo) -> int:
+    """Reproduce the main result from trained models, diagnose one, and show the page."""
+    from mesaopt import analysis, zoo
+    from mesaopt.papers import reproduce as papers
+    from mesaopt.progress import ProgressDisplay, Stage
+    from mesaopt.report import write_diagnosis, write_report
+    from mesaopt.tasks import make_task
+    from mesaopt.workers import parallel
+
+    study, runs = papers.get_study("core"), None if command.train else zoo.FOLDER
+    plan = papers.make_plan("core", scale="small")
+    seconds = _DIAGNOSIS_SECONDS + sum(figure.seconds[plan.scale] for figure in study.figures)
+    if runs is None:
+        seconds += sum(cost.seconds for cost in papers.costs(plan, device="cpu"))
+    models = "Training and measuring three models" if command.train else "Measuring three models"
+    print_line(f"{models}: about {duration(seconds)} here, once. Results go to {command.out}.")
+    papers.reproduce("core", out=command.out, resume=True, device="cpu", runs=runs)
+    run, stage = zoo.load("lsa-1"), Stage("diagnosis of lsa-1", 1, _DIAGNOSIS_SECONDS)
+    with ProgressDisplay([stage]) as display, parallel():
+        display.begin(stage.name)
+        task = make_task(run.config.task)
+        diagnosis = analysis.diagnose(run.model, task, on_progress=display.advance)
+    write_diagnosis(diagnosis, command.out / "diagnosis.html", name="lsa-1")
+    page = write_report(command.out)
+    print_line(diagnosis.verdict.sentence)
+    print_line(f"Report: {page}")
+    print_line(f"Diagnosis of lsa-1: {command.out / 'diagnosis.html'}")
+    if not command.no_open:
+        webbrowser.open(page.resolve().as_uri())
     return 0
 
 
@@ -312,7 +347,7 @@ def diagnose(command: args.Diagnose) -> int:
 
     run = load_run(zoo.locate(command.path), device="cpu", step=command.step)
     name = command.path.resolve().name + ("" if command.step is None else f", step {command.step}")
-    stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=20.0)
+    stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=_DIAGNOSIS_SECONDS)
     with ProgressDisplay([stage]) as display, parallel():
         display.begin(stage.name)
         try:

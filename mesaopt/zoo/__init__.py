@@ -225,6 +225,15 @@ def card(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def forget() -> None:
+    """Read the list of models again when it is needed, after one was added.
+
+    Example:
+        >>> forget()
+    """
+    _index.cache_clear()
+
+
 @functools.cache
 def _index() -> dict[str, dict[str, Any]]:
     """Read the list of models."""

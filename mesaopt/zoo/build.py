@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,55 @@ CHECKPOINTED = {*COMPARED["core"], *INTERPOLATED, *FOLLOWED}
 """Recipes of whose training a figure reads checkpoints."""
 _CHECKPOINT_BYTES = 3 * 2**20
 """Of one recipe, without the steps at which there are published numbers."""
+PUBLISHED = tuple(
+    recipe.name
+    for recipe in RECIPES.values()
+    if recipe.source != "family" and recipe.name not in ("tf-7-dim-40", "tf-7-dim-60")
+)
+"""Recipes that belong into the zoo: those of the two papers that a computer with two cores can train."""
+_PAGE = """# Trained models
+
+{count} trained models come with the package, {size:.1f} MB in all. Each was trained as published:
+the steps, batches and schedule of its recipe, with seed 0, by `mesaopt train`. `mesaopt list zoo`
+prints this table.
+
+```python
+import mesaopt
+
+run = mesaopt.load("lsa-1")          # model, configuration, learning curve
+print(run.metrics[-1]["test_loss"])
+print(mesaopt.zoo.card("lsa-1"))     # how it was trained, and how good it is
+```
+
+- `zoo:lsa-1` names a model wherever a run folder is asked for: `mesaopt evaluate zoo:lsa-1`,
+  `mesaopt diagnose zoo:lsa-1`.
+- `mesaopt reproduce core --from-zoo --scale paper` measures and judges a study on these models
+  without training any; `--from DIR` takes any other folder of run folders.
+- `mesaopt.load("lsa-1", step=300)` gives an earlier checkpoint. Checkpoints are kept where a figure
+  reads them.
+- Files are compared with their digests before they are used. A damaged one is an error that says
+  how to restore it.
+
+| model | steps | loss | published | checkpoints | kB |
+|---|---|---|---|---|---|
+{rows}
+
+Losses are means over positions and {sequences:,} fresh test sequences, with their standard error
+over sequences; most of a mean comes from the first positions, at which nothing can be learned yet.
+Published losses are those of the authors' own networks on their own sequences. A difference of a
+few standard errors is a difference of sequences.
+
+## Not trained yet
+
+These {num_waiting} recipes are not in the package. Each line trains one as published, in hours:
+
+```
+{waiting}
+```
+
+Who maintains the package adds a finished run with `python -m mesaopt.zoo.build
+runs/<recipe>-seed0`, which also writes this page anew.
+"""
 _COPIED = ("config.json", "meta.json", "metrics.jsonl", "DONE")
 
 
@@ -90,9 +140,44 @@ def _list(folder: Path, recipe: str, facts: dict[str, Any]) -> None:
     json_files.write(path, {name: index[name] for name in RECIPES if name in index})
 
 
+def page() -> str:
+    """Describe the zoo in Markdown: `docs/zoo.md`, which is written anew whenever a model is added."""
+    entries = [zoo.get(name) for name in zoo.names()]
+    rows = ["| " + " | ".join(_row(entry)) + " |" for entry in entries]
+    size = sum(entry.num_bytes for entry in entries) / 1e6
+    waiting = [name for name in PUBLISHED if name not in zoo.names()]
+    return _PAGE.format(
+        rows="\n".join(rows),
+        count=len(entries),
+        size=size,
+        sequences=zoo.LOSS_SEQUENCES,
+        waiting="\n".join(f"mesaopt train {name}" for name in waiting),
+        num_waiting=len(waiting),
+    )
+
+
+def _row(entry: zoo.Entry) -> list[str]:
+    published, error = entry.published_loss, entry.loss.error
+    return [
+        f"`{entry.recipe}`",
+        f"{entry.steps[-1]:,}",
+        f"{entry.loss.value:.4f} ± {error:.4f}",
+        "" if published is None else f"{published:.4f}",
+        str(len(entry.steps)),
+        f"{entry.num_bytes / 1000:,.0f}",
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Add runs, and write `docs/zoo.md` of the clone anew."""
+    for argument in arguments:
+        print(add(files.as_path(argument)))
+    zoo.forget()
+    files.write(zoo.FOLDER.parents[2] / "docs" / "zoo.md", page())
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        try:
-            print(add(files.as_path(argument)))
-        except MesaoptError as error:
-            sys.exit(str(error))
+    try:
+        main(sys.argv[1:])
+    except MesaoptError as error:
+        sys.exit(str(error))

@@ -9,7 +9,7 @@ import pytest
 from mesaopt import recipes, zoo
 from mesaopt.errors import RunError
 from mesaopt.training import train
-from mesaopt.zoo.build import add, kept_steps
+from mesaopt.zoo.build import PUBLISHED, add, kept_steps, page
 
 
 def test_a_model_that_is_added_again_is_the_same(tmp_path: Path) -> None:
@@ -48,3 +48,12 @@ def test_checkpoints_are_kept_where_a_figure_reads_them() -> None:
     assert {0, 200, 300, 400, 600, 1000, 2000, 2500, 3400, 3500} <= set(kept) < set(steps)
     other = replace(run, config=recipes.get("fixed-lsa-1"))
     assert kept_steps(other, steps) == [3500]
+
+
+def test_the_page_of_the_docs_is_up_to_date() -> None:
+    docs = zoo.FOLDER.parents[2] / "docs" / "zoo.md"
+    assert docs.read_text() == page(), "python -m mesaopt.zoo.build writes it anew"
+
+
+def test_everything_in_the_zoo_belongs_there() -> None:
+    assert set(zoo.names()) <= set(PUBLISHED)
