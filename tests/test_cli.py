@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,17 @@ SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     out = capsys.readouterr().out
-    for name in ("list", "doctor", "train", "evaluate", "reproduce", "claims", "report", "bench"):
+    for name in (
+        "list",
+        "doctor",
+        "demo",
+        "train",
+        "evaluate",
+        "reproduce",
+        "claims",
+        "report",
+        "bench",
+    ):
         assert name in out
 
 
@@ -31,6 +42,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("list", {"json"}),
         ("doctor", {"json"}),
+        ("demo", {"out", "train", "no-open"}),
         ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds"}),
         ("evaluate", {"sequences", "json"}),
         ("diagnose", {"step", "sequences", "out", "json"}),
@@ -510,3 +522,26 @@ def test_models_of_the_zoo_are_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'lsa-1'?" in capsys.readouterr().err
     assert run("reproduce", "core", "--from-zoo", "--from", "runs", "--dry-run") == 2
     assert "cannot be given with --from-zoo" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_demo_shows_trained_models_on_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mesaopt.papers.uncovering2023 import core
+
+    few = replace(core.STUDY.plans["small"], num_sequences=2048)
+    study = replace(core.STUDY, plans={**core.STUDY.plans, "small": few})
+    monkeypatch.setattr(core, "STUDY", study)
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    out = tmp_path / "results"
+    assert run("demo", "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Measuring three models: about ")
+    assert "It learns in context and predicts like an optimizer" in printed
+    assert "lsa-1" in (out / "diagnosis.html").read_text()
+    assert opened == [(out / "index.html").as_uri()]
+    assert not (out / "runs").exists()
+    assert run("demo", "--out", str(out), "--no-open") == 0  # nothing is measured again
+    assert len(opened) == 1
