@@ -36,9 +36,9 @@ prints this table.
 ```python
 import mesaopt
 
-run = mesaopt.load("lsa-1")          # model, configuration, learning curve
+run = mesaopt.load("lsa-1")  # model, configuration, learning curve
 print(run.metrics[-1]["test_loss"])
-print(mesaopt.zoo.card("lsa-1"))     # how it was trained, and how good it is
+print(mesaopt.zoo.card("lsa-1"))  # how it was trained, and how good it is
 ```
 
 - `zoo:lsa-1` names a model wherever a run folder is asked for: `mesaopt evaluate zoo:lsa-1`,
