@@ -19,12 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
-from mesaopt.ops.packing import Layout, lay_out
+from mesaopt.ops.packing import Layout
+from mesaopt.ops.segments import Inputs, run_operator
 from mesaopt.ops.state import (
     LinearState,
     Output,
-    cross_of,
-    full_precision,
     implicit_strength,
     online_step,
     working_type,
@@ -75,14 +74,12 @@ def delta_rule(
     """
     check_shapes(q, k, v, chunk_size)
     check_gates(q, beta=beta)
-    return _delta_rule(
-        q,
-        k,
-        v,
-        beta=beta,
+    return run_operator(
+        _delta_rule,
+        Inputs(q, k, v, beta),
         chunk_size=chunk_size,
-        initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        initial_state=initial_state,
     )
 
 
@@ -163,15 +160,12 @@ def gated_delta_rule(
     """
     check_shapes(q, k, v, chunk_size)
     check_gates(q, beta=beta, log_decay=log_decay)
-    return _delta_rule(
-        q,
-        k,
-        v,
-        beta=beta,
-        log_decay=log_decay,
+    return run_operator(
+        _delta_rule,
+        Inputs(q, k, v, beta, log_decay),
         chunk_size=chunk_size,
-        initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        initial_state=initial_state,
     )
 
 
@@ -255,15 +249,12 @@ def longhorn(
     """
     check_shapes(q, k, v, chunk_size)
     check_gates(q, beta=beta)
-    strength = implicit_strength(k, beta)
-    return _delta_rule(
-        q,
-        k,
-        v,
-        beta=strength,
+    return run_operator(
+        _longhorn,
+        Inputs(q, k, v, beta),
         chunk_size=chunk_size,
-        initial_state=initial_state,
         cu_seqlens=cu_seqlens,
+        initial_state=initial_state,
     )
 
 
@@ -301,37 +292,30 @@ def longhorn_step(
     return online_step(q, k, v, state, beta=beta, of_error=True, implicit=True)
 
 
-def _delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    beta: Tensor | None,
-    log_decay: Tensor | None = None,
-    chunk_size: int,
-    initial_state: LinearState | None,
-    cu_seqlens: Tensor | None,
-) -> Output:
-    """Run a delta rule on arguments that were checked."""
-    layout = lay_out(q, chunk_size, cu_seqlens)
-    cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
-    kind = working_type(q)
-    with full_precision(q):
-        queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
-        strength = None if beta is None else layout.cut_gate(beta.to(kind)).unsqueeze(-1)
-        decay = None if log_decay is None else chunks.decays(layout.cut_gate(log_decay.to(kind)))
-        if decay is None:
-            scores = chunks.causal_scores(queries, keys)
-        else:
-            scores = (queries @ keys.mT) * decay.between
-            queries = queries * decay.from_start
-        writes, starts, last = _write(
-            keys, values, strength=strength, decay=decay, cross=cross, layout=layout
-        )
-        out = scores @ writes
-        if starts is not None:
-            out = out + queries @ starts.mT
-    return Output(layout.join(out).to(q.dtype), LinearState(last))
+def _longhorn(layout: Layout, inputs: Inputs, state: LinearState | None) -> Output:
+    strength = implicit_strength(inputs.k, inputs.beta)
+    return _delta_rule(layout, inputs._replace(beta=strength), state)
+
+
+def _delta_rule(layout: Layout, inputs: Inputs, state: LinearState | None) -> Output:
+    """Run a delta rule, with gates or without."""
+    kind, beta, log_decay = working_type(inputs.q), inputs.beta, inputs.log_decay
+    queries, keys, values = (layout.cut(x.to(kind)) for x in inputs[:3])
+    strength = None if beta is None else layout.cut_gate(beta.to(kind)).unsqueeze(-1)
+    decay = None if log_decay is None else chunks.decays(layout.cut_gate(log_decay.to(kind)))
+    if decay is None:
+        scores = chunks.causal_scores(queries, keys)
+    else:
+        scores = (queries @ keys.mT) * decay.between
+        queries = queries * decay.from_start
+    cross = None if state is None else state.cross
+    writes, starts, last = _write(
+        keys, values, strength=strength, decay=decay, cross=cross, layout=layout
+    )
+    out = scores @ writes
+    if starts is not None:
+        out = out + queries @ starts.mT
+    return Output(layout.join(out), LinearState(last))
 
 
 def _write(

@@ -1,15 +1,16 @@
 """Linear attention without and with forgetting, chunk by chunk."""
 
+from typing import cast
+
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
-from mesaopt.ops.packing import lay_out
+from mesaopt.ops.packing import Layout
+from mesaopt.ops.segments import Inputs, run_operator
 from mesaopt.ops.state import (
     LinearState,
     Output,
-    cross_of,
-    full_precision,
     online_step,
     working_type,
 )
@@ -56,17 +57,24 @@ def linear_attention(
         [1.0, 2.0, 3.0]
     """
     check_shapes(q, k, v, chunk_size, allow_complex=True)
-    layout = lay_out(q, chunk_size, cu_seqlens)
-    cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
-    kind = working_type(q)
-    with full_precision(q):
-        queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
-        out = chunks.causal_scores(queries, keys) @ values
-        increments = values.mT @ keys
-        starts, last = layout.carry(chunks.sum_states, cross, increments)
-        if starts is not None:
-            out = out + queries @ starts.mT
-    return Output(layout.join(out).to(q.dtype), LinearState(last))
+    return run_operator(
+        _linear_attention,
+        Inputs(q, k, v),
+        chunk_size=chunk_size,
+        cu_seqlens=cu_seqlens,
+        initial_state=initial_state,
+    )
+
+
+def _linear_attention(layout: Layout, inputs: Inputs, state: LinearState | None) -> Output:
+    kind = working_type(inputs.q)
+    queries, keys, values = (layout.cut(x.to(kind)) for x in inputs[:3])
+    out = chunks.causal_scores(queries, keys) @ values
+    initial = None if state is None else state.cross
+    starts, last = layout.carry(chunks.sum_states, initial, values.mT @ keys)
+    if starts is not None:
+        out = out + queries @ starts.mT
+    return Output(layout.join(out), LinearState(last))
 
 
 def linear_attention_step(
@@ -142,20 +150,28 @@ def gated_linear_attention(
     """
     check_shapes(q, k, v, chunk_size)
     check_gates(q, beta=beta, log_decay=log_decay)
-    layout = lay_out(q, chunk_size, cu_seqlens)
-    cross = cross_of(initial_state, layout.sequences, q, v, "initial_state")
-    kind = working_type(q)
-    with full_precision(q):
-        queries, keys, values = (layout.cut(x.to(kind)) for x in (q, k, v))
-        if beta is not None:
-            values = values * layout.cut_gate(beta.to(kind)).unsqueeze(-1)
-        decay = chunks.decays(layout.cut_gate(log_decay.to(kind)))
-        increments = (values * decay.to_end).mT @ keys
-        out = ((queries @ keys.mT) * decay.between) @ values
-        starts, last = layout.carry(chunks.chain_states, cross, increments, decay.total)
-        if starts is not None:
-            out = out + (queries * decay.from_start) @ starts.mT
-    return Output(layout.join(out).to(q.dtype), LinearState(last))
+    return run_operator(
+        _gated_linear_attention,
+        Inputs(q, k, v, beta, log_decay),
+        chunk_size=chunk_size,
+        cu_seqlens=cu_seqlens,
+        initial_state=initial_state,
+    )
+
+
+def _gated_linear_attention(layout: Layout, inputs: Inputs, state: LinearState | None) -> Output:
+    kind = working_type(inputs.q)
+    queries, keys, values = (layout.cut(x.to(kind)) for x in inputs[:3])
+    if inputs.beta is not None:
+        values = values * layout.cut_gate(inputs.beta.to(kind)).unsqueeze(-1)
+    decay = chunks.decays(layout.cut_gate(cast(Tensor, inputs.log_decay).to(kind)))
+    increments = (values * decay.to_end).mT @ keys
+    out = ((queries @ keys.mT) * decay.between) @ values
+    initial = None if state is None else state.cross
+    starts, last = layout.carry(chunks.chain_states, initial, increments, decay.total)
+    if starts is not None:
+        out = out + (queries * decay.from_start) @ starts.mT
+    return Output(layout.join(out), LinearState(last))
 
 
 def gated_linear_attention_step(

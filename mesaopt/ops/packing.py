@@ -5,8 +5,10 @@ start at 0, never decrease and end at the length of the time axis, with a batch 
 are an empty sequence, whose state passes through unchanged. States have one entry per sequence.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -44,6 +46,12 @@ class Layout:
     """Positions of every packed sequence; None where sequences lie along the batch axis."""
     slots: Int[Tensor, " time"] | None = None
     """Place of each position among the positions of all chunks; None as above."""
+    whole: "Layout | None" = None
+    """The layout that this one is a part of, from :meth:`parts`."""
+    first_chunk: int = 0
+    """Chunks of the whole layout before this part."""
+    carried: int = 0
+    """Sequences that an earlier part begins and this one goes on with: its first ones."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -62,7 +70,56 @@ class Layout:
         """
         if self.lengths is None or self.slots is None:
             return replace(self, chunk_size=min(chunk_size, self.length))
-        return _lay_out_packed(self.lengths, chunk_size, self.slots.device)
+        return _lay_out_packed(
+            self.lengths, _packed_size(self.lengths, chunk_size), self.slots.device
+        )
+
+    def parts(self, counts: Sequence[int]) -> list["Layout"]:
+        """Cut the layout between chunks, into parts that follow one another in time.
+
+        Args:
+            counts: chunks of every part, 1 or more, which add up to those of the layout.
+
+        Returns:
+            A layout for every part. A sequence that goes on in the next part is the last of one and the
+            first of the other.
+
+        Example:
+            >>> layout = lay_out(torch.zeros(1, 9, 1, 3), 2, torch.tensor([0, 3, 3, 9]))
+            >>> [(part.lengths, part.carried) for part in layout.parts([1, 3, 1])]
+            [((2,), 0), ((1, 0, 4), 1), ((2,), 1)]
+        """
+        ends = list(accumulate(counts))
+        bounds = list(zip([0, *ends], ends, strict=False))
+        if self.lengths is None or self.slots is None:
+            return [self._part(begin, end) for begin, end in bounds]
+        return self._packed_parts(bounds, self.lengths, self.slots.device)
+
+    def _part(self, begin: int, end: int) -> "Layout":
+        length = min(end * self.chunk_size, self.length) - begin * self.chunk_size
+        size = min(self.chunk_size, length)
+        carried = self.sequences if begin else 0
+        return Layout(length, size, self.sequences, whole=self, first_chunk=begin, carried=carried)
+
+    def _packed_parts(
+        self, bounds: list[tuple[int, int]], lengths: tuple[int, ...], device: torch.device
+    ) -> list["Layout"]:
+        ends = list(accumulate(self.counts))  # of the sequences' chunks
+        begins = [0, *ends[:-1]]
+        parts, first = [], 0
+        for begin, end in bounds:
+            # An empty sequence goes with the one before it.
+            stop = max(bisect_right(ends, end), bisect_left(begins, end))
+            inside = []
+            for place in range(first, stop):
+                before = max(begin - begins[place], 0) * self.chunk_size
+                until = min((end - begins[place]) * self.chunk_size, lengths[place])
+                inside.append(until - before)
+            part = _lay_out_packed(tuple(inside), self.chunk_size, device)
+            carried = int(begins[first] < begin)
+            parts.append(replace(part, whole=self, first_chunk=begin, carried=carried))
+            first = stop - 1 if ends[stop - 1] > end else stop
+        return parts
 
     def cut(
         self, x: Float[Tensor, "batch time head dim"]
@@ -187,6 +244,8 @@ class Layout:
             >>> lay_out(torch.zeros(1, 5, 1, 3), 2, torch.tensor([0, 3, 5])).locate(0, 2)
             (1, 0)
         """
+        if self.whole is not None:
+            return self.whole.locate(batch, chunk + self.first_chunk)
         if self.lengths is None:
             return batch, chunk * self.chunk_size
         counts, sequence = self.counts, 0
@@ -221,13 +280,19 @@ def lay_out(
     batch, length = q.shape[:2]
     if cu_seqlens is None:
         return Layout(length, min(chunk_size, length), batch)
-    return _lay_out_packed(read_lengths(cu_seqlens, batch, length), chunk_size, q.device)
+    lengths = read_lengths(cu_seqlens, batch, length)
+    return _lay_out_packed(lengths, _packed_size(lengths, chunk_size), q.device)
 
 
-def _lay_out_packed(lengths: tuple[int, ...], chunk_size: int, device: torch.device) -> Layout:
+def _packed_size(lengths: tuple[int, ...], chunk_size: int) -> int:
+    """Return how long the chunks of packed sequences are."""
     size = min(chunk_size, max(lengths))
     while sum(-(-length // size) for length in lengths) * size > _MAX_FILLED * sum(lengths):
         size = (size + 1) // 2  # ends at 1, where nothing is filled up
+    return size
+
+
+def _lay_out_packed(lengths: tuple[int, ...], size: int, device: torch.device) -> Layout:
     each = torch.tensor(lengths)
     counts = (each + size - 1) // size
     # How far a sequence moves: from where it begins in time to where its first chunk begins.

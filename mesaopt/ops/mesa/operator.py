@@ -24,6 +24,7 @@ from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
 from mesaopt.ops.mesa.state import MesaState
 from mesaopt.ops.mesa.system import System
 from mesaopt.ops.packing import Layout, lay_out
+from mesaopt.ops.segments import Inputs, run_in_segments
 from mesaopt.ops.state import full_precision, working_type
 from mesaopt.ops.validation import (
     OnFailure,
@@ -183,7 +184,7 @@ def mesa(
     layout = lay_out(q, chunk_size, cu_seqlens)
     kind = working_type(q)
     gates = (None if x is None else x.to(kind) for x in (beta, log_decay))
-    inputs = _Inputs(q.to(kind), k.to(kind), v.to(kind), *gates)
+    inputs = Inputs(q.to(kind), k.to(kind), v.to(kind), *gates)
     if initial_state is not None:
         _check_mesa_state("initial_state", initial_state, layout.sequences, inputs.q, v)
     rows = ridge_per_channel(ridge, inputs.q)
@@ -258,14 +259,6 @@ def mesa_step(
     return result._replace(output=result.output.squeeze(1))
 
 
-class _Inputs(NamedTuple):
-    q: Float[Tensor, "batch time head key"]
-    k: Float[Tensor, "batch time head key"]
-    v: Float[Tensor, "batch time head value"]
-    beta: Float[Tensor, "batch time head"] | None
-    log_decay: Float[Tensor, "batch time head"] | None
-
-
 @dataclass(frozen=True)
 class _Call:
     """Everything decided about a call."""
@@ -284,11 +277,29 @@ def _check_mesa_state(name: str, state: MesaState, sequences: int, q: Tensor, v:
 
 def _run(
     call: _Call,
-    inputs: _Inputs,
+    inputs: Inputs,
     ridge: Float[Tensor, "head key"],
     initial: MesaState | None,
 ) -> MesaOutput:
-    """Carry the states, solve the chunks' systems, read out."""
+    """Run a call: in float64 if it is too ill-conditioned for float32."""
+
+    def run(layout: Layout, piece: Inputs, state: MesaState | None) -> MesaOutput | None:
+        return _run_segment(replace(call, layout=layout), piece, ridge, state)
+
+    joined = run_in_segments(run, call.layout, inputs, initial)
+    if joined is None:
+        return _run_in_double(call, inputs, ridge, initial)
+    infos = [result.info for result in joined.results]
+    return MesaOutput(joined.output, joined.state, _join_infos(call, infos))
+
+
+def _run_segment(
+    call: _Call,
+    inputs: Inputs,
+    ridge: Float[Tensor, "head key"],
+    initial: MesaState | None,
+) -> MesaOutput | None:
+    """Carry the states, solve the chunks' systems, read out; None where float32 is not enough."""
     layout = call.layout
     queries, keys, values = (layout.cut(x) for x in (inputs.q, inputs.k, inputs.v))  # [B,H,N,C,K]
     beta, gates = (
@@ -318,7 +329,7 @@ def _run(
     prepared = call.solver.prepare(system)
     doubtful = _is_doubtful(call, system, prepared)
     if doubtful and keys.dtype == torch.float32 and keys.device.type != "mps":
-        return _run_in_double(call, inputs, ridge, initial)
+        return None
     solved, out = solve_and_read(
         system,
         queries,
@@ -348,7 +359,7 @@ def _is_doubtful(call: _Call, system: System, prepared: Prepared) -> bool:
 
 
 def _run_in_double(
-    call: _Call, inputs: _Inputs, ridge: Float[Tensor, "head key"], initial: MesaState | None
+    call: _Call, inputs: Inputs, ridge: Float[Tensor, "head key"], initial: MesaState | None
 ) -> MesaOutput:
     """Run a call in float64 that is too ill-conditioned for float32."""
     tensors = {name: x.double() for name, x in inputs._asdict().items() if x is not None}
@@ -378,6 +389,17 @@ def _log_decays(
         totals = gates.sum(-2, keepdim=True)  # [B,H,N,1,1]
     starts, end = layout.carry(chunks.sum_states, first[..., None, None], totals)
     return starts, end[..., 0, 0]
+
+
+def _join_infos(call: _Call, infos: list[SolveInfo]) -> SolveInfo:
+    if len(infos) == 1:
+        return infos[0]
+    steps = torch.cat([info.steps for info in infos], dim=2)
+
+    def measure() -> Tensor:
+        return torch.cat([info.residual for info in infos], dim=2)
+
+    return SolveInfo(call.solver, call.reason, steps, call.layout, measure)
 
 
 def _inform(call: _Call, system: System, solved: Solved, queries: Tensor) -> SolveInfo:
