@@ -434,36 +434,47 @@ def _given_runs(command: args.Reproduce) -> Path | None:
 
 
 def _print_costs(plan: "Plan", device: str) -> int:
-    from mesaopt.papers.reproduce import costs, get_study
+    from mesaopt.papers.reproduce import get_study
     from mesaopt.training import peak_memory_bytes, resolve_device
 
     resolve_device(device)
     study = get_study(plan.what)
     figures = study.chosen(plan)
-    trainings = costs(plan, device=device)
-    if trainings:
-        rows = [
-            {
-                "run": cost.run,
-                "parameters": f"{cost.step.parameters:,}",
-                "steps": f"{cost.steps:,}",
-                "ms a step here": f"{cost.step.seconds * 1000:.1f}",
-                "time": duration(cost.seconds),
-            }
-            for cost in trainings
-        ]
-        print_table(f"{plan.what} at scale {plan.scale}: training", rows)
+    training = _print_trainings(plan, device)
     times = [figure.seconds[plan.scale] for figure in figures]
     rows = [
         {"figure": figure.name, "summary": figure.summary, "time": f"about {duration(seconds)}"}
         for figure, seconds in zip(figures, times, strict=True)
     ]
     print_table(f"{plan.what} at scale {plan.scale}: figures", rows)
-    seconds = sum(cost.seconds for cost in trainings) + sum(times)
     memory = peak_memory_bytes() + study.memory(plan)
-    print(f"time in all  about {duration(seconds)} here")
+    print(f"time in all  about {duration(training + sum(times))} here")
     print(f"memory       about {memory / 2**20:.0f} MiB here")
     return 0
+
+
+def _print_trainings(plan: "Plan", device: str) -> float:
+    """Print what each run costs as soon as it is known, and give the sum of the times."""
+    from mesaopt.papers.reproduce import costs
+
+    if not plan.configs:
+        return 0.0
+    width, total = max(map(len, plan.configs)), 0.0
+    print_line(f"{plan.what} at scale {plan.scale}: training")
+    columns = ("parameters", "steps", "ms a step here", "time")
+    print_line("  ".join(["run".ljust(width), *columns]))
+    for cost in costs(plan, device=device):
+        numbers = (
+            f"{cost.step.parameters:,}",
+            f"{cost.steps:,}",
+            f"{cost.step.seconds * 1000:.1f}",
+            duration(cost.seconds),
+        )
+        cells = (one.ljust(len(name)) for one, name in zip(numbers, columns, strict=True))
+        print_line("  ".join([cost.run.ljust(width), *cells]).rstrip())
+        total += cost.seconds
+    print_line("")
+    return total
 
 
 def import_released(command: args.ImportReleased) -> int:

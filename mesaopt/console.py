@@ -16,8 +16,8 @@ def print_json(value: Any) -> None:
 
 
 def print_line(text: object) -> None:
-    """Print one line, without control characters."""
-    print(printable(text))
+    """Print one line, without control characters, at once: also into a pipe."""
+    print(printable(text), flush=True)
 
 
 def print_table(title: str | None, rows: list[dict[str, str]]) -> None:

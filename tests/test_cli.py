@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from helpers import exit_status as run
 from toy_study import Toy
 
 from mesaopt import recipes
+from mesaopt.config import RunConfig
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Study
-from mesaopt.training import RunFolder
+from mesaopt.training import RunFolder, StepCost, StepCosts
 
 SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
 
@@ -164,6 +166,24 @@ def test_a_dry_run_prints_the_cost_and_touches_nothing(
     for word in ("25,600", "mesa-1-seed0", "time in all", "memory"):
         assert word in out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_each_cost_before_it_measures_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_core: Study
+) -> None:
+    printed: list[str] = []
+
+    class Spy(StepCosts):
+        def of(self, configs: Sequence[RunConfig]) -> StepCost:
+            printed.append(capsys.readouterr().out)
+            return super().of(configs)
+
+    monkeypatch.setattr("mesaopt.papers.reproduce.StepCosts", Spy)
+    assert run("reproduce", "core", "--scale", "smoke", "--dry-run", "--device", "cpu") == 0
+    title, first, second = printed
+    assert "core at scale smoke: training" in title
+    assert re.findall(r"^[\w-]+-seed\d", first, re.M) == ["lsa-1-seed0", "lsa-1-seed1"]
+    assert re.findall(r"^[\w-]+-seed\d", second, re.M) == ["lsa-2-notebook-seed0"]
 
 
 def test_reproduce_says_where_the_report_is_and_whether_all_claims_hold(

@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from mesaopt.training import (
     Run,
     RunFolder,
     StepCost,
+    StepCosts,
     describe,
     load_run,
     reserve_folder,
     resolve_device,
     run_name,
     seed_batches,
-    step_cost,
     train_seeds,
 )
 from mesaopt.workers import parallel
@@ -113,25 +113,21 @@ def make_plan(
     return get_study(name).plan(scale, seeds=seeds, figures=figures)
 
 
-def costs(plan: Plan, *, device: str = "auto") -> list[Cost]:
-    """Measure what the runs of a plan cost here, by a few steps of each recipe.
+def costs(plan: Plan, *, device: str = "auto") -> Iterator[Cost]:
+    """Estimate what the runs of a plan cost here; equal work is timed once, on part of a batch.
 
     Args:
         plan: the runs.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
 
-    Returns:
-        One entry per run.
+    Yields:
+        One entry per run, each as soon as it is known.
     """
-    by_recipe = {
-        group[0].recipe: step_cost(group[0], device, seeds=[config.seed for config in group])
-        for training in plan.trainings
-        for group in seed_batches(training.configs, device)[:1]
-    }
-    return [
-        Cost(run=name, steps=config.train.steps, step=by_recipe[config.recipe])
-        for name, config in plan.configs.items()
-    ]
+    steps = StepCosts(device)
+    for training in plan.trainings:
+        step = steps.of(seed_batches(training.configs, device)[0])
+        for config in training.configs:
+            yield Cost(run=run_name(config), steps=config.train.steps, step=step)
 
 
 def reproduce(

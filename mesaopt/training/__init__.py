@@ -1,7 +1,7 @@
 """Training: steps, loops over them, and run folders that a kill cannot spoil."""
 
 from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
-from mesaopt.training.estimate import StepCost, step_cost
+from mesaopt.training.estimate import StepCost, StepCosts, step_cost
 from mesaopt.training.loop import DivergedError, OnStep, Run, load_run, run_name, train
 from mesaopt.training.optimizer import Optimizer, learning_rate
 from mesaopt.training.run_folder import Checkpoint, RunFolder, reserve_folder
@@ -17,6 +17,7 @@ __all__ = [
     "RunFolder",
     "SeedsTrainer",
     "StepCost",
+    "StepCosts",
     "Trainer",
     "describe",
     "learning_rate",

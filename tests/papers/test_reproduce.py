@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mesaopt.papers.claims import read_claims
 from mesaopt.papers.laboratory import Plan
 from mesaopt.papers.plan import Study
 from mesaopt.papers.reproduce import STUDIES, costs, get_study, make_plan, redraw, reproduce
-from mesaopt.training import RunFolder, StepCost, run_name, step_cost, train
+from mesaopt.training import RunFolder, StepCost, StepCosts, run_name, train
 
 FIGURES = ["core-in-context-loss", "core-learning-curves", "core-weights", "core-coefficients"]
 
@@ -96,11 +97,12 @@ def test_runs_that_are_finished_are_not_timed_again(
     (out / "runs" / unfinished / "DONE").unlink()
     timed: list[str] = []
 
-    def spy(config: RunConfig, *args: object, **more: object) -> StepCost:
-        timed.append(run_name(config))
-        return step_cost(config, *args, **more)  # type: ignore[arg-type]
+    class Spy(StepCosts):
+        def of(self, configs: Sequence[RunConfig]) -> StepCost:
+            timed.extend(map(run_name, configs))
+            return super().of(configs)
 
-    monkeypatch.setattr("mesaopt.papers.reproduce.step_cost", spy)
+    monkeypatch.setattr("mesaopt.papers.reproduce.StepCosts", Spy)
     assert reproduce("core", scale="smoke", out=out, device="cpu", resume=True)
     assert timed == [unfinished]
 
@@ -178,10 +180,19 @@ def test_seeds_are_those_of_every_recipe() -> None:
 
 def test_costs_are_measured_for_every_run(tiny_core: Study) -> None:
     plan = tiny_core.plan("smoke")
-    found = costs(plan, device="cpu")
+    found = list(costs(plan, device="cpu"))
     assert [cost.run for cost in found] == list(plan.configs)
     assert [cost.step.parameters for cost in found] == [6400, 6400, 25_600, 12_804]
     assert all(cost.seconds > 0 for cost in found)
+
+
+def test_a_cost_is_known_before_the_next_one_is_measured(tiny_core: Study) -> None:
+    plan = tiny_core.plan("smoke")
+    bad = replace(plan.trainings[0], recipe="no-such-recipe")
+    found = costs(replace(plan, trainings=(*plan.trainings[:1], bad)), device="cpu")
+    assert next(found).step.parameters == 6400
+    with pytest.raises(ConfigError):
+        list(found)
 
 
 def test_figures_run_in_the_studys_order_and_share_what_is_measured(
@@ -213,7 +224,7 @@ def test_a_plan_without_training_has_seeds_of_its_own_or_none(toy: Toy) -> None:
     assert make_plan("toy", seeds=7).draws == 7
     with pytest.raises(ConfigError, match="seeds=7: what was chosen of toy has no seeds"):
         Plan(what="toy", scale="smoke").with_seeds(7)
-    assert costs(make_plan("toy")) == []
+    assert list(costs(make_plan("toy"))) == []
 
 
 def test_figures_that_were_finished_are_kept(tmp_path: Path, toy: Toy) -> None:
