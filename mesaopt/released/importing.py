@@ -58,7 +58,6 @@ class Imported:
         stored = self.network.stored
         return {
             "run": self.network.run,
-            "file": self.network.file,
             "steps": f"{self.steps:,}",
             "test loss here": f"{self.test_loss:.4g}",
             "stored by the authors": "none" if stored is None else f"{stored:.4g}",

@@ -247,7 +247,7 @@ _READING = 0.055
 
 def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     runs = compressed_runs(lab, "lsa-1")
-    if not runs:
+    if not runs or any(one.start > 0 for one in runs):  # imported weights have no beginning
         return
     published = lab.as_published("lsa-1")
     yield Claim(
@@ -287,7 +287,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
 def _six_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     recipe = _SIX_WIDE if compressed_runs(lab, _SIX_WIDE) else "lsa-6"
     runs = compressed_runs(lab, recipe)
-    if not runs or runs[0].end > _SHORT:
+    if not runs or runs[0].end > _SHORT or any(one.start > 0 for one in runs):
         return
     yield Claim(
         name="fig4-interpolated-six-start",

@@ -109,6 +109,8 @@ def test_runs_without_checkpoints_are_left_out_and_untrained_ones_fail(tmp_path:
     untrained = SequenceModel(recipes.get("lsa-1").sequence_model)
     lab = Laboratory(PLAN, {"lsa-1": [folder_of(tmp_path / "run", {0: untrained, 2: untrained})]})
     assert of_compression(compute(fig4, lab)) == {"fig4-interpolated-one-start": False}
+    late = folder_of(tmp_path / "late", {2: untrained})
+    assert of_compression(compute(fig4, Laboratory(PLAN, {"lsa-1": [late]}))) == {}, "no beginning"
 
 
 def losses(mean: float) -> InContextLoss:

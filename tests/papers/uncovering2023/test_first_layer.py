@@ -150,6 +150,14 @@ def test_runs_without_a_folder_are_drawn_as_they_are() -> None:
     assert claims["fig16-tf-7-binds"].passed
 
 
+def test_nothing_is_said_about_the_onset_in_weights_without_a_beginning(tmp_path: Path) -> None:
+    config, model = trained("tf-7")
+    run = save(tmp_path / "run", config, step_10000=model)
+    claims = compute(fig16, Laboratory(PLAN, {"tf-7": [run]})).claims
+    assert "fig16-tf-7-onset" not in claims
+    assert claims["fig16-tf-7-binds"].passed
+
+
 def sensitivity_claims(path: Path, **changes) -> dict[str, Claim]:
     """Claims of figure 16 about a run with other settings."""
     config, model = trained("tf-7")
