@@ -3,7 +3,7 @@
     python benchmarks/seed_noise.py runs/seed-noise
 
 trains seeds that no reproduction uses (about 40 minutes on two cores; stop it and start it again as you
-like) and prints the constants of mesaopt/papers/uncovering2023/core_claims.py.
+like) and prints the constants of core_milestones.py and core_claims.py in mesaopt/papers/uncovering2023.
 """
 
 import sys
@@ -19,7 +19,7 @@ from mesaopt.analysis import (
     in_context_loss,
     model_predictor,
 )
-from mesaopt.papers.uncovering2023.core_claims import LSA_1, LSA_2, MESA, SEED_STD
+from mesaopt.papers.uncovering2023.core_milestones import LSA_1, LSA_2, MESA, SEED_STD
 from mesaopt.tasks import LinearSystem
 from mesaopt.training import Run, load_run, train
 

@@ -347,7 +347,7 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"
     shown = [name for name in scales if name.startswith(("core", "toy"))]
-    core = ("in-context-loss", "learning-curves", "weights", "coefficients")
+    core = ("in-context-loss", "learning-curves", "weights", "coefficients", "ridge")
     assert shown == [
         "core",
         *(f"core/{name}" for name in core),

@@ -70,6 +70,7 @@ from mesaopt.analysis.weights import (
     block_energy,
     compress,
     effective_coefficients,
+    effective_ridges,
     interpolate,
     product_form,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "distil",
     "early_ascent",
     "effective_coefficients",
+    "effective_ridges",
     "evaluating",
     "few_shot_losses",
     "fit_polynomial",

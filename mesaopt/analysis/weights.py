@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.config import ModelConfig, differences
-from mesaopt.layers import SelfAttention
+from mesaopt.layers import Frame, MesaLayer, SelfAttention
 from mesaopt.models import Model, SequenceModel
 
 
@@ -180,6 +180,47 @@ def effective_coefficients(
     """
     key_query, value_output = (_diagonal_means(x, dim) for x in layer.head_products())
     return torch.einsum("hba,hc->abc", key_query, value_output[:, 0])
+
+
+@torch.no_grad()
+def effective_ridges(layer: MesaLayer, *, dim: int, slot: int) -> Float[Tensor, "head dim"]:
+    """Convert the ridges of a mesa layer into those of the same regression on the states themselves.
+
+    A layer regresses on its keys, k = W x with the states x of one slot. Their scale is free, and its ridge
+    means something next to it only: with r added to the Gram matrix of the keys,
+
+        K^T (K K^T + r I)^{-1} W = X^T (X X^T + r (W^T W)^{-1})^{-1},
+
+    K = W X, so that the regression on states has the ridge matrix r (W^T W)^{-1}. A learned lambda = 1 / r
+    says little by itself.
+
+    Args:
+        layer: one ridge per head; its keys read one slot, and no positions or norms.
+        dim: width of a slot, up to the width of a head.
+        slot: that of the regression inputs, counted from 0.
+
+    Returns:
+        The eigenvalues of r (W^T W)^{-1} of every head in float64, ascending.
+
+    Raises:
+        ValueError: there is no such slot, or the layer has another ridge or other keys.
+
+    Example:
+        >>> layer = MesaLayer(width=4, num_heads=1, head_dim=2)
+        >>> layer.key.weight.data = torch.tensor([[0.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
+        >>> effective_ridges(layer, dim=2, slot=1)  # 1 / 2^2
+        tensor([[0.2500, 0.2500]], dtype=torch.float64)
+    """
+    slots, ridge = layer.width // dim, layer.ridge.double()
+    if not 0 <= slot < slots:
+        raise ValueError(f"slot={slot}: must be between 0 and {slots - 1}")
+    if dim > layer.head_dim:
+        raise ValueError(f"dim={dim}: must be at most {layer.head_dim}, the width of a key")
+    if layer.frame != Frame() or ridge.dim() != 1:
+        raise ValueError("layer: must have one ridge per head, and keys without positions or norms")
+    keys = layer.key.weight.double().unflatten(0, (layer.num_heads, layer.head_dim))
+    keys = keys[..., slot * dim : (slot + 1) * dim]  # [H,K,D]
+    return ridge[:, None] / torch.linalg.eigvalsh(keys.mT @ keys).flip(-1)
 
 
 def block_energy(products: Float[Tensor, "*head width width"], dim: int) -> Float[Tensor, "*head"]:

@@ -12,13 +12,17 @@ from mesaopt.analysis import (
     block_energy,
     compress,
     effective_coefficients,
+    effective_ridges,
     interpolate,
     product_form,
 )
-from mesaopt.config import ModelConfig
-from mesaopt.layers import LinearSelfAttention
+from mesaopt.analysis.diagnosis.candidates import fit_ridge
+from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
+from mesaopt.config import LinearSystemConfig, ModelConfig
+from mesaopt.layers import Frame, LinearSelfAttention, MesaLayer
 from mesaopt.models import SequenceModel, make_model
-from mesaopt.theory import proposition_1, proposition_2, proposition_2_slots
+from mesaopt.tasks import LinearSystem, generator
+from mesaopt.theory import proposition_1, proposition_2, proposition_2_slots, ridge_least_squares
 
 EXACT = {
     "rtol": 1e-9,
@@ -228,3 +232,69 @@ def test_other_kinds_of_models_and_unlike_pairs_are_refused() -> None:
     for weight in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"weight=.*: must be between 0 and 1"):
             interpolate(model, model, weight)
+
+
+def mesa_of_states(scale: float, ridge: float, *, gain: float = 1.0) -> MesaLayer:
+    """One head on slots of width 3, of which the last gives keys: rotated states times a scale."""
+    layer = MesaLayer(width=12, num_heads=1, head_dim=5).double()
+    normal = torch.from_numpy(generator(0, "test").standard_normal((5, 3)))
+    rotation = torch.linalg.qr(normal).Q  # [5,3]
+    for weight in (layer.query.weight, layer.key.weight, layer.value.weight, layer.output.weight):
+        weight.data.zero_()
+    layer.key.weight.data[:, 9:] = scale * rotation
+    layer.query.weight.data[:, 6:9] = scale * rotation
+    layer.value.weight.data[:3, 6:9] = gain * torch.eye(3)
+    layer.output.weight.data[:3, :3] = torch.eye(3)
+    layer.inverse_ridge.data.fill_(1 / ridge)
+    return layer
+
+
+SYSTEMS = LinearSystem(
+    LinearSystemConfig(dim=3, length=9, token_slots=("zero", "current", "current", "previous"))
+)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("ridge", [0.1, 2.0])
+def test_larger_keys_are_a_smaller_ridge_on_the_states(scale: float, ridge: float) -> None:
+    layer, batch = mesa_of_states(scale, ridge), SYSTEMS.sample(16, seed=0, dtype=torch.float64)
+    effective = effective_ridges(layer, dim=3, slot=3)
+    torch.testing.assert_close(effective, torch.full((1, 3), ridge / scale**2).double())
+    predicted = layer(batch.tokens)[..., :3]
+    wanted = ridge_least_squares(batch.observed, ridge=ridge / scale**2)
+    torch.testing.assert_close(predicted, wanted, **EXACT)
+    target = ModelAsTarget(SYSTEMS, lambda b: layer(b.tokens.double())[..., :3].float())
+    assert fit_ridge(target) == pytest.approx(ridge / scale**2, rel=0.02)
+
+
+def test_a_larger_output_makes_up_for_shrinkage() -> None:
+    plain, larger = (
+        fit_ridge(ModelAsTarget(SYSTEMS, lambda b, m=m: m(b.tokens.double())[..., :3].float()))
+        for m in (mesa_of_states(1.0, 0.5), mesa_of_states(1.0, 0.5, gain=1.1))
+    )
+    assert larger < 0.9 * plain
+
+
+def test_ridges_of_skewed_keys_are_those_of_their_second_moments() -> None:
+    layer = MesaLayer(width=12, num_heads=2, head_dim=5).double()
+    layer.inverse_ridge.data = torch.tensor([0.5, 4.0]).double()
+    keys = layer.key.weight.detach().view(2, 5, 12)[..., 3:6]
+    wanted = [torch.linalg.eigvalsh(torch.linalg.inv(k.mT @ k)) for k in keys]
+    found = effective_ridges(layer, dim=3, slot=1)
+    torch.testing.assert_close(found, torch.stack([2.0 * wanted[0], 0.25 * wanted[1]]))
+
+
+@pytest.mark.parametrize(
+    ("layer", "dim", "slot", "message"),
+    [
+        (MesaLayer(12, 1, 5), 3, 4, "slot=4: must be between 0 and 3"),
+        (MesaLayer(12, 1, 2), 3, 0, "dim=3: must be at most 2, the width of a key"),
+        (MesaLayer(12, 1, 5, ridge_floor=0.1), 3, 0, "must have one ridge per head"),
+        (MesaLayer(12, 1, 5, frame=Frame(unit_keys=True)), 3, 0, "without positions or norms"),
+    ],
+)
+def test_layers_whose_ridge_means_something_else_are_refused(
+    layer: MesaLayer, dim: int, slot: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        effective_ridges(layer, dim=dim, slot=slot)

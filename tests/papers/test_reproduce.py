@@ -17,7 +17,13 @@ from mesaopt.papers.plan import Study
 from mesaopt.papers.reproduce import STUDIES, costs, get_study, make_plan, redraw, reproduce
 from mesaopt.training import RunFolder, StepCost, StepCosts, run_name, train
 
-FIGURES = ["core-in-context-loss", "core-learning-curves", "core-weights", "core-coefficients"]
+FIGURES = [
+    "core-in-context-loss",
+    "core-learning-curves",
+    "core-weights",
+    "core-coefficients",
+    "core-ridge",
+]
 
 
 def test_every_figure_is_saved_in_three_formats_with_its_numbers(results: Path) -> None:

@@ -1,7 +1,7 @@
 """Candidate algorithms, their parameters fitted to the predictions of the model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -93,6 +93,30 @@ def fit_candidates(
 
 NUM_CANDIDATES = 4 + 2 * len(_STEPS) + 1 + len(_DEGREES) + len(_ITERATIONS)
 """Number of candidates that :func:`fit_candidates` fits."""
+
+
+def fit_ridge(target: ModelAsTarget, inputs: InputMap | None = None, *, seed: int = 0) -> float:
+    """Find the ridge with which least squares comes nearest to a model.
+
+    Args:
+        target: the task whose targets are the model's predictions.
+        inputs: from observations to regression inputs; None: the observations.
+        seed: of the sequences.
+
+    Returns:
+        The ridge, to 1 in 1000 of its range of nine decades.
+    """
+    evaluation = Evaluation(num_sequences=_TUNING_SEQUENCES, seed=seed, split="validation")
+    observed = next(replace(evaluation, num_sequences=1).batches(target)).observed
+    variance = _variance_of(observed if inputs is None else inputs(observed))
+    bounds = (1e-5 * variance, 1e4 * variance)
+    found = tune_ridge(target, inputs=inputs, bounds=bounds, tolerance=1e-3, evaluation=evaluation)
+    return found.value
+
+
+def _variance_of(inputs: Tensor) -> float:
+    """Mean square of a coordinate of regression inputs: the unit of ridges and of 1 / step size."""
+    return inputs.square().mean().item()
 
 
 @dataclass(frozen=True)
@@ -219,18 +243,11 @@ class _Fitter:
 
     @cached_property
     def _ridge(self) -> float:
-        return tune_ridge(
-            self.target,
-            inputs=self.inputs,
-            bounds=(1e-5 * self._variance, 1e4 * self._variance),
-            tolerance=1e-3,
-            evaluation=self._validation(_TUNING_SEQUENCES),
-        ).value
+        return fit_ridge(self.target, self.inputs, seed=self.seed)
 
     @cached_property
     def _variance(self) -> float:
-        """Mean square of a coordinate of the regression inputs: the unit of ridges and of 1 / step size."""
-        return self._inputs(self._first).square().mean().item()
+        return _variance_of(self._inputs(self._first))
 
     @property
     def _length(self) -> int:

@@ -47,6 +47,10 @@ CONSTRUCTION = "Proposition 1 weights"
 OFFICIAL = ", official"
 """Marks algorithms that leave out the newest pair, as the authors' code does."""
 
+LATE = slice(10, None)
+"""Positions from the eleventh on, of systems of dimension 10. Until then a context has fewer pairs than W
+has columns, nobody can know W, and mean losses are almost these positions' alone."""
+
 TASKS = {
     "linear": "linear",
     "partial": "partial",

@@ -7,10 +7,13 @@ from laboratories import compute
 
 from mesaopt.papers.reproduce import get_study
 from mesaopt.papers.uncovering2023.core import STUDY as CORE
-from mesaopt.papers.uncovering2023.core_claims import construction_errors, milestones
-from mesaopt.papers.uncovering2023.laboratory import Laboratory, compare, slot_coefficients
+from mesaopt.papers.uncovering2023.core_claims import construction_errors
+from mesaopt.papers.uncovering2023.core_milestones import milestones
+from mesaopt.papers.uncovering2023.core_ridge import RIDGE, ridges
+from mesaopt.papers.uncovering2023.laboratory import LATE, Laboratory, compare, slot_coefficients
 from mesaopt.papers.uncovering2023.published import LEARNING, MILESTONES
 from mesaopt.training import load_run
+from mesaopt.zoo import load
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,60 @@ def test_claims_and_circles_belong_to_the_same_published_curves() -> None:
     for recipe, steps in MILESTONES.items():
         for step, loss in steps.items():
             assert loss == pytest.approx(LEARNING[recipe][step], abs=6e-4), "printed to 3 digits"
+
+
+@pytest.fixture(scope="module")
+def zoo_lab() -> Laboratory:
+    """The mesa layer of the zoo, trained as published, next to untrained others."""
+    plan = replace(get_study("core").plans["small"], num_sequences=512)
+    return Laboratory(plan, {name: [load(name)] for name in ("lsa-1", "lsa-2-notebook", "mesa-1")})
+
+
+def test_the_mean_hides_that_the_mesa_layer_is_above_least_squares_late(
+    zoo_lab: Laboratory,
+) -> None:
+    losses = compare(zoo_lab, "core").losses
+    mesa, exact = losses["mesa-1"].curve, losses["least squares"].curve
+    assert mesa[:10].sum() > 0.97 * mesa.sum()
+    assert exact[:10].sum() > 0.99 * exact.sum()
+    assert mesa.mean() < 1.05 * exact.mean(), "as the claim about means has it"
+    torch.testing.assert_close(mesa[:6], exact[:6], rtol=0.01, atol=0)
+    wanted = {11: 12.9, 20: 4.3, 50: 2.2}
+    found = {position: (mesa / exact)[position - 1].item() for position in wanted}
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+def test_the_ridges_of_the_mesa_layer_are_bridged_and_fall(zoo_lab: Laboratory) -> None:
+    computed = compute(RIDGE, zoo_lab)
+    (by_step,) = ridges(zoo_lab)
+    assert max(by_step) == 4500
+    fitted = [one.fitted for one in by_step.values()]
+    assert fitted == sorted(fitted, reverse=True)
+    last = by_step[4500]
+    assert last.fitted == pytest.approx(0.089, abs=0.002)
+    assert all(0.10 < ridge < 0.14 for ridge in last.effective)
+    assert all(0.65 < ridge < 0.70 for ridge in last.learned), "lambda near 1.5"
+    assert set(computed.panels) == {"ridges", "ratios"}
+    assert computed.verdicts == dict.fromkeys(
+        ("mesa-1-late-positions", "mesa-1-own-ridge", "mesa-1-two-ridges", "mesa-1-ridge-falls"),
+        True,
+    )
+
+
+def test_late_positions_are_not_judged_of_shorter_trainings(results: Path) -> None:
+    plan, runs = get_study("core").plans["smoke"], {}
+    for path in sorted((results / "runs").iterdir()):
+        run = load_run(path, device="cpu")
+        runs.setdefault(run.config.recipe, []).append(run)
+    computed = compute(RIDGE, Laboratory(plan, runs))
+    assert computed.claims == {}
+    assert computed.panels["ridges"].rows
+
+
+def test_early_positions_are_those_with_fewer_pairs_than_dimensions(zoo_lab: Laboratory) -> None:
+    (run,) = zoo_lab.trained("mesa-1")
+    assert run.config.task.dim == LATE.start
+    a, b = (compare(zoo_lab, "core").losses[name] for name in ("mesa-1", "least squares"))
+    ratio = compare(zoo_lab, "core").ratio("mesa-1", "least squares", LATE)
+    assert ratio is not None
+    assert ratio.value == pytest.approx((a.curve[10:].mean() / b.curve[10:].mean()).item())
