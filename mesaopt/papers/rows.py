@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Rows = list[dict[str, Any]]
-"""Records of numbers, all with the same keys; a value is a number, a string or None."""
+"""Records of numbers; a value is a number, a string or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,8 @@ def table(rows: Rows) -> str:
     """Write rows as CSV.
 
     Args:
-        rows: one dictionary per row, all with the same keys.
+        rows: one dictionary per row; panels of one figure may have keys of their own, which are empty in
+            the rows of the others.
 
     Returns:
         The text, with a header.
@@ -40,7 +41,8 @@ def table(rows: Rows) -> str:
         <BLANKLINE>
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -30,3 +30,10 @@ def test_what_is_no_number_survives() -> None:
     (row,) = read_table(table([{"x": math.nan, "y": math.inf, "z": True}]))
     assert math.isnan(row["x"])
     assert (row["y"], row["z"]) == (math.inf, True)
+
+
+def test_panels_with_keys_of_their_own_share_a_table() -> None:
+    rows = [{"step": 1, "ridge": 0.5}, {"step": 1, "position": 2, "ratio": 1.5}]
+    first, second = read_table(table(rows))
+    assert first == rows[0] | {"position": None, "ratio": None}
+    assert second == {"step": 1, "ridge": None, "position": 2, "ratio": 1.5}
