@@ -66,7 +66,8 @@ def compute(figure: Figure[Any], lab: Laboratory) -> Computed:
     """Measure a figure, draw it from what its files would hold, and judge its claims."""
     panels = measure(figure, lab)
     if panels:
-        draw(figure, {n: replace(d, rows=_saved(d.rows)) for n, d in panels.items()})
+        rows = iter(_saved([row for data in panels.values() for row in data.rows]))
+        draw(figure, {n: replace(d, rows=[next(rows) for _ in d.rows]) for n, d in panels.items()})
     claims = {claim.name: claim for claim in judge(figure, lab)}
     return Computed(panels, claims, figure.settings(lab) if panels else {})
 
