@@ -34,10 +34,12 @@ def test_every_file_it_names_is_there() -> None:
 
 
 def test_every_command_it_shows_is_one() -> None:
-    shown = set(re.findall(r"`mesaopt (\w+)", README))
+    shown = set(re.findall(r"`mesaopt ([\w-]+)", README))
     assert shown == {
         *(
             "list",
+            "demo",
+            "import-released",
             "reproduce",
             "claims",
             "train",

@@ -166,8 +166,9 @@ def test_a_chunk_knows_its_sequence_and_position() -> None:
     q = torch.zeros(1, 12, 2, 3)
     layout = lay_out(q, 4, torch.tensor([0, 3, 3, 12]))
     assert [layout.locate(0, chunk) for chunk in range(4)] == [(0, 0), (2, 0), (2, 4), (2, 8)]
-    q[0, 8, 1] = 1.0  # the only system with a solution other than 0
-    k, v = torch.randn(2, 1, 12, 2, 3)
+    # The only system with a solution other than 0, of numbers whose products are all rounded.
+    q[0, 8, 1] = torch.tensor([0.3, 0.7, 1.1])
+    k, v = torch.randn(2, 1, 12, 2, 3, generator=torch.Generator().manual_seed(0))
     info = mesa(
         q, k, v, ridge=1.0, chunk_size=4, cu_seqlens=torch.tensor([0, 3, 3, 12]),
     ).info  # fmt: skip

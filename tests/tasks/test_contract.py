@@ -271,7 +271,9 @@ def test_a_gpu_sees_the_same_batch(name: str) -> None:
 
 def test_the_example_of_the_documentation_runs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    exec(compile(code, "tasks.md", "exec"), {})
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert examples
+    for code in examples:
+        exec(compile(code, "tasks.md", "exec"), {})
     for name in recipes.TASKS.keys() - {"linear-text", "partial-text", "nonlinear-text"}:
         assert name.startswith("few-shot") or f"`{name}`" in page, name
