@@ -57,8 +57,8 @@ def test_claims_come_first_then_figures_then_the_environment(folder: Path) -> No
         assert claim.id in html
         assert claim.threshold in html
     assert html.count('class="claim"') == len(read_claims(folder))
-    assert html.count("<figure") == 4
-    assert html.count("data:text/csv;base64,") == 4
+    assert html.count("<figure") == 5
+    assert html.count("data:text/csv;base64,") == 5
 
 
 def test_names_inside_drawings_are_unique_and_found(folder: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_browser_shows_every_claim_and_misses_nothing(
     assert text, "the page did not load"
     found = json.loads(text.group(1).replace("&quot;", '"'))
     assert found["claims"] == len(read_claims(folder))
-    assert found["drawings"] == 4
+    assert found["drawings"] == 5
     assert found["fetched"] == []
     assert found["overflow"] <= 0
 
