@@ -16,6 +16,9 @@ STANDARD_ERRORS = 3.0
 """A limit is widened by this many standard errors of the measured number: a true claim then fails by
 chance about once in 400 times."""
 
+ROUNDING = "rounding"
+"""Where claims about rounding alone are shown: behind all figures."""
+
 _SAVED = {
     "id": str,
     "paper": str,
@@ -75,6 +78,9 @@ class Claim:
     """The paper's package, such as "uncovering2023"; filled in like `study`."""
     scale: str = ""
     """Scale of the measurement: smoke, small or paper; filled in like `study`."""
+    shown_in: str = ""
+    """Name of the figure of the study in which the number can be seen, or `ROUNDING`; filled in with the
+    figure that judges it where there is none."""
 
     @property
     def id(self) -> str:
@@ -152,6 +158,7 @@ class Claim:
             "threshold": list(self.limits),
             "passed": self.passed,
             "basis": self.why,
+            **({"shown_in": self.shown_in} if self.shown_in else {}),
         }
 
     @classmethod
@@ -165,6 +172,7 @@ class Claim:
             measured=math.nan if data["value"] is None else data["value"],
             low=low,
             high=high,
+            shown_in=data.get("shown_in", ""),  # not in claims of earlier versions
             **{key: data[key] for key in ("paper", "figure", "statement", "scale", "basis")},
         )
 
@@ -189,6 +197,8 @@ def read_claims(folder: Path) -> list[Claim]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: is not a list of claims: {error!r}") from None
     for claim in claims:
+        if not isinstance(claim.shown_in, str):
+            raise RunError(f"{path}: is damaged: shown_in={claim.shown_in!r}: must be text")
         if claim.low is None and claim.high is None:
             raise RunError(f"{path}: is damaged: {claim.id!r} has no limit: must have one or two")
     return claims

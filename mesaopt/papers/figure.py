@@ -122,6 +122,8 @@ class Figure(Generic[L]):
     """One line for `mesaopt list` and the headings of the report."""
     caption: str | Callable[[L], str]
     """The text below it: the drawing explained, and how the paper's differs."""
+    message: str = ""
+    """One sentence above it: what there is to see."""
     recipes: tuple[str, ...] = ()
     """Recipes whose runs it reads."""
     needs_runs: bool = True
@@ -183,6 +185,7 @@ def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:
     description = {
         "id": name,
         "title": figure.title,
+        "message": figure.message,
         "caption": figure.caption(lab) if callable(figure.caption) else figure.caption,
         "settings": _settings(figure, lab),
         "seconds": round(time.perf_counter() - started, 2),

@@ -16,6 +16,26 @@ def _no_memory(_: Plan) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """The paper that a study reproduces."""
+
+    title: str
+    authors: str
+    url: str
+    """Where it can be read; https."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """A number at the head of the report: that of a claim, and what it says."""
+
+    claim: str
+    """Name of the claim that measures it."""
+    text: str
+    """What the number is, as the end of a sentence that begins with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study(Generic[L]):
     """Something that `mesaopt reproduce` knows: its plans by scale, and its figures."""
 
@@ -36,6 +56,9 @@ class Study(Generic[L]):
     """Whether a figure needs runs of all its recipes; otherwise it leaves out what has no runs."""
     memory: Callable[[Plan], int] = _no_memory
     """Rough memory that measuring needs beyond that of the program, in bytes."""
+    source: Source | None = None
+    headlines: tuple[Headline, ...] = ()
+    """Numbers for the head of the report; the first three that were measured are shown."""
 
     def plan(self, scale: str, *, seeds: int | None = None, figures: Sequence[str] = ()) -> Plan:
         """Give the plan of a scale.

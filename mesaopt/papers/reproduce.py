@@ -229,7 +229,8 @@ def _reproduce_in(
         "title": study.title,
         "introduction": f"{study.introduction} {_origin(plan, trained)}".strip(),
         "figures": [name for one in finished for name in one.figures],
-        "headings": _headings(figures, finished),
+        "source": None if study.source is None else to_dict(study.source),
+        "headlines": _headlines(study, claims),
         "runs": [_run_summary(run) for run in trained],
     }
     json_files.write(out / "figures" / "index.json", index)
@@ -351,7 +352,13 @@ def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path)
     started = time.perf_counter()
     name = save_figure(figure, lab, out / "figures")
     claims = [
-        replace(claim, study=study.name, paper=study.paper, scale=lab.plan.scale)
+        replace(
+            claim,
+            study=study.name,
+            paper=study.paper,
+            scale=lab.plan.scale,
+            shown_in=claim.shown_in or figure.name,
+        )
         for claim in judge(figure, lab)
     ]
     value = {
@@ -379,11 +386,11 @@ def _read_finished(path: Path) -> _Finished:
         raise RunError(f"{path}: {problem}") from None
 
 
-def _headings(figures: Sequence[Figure[Any]], finished: Sequence[_Finished]) -> dict[str, str]:
-    """Give the headings that the report writes above claims, by the id of a figure's first claim."""
-    headings = {
-        one.claims[0].id: f"{figure.name} · {figure.summary}"
-        for figure, one in zip(figures, finished, strict=True)
-        if one.claims
-    }
-    return headings if len(headings) > 1 else {}
+def _headlines(study: Study[Any], claims: Sequence[Claim]) -> list[dict[str, str]]:
+    """Give the numbers for the head of the report, by the ids of their claims, as far as measured."""
+    measured = {claim.name: claim.id for claim in claims}
+    return [
+        {"claim": measured[headline.claim], "text": headline.text}
+        for headline in study.headlines
+        if headline.claim in measured
+    ][:3]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from mesaopt import files, json_files
 from mesaopt.errors import RunError
-from mesaopt.papers.claims import read_claims
+from mesaopt.papers.claims import ROUNDING, Claim, read_claims
 from mesaopt.report.svg import inline
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -27,9 +27,13 @@ _INDEX = {
     "title": str,
     "introduction": str,
     "figures": [str],
-    "headings": {str: str},
     "runs": [_RUN],
 }
+_SOURCE = {"title": str, "authors": str, "url": str}
+_HEADLINE = {"claim": str, "text": str}
+_ADDRESS = re.compile(r"https://[A-Za-z0-9./_-]{1,200}")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What a browser may do for the page, should anything of a stranger ever get through."""
 _META = {
     "started": str,
     "command": [str],
@@ -73,22 +77,29 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = files.as_path(folder)
     claims = read_claims(files.inside(folder, "claims.json").parent)
-    index = json_files.read(files.inside(folder, "figures", "index.json"), _INDEX)
+    index = _index(folder)
     meta = json_files.read(files.inside(folder, "meta.json"), _META)
     json_files.check(meta["packages"], {"mesaopt": str}, str(folder / "meta.json"), "packages")
+    config = _config(folder)
     done = json_files.read(files.inside(folder, "DONE"), {"training": float, "measuring": float})
+    figures = [_figure(folder, name) for name in index["figures"]]
     page = (
         page_templates()
         .get_template("template.html.j2")
         .render(
             title=index["title"],
             introduction=index["introduction"],
-            config=_config(folder),
+            policy=_POLICY,
+            source=index["source"],
+            headlines=_headlines(index, claims),
+            config=config,
+            chosen=config.get("figures") or config.get("parts") or [],
             meta=meta,
-            claims=claims,
-            headings=index["headings"],
             passed=sum(claim.passed for claim in claims),
-            figures=[_figure(folder, name) for name in index["figures"]],
+            total=len(claims),
+            failed=[claim for claim in claims if not claim.passed],
+            figures=figures,
+            groups=_place(claims, figures),
             runs=index["runs"],
             environment=_environment(meta, done),
         )
@@ -107,6 +118,59 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _index(folder: Path) -> dict[str, Any]:
+    """Read the list of figures, with the paper and the headlines, which old folders do not have."""
+    path = files.inside(folder, "figures", "index.json")
+    index = {"source": None, "headlines": []} | json_files.read(path, _INDEX)
+    if index["source"] is not None:
+        json_files.check(index["source"], _SOURCE, str(path), "source")
+        if not _ADDRESS.fullmatch(index["source"]["url"]):
+            problem = f"source.url={index['source']['url']!r}: must be a plain https address"
+            raise RunError(f"{path}: is damaged: {problem}")
+    json_files.check(index["headlines"], [_HEADLINE], str(path), "headlines")
+    return index
+
+
+def _headlines(index: dict[str, Any], claims: list[Claim]) -> list[dict[str, Any]]:
+    """Give the headlines with their claims."""
+    measured = {claim.id: claim for claim in claims}
+    return [
+        {"claim": measured[headline["claim"]], "text": headline["text"]}
+        for headline in index["headlines"]
+        if headline["claim"] in measured
+    ]
+
+
+def _place(claims: list[Claim], figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put claims behind the figures that show them, and give the groups of those that none shows."""
+    for figure in figures:
+        figure["claims"] = [c for c in claims if f"{c.study}-{c.shown_in}" == figure["id"]]
+    shown = {claim.id for figure in figures for claim in figure["claims"]}
+    rest = [claim for claim in claims if claim.id not in shown]
+    groups = (
+        (
+            "other-claims",
+            "Other claims",
+            "No figure on this page shows these numbers.",
+            [claim for claim in rest if claim.shown_in != ROUNDING],
+        ),
+        (
+            "rounding",
+            "Checks of rounding",
+            "Two ways to compute the same number must agree up to rounding.",
+            [claim for claim in rest if claim.shown_in == ROUNDING],
+        ),
+    )
+    names = ("id", "title", "text", "claims")
+    return [dict(zip(names, group, strict=True)) for group in groups if group[-1]]
+
+
+def _links(folder: Path, name: str) -> list[tuple[str, str]]:
+    """Link the files of a drawing that lie beside the page."""
+    endings = [e for e in ("png", "pdf", "svg") if files.exists(folder / "figures" / f"{name}.{e}")]
+    return [(ending.upper(), f"figures/{name}.{ending}") for ending in endings]
+
+
 def _figure(folder: Path, name: str) -> dict[str, Any]:
     if not _NAME.fullmatch(name):
         wanted = "must be letters, digits, '.', '_' and '-', at most 100"
@@ -117,9 +181,14 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
     svg = files.read_text(files.inside(folder, "figures", f"{name}.svg"))
     csv = files.read_text(files.inside(folder, "figures", f"{name}.csv"))
     encoded = base64.b64encode(csv.encode()).decode()
+    message = description.get("message", "")
+    json_files.check(message, str, str(folder / "figures" / f"{name}.json"), "message")
     return {
-        **description,
+        "title": description["title"],
+        "caption": description["caption"],
+        "message": message,
         "id": name,
+        "links": _links(folder, name),
         "settings": _sentence(description["settings"]),
         "svg": Markup(inline(svg, name, description["title"])),
         "csv": f"data:text/csv;base64,{encoded}",

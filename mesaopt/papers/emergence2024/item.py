@@ -9,7 +9,7 @@ from mesaopt.papers.emergence2024.landscape import landscape
 from mesaopt.papers.emergence2024.one_step import fig1, fig2, fig3
 from mesaopt.papers.emergence2024.weights import fig4, fig5, fig6, fig7
 from mesaopt.papers.laboratory import Plan, Runs, Scale
-from mesaopt.papers.plan import Study
+from mesaopt.papers.plan import Headline, Source, Study
 
 
 def _plan(scale: Scale, *, seeds: int, m: int, all_blocks: int, weights: int) -> EmergencePlan:
@@ -49,5 +49,25 @@ STUDY: Study[Laboratory] = Study(
         "paper": _plan("paper", seeds=10, m=10_000, all_blocks=4000, weights=8),
     },
     laboratory=_laboratory,
+    source=Source(
+        title="On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability",
+        authors="C. Zheng, W. Huang, R. Wang and others, 2024",
+        url="https://arxiv.org/abs/2405.16845",
+    ),
+    headlines=(
+        Headline(
+            claim="gaussian-product",
+            text="is the step size that training on Gaussian sequences ends in; theory says 0.1919",
+        ),
+        Headline(
+            claim="gaussian-unexplained",
+            text="of the energy stays unexplained on Gaussian sequences, however long it trains: two "
+            "fifths by theory for long sequences",
+        ),
+        Headline(
+            claim="sparse-recovery",
+            text="is the largest loss on sparse sequences: these are recovered",
+        ),
+    ),
     figures=(fig1, fig2, fig3, fig4, fig5, fig6, fig7, condition, landscape, contrast),
 )

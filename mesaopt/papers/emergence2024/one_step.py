@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from mesaopt.config import StartName
-from mesaopt.papers.claims import Claim
+from mesaopt.papers.claims import ROUNDING, Claim
 from mesaopt.papers.emergence2024.drawing import draw_level, draw_training, training_rows
 from mesaopt.papers.emergence2024.laboratory import (
     CONVERGED,
@@ -149,6 +149,7 @@ def _exact_claims(lab: Laboratory) -> Iterable[Claim]:
     )
     yield Claim(
         name="engines",
+        shown_in=ROUNDING,
         figure="Fig. 1 to 3, 7",
         statement="Masked training on the exact population and on the closed form gives the same 21 "
         "curves (largest relative difference)",
@@ -158,6 +159,7 @@ def _exact_claims(lab: Laboratory) -> Iterable[Claim]:
     )
     yield Claim(
         name="one-step",
+        shown_in=ROUNDING,
         figure="Corollary 4.1",
         statement="The layer K = a I, V = b I takes exactly one step of gradient descent on the context, "
         "at every position (largest relative difference, random complex states)",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.figure import SubFigure
 
 from mesaopt.config import StartName
-from mesaopt.papers.claims import Claim
+from mesaopt.papers.claims import ROUNDING, Claim
 from mesaopt.papers.emergence2024.drawing import (
     START_LABELS,
     draw_level,
@@ -111,6 +111,7 @@ def _fig4_caption(lab: Laboratory) -> str:
 def _fig4_claims(lab: Laboratory) -> Iterable[Claim]:
     yield Claim(
         name="sparse-diagonal",
+        shown_in=ROUNDING,
         figure="Theorem 4.1",
         statement="For Gaussian and sparse x_1 training keeps the diagonal shape: all blocks but V and K, "
         "and these off their diagonals, stay zero (largest entry relative to the diagonals, exact "
@@ -455,6 +456,7 @@ def _full_exact_claims() -> Iterable[Claim]:
     measured = np.stack([gradient.value_block, gradient.key_block])[:, away]
     yield Claim(
         name="full-one-gradients",
+        shown_in=ROUNDING,
         figure="section 4.3",
         statement="For x_1 = (1, ..., 1) the gradients off the diagonals are a^2 b H and b (ab (2H + "
         "(d-2) H2) - H), never zero together (largest relative difference, a = 0.7, b = 1.1)",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
-from mesaopt.papers.plan import Study
+from mesaopt.papers.plan import Headline, Study
 from mesaopt.papers.plots import DASHED, INK, PALETTE, circles, plain_ticks
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023 import core_claims
@@ -31,6 +31,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
     GRADIENT_STEP,
     LEAST_SQUARES,
     OFFICIAL,
+    SOURCE,
     Laboratory,
     compare,
     slot_coefficients,
@@ -147,10 +148,11 @@ def _draw_coefficients(axes: Axes, data: PanelData) -> None:
 
 def _coefficient_caption(lab: Laboratory) -> str:
     return (
-        "The effective coefficients E[query, key, value] of LSA-1: bars are means, dots are seeds. "
-        "One number is left standing, the step size of gradient descent: the current state queries "
-        "the previous states and retrieves the states that came next. The best step size by line "
-        f"search is {step_sizes(lab).mean().item():.4f}."
+        "Averaged over its diagonals, a whole layer is eight numbers: how much of the value in one slot "
+        "it predicts where a query in one slot meets a key in another. Bars are means, dots are training "
+        "seeds. One number is left standing: the current state asks for the previous states, and "
+        "retrieves the states that came next. It is the layer's step size of gradient descent. The best "
+        f"step size by line search is {step_sizes(lab).mean().item():.4f}."
     )
 
 
@@ -158,14 +160,22 @@ _IN_CONTEXT = Figure(
     name="in-context-loss",
     title="What each predictor makes of the context",
     summary="every model and algorithm on the same test sequences, and all claims",
+    message=(
+        "A layer that was only trained to predict has become one step of gradient descent: the two lines "
+        "lie on each other at every position."
+    ),
     caption=(
-        "Loss by position on fresh sequences; bands are 95 % confidence intervals of the mean over "
-        "sequences, thin lines are single training seeds. The linear layer lies on one step of gradient "
-        "descent; a second layer goes beyond it; the mesa layer solves a ridge problem of its own, and "
-        "is at least squares early in a sequence, above it from position 8 on, by less the longer it "
-        "trains. The authors' least-squares baseline leaves out the newest pair by an off-by-one; both "
-        "versions are drawn. The Proposition 1 weights run in the same model as the trained layer, whose "
-        "residual stream is clipped to ±4; explicit gradient descent is not."
+        "From left to right a predictor sees more of a sequence. At first nobody can know its rotation, "
+        "and all lines begin at the loss of predicting zero. Losses of the linear layer and of the "
+        "gradient step rise again after position 35: the step size is fixed, the sum of outer products "
+        "grows with every pair, and once it has grown too far the step overshoots. A second layer can "
+        "take a second step, and does better. Least squares falls to the noise floor as soon as there "
+        "are ten pairs for ten dimensions, at position 11. The mesa layer solves a ridge problem of its "
+        "own: it is at least squares early in a sequence, and above it from position 8 on, by less the "
+        "longer it trains. Bands are 95 % confidence intervals of the mean over fresh sequences, thin "
+        "lines single training seeds. The authors' least-squares baseline (\"official\") leaves out the "
+        "newest pair by an off-by-one. The weights of Proposition 1 run in the same model as the trained "
+        "layer, whose stream is clipped to ±4; the gradient step is not clipped."
     ),
     recipes=_RECIPES,
     panels=(
@@ -189,10 +199,11 @@ _LEARNING = Figure(
     name="learning-curves",
     title="Learning to learn, step by step",
     summary="test losses while training",
+    message="One linear layer finds gradient descent within a few hundred steps, and then nothing better.",
     caption=(
         "Test loss while training, one line per seed; circles are the paper's own numbers. After a "
         "plateau at the loss of predicting zero, the linear layer falls to the loss of one gradient step "
-        "and stays there; the mesa layer comes down towards least squares, in a mean that positions 1 to "
+        "and stays there, since one layer of this kind cannot do more than add up outer products. The mesa layer comes down towards least squares, in a mean that positions 1 to "
         "10 decide."
     ),
     recipes=_RECIPES,
@@ -204,14 +215,15 @@ _WEIGHTS = Figure(
     name="weights",
     title="The trained weights, and those built by hand",
     summary="the weights of one linear layer and those of Proposition 1",
+    message="The trained weights have the two diagonals that a person would have put there.",
     caption=(
-        "Per head, the matrix that scores a key token (rows) against a query token (columns), and the "
-        "one that turns a value token (columns) into what is written (rows); blocks are the slots "
-        "of a token: 0 prediction, 1 empty, 2 current state, 3 previous state. Each picture has its "
-        "own colour scale. Proposition 1 needs one identity block in each: the current state "
-        "asks for previous states, and what followed them is written into the prediction. Training "
-        "arrives at the same blocks. (The two heads may share the work with opposite signs, which "
-        "cancel in the product of the two matrices.) First seed."
+        "Above, the matrix of each head that scores a key token (rows) against a query token (columns); "
+        "below, the one that turns a value token (columns) into what is written (rows). Blocks are the "
+        "slots of a token. Proposition 1 needs one diagonal in each: the current state asks for previous "
+        "states, and what followed them is written into the prediction. Training arrives at the same "
+        "two diagonals. Two heads share the work, and each may have both of its signs turned; this "
+        "cancels in \"summed\", the sum over heads, where each head counts by the mean of its diagonal in "
+        "the other matrix. That sum is in units of the step size. First seed."
     ),
     recipes=(LSA_1,),
     **matrices(_weight_rows, height=2.4, colors="picture"),
@@ -220,6 +232,7 @@ _COEFFICIENTS = Figure(
     name="coefficients",
     title="A whole layer in eight numbers",
     summary="the effective coefficients of one linear layer",
+    message="Of 6,400 weights one number matters, and it is a step size.",
     caption=_coefficient_caption,
     recipes=(LSA_1,),
     panels=(Panel(name="coefficients", measure=_measure_coefficients, draw=_draw_coefficients),),
@@ -240,6 +253,27 @@ def _plan(scale: Scale, sequences: int, *trainings: Training) -> Plan:
 STUDY: Study[Laboratory] = Study(
     name="core",
     paper="uncovering2023",
+    source=SOURCE,
+    headlines=(
+        Headline(
+            claim="lsa-1-beside-gd-1",
+            text="times the loss of one step of gradient descent: the trained linear layer and the "
+            "algorithm can hardly be told apart",
+        ),
+        Headline(
+            claim="lsa-1-step-size",
+            text="is the step size that can be read in its weights; the paper's layer has 0.0334",
+        ),
+        Headline(
+            claim="mesa-1-late-positions",
+            text="times the loss of least squares at positions 11 to 50: the mesa layer comes near it, and "
+            "is not it",
+        ),
+        Headline(
+            claim="lsa-2-beyond-gd-1",
+            text="times the loss of one gradient step: what a second linear layer adds",
+        ),
+    ),
     title="A mesa-optimizer, learned and taken apart",
     summary="one linear self-attention layer becomes gradient descent; two layers and a mesa layer beat it",
     introduction=(

@@ -13,7 +13,7 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import LinearSystemConfig
 from mesaopt.layers import MesaLayer
 from mesaopt.models import SequenceModel
-from mesaopt.papers.claims import Claim
+from mesaopt.papers.claims import ROUNDING, Claim
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.uncovering2023.core_milestones import (
     LSA_1,
@@ -97,6 +97,7 @@ def _construction_claims() -> Iterable[Claim]:
     for dtype, (bound, why) in bounds.items():
         yield Claim(
             name=f"proposition-1-{dtype}",
+        shown_in=ROUNDING,
             figure="Proposition 1",
             statement="Weights set by hand make one linear self-attention layer take exactly one step of "
             f"gradient descent from any Phi_0 (largest relative difference, {dtype})",
@@ -112,6 +113,7 @@ def _algorithm_claims(lab: Laboratory) -> Iterable[Claim]:
     exact, official = losses[LEAST_SQUARES], losses[LEAST_SQUARES + OFFICIAL]
     yield Claim(
         name="gd-1-step-size",
+        shown_in="coefficients",
         figure="Fig. 4C",
         statement="The best step size for one step of gradient descent is 0.0317 to 0.0320",
         measured=Estimate(folds.mean().item(), (folds.std() / len(folds) ** 0.5).item()),
@@ -174,6 +176,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     others = other_coefficients(coefficients).abs().flatten(1).amax(1).mean().item()
     yield Claim(
         name="lsa-1-step-size",
+        shown_in="coefficients",
         figure="Fig. 3B, 13",
         statement="One effective coefficient of LSA-1 stands out, E[current, previous, current] = 0.0334",
         measured=Estimate(main, _SEED_STD_COEFFICIENT / seeds**0.5),
@@ -182,6 +185,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     )
     yield Claim(
         name="lsa-1-other-coefficients",
+        shown_in="coefficients",
         figure="Fig. 3B, 13",
         statement="The other seven effective coefficients of LSA-1 are below 0.01 (largest, mean of seeds)",
         measured=Estimate(others, _SEED_STD_OTHER_COEFFICIENTS / seeds**0.5),
@@ -191,6 +195,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     both = zip(compressed(lab), losses.seed_losses[LSA_1], strict=True)
     yield Claim(
         name="lsa-1-compressed",
+        shown_in="coefficients",
         figure="Fig. 4A",
         statement="LSA-1 reduced to its effective coefficients loses or gains at most 0.4 % (mean over "
         "seeds)",
@@ -208,6 +213,7 @@ def _two_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     if late:
         yield Claim(
             name="lsa-2-loss-2400",
+            shown_in="learning-curves",
             figure="official notebook",
             statement="LSA-2 has a loss of 0.425 to 0.445 after 2400 steps",
             measured=_mean(late, _noise(*late, seed_std=SEED_STD[LSA_2, 2400])),
@@ -255,6 +261,7 @@ def _mesa_claims(lab: Laboratory) -> Iterable[Claim]:
     )
     yield Claim(
         name="mesa-1-lambda",
+        shown_in="ridge",
         figure="Methods",
         statement="The mesa layer's learned lambda = 1 / ridge is about 1.5 (mean over heads and seeds)",
         measured=Estimate(inverse_ridge, _SEED_STD_INVERSE_RIDGE / len(runs) ** 0.5),
@@ -286,6 +293,7 @@ def _milestone_claims(
         published = MILESTONES[recipe][step]
         yield Claim(
             name=f"{recipes.RECIPES[recipe].architecture}-loss-{step}",
+            shown_in="learning-curves",
             figure=figure,
             statement=f"{_LABELS[recipe]} has a loss of {published:.3f} after {step} steps",
             measured=_mean(by_seed, noise),

@@ -217,6 +217,7 @@ RIDGE = Figure[Laboratory](
     name="ridge",
     title="The mesa layer solves a ridge problem of its own",
     summary="the ridge of the mesa layer while training, and its losses late in a sequence",
+    message="A mesa layer is least squares with a ridge, and training makes that ridge smaller.",
     caption=(
         "Left: three ridges of the mesa layer. Least squares comes nearest to its predictions with the "
         "first. The layer adds the third, 1 / lambda, to the Gram matrix of its keys, head by head. Keys "

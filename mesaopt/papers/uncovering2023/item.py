@@ -1,7 +1,7 @@
 """The study `uncovering2023`: every synthetic figure of von Oswald et al., in the paper's order."""
 
 from mesaopt.papers.laboratory import Plan, Scale, Training
-from mesaopt.papers.plan import Study
+from mesaopt.papers.plan import Headline, Study
 from mesaopt.papers.uncovering2023 import (
     attention,
     compression,
@@ -14,7 +14,7 @@ from mesaopt.papers.uncovering2023 import (
     sensitivities,
     weights,
 )
-from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import COMPARED, SOURCE, Laboratory
 from mesaopt.recipes import RECIPES, select
 
 FIGURES = (
@@ -154,6 +154,21 @@ STUDY: Study[Laboratory] = Study(
         "paper": _plan("paper", _paper(), 10_240),
     },
     laboratory=Laboratory,
+    source=SOURCE,
+    headlines=(
+        Headline(
+            claim="fig4-lsa-1-is-one-step",
+            text="times the loss of one step of gradient descent: one linear layer has become that step",
+        ),
+        Headline(
+            claim="fig4-two-layers-beat-one",
+            text="times that loss with a second linear layer",
+        ),
+        Headline(
+            claim="fig6c-depth-helps",
+            text="times the loss of three softmax layers with seven of them",
+        ),
+    ),
     figures=FIGURES,
     memory=_memory,
 )
