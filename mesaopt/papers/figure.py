@@ -121,7 +121,8 @@ class Figure(Generic[L]):
     summary: str
     """One line for `mesaopt list` and the headings of the report."""
     caption: str | Callable[[L], str]
-    """The text below it: the drawing explained, and how the paper's differs."""
+    """The text below it: the drawing explained, and, after an empty line, how it was made and how the
+    paper's differs."""
     message: str = ""
     """One sentence above it: what there is to see."""
     recipes: tuple[str, ...] = ()

@@ -20,6 +20,16 @@ Runs = dict[str, list[Run]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """The paper that a study reproduces."""
+
+    title: str
+    authors: str
+    url: str
+    """Where it can be read; https."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """The runs of one recipe: how many seeds, how long.
 

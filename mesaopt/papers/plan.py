@@ -6,23 +6,13 @@ from typing import Generic, TypeVar, get_args
 
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.papers.figure import Figure
-from mesaopt.papers.laboratory import Laboratory, Plan, Runs, Scale, Training
+from mesaopt.papers.laboratory import Laboratory, Plan, Runs, Scale, Source, Training
 
 L = TypeVar("L", bound=Laboratory)
 
 
 def _no_memory(_: Plan) -> int:
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The paper that a study reproduces."""
-
-    title: str
-    authors: str
-    url: str
-    """Where it can be read; https."""
 
 
 @dataclass(frozen=True, kw_only=True)

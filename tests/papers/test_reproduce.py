@@ -210,10 +210,8 @@ def test_figures_run_in_the_studys_order_and_share_what_is_measured(
     assert claims == read_claims(tmp_path)
     index = json.loads((tmp_path / "figures" / "index.json").read_text())
     assert index["figures"] == ["toy-fig1", "toy-fig3"]
-    assert index["headings"] == {
-        "toy/fig1-low": "fig1 · what fig1 shows",
-        "toy/fig3-low": "fig3 · what fig3 shows",
-    }
+    assert [claim.shown_in for claim in claims] == ["fig1", "fig1", "fig3", "fig3"]
+    assert (index["source"], index["headlines"]) == (None, [])
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings["figures"] == ["fig1", "fig3"]
     assert settings["draws"] == 2, "a plan keeps settings of its own"

@@ -1,21 +1,18 @@
 import json
-import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, DRIVER, MISSING, browser
+from markupsafe import escape
 from toy_study import Toy
 
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.reproduce import reproduce
 from mesaopt.report import write_report
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 @pytest.fixture
@@ -25,18 +22,20 @@ def folder(results: Path, tmp_path: Path) -> Path:
 
 
 class Links(HTMLParser):
-    """Everything a browser would have to fetch."""
+    """Everything a browser would have to fetch, and everything a reader may follow."""
 
     def __init__(self, html: str):
         super().__init__()
         self.fetched: list[str] = []
+        self.followed: list[str] = []
         self.tags: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         names = ("src", "href", "xlink:href", "srcset", "poster", "data")
-        self.fetched += [value for name, value in attrs if name in names and value]
+        links = self.followed if tag == "a" else self.fetched
+        links += [value for name, value in attrs if name in names and value]
 
 
 def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
@@ -44,21 +43,70 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
     links = Links(html)
     for link in links.fetched:
         assert link.startswith(("data:", "#")), link
+    for link in links.followed:
+        assert (
+            link.startswith(("data:text/csv", "#")) or link == SOURCE or (folder / link).is_file()
+        )
     assert "script" not in links.tags
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
 
 
-def test_claims_come_first_then_figures_then_the_environment(folder: Path) -> None:
+def test_figures_come_first_then_checks_of_rounding_then_the_environment(folder: Path) -> None:
     html = write_report(folder).read_text()
-    places = [html.index(f'id="{name}"') for name in ("claims", "figures", "runs", "environment")]
+    names = ("verdict", "contents", "core-in-context-loss", "rounding", "runs", "environment")
+    places = [html.index(f'id="{name}"') for name in names]
     assert places == sorted(places)
     for claim in read_claims(folder):
         assert claim.id in html
         assert claim.threshold in html
     assert html.count('class="claim"') == len(read_claims(folder))
-    assert html.count("<figure") == 5
-    assert html.count("data:text/csv;base64,") == 5
+    count = len(json.loads((folder / "figures" / "index.json").read_text())["figures"])
+    assert html.count("<figure") == html.count("data:text/csv;base64,") == count > 3
+
+
+def test_claims_stand_behind_the_figure_that_shows_them_linked_both_ways(folder: Path) -> None:
+    html = write_report(folder).read_text()
+    for claim in read_claims(folder):
+        group = "rounding" if claim.shown_in == "rounding" else f"core-{claim.shown_in}"
+        start = html.index(f'id="{group}"')
+        end = html.find("</figure>", start) if group != "rounding" else html.index('id="runs"')
+        assert start < html.index(f'id="{claim.id}"') < end, claim.id
+        if group != "rounding":
+            assert f'href="#claims-of-{group}"' in html
+            assert f'<a href="#{group}">Back to the figure</a>' in html[start:end]
+    assert {claim.shown_in for claim in read_claims(folder)} >= {"coefficients", "rounding"}
+
+
+def test_headlines_are_numbers_of_claims(folder: Path) -> None:
+    html = write_report(folder).read_text()
+    index = json.loads((folder / "figures" / "index.json").read_text())
+    claims = {claim.id: claim for claim in read_claims(folder)}
+    assert len(index["headlines"]) == 3
+    for headline in index["headlines"]:
+        value = claims[headline["claim"]].value
+        assert (
+            f'<a href="#{headline["claim"]}"><b>{value:.3g}</b></a> {escape(headline["text"])}'
+            in html
+        )
+    assert f'<a href="{SOURCE}"><cite>Uncovering mesa' in html
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)", "http://a.example", 'https://a.example/"onclick="f()', "//a", ""]
+)
+def test_the_address_of_the_paper_is_a_plain_one(folder: Path, url: str) -> None:
+    source = {"title": "a", "authors": "b", "url": url}
+    change(folder / "figures" / "index.json", source=source)
+    with pytest.raises(RunError, match=r"index\.json: is damaged: source\.url"):
+        write_report(folder)
+
+
+def test_drawings_beside_the_page_are_linked_where_there_are_some(folder: Path) -> None:
+    (folder / "figures" / "core-weights.pdf").unlink()
+    followed = Links(write_report(folder).read_text()).followed
+    assert "figures/core-weights.png" in followed
+    assert "figures/core-weights.pdf" not in followed
 
 
 def test_names_inside_drawings_are_unique_and_found(folder: Path) -> None:
@@ -82,7 +130,10 @@ def test_a_failed_claim_is_shown_as_failed(folder: Path) -> None:
     failed = sum(not claim.passed for claim in read_claims(folder))
     assert failed == 3
     assert html.count('class="chip bad">fails') == failed
-    assert "9 of 12 claims hold; 3 do not" in html
+    assert "9 of 12 claims hold; 3 do not:" in html
+    for claim in read_claims(folder):
+        if not claim.passed:
+            assert f'<a href="#{claim.id}">{claim.name}</a>' in html[: html.index("<nav")]
 
 
 def test_claims_are_listed_by_figure_and_nothing_is_said_of_training(
@@ -90,22 +141,22 @@ def test_claims_are_listed_by_figure_and_nothing_is_said_of_training(
 ) -> None:
     reproduce("toy", scale="smoke", out=tmp_path)
     html = write_report(tmp_path).read_text()
-    wanted = ["fig1 · what fig1 shows", 'id="toy/fig1-low"', "fig3 · what", 'id="toy/fig3-low"']
-    wanted += [f'<figure id="toy-fig{n}"' for n in (1, 2, 3)]
+    wanted = ['<figure id="toy-fig1"', 'id="claims-of-toy-fig1"', 'id="toy/fig1-low"']
+    wanted += ['<figure id="toy-fig2"', '<figure id="toy-fig3"', 'id="toy/fig3-low"']
     places = [html.index(text) for text in wanted]
     assert places == sorted(places)
-    assert html.count('<tr class="figure">') == 2, "the second figure claims nothing"
+    assert html.count('<details class="judged"') == 2, "the second figure claims nothing"
     assert 'id="runs"' not in html
     assert "Training" not in html
     assert "Measuring and drawing" in html
     assert 'aria-label="fig1: &quot;a&quot; &lt; b &amp; c"' in html
-    assert "figures <b>" not in html
+    assert " · figures " not in html
 
 
 def test_a_page_of_chosen_figures_names_them(tmp_path: Path, toy: Toy) -> None:
     reproduce("toy", scale="smoke", out=tmp_path, only=["fig2", "fig3"])
     html = write_report(tmp_path).read_text()
-    assert "figures <b>fig2, fig3</b>" in html
+    assert "figures fig2, fig3" in html
     assert "1 of 2 claims hold; 1 does not" in html
 
 
@@ -116,14 +167,24 @@ def test_a_page_without_claims_has_no_empty_table(tmp_path: Path, toy: Toy) -> N
     assert html.count("<figure") == 1
 
 
-def test_claims_of_a_single_figure_need_no_heading(folder: Path) -> None:
+def test_claims_of_an_old_folder_are_all_shown(folder: Path) -> None:
+    claims = json.loads((folder / "claims.json").read_text())
+    for claim in claims:
+        del claim["shown_in"]
+    (folder / "claims.json").write_text(json.dumps(claims))
+    index = json.loads((folder / "figures" / "index.json").read_text())
+    del index["source"], index["headlines"]
+    (folder / "figures" / "index.json").write_text(json.dumps(index))
+    for path in (folder / "figures").glob("core-*.json"):
+        old = json.loads(path.read_text())
+        del old["message"]
+        path.write_text(json.dumps(old))
     html = write_report(folder).read_text()
-    assert '<tr class="figure">' not in html
+    assert html.count('class="claim"') == len(claims)
     assert "Training time" in html
-    assert 'class="contents"' not in html
 
 
-def test_many_figures_get_a_table_of_contents(folder: Path) -> None:
+def test_the_contents_list_every_figure(folder: Path) -> None:
     path = folder / "figures" / "index.json"
     index = json.loads(path.read_text())
     names = [f"copy-{n}" for n in range(7)]
@@ -137,7 +198,8 @@ def test_many_figures_get_a_table_of_contents(folder: Path) -> None:
         (folder / "figures" / f"{name}.json").write_text(json.dumps(description))
     path.write_text(json.dumps(index | {"figures": names}))
     html = write_report(folder).read_text()
-    assert re.findall(r'<li><a href="#([^"]+)"', html) == names
+    contents = re.findall(r'<li><a href="#([^"]+)"', html[html.index("<nav") :])
+    assert contents[: len(names)] == names
 
 
 def test_a_missing_part_is_named(folder: Path) -> None:
@@ -147,66 +209,75 @@ def test_a_missing_part_is_named(folder: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
+@pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_every_claim_and_misses_nothing(
     folder: Path, tmp_path: Path, width: int
 ) -> None:
     page = write_report(folder)
-    # The page has no script; a copy gets one that writes down what the browser made of it.
-    probe = """<script>
-    addEventListener("load", () => {
-      const box = e => e.getBoundingClientRect();
-      const seen = e => box(e).height > 5 && box(e).width > 50 && e.checkVisibility();
-      document.body.dataset.found = JSON.stringify({
-        claims: [...document.querySelectorAll("tr.claim")].filter(seen).length,
-        drawings: [...document.querySelectorAll("figure svg")].filter(e => box(e).height > 80).length,
-        fetched: performance.getEntriesByType("resource").map(e => e.name),
-        overflow: document.documentElement.scrollWidth - innerWidth,
-      });
-    });
-    </script>"""
-    copy = folder / "probed.html"
-    copy.write_text(page.read_text().replace("</body>", probe + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
-    out = subprocess.run(
-        [str(BROWSER), *flags, "--dump-dom", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=os.environ | {"HOME": str(tmp_path)},
-    ).stdout
-    text = re.search(r'data-found="([^"]+)"', out)
-    assert text, "the page did not load"
-    found = json.loads(text.group(1).replace("&quot;", '"'))
+    with browser(tmp_path / "browser") as window:
+        window.resize(width)
+        window.open(page)
+        found = window.run(
+            """document.querySelectorAll("details").forEach(e => e.open = true);
+            const box = e => e.getBoundingClientRect();
+            const seen = e => box(e).height > 5 && box(e).width > 50 && e.checkVisibility();
+            const all = selector => [...document.querySelectorAll(selector)];
+            return {
+              claims: all("tr.claim").filter(seen).length,
+              drawings: all(".drawing > svg").filter(e => box(e).height > 80).length,
+              fetched: performance.getEntriesByType("resource").map(e => e.name),
+              overflow: document.documentElement.scrollWidth - innerWidth,
+              small: all(".drawing > svg text").map(e => box(e).height).filter(h => h < 6),
+            };"""
+        )
+        assert window.errors() == []
     assert found["claims"] == len(read_claims(folder))
-    assert found["drawings"] == 5
+    assert found["drawings"] == page.read_text().count("<figure")
     assert found["fetched"] == []
     assert found["overflow"] <= 0
+    assert found["small"] == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
+def test_a_link_to_a_claim_opens_its_group(folder: Path, tmp_path: Path) -> None:
+    page = write_report(folder)
+    with browser(tmp_path / "browser") as window:
+        window.open(page)
+        hidden, shown = window.run(
+            """const row = document.getElementById(arguments[0]);
+            const open = () => row.closest("details").open;
+            row.closest("details").open = false; const before = open();
+            document.querySelector(`a[href="#${arguments[0]}"]`).click();
+            return [before, open()];""",
+            "core/lsa-1-beside-gd-1",
+        )
+    assert (hidden, shown) == (False, True)
 
 
 def change(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+SOURCE = "https://arxiv.org/abs/2309.05858"
 ATTACK = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
 
 def test_words_of_a_stranger_are_escaped(folder: Path) -> None:
     claims = json.loads((folder / "claims.json").read_text())
-    texts = ("id", "paper", "figure", "statement", "basis")
+    texts = ("id", "paper", "figure", "statement", "basis", "shown_in")
     claims = [claim | dict.fromkeys(texts, ATTACK) for claim in claims[:1]]
     (folder / "claims.json").write_text(json.dumps(claims))
     index = json.loads((folder / "figures" / "index.json").read_text())
     name = index["figures"][0]
     runs = [run | {"name": ATTACK} for run in index["runs"]]
-    headings = {ATTACK: ATTACK}
-    values = {"title": ATTACK, "introduction": ATTACK, "headings": headings, "runs": runs}
+    values = {"title": ATTACK, "introduction": ATTACK, "runs": runs}
+    values |= {"headlines": [{"claim": ATTACK, "text": ATTACK}]}
+    values |= {"source": {"title": ATTACK, "authors": ATTACK, "url": SOURCE}}
     change(folder / "figures" / "index.json", **values)
-    texts = {"id": ATTACK, "title": ATTACK, "caption": ATTACK, "settings": {ATTACK: ATTACK}}
+    texts = {"id": ATTACK, "title": ATTACK, "caption": ATTACK, "message": ATTACK}
+    texts |= {"settings": {ATTACK: ATTACK}}
     change(folder / "figures" / f"{name}.json", **texts)
     (folder / "figures" / f"{name}.csv").write_text(ATTACK)
     meta = {"started": ATTACK, "processor": ATTACK, "command": [ATTACK], "python": ATTACK}
@@ -217,7 +288,7 @@ def test_words_of_a_stranger_are_escaped(folder: Path) -> None:
     assert "script" not in page.tags
     assert "img" not in page.tags
     assert html.count("alert(1)") > 15, "everything is shown, as text"
-    assert f'<figure id="{name}">' in html
+    assert f'<figure id="{name}" ' in html
 
 
 @pytest.mark.parametrize(
@@ -276,13 +347,16 @@ def test_nothing_outside_the_folder_is_written(folder: Path, tmp_path: Path) -> 
     assert not (folder / "index.html").is_symlink()
 
 
+EMPTY = '{"title": "", "introduction": "", "figures": [], "runs": [], '
+BAD_SOURCE, BAD_HEADLINES = EMPTY + '"source": 3}', EMPTY + '"headlines": [{"claim": 3}]}'
+NO_MESSAGE = '{"title": "", "caption": "", "settings": {}, "seconds": 1, "message": 3}'
 DAMAGED = {
     "claims.json": ["", "{}", "null", "[3]", "[{}]", "nonsense", "[" * 9999],
-    "figures/index.json": ["", "[]", "{}", '{"title": 3}'],
+    "figures/index.json": ["", "[]", "{}", '{"title": 3}', BAD_SOURCE, BAD_HEADLINES],
     "meta.json": ["", "[]", "{}", "null"],
     "config.json": ["", "[]", "{}", '{"scale": "smoke", "parts": 3}', '{"scale": null}'],
     "DONE": ["", "[]", "{}", '{"training": "long", "measuring": 1}'],
-    "figures/core-weights.json": ["", "[]", "{}", "3"],
+    "figures/core-weights.json": ["", "[]", "{}", "3", NO_MESSAGE],
     "figures/core-weights.svg": ["", "<svg>", "nothing drawn"],
 }
 
@@ -313,6 +387,7 @@ def test_every_damaged_file_of_results_is_named_in_one_line(
         {"statement": 3},
         {"id": None},
         {"passed": "yes"},
+        {"shown_in": 3},
     ],
 )
 def test_claims_are_checked(folder: Path, changes: dict) -> None:

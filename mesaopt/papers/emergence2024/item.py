@@ -8,8 +8,8 @@ from mesaopt.papers.emergence2024.laboratory import EmergencePlan, Laboratory
 from mesaopt.papers.emergence2024.landscape import landscape
 from mesaopt.papers.emergence2024.one_step import fig1, fig2, fig3
 from mesaopt.papers.emergence2024.weights import fig4, fig5, fig6, fig7
-from mesaopt.papers.laboratory import Plan, Runs, Scale
-from mesaopt.papers.plan import Headline, Source, Study
+from mesaopt.papers.laboratory import Plan, Runs, Scale, Source
+from mesaopt.papers.plan import Headline, Study
 
 
 def _plan(scale: Scale, *, seeds: int, m: int, all_blocks: int, weights: int) -> EmergencePlan:

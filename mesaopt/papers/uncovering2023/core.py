@@ -172,8 +172,8 @@ _IN_CONTEXT = Figure(
         "take a second step, and does better. Least squares falls to the noise floor as soon as there "
         "are ten pairs for ten dimensions, at position 11. The mesa layer solves a ridge problem of its "
         "own: it is at least squares early in a sequence, and above it from position 8 on, by less the "
-        "longer it trains. Bands are 95 % confidence intervals of the mean over fresh sequences, thin "
-        "lines single training seeds. The authors' least-squares baseline (\"official\") leaves out the "
+        "longer it trains.\n\nBands are 95 % confidence intervals of the mean over fresh sequences, thin "
+        'lines single training seeds. The authors\' least-squares baseline ("official") leaves out the '
         "newest pair by an off-by-one. The weights of Proposition 1 run in the same model as the trained "
         "layer, whose stream is clipped to ±4; the gradient step is not clipped."
     ),
@@ -203,8 +203,8 @@ _LEARNING = Figure(
     caption=(
         "Test loss while training, one line per seed; circles are the paper's own numbers. After a "
         "plateau at the loss of predicting zero, the linear layer falls to the loss of one gradient step "
-        "and stays there, since one layer of this kind cannot do more than add up outer products. The mesa layer comes down towards least squares, in a mean that positions 1 to "
-        "10 decide."
+        "and stays there, since one layer of this kind cannot do more than add up outer products. The mesa "
+        "layer comes down towards least squares, in a mean that positions 1 to 10 decide."
     ),
     recipes=_RECIPES,
     panels=(Panel(name="test loss by step", measure=_measure_learning, draw=_draw_learning),),
@@ -222,7 +222,7 @@ _WEIGHTS = Figure(
         "slots of a token. Proposition 1 needs one diagonal in each: the current state asks for previous "
         "states, and what followed them is written into the prediction. Training arrives at the same "
         "two diagonals. Two heads share the work, and each may have both of its signs turned; this "
-        "cancels in \"summed\", the sum over heads, where each head counts by the mean of its diagonal in "
+        'cancels in "summed", the sum over heads, where each head counts by the mean of its diagonal in '
         "the other matrix. That sum is in units of the step size. First seed."
     ),
     recipes=(LSA_1,),

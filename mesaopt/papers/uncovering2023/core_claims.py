@@ -97,7 +97,7 @@ def _construction_claims() -> Iterable[Claim]:
     for dtype, (bound, why) in bounds.items():
         yield Claim(
             name=f"proposition-1-{dtype}",
-        shown_in=ROUNDING,
+            shown_in=ROUNDING,
             figure="Proposition 1",
             statement="Weights set by hand make one linear self-attention layer take exactly one step of "
             f"gradient descent from any Phi_0 (largest relative difference, {dtype})",

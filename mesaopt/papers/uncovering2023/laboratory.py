@@ -25,8 +25,7 @@ from mesaopt.config import RunConfig, TaskConfig, stacked
 from mesaopt.errors import RunError
 from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
-from mesaopt.papers.laboratory import Plan, Scale, measurement
-from mesaopt.papers.plan import Source
+from mesaopt.papers.laboratory import Plan, Scale, Source, measurement
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
