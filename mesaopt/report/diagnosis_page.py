@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mesaopt import files
 from mesaopt.analysis import Diagnosis, Estimate
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
-from mesaopt.papers.plots import INK, PALETTE, style
+from mesaopt.papers.plots import INK, LOOKS, PALETTE, Look, series, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import page_templates
 from mesaopt.report.svg import inline
@@ -80,18 +80,22 @@ def draw(diagnosis: Diagnosis) -> Figure:
 def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
     learning = diagnosis.learning
     positions, model = learning.positions, np.array(learning.model)
-    half = 1.96 * np.array(learning.model_error)
-    axes.plot(positions, learning.zero, color=PALETTE[5], label="predicting zero")
+    half, trained = 1.96 * np.array(learning.model_error), LOOKS["trained model"]
+    axes.plot(positions, learning.zero, **LOOKS["no knowledge"].line(label="predicting zero"))
+    axes.plot(positions, learning.context_free, **series(3).line(label="best map without context"))
     axes.plot(
-        positions, learning.context_free, color=PALETTE[4], ls=":", label="best map without context"
-    )
-    axes.plot(
-        positions, learning.optimizer, color=PALETTE[1], ls="--", label=_short(diagnosis.optimizer)
+        positions,
+        learning.optimizer,
+        **_look(diagnosis.optimizer).line(label=_short(diagnosis.optimizer)),
     )
     axes.fill_between(
-        positions, np.maximum(model - half, model / 10), model + half, color=PALETTE[0], alpha=0.25
+        positions,
+        np.maximum(model - half, model / 10),
+        model + half,
+        color=trained.color,
+        alpha=0.25,
     )
-    axes.plot(positions, model, color=PALETTE[0], label="the model")
+    axes.plot(positions, model, **trained.line(label="the model"))
     axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss", title="On new systems")
     _legend_below(axes)
 
@@ -105,7 +109,13 @@ def _draw_shifts(axes: Axes, diagnosis: Diagnosis) -> None:
         values = [max(share.value, 0.0) for share in shares]
         bars = [1.96 * share.error if share.value > 0 else 0.0 for share in shares]
         axes.barh(
-            places + offset, values, 0.36, xerr=bars, color=PALETTE[color], label=f"of {name}"
+            places + offset,
+            values,
+            0.36,
+            xerr=bars,
+            color=PALETTE[color],
+            hatch="//" * color,
+            label=f"of {name}",
         )
     axes.axvline(0.5, color=PALETTE[4], lw=1)
     axes.set(
@@ -133,7 +143,7 @@ def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
         scores = [probes.at(target, name, probes.positions[-1]).r2 for name in probes.names]
         half = [1.96 * score.error for score in scores]
         values = [max(score.value, 0.0) for score in scores]
-        axes.errorbar(places, values, half, marker="o", ms=4, color=PALETTE[color], label=target)
+        axes.errorbar(places, values, half, **series(color).line(label=target))
     short = [label(name).removeprefix("layer ") for name in probes.names]
     axes.set_xticks(places, short, rotation=0 if max(map(len, short)) < 6 else 60)
     axes.set(xlabel="after layer")
@@ -142,6 +152,10 @@ def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
 
 def _legend_below(axes: Axes) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
+
+
+def _look(optimizer: str) -> Look:
+    return LOOKS["least squares" if "least squares" in optimizer else "gradient descent"]
 
 
 def _short(name: str) -> str:

@@ -65,6 +65,7 @@ def inline(svg: str, name: str, title: str) -> str:
         root = ElementTree.fromstring(svg)
         if root.tag != f"{_SVG}svg":
             raise RunError(f"{name}.svg: is damaged: is not an SVG drawing")
+        _drop_repeated_ids(root)
         shapes = {p.get("id", "") for p in root.iter() if _SHAPE.fullmatch(_tag(p))}
         inside = "".join(_contents(root, name, shapes))
     except (ElementTree.ParseError, RecursionError, ValueError) as error:
@@ -73,6 +74,15 @@ def inline(svg: str, name: str, title: str) -> str:
     first = f'role="img" aria-label="{escape(title)}" stroke-linejoin="round" stroke-linecap="butt"'
     attributes = "".join(_attributes(root, "svg", name, shapes))
     return f"<svg {first}{attributes}>{inside}</svg>"
+
+
+def _drop_repeated_ids(root: ElementTree.Element) -> None:
+    """Keep an id where it stands first, as a reference would find it; equal pictures have equal ids."""
+    seen: set[str] = set()
+    for element in root.iter():
+        if element.get("id", "") in seen:
+            del element.attrib["id"]
+        seen |= {element.get("id", "")} - {""}
 
 
 def _contents(element: ElementTree.Element, name: str, shapes: set[str]) -> Iterator[str]:

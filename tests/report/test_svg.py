@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mesaopt.errors import RunError
+from mesaopt.papers.plots import style
 from mesaopt.report.svg import inline
 
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -152,3 +153,22 @@ def test_what_matplotlib_draws_is_kept() -> None:
 def test_a_title_cannot_leave_its_attribute() -> None:
     html = inline(f"{HEAD}/>", "n", '"><script>alert(1)</script>')
     assert Page(html).tags == ["svg"]
+
+
+def test_an_id_stays_where_it_stands_first() -> None:
+    html = inline(f'{HEAD}><rect id="a"/><g id="a"><use href="#a"/></g></svg>', "n", "title")
+    assert html.count('id="n-a"') == 1
+    assert html.index('<rect id="n-a"') < html.index('<use href="#n-a"')
+
+
+def test_text_of_a_drawing_is_text() -> None:
+    with style():
+        figure = Figure(figsize=(2, 2))
+        figure.subplots().set_title("a < b, $s_{t-1}$")
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg")
+    html = inline(svg.getvalue(), "n", "title")
+    text = re.sub(r"\s+", "", re.sub(r"<[^>]*>", "", html))
+    assert "a&lt;b," in text
+    assert "s" in text
+    assert "<use" not in html[html.index("a &lt;") :].split("</text>")[0]

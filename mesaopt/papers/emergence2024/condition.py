@@ -107,7 +107,7 @@ def _draw(part: SubFigure, data: PanelData) -> None:
         left.plot(
             one["off_diagonal"], color=color, ls="solid" if place % 2 == 0 else DASHED, lw=1.2
         )
-        right.plot(statistic, place, "o", color=color, ms=6)
+        right.plot(statistic, place, "o" if one["invariant"] else "s", color=color, ms=6)
         moment = one["worst"].replace(" ", r"\,")
         style = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         right.annotate(f"${moment}$", (statistic, place), **style)

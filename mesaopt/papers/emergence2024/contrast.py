@@ -11,7 +11,7 @@ from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.laboratory import DIM, LENGTH, Laboratory, task_of
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import PALETTE, band
+from mesaopt.papers.plots import PALETTE, band, series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
@@ -68,14 +68,14 @@ def _draw(axes: Axes, data: PanelData) -> None:
     curves: dict[str, Rows] = {}
     for row in data.rows:
         curves.setdefault(row["predictor"], []).append(row)
-    for color, (name, rows) in zip(PALETTE, curves.items(), strict=True):
+    for number, (name, rows) in enumerate(curves.items()):
         contexts, share, half = (
             [row[key] for row in rows] for key in ("context", "unexplained", "half_width_95")
         )
-        band(axes, contexts, share, half, color=color, label=name)
-    for color, steps in zip(PALETTE, _STEPS, strict=False):
+        band(axes, contexts, share, half, **series(number).line(label=name))
+    for number, steps in enumerate(_STEPS):
         limit = descent_limit(initial_states("gaussian"), num_steps=steps).unexplained
-        axes.axhline(limit, color=color, lw=0.9, ls=(0, (1, 2)))
+        axes.axhline(limit, color=series(number).color, lw=0.9, ls=(0, (1, 2)))
     axes.axvline(DIM + 1, color=PALETTE[5], lw=0.8, ls=(0, (1, 2)))
     axes.annotate("d pairs", (DIM + 1, 3e-9), xytext=(4, 0), textcoords="offset points", fontsize=8)
     axes.set(yscale="log", ylim=(1e-9, 10), xlabel="states in the context")

@@ -8,7 +8,7 @@ from jaxtyping import Inexact
 from matplotlib.axes import Axes
 
 from mesaopt.papers.emergence2024.laboratory import STARTS, Curve
-from mesaopt.papers.plots import INK, PALETTE
+from mesaopt.papers.plots import INK, LOOKS, PALETTE, series
 from mesaopt.papers.rows import Rows
 
 Array = np.ndarray
@@ -37,13 +37,14 @@ def training_rows(panel: str, by_seed: Sequence[Curve], exact: Curve) -> Rows:
 
 def draw_training(axes: Axes, rows: Rows) -> None:
     """Draw a quantity while training, a colour for each start, the exact population dotted."""
-    for color, label in zip(PALETTE, START_LABELS, strict=False):
+    for number, label in enumerate(START_LABELS):
         own = [row for row in rows if row["start"] == label]
         steps, mean, low, high, exact = (
             [row[key] for row in own] for key in ("step", "mean", "lowest", "highest", "exact")
         )
-        axes.fill_between(steps, low, high, color=color, alpha=0.22, lw=0)
-        axes.plot(steps, mean, color=color, label=label)
+        look = series(number)
+        axes.fill_between(steps, low, high, color=look.color, alpha=0.22, lw=0)
+        axes.plot(steps, mean, **look.line(label=label))
         axes.plot(steps, exact, color=INK, lw=0.8, ls=(0, (1, 2)))
         axes.set_xlim(0, len(steps) - 1)
     axes.set_xlabel("step of gradient descent")
@@ -52,7 +53,7 @@ def draw_training(axes: Axes, rows: Rows) -> None:
 def draw_level(axes: Axes, value: float, label: str, *, dotted: bool = False) -> None:
     """Draw a horizontal line of theory: solid for this length, dotted for T to infinity."""
     style = (0, (1, 1.5)) if dotted else "solid"
-    axes.axhline(value, color=PALETTE[4], lw=1.1, ls=style, label=label, zorder=1.5)
+    axes.axhline(value, color=LOOKS["theory"].color, lw=1.1, ls=style, label=label, zorder=1.5)
 
 
 def matrix_rows(panel: str, matrix: Inexact[Array, "row column"]) -> Rows:

@@ -13,7 +13,7 @@ from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.laboratory import DIM, LENGTH, Laboratory
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import INK, PALETTE
+from mesaopt.papers.plots import INK, series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.tasks import (
     InitialStates,
@@ -80,9 +80,9 @@ def _draw_families(axes: Axes, data: PanelData) -> None:
     for row in data.rows:
         panels.setdefault(row["panel"], []).append(row)
     trained = panels.pop("exact, T = 1000")
-    for color, (family, rows) in zip(PALETTE, panels.items(), strict=False):
+    for number, (family, rows) in enumerate(panels.items()):
         x, y = ([row[key] for row in rows] for key in ("x", "unexplained"))
-        axes.plot(x, y, color=color, label=family)
+        axes.plot(x, y, **series(number).line(label=family))
     for row in trained:
         axes.plot(row["x"], row["unexplained"], "x", color=INK, ms=6, mew=1.4)
         style = {"xytext": (8, -5), "textcoords": "offset points", "fontsize": 8}

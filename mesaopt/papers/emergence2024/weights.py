@@ -38,7 +38,7 @@ from mesaopt.papers.emergence2024.laboratory import (
 )
 from mesaopt.papers.figure import Figure, Panel, Places, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import INK, PALETTE
+from mesaopt.papers.plots import INK, PALETTE, series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import (
@@ -409,15 +409,13 @@ def _draw_full_curves(part: SubFigure, data: PanelData) -> None:
     left, right = part.subplots(1, 2)
     for name, curve in matrices_of(data.rows).items():
         quantity, _, label = name.partition(", ")
-        axes, color = (
-            left if quantity == "product ab" else right,
-            PALETTE[list(MASKS.values()).index(label)],
-        )
+        axes = left if quantity == "product ab" else right
+        look = series(list(MASKS.values()).index(label))
         mean, more = curve.real[:, 0], data.more[name]
         axes.fill_between(
-            range(len(mean)), more["low"], more["high"], color=color, alpha=0.22, lw=0
+            range(len(mean)), more["low"], more["high"], color=look.color, alpha=0.22, lw=0
         )
-        axes.plot(mean, color=color, label=label)
+        axes.plot(mean, **look.line(label=label))
         axes.plot(more["exact"], color=INK, lw=0.8, ls=(0, (1, 2)))
     closed = theory("full_one")
     draw_level(left, closed.product, "theory of the mask, T = 100")

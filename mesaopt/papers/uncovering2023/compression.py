@@ -23,7 +23,7 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import DASHED, DOTTED, INK, circles
+from mesaopt.papers.plots import DASHED, DOTTED, INK, LOOKS, circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.curves import (
     by_predictor,
@@ -59,7 +59,7 @@ _SHORT = 4500
 """Steps of the authors' training for Fig. 4B; in longer ones the compression loses much."""
 EXTRACTED_AT = {"lsa-1": 2500 / 3500, "lsa-6": 3500 / 4500, _SIX_WIDE: 3500 / 4500}
 """When the authors compress the network, as a share of the training that is mixed with it."""
-_INTERPOLATED_COLOR = "#c77fb8"
+_INTERPOLATED_COLOR = LOOKS["interpolated weights"].color
 _STEPS = "6 steps and one" + OFFICIAL
 
 

@@ -7,6 +7,7 @@ import itertools
 import statistics
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
@@ -14,7 +15,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
 from mesaopt.papers.plan import Headline, Study
-from mesaopt.papers.plots import DASHED, INK, PALETTE, circles, plain_ticks
+from mesaopt.papers.plots import DASHED, INK, circles, plain_ticks
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023 import core_claims
 from mesaopt.papers.uncovering2023.core_milestones import LSA_1, LSA_2, MESA
@@ -23,6 +24,7 @@ from mesaopt.papers.uncovering2023.curves import (
     color_of,
     draw_learning,
     draw_levels,
+    label_of,
     learning_rows,
     loss_by_position,
 )
@@ -38,7 +40,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
     step_sizes,
 )
 from mesaopt.papers.uncovering2023.published import COEFFICIENT, LEARNING
-from mesaopt.papers.uncovering2023.weights import matrices
+from mesaopt.papers.uncovering2023.weights import matrices, slot_names
 from mesaopt.theory import proposition_1
 
 _RECIPES = (LSA_1, LSA_2, MESA)
@@ -48,7 +50,27 @@ def _finish_losses(drawing: Drawing) -> None:
     (axes,) = drawing.axes
     axes.axhline(5e-4, color=INK, lw=0.8, ls=(0, (1, 3)))
     axes.annotate("noise floor", (1, 5e-4), xytext=(2, 3), textcoords="offset points", fontsize=8)
-    drawing.legend(loc="outside right center")
+    for at, above, text in (
+        (18, 16, "one layer, trained, and one gradient step: the same losses"),
+        (44, 17, "the fixed step overshoots"),
+    ):
+        place = at, _loss_of(axes, label_of(LSA_1), at)
+        arrow = {"arrowstyle": "-", "color": INK, "lw": 0.7}
+        style = {
+            "textcoords": "offset points",
+            "fontsize": 8.5,
+            "ha": "center",
+            "arrowprops": arrow,
+        }
+        axes.annotate(text, place, xytext=(0, above), va="center", **style)
+    axes.set_ylim(top=4)
+    drawing.legend(loc="outside lower center", ncols=4)
+
+
+def _loss_of(axes: Axes, label: str, position: int) -> float:
+    """Read a loss off the line with a label."""
+    line = next(line for line in axes.lines if line.get_label() == label)
+    return float(np.interp(position, line.get_xdata(), line.get_ydata()))
 
 
 def _loss_settings(lab: Laboratory) -> dict[str, Any]:
@@ -73,7 +95,7 @@ def _draw_learning(axes: Axes, data: PanelData) -> None:
     draw_levels(axes, data.more["levels"], lw=1.3)
     axes.set_xlim(0, max(row["place"] for row in data.rows) * 1.02)
     plain_ticks(axes, (0.2, 0.3, 0.5, 1.0, 1.5))
-    axes.figure.legend(loc="outside right center")
+    axes.figure.legend(loc="outside lower center", ncols=3)
 
 
 def _learning_settings(lab: Laboratory) -> dict[str, Any]:
@@ -90,7 +112,7 @@ def _weight_rows(lab: Laboratory) -> list[MatrixRow]:
         (OUTPUT_VALUE, by_name["output"] @ by_name["value"]),
     )
     trained = run.sequence_model.cpu().mixers[0].head_products()
-    slots = [str(slot) for slot in range(trained[0].shape[-1] // dim)]
+    slots = slot_names(run.config.task.token_slots)
     return [
         MatrixRow(
             name,
@@ -133,9 +155,9 @@ def _draw_coefficients(axes: Axes, data: PanelData) -> None:
     axes.bar(range(len(bars)), means, color=color, width=0.6, alpha=0.55)
     for place, values in enumerate(bars.values()):
         axes.plot([place] * len(values), values, "o", ms=3.5, color=color, mec="none")
-    axes.axhline(COEFFICIENT, color=PALETTE[1], lw=1, ls=DASHED)
+    axes.axhline(COEFFICIENT, color=INK, lw=1, ls=DASHED)
     note = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-    axes.annotate(f"published {COEFFICIENT}", (7.4, COEFFICIENT), color=PALETTE[1], **note)
+    axes.annotate(f"published {COEFFICIENT}", (7.4, COEFFICIENT), **note)
     axes.axhspan(-0.01, 0.01, color=INK, alpha=0.06, lw=0)
     axes.annotate("the paper's bound, ±0.01", (7.4, 0.01), **note)
     axes.axhline(0, color=INK, lw=0.8)
@@ -159,7 +181,7 @@ def _coefficient_caption(lab: Laboratory) -> str:
 _IN_CONTEXT = Figure(
     name="in-context-loss",
     title="What each predictor makes of the context",
-    summary="every model and algorithm on the same test sequences, and all claims",
+    summary="every model and algorithm on the same test sequences",
     message=(
         "A layer that was only trained to predict has become one step of gradient descent: the two lines "
         "lie on each other at every position."
@@ -189,7 +211,7 @@ _IN_CONTEXT = Figure(
             legend={},
         ),
     ),
-    layout=grid(height=3.9),
+    layout=grid(height=4.3),
     finish=_finish_losses,
     settings=_loss_settings,
     claims=core_claims.judge,
@@ -208,7 +230,7 @@ _LEARNING = Figure(
     ),
     recipes=_RECIPES,
     panels=(Panel(name="test loss by step", measure=_measure_learning, draw=_draw_learning),),
-    layout=grid(height=3.9),
+    layout=grid(height=4.3),
     settings=_learning_settings,
 )
 _WEIGHTS = Figure(
@@ -219,14 +241,15 @@ _WEIGHTS = Figure(
     caption=(
         "Above, the matrix of each head that scores a key token (rows) against a query token (columns); "
         "below, the one that turns a value token (columns) into what is written (rows). Blocks are the "
-        "slots of a token. Proposition 1 needs one diagonal in each: the current state asks for previous "
+        "slots of a token: the prediction, an empty one, the current state s_t and the previous one. "
+        "Proposition 1 needs one diagonal in each: the current state asks for previous "
         "states, and what followed them is written into the prediction. Training arrives at the same "
         "two diagonals. Two heads share the work, and each may have both of its signs turned; this "
         'cancels in "summed", the sum over heads, where each head counts by the mean of its diagonal in '
         "the other matrix. That sum is in units of the step size. First seed."
     ),
     recipes=(LSA_1,),
-    **matrices(_weight_rows, height=2.4, colors="picture"),
+    **matrices(_weight_rows, height=2.0, colors="picture", summed=LSA_1),
 )
 _COEFFICIENTS = Figure(
     name="coefficients",

@@ -18,7 +18,7 @@ from mesaopt.layers import MesaLayer
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import DASHED, INK, PALETTE
+from mesaopt.papers.plots import DASHED, DOTTED, INK
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.core_milestones import MESA, milestones
 from mesaopt.papers.uncovering2023.curves import color_of
@@ -37,7 +37,8 @@ _CHECKPOINTS = 7
 _FITTED = "fitted to its predictions"
 _EFFECTIVE = "1 / lambda, in units of states"
 _LEARNED = "1 / lambda, as learned"
-_COLORS = {_FITTED: color_of(MESA), _EFFECTIVE: PALETTE[3], _LEARNED: PALETTE[5]}
+_DASHES = {_FITTED: "solid", _EFFECTIVE: DASHED, _LEARNED: DOTTED}
+"""All are ridges of the mesa layer, and have its colour."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _measure_ridges(lab: Laboratory) -> PanelData:
 
 
 def _draw_ridges(axes: Axes, data: PanelData) -> None:
-    for kind, color in _COLORS.items():
+    for kind, dashes in _DASHES.items():
         lines: dict[tuple[int, int], list[tuple[int, float]]] = {}
         for row in data.rows:
             if row["what"] == kind:
@@ -105,8 +106,8 @@ def _draw_ridges(axes: Axes, data: PanelData) -> None:
                 points.append((row["step"], row["ridge"]))
         for number, points in enumerate(lines.values()):
             style: dict[str, Any] = {"label": kind} if number == 0 else {}
-            style |= {"marker": "o", "ms": 4} if kind == _FITTED else {"lw": 0.9, "ls": DASHED}
-            axes.plot(*zip(*points, strict=True), color=color, **style)
+            style |= {"marker": "P", "ms": 5} if kind == _FITTED else {"lw": 1.1}
+            axes.plot(*zip(*points, strict=True), color=color_of(MESA), ls=dashes, **style)
     axes.set(xscale="log", yscale="log", xlabel="optimiser step", ylabel="ridge")
     axes.set_title("the ridge falls as long as it trains")
     axes.legend()
@@ -132,7 +133,8 @@ def _draw_ratios(axes: Axes, data: PanelData) -> None:
     steps = sorted({row["step"] for row in data.rows})
     for number, step in enumerate(steps, start=1):
         curve = [(row["position"], row["ratio"]) for row in data.rows if row["step"] == step]
-        shade = {"color": color_of(MESA), "alpha": 0.25 + 0.75 * number / len(steps)}
+        shade = {"color": color_of(MESA), "lw": 0.6 + 1.8 * number / len(steps)}
+        shade |= {"ls": (0, (1 + number, 1)) if number < len(steps) else "solid"}
         axes.plot(*zip(*curve, strict=True), label=f"step {step}", **shade)
     axes.axhline(1, color=INK, lw=0.8)
     axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss / that of least squares")

@@ -1,13 +1,14 @@
 """Names, colours and the curves that figures of this paper share: loss by position, loss by step."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Panel
-from mesaopt.papers.plots import DASHED, DOTTED, PALETTE, band, circles
+from mesaopt.papers.plots import DOTTED, LOOKS, Look, band, circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import (
     CONSTRUCTION,
@@ -32,25 +33,23 @@ LABELS = {
     "tf-12": "12 softmax layers",
     "hybrid-mesa": "softmax, then mesa",
 }
-_COLORS = {
-    "lsa-1": PALETTE[0],
-    "lsa-2": PALETTE[1],
-    "lsa-4": PALETTE[3],
-    "lsa-6": "#a97c50",
-    "lsa-6-key-40": "#7d5530",
-    "mesa-1": PALETTE[2],
-    "tf-3": PALETTE[1],
-    "tf-7": PALETTE[0],
-    "tf-12": PALETTE[3],
-    "hybrid-mesa": PALETTE[2],
-    CONSTRUCTION: PALETTE[3],
-    GRADIENT_STEP: PALETTE[5],
-    "3-layer steps": "#c77fb8",
-    "steps on one observation": "#c77fb8",
-    "steps on states": "#c77fb8",
+_IDEAS = {
+    "lsa-1": "1 linear layer",
+    "lsa-2": "2 linear layers",
+    "lsa-4": "4 linear layers",
+    "lsa-6": "6 linear layers",
+    "lsa-6-key-40": "6 linear layers, heads of 40",
+    "mesa-1": "mesa",
+    "tf-3": "3 softmax layers",
+    "tf-7": "7 softmax layers",
+    "tf-12": "12 softmax layers",
+    "hybrid-mesa": "softmax, then mesa",
+    CONSTRUCTION: "weights of gradient descent",
+    GRADIENT_STEP: "gradient descent",
+    "3-layer steps": "fewer preconditioned steps",
+    "steps on one observation": "fewer preconditioned steps",
+    "steps on states": "fewer preconditioned steps",
 }
-_STEPS_COLOR = "#3aa6b9"
-_LEAST_SQUARES_COLOR = PALETTE[4]
 FAITHFUL = 0.05
 """Distance of a faithful re-implementation from a published mean loss, as a share of it: another seed of
 training moves most of them by 1 to 3 %."""
@@ -63,10 +62,20 @@ def color_of(name: str) -> str:
         >>> color_of("fixed-lsa-1") == color_of("lsa-1")
         True
     """
-    name = _model_of(name)
-    if name.startswith(LEAST_SQUARES):
-        return _LEAST_SQUARES_COLOR
-    return _COLORS.get(name, _STEPS_COLOR)
+    return look_of(name).color
+
+
+def look_of(name: str) -> Look:
+    """Give the look of a model or an algorithm; without the newest pair, algorithms are dotted.
+
+    Example:
+        >>> look_of("lsa-1").marker, look_of("least squares, official").dashes == DOTTED
+        ('s', True)
+    """
+    model = _model_of(name)
+    steps = "least squares" if model.startswith(LEAST_SQUARES) else "preconditioned steps"
+    look = LOOKS[_IDEAS.get(model, steps)]
+    return replace(look, dashes=DOTTED) if name.endswith(OFFICIAL) else look
 
 
 def label_of(name: str) -> str:
@@ -123,7 +132,7 @@ def loss_by_position(
         seeds = data.more["seeds"]
         for name, rows in by_predictor(data.rows).items():
             positions = [row["place"] for row in rows]
-            line = {"color": color_of(name), "label": label_of(name), "ls": _dashes(name, seeds)}
+            line = look_of(name).line(label=label_of(name))
             band(
                 axes,
                 positions,
@@ -163,9 +172,7 @@ def draw_learning(axes: Axes, rows: Rows, names: Iterable[str]) -> None:
             axes.plot(
                 [row["place"] for row in curve],
                 [row["loss"] for row in curve],
-                color=color_of(name),
-                label=label_of(name) if seed == 0 else None,
-                lw=1.3,
+                **look_of(name).line(label=label_of(name) if seed == 0 else None, lw=1.3),
             )
     axes.set(yscale="log", xlabel="optimiser step", ylabel="test loss")
 
@@ -173,7 +180,7 @@ def draw_learning(axes: Axes, rows: Rows, names: Iterable[str]) -> None:
 def draw_levels(axes: Axes, levels: Mapping[str, float], **line: Any) -> None:
     """Draw mean losses of algorithms as horizontal lines."""
     for name, level in levels.items():
-        axes.axhline(level, color=color_of(name), ls=DASHED, label=name, **line)
+        axes.axhline(level, **look_of(name).line(label=name, **line))
 
 
 def by_predictor(rows: Rows) -> dict[str, Rows]:
@@ -190,13 +197,6 @@ def curve_row(
     """Write one number of a table; `place` is a position or a step, as the panel says."""
     numbers = {"place": place, "loss": loss, "half_width_95": half_width}
     return {"panel": panel, "predictor": name} | numbers
-
-
-def _dashes(name: str, seeds: dict[str, Any]) -> Any:
-    """Models are solid, algorithms dashed, those without the newest pair dotted."""
-    if name in seeds:
-        return "solid"
-    return DOTTED if name.endswith(OFFICIAL) or name == CONSTRUCTION else DASHED
 
 
 def published_means(

@@ -24,7 +24,7 @@ from mesaopt.papers.matrices import (
     draw_matrices,
     matrix_data,
 )
-from mesaopt.papers.plots import INK, PALETTE, circles, plain_ticks
+from mesaopt.papers.plots import INK, circles, plain_ticks, series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
@@ -39,7 +39,7 @@ from mesaopt.tasks import make_task
 from mesaopt.training import Run
 
 _BY_DIMENSION = tuple(recipe.name for recipe in select(variant="dimension"))
-_COLORS = {RECIPES[name].dim: color for name, color in zip(_BY_DIMENSION, PALETTE, strict=True)}
+_LOOKS = {RECIPES[name].dim: series(number) for number, name in enumerate(_BY_DIMENSION)}
 _OTHER_TRAINING = 0.15
 """Distance of another training from a published ratio, as a share of it: theirs spread by 0.004 to 0.45."""
 _LEARNED = 0.5
@@ -90,19 +90,17 @@ def _measure_ratios(lab: Laboratory) -> PanelData | None:
 
 def _draw_ratios(axes: Axes, data: PanelData) -> None:
     for dim, group in itertools.groupby(data.rows, key=itemgetter("dimension")):
-        rows, color = list(group), _COLORS[dim]
+        rows, look = list(group), _LOOKS[dim]
         layers = [row["layer"] for row in rows]
         axes.errorbar(
             layers,
             [row["value"] for row in rows],
             yerr=[row["half_width_95"] for row in rows],
-            color=color,
-            label=f"dimension {dim}",
-            lw=1.3,
+            **look.line(label=f"dimension {dim}", lw=1.3),
         )
         for ratios in data.more["seeds"][str(dim)]:
-            axes.plot(layers, ratios, ".", color=color, ms=4)
-        circles(axes, dict(enumerate(LINEARISED.get(dim, ()), start=1)), color, size=6)
+            axes.plot(layers, ratios, ".", color=look.color, ms=4)
+        circles(axes, dict(enumerate(LINEARISED.get(dim, ()), start=1)), look.color, size=6)
     axes.axhline(1, color=INK, lw=0.8, ls=(0, (1, 3)))
     axes.set(title="A: one layer made linear", xlabel="layer", ylabel="loss / loss with softmax")
     axes.set_yscale("log")

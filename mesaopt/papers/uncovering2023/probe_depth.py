@@ -7,7 +7,7 @@ from matplotlib.figure import Figure as Drawing
 
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, Places, grid
-from mesaopt.papers.plots import PALETTE
+from mesaopt.papers.plots import LOOKS, PALETTE, series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
@@ -115,7 +115,10 @@ def _by_position(recipe: str, target: str) -> Panel[Laboratory]:
 
 def _shares(recipe: str, position: int) -> Panel[Laboratory]:
     """Make a panel of the explained shares of preconditioned inputs, held out, by depth."""
-    colors = {STEPS: PALETTE[0], EXACT: PALETTE[4]}
+    colors = {
+        STEPS: LOOKS["preconditioned steps"].color,
+        EXACT: LOOKS["least squares"].color,
+    }
 
     def curves(lab: Laboratory, recipe: str) -> Iterable[Curve]:
         probed = probe_depth(lab, recipe)
@@ -387,13 +390,12 @@ def _measure_growth(lab: Laboratory) -> PanelData | None:
 
 
 def _draw_growth(axes: Axes, data: PanelData) -> None:
-    colors = (PALETTE[5], *PALETTE[:5], "#a97c50", "#3aa6b9")
     for layer, rows in split(all_columns(data), "layer").items():
-        steps, line = [row["step"] for row in rows], {"color": colors[layer]}
+        steps, line = [row["step"] for row in rows], series(layer).line()
         shares, half = ([row[column] for row in rows] for column in ("r2", "half_width_95"))
-        axes.errorbar(steps, shares, yerr=half, marker=".", label=layer_label(layer), **line)
+        axes.errorbar(steps, shares, yerr=half, label=layer_label(layer), **line)
         for r2 in seeds_of(rows):
-            axes.plot(steps, r2, lw=0.5, alpha=0.5, **line)
+            axes.plot(steps, r2, lw=0.5, alpha=0.5, color=line["color"])
     axes.set(xlabel="optimiser step", ylabel="explained share", ylim=(None, 1.03))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 

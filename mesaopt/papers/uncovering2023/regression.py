@@ -12,8 +12,9 @@ from mesaopt.config import LinearSystemConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import PALETTE, circles
+from mesaopt.papers.plots import LOOKS, circles
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.uncovering2023.curves import look_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LOSS_PER_DIMENSION
 from mesaopt.tasks import Batch, LinearSystem
@@ -83,13 +84,14 @@ def score_regression(dim: int, noise: float, num_sequences: int) -> Rows:
 
 def draw_regression(axes: Axes, points: Sequence[Point], *, published: bool) -> None:
     """Draw losses per dimension, a line for each predictor, and published ones as circles."""
-    for name, color in zip(PREDICTORS, PALETTE, strict=False):
+    for name in PREDICTORS:
         mine = [numbers for predictor, *numbers in points if predictor == name]
         dims, losses, half_widths = zip(*mine, strict=True)
-        line = {"color": color, "label": name, "marker": "o", "ms": 3, "lw": 1.3}
+        look = LOOKS["kernel regression"] if name == PREDICTORS[-1] else look_of(name)
+        line = look.line(label=name, lw=1.3)
         axes.errorbar(dims, losses, yerr=half_widths, **line)
         if published:
-            circles(axes, LOSS_PER_DIMENSION.get(name, {}), color, size=6)
+            circles(axes, LOSS_PER_DIMENSION.get(name, {}), look.color, size=6)
     axes.set(xlabel="dimension", ylabel="loss per dimension")
 
 

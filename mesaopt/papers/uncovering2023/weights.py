@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from torch import Tensor
 
@@ -17,12 +19,15 @@ from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.matrices import (
     KEY_QUERY,
     OUTPUT_VALUE,
+    HeadSum,
     MatrixRow,
     Picture,
+    color_bar,
     draw_matrices,
     draw_matrix,
     mark_blocks,
     matrix_data,
+    sum_over_heads,
 )
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.laboratory import (
@@ -41,12 +46,20 @@ def compressed(lab: Laboratory, recipe: str) -> list[Compressed]:
     return [compress(run.sequence_model.cpu()) for run in lab.trained(recipe)]
 
 
-def matrices(rows: Any, height: float, **colors: Any) -> dict[str, Any]:
-    """Give the panel and layout of a figure made of rows of matrices."""
+def matrices(
+    rows: Any, height: float, *, summed: str | None = None, **colors: Any
+) -> dict[str, Any]:
+    """Give the panel and layout of a figure made of rows of matrices; `summed`: recipe of one layer."""
 
     def measure(lab: Laboratory) -> PanelData | None:
         measured = rows(lab)
-        return matrix_data(measured, **colors) if measured else None
+        if not measured:
+            return None
+        if summed is None:
+            return matrix_data(measured, **colors)
+        config = lab.trained(summed)[0].config
+        heads = gradient_sum(config.task.token_slots, config.sequence_model.num_heads)
+        return matrix_data(measured, summed=heads, **colors)
 
     panel = Panel(name="matrices", measure=measure, draw=draw_matrices)
     return {
@@ -55,13 +68,30 @@ def matrices(rows: Any, height: float, **colors: Any) -> dict[str, Any]:
     }
 
 
+def slot_names(token_slots: Sequence[str]) -> list[str]:
+    """Name the slots of a token for the sides of a picture; the first holds the prediction.
+
+    Example:
+        >>> slot_names(("zero", "zero", "current", "previous"))
+        ['pred.', 'empty', '$s_t$', '$s_{t-1}$']
+    """
+    names = {"zero": "empty", "current": "$s_t$", "previous": "$s_{t-1}$"}
+    return ["pred.", *(names.get(slot, slot) for slot in token_slots[1:])]
+
+
+def gradient_sum(token_slots: Sequence[str], heads: int) -> HeadSum:
+    """Sum heads by the blocks of gradient descent: previous keys, current queries, current values."""
+    current, previous = token_slots.index("current"), token_slots.index("previous")
+    return HeadSum(heads, (previous, current), (0, current))
+
+
 def layer_rows(lab: Laboratory, recipe: str, layers: Sequence[int]) -> list[MatrixRow]:
     """Lay out the two products of every head of some layers (counted from 1) of the first seed."""
     runs = lab.trained(recipe)
     if not runs:
         return []
     mixers, scalars = runs[0].sequence_model.cpu().mixers, compressed(lab, recipe)[0]
-    slots = [str(slot) for slot in range(scalars.key_query.shape[-1])]
+    slots = slot_names(runs[0].config.task.token_slots)
     shares = scalars.key_query_energy, scalars.output_value_energy
     return [
         MatrixRow(
@@ -240,21 +270,22 @@ fig13 = Figure(
     caption=(
         "Both heads. Above: the product that scores a key token (rows) against a query token (columns). "
         "Below: the product that turns a value token (columns) into what is written (rows). Blocks are "
-        "the slots of a token: 0 the prediction, 1 empty, 2 the current state, 3 the previous one. "
+        "the slots of a token: the prediction, an empty one, the current and the previous state. "
         "Colours are shared within a row, and below each picture is the share of its squared "
-        "entries that multiples of the identity in its blocks explain. First seed. The authors "
+        'entries that multiples of the identity in its blocks explain. "Summed over heads" has each '
+        "head times the mean diagonal of its other matrix, with a bar of its own. First seed. The authors "
         "trained the layer of this picture with batches of 2048 at a learning rate of 9e-5; this "
         "is lsa-1, with batches of 256 at 2e-4. Whether one coefficient stands out is judged here; "
         "`mesaopt reproduce core` compares its size with a gradient step's."
     ),
     recipes=("lsa-1",),
-    **matrices(lambda lab: layer_rows(lab, "lsa-1", (1,)), height=2.6),
+    **matrices(lambda lab: layer_rows(lab, "lsa-1", (1,)), height=2.8, summed="lsa-1"),
     settings=_fig13_settings,
     claims=_fig13_claims,
 )
 
 
-_SLOTS = ("0", "0", "$s_t$", "$s_{t-1}$")
+_SLOTS = slot_names(("zero", "zero", "current", "previous"))
 _CURRENT, _PREVIOUS = 2, 3
 
 
@@ -341,15 +372,31 @@ def pattern_row(panel: str, what: str, where: str, value: float | str) -> dict[s
 
 def _draw_pattern(part: SubFigure, data: PanelData) -> None:
     part.suptitle("B: one linear layer and Proposition 1", fontsize=10)
-    size, lines = data.more["size"], iter(data.rows)
-    for places in part.subplots(2, data.more["heads"] + 1):
-        for place in places:
+    size, heads, lines = data.more["size"], data.more["heads"], iter(data.rows)
+    grid = part.subplots(2, heads + 2)
+    products: list[list[Any]] = []
+    for places in grid:
+        products.append([])
+        for place in (*places[:heads], places[-1]):
             rows = [next(lines) for _ in range(size)]
-            matrix = torch.tensor([[float(x) for x in row["value"].split()] for row in rows])
-            draw_matrix(place, matrix.numpy(), matrix.abs().max().item())
-            mark_blocks(place, _SLOTS, size, named=True)
-            product, _, whose = rows[0]["what"].partition(", ")
-            place.set_title(f"${product}$, {whose}", fontsize=9, pad=3)
+            matrix = np.array([[float(x) for x in row["value"].split()] for row in rows])
+            products[-1].append(matrix)
+            name, _, whose = rows[0]["what"].partition(", ")
+            _draw_product(part, place, matrix, f"${name}$, {whose}")
+    sums = sum_over_heads(
+        *(one[:heads] for one in products),
+        blocks=len(_SLOTS),
+        scored=(_PREVIOUS, _CURRENT),
+        written=(0, _CURRENT),
+    )
+    for places, total in zip(grid, sums, strict=True):
+        _draw_product(part, places[heads], total, "summed over heads")
+
+
+def _draw_product(part: SubFigure, axes: Axes, matrix: Any, title: str) -> None:
+    color_bar(part, draw_matrix(axes, matrix, np.abs(matrix).max()), axes)
+    mark_blocks(axes, _SLOTS, len(matrix), named=True)
+    axes.set_title(title, fontsize=8.5, pad=3)
 
 
 pattern_panel = Panel(name="B", measure=_measure_pattern, draw=_draw_pattern)
