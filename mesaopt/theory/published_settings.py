@@ -29,7 +29,8 @@ PUBLISHED_SETTINGS: dict[str, PublishedSetting] = {
         8.83e-4, "Figure 11, one gradient step; the best of 25 from 1e-5 to 1e-3"
     ),
     "contracting/ridge": PublishedSetting(1.33339, "Figure 11, Proposition 2"),
-    "partially-observed/ridge": PublishedSetting(10.0, "Figure 24, Proposition 2"),
+    "partially-observed/ridge": PublishedSetting(10.0, "Figure 24, probes and Proposition 2"),
+    "partially-observed/loss-ridge": PublishedSetting(0.001, "Figure 7B, Proposition 2"),
 }
 """Published settings, by task and setting."""
 
@@ -75,8 +76,9 @@ PUBLISHED_INVERSES: dict[str, ApproximateInverse] = {
 
 The baseline of a transformer of n layers has n - 1 steps and one gradient step after them. The authors'
 solver drops the newest pair; on all pairs the same steps do better. The ridge is 0.001 for fully observed
-systems and 1.33339 for contracting ones. Elsewhere the ridge of the steps is not known. It is assumed:
-0.001, or for systems observed in part 10, that of the probing figure.
+systems and 1.33339 for contracting ones. For systems observed in part it is 10 in the probing figure, which
+also draws the losses of the steps of seven layers with it, and 0.001 in Figure 7B. For the nonlinear system
+and the fixed matrix it is not known; 0.001 is assumed.
 
 Source: the files behind Figures 4, 6, 7, 11 and 12 in the authors' repository.
 """

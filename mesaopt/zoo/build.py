@@ -10,9 +10,10 @@ from mesaopt import files, json_files, zoo
 from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
 from mesaopt.errors import MesaoptError, RunError
 from mesaopt.papers.uncovering2023.compression import EXTRACTED_AT, INTERPOLATED
-from mesaopt.papers.uncovering2023.laboratory import COMPARED, SETTINGS
+from mesaopt.papers.uncovering2023.laboratory import COMPARED
 from mesaopt.papers.uncovering2023.published import LEARNING
 from mesaopt.papers.uncovering2023.sensitivities import FOLLOWED, spread
+from mesaopt.papers.uncovering2023.settings import SETTINGS
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run

@@ -17,6 +17,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
     OFFICIAL,
     Laboratory,
     compare,
+    network_note,
 )
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
@@ -223,6 +224,7 @@ def published_means(
             measured=comparison.mean(name),
             published=CURVES[task][name].mean,
             tolerance=tolerance * CURVES[task][name].mean,
+            basis=network_note(lab, name),
         )
         for name in names
         if name in CURVES[task] and comparison.has(name)

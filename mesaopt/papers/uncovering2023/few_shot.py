@@ -22,7 +22,6 @@ from mesaopt.papers.laboratory import Scale
 from mesaopt.papers.plots import DASHED, DOTTED, INK, PALETTE, band
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import (
-    TOKEN_NORM,
     Comparison,
     Laboratory,
     average,
@@ -47,6 +46,7 @@ from mesaopt.papers.uncovering2023.published import (
     FEW_SHOT_SEQUENCES,
     FEW_SHOT_SWITCHES,
 )
+from mesaopt.papers.uncovering2023.settings import TOKEN_NORM
 
 LABELS = {PAIRS: "pairs alone", SEPARATOR: "with EOS", PREFIX: "with EOS and prefix"}
 COLORS = {

@@ -45,6 +45,7 @@ FIGURES = (
     sensitivities.fig22,
     sensitivities.fig23,
     probe_depth.fig24,
+    losses.fig24c,
     probe_depth.fig25,
     probe_depth.fig25_training,
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,8 @@ from mesaopt.config import RunConfig, TaskConfig, stacked
 from mesaopt.errors import RunError
 from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
-from mesaopt.papers.laboratory import Plan, Scale, Source, measurement
+from mesaopt.papers.laboratory import Plan, Source, measurement
+from mesaopt.papers.uncovering2023.settings import SETTINGS, Settings
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
 from mesaopt.theory import (
@@ -98,116 +99,6 @@ Algorithms = tuple[dict[str, Predictor], dict[str, float]]
 """Predictors by name, and what was tuned for them."""
 
 
-TOKEN_NORM = (10 / 3) ** 0.5
-"""Root mean square norm of a few-shot input, uniform on [-1, 1]^10."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptSettings:
-    """How the prompts of figures 8 and 18 are learned."""
-
-    steps: int
-    batch_sizes: tuple[int, int]
-    """Of EOS, of the prefix."""
-    learning_rate: float
-    schedule: Literal["constant", "cosine"]
-    separator_norm: float
-    """Norm up to which a learned EOS counts as next to zero."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Amounts by scale that are no part of a plan."""
-
-    map_sequences: int
-    """Test sequences of attention maps."""
-    probe_sequences: int
-    """Sequences that probes are fitted on, and as many that they are scored on; 512 or more."""
-    probe_sequences_while_training: int
-    """The same at every checkpoint."""
-    sensitivity_checkpoints: int
-    """Checkpoints at which first layers are differentiated, at most."""
-    sensitivity_sequences: int
-    """Test sequences of a trained layer's derivatives."""
-    sensitivity_sequences_while_training: int
-    """Of these, those at every checkpoint."""
-    distillation_steps: int
-    """Optimiser steps of the linear layers of figures 5 and 19."""
-    distillation_sequences: int
-    """Test sequences of the models with these layers."""
-    regression_dimensions: tuple[int, ...]
-    """Of the systems of figures 5B and 20."""
-    regression_sequences: int
-    """Test sequences on each of these systems."""
-    few_shot_sequences: int
-    """Test sequences of figures 8 and 18."""
-    prompts: PromptSettings
-
-
-SETTINGS: dict[Scale, Settings] = {
-    "smoke": Settings(
-        map_sequences=64,
-        probe_sequences=512,
-        probe_sequences_while_training=256,
-        sensitivity_checkpoints=2,
-        sensitivity_sequences=4,
-        sensitivity_sequences_while_training=2,
-        distillation_steps=2,
-        distillation_sequences=256,
-        regression_dimensions=(4, 10),
-        regression_sequences=256,
-        few_shot_sequences=512,
-        prompts=PromptSettings(
-            steps=2,
-            batch_sizes=(2, 2),
-            learning_rate=0.1,
-            schedule="cosine",
-            separator_norm=TOKEN_NORM / 4,
-        ),
-    ),
-    "small": Settings(
-        map_sequences=2048,
-        probe_sequences=2048,
-        probe_sequences_while_training=512,
-        sensitivity_checkpoints=13,
-        sensitivity_sequences=64,
-        sensitivity_sequences_while_training=16,
-        distillation_steps=1000,
-        distillation_sequences=2560,
-        regression_dimensions=(4, 6, 10, 20, 40),
-        regression_sequences=256,
-        few_shot_sequences=2560,
-        prompts=PromptSettings(
-            steps=150,
-            batch_sizes=(16, 16),
-            learning_rate=0.1,
-            schedule="cosine",
-            separator_norm=TOKEN_NORM / 4,
-        ),
-    ),
-    "paper": Settings(
-        map_sequences=2048,
-        probe_sequences=5120,
-        probe_sequences_while_training=512,
-        sensitivity_checkpoints=16,
-        sensitivity_sequences=64,
-        sensitivity_sequences_while_training=64,
-        distillation_steps=2000,
-        distillation_sequences=10_240,
-        regression_dimensions=(4, 6, 10, 20, 40, 60),
-        regression_sequences=1024,
-        few_shot_sequences=5120,
-        prompts=PromptSettings(
-            steps=5000,
-            batch_sizes=(64, 128),
-            learning_rate=1e-3,
-            schedule="constant",
-            separator_norm=0.05,
-        ),
-    ),
-}
-
-
 class Laboratory(laboratory.Laboratory):
     """The runs of the first paper and what is measured on them."""
 
@@ -230,6 +121,23 @@ class Laboratory(laboratory.Laboratory):
     def test_sequences(self) -> dict[str, int]:
         """Give the number of test sequences, for the settings of a figure."""
         return {"test sequences": self.plan.num_sequences}
+
+
+def network_note(lab: "Laboratory", recipe: str) -> str:
+    """Say how the network of a recipe's runs differs from the published one; "" if it does not.
+
+    The authors' code swaps the names of keys and values in its mesa layer. Their network of softmax and
+    mesa layers for the nonlinear task therefore divides queries and values by their norms, where the text
+    and our recipe divide queries and keys. Runs imported from their weights are of their network.
+    """
+    if recipe != "hybrid-mesa-nonlinear":
+        return ""
+    models = [run.config.sequence_model for run in lab.trained(recipe)]
+    if all(model.unit_queries_values == "after_first" for model in models):
+        return ""
+    return (
+        "of a network that divides queries and values by their norms; ours divides queries and keys"
+    )
 
 
 def as_published(config: RunConfig) -> bool:
@@ -481,9 +389,17 @@ def _partial(_: Laboratory, task: Task) -> Algorithms:
     def stack(states: Tensor) -> Tensor:
         return tokens_from_states(states, stacked(_STACKED))
 
+    published: dict[str, tuple[str, str, Inputs | None]] = {
+        "steps on one observation": ("partially-observed", "loss-ridge", None),
+        "steps on 16 observations": ("partially-observed", "loss-ridge", stack),
+        "7-layer steps on 16 observations": ("7-layer", "ridge", stack),
+    }
+    algorithms: dict[str, Predictor] = {}
+    for name, (steps, setting, inputs) in published.items():
+        ridge = PUBLISHED_SETTINGS[f"partially-observed/{setting}"].value
+        inverse = replace(PUBLISHED_INVERSES[steps], ridge=ridge)
+        algorithms |= _both(name, lambda pairs, i=inverse, x=inputs: _steps(i, pairs, x))
     ridge = _tuned_ridge(task, stack)
-    algorithms = _learned_steps(task, "steps on one observation", None, 1.0)
-    algorithms |= _learned_steps(task, "steps on 16 observations", stack, ridge)
     algorithms["least squares on 16 observations"] = least_squares(ridge, inputs=stack)
     return algorithms, {"ridge on 16 observations": ridge}
 

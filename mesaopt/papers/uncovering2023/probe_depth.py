@@ -267,7 +267,7 @@ fig4f = Figure(
     name="fig4f",
     title="Fig. 4F: preconditioned input, layer by layer, of six linear layers",
     summary="the preconditioned input, decoded from linear layers",
-    caption=_CAPTION + _PRECONDITIONED,
+    caption=f"{_CAPTION}{_PRECONDITIONED}They are those for constructed tokens.",
     recipes=("lsa-6",),
     panels=(_by_depth("lsa-6", STEPS, (6, 21, 41)), _shares("lsa-6", 41)),
     layout=grid(2, height=3.9),
@@ -280,7 +280,7 @@ fig6ab = Figure(
     name="fig6ab",
     title="Fig. 6A, 6B: next token and preconditioned input, layer by layer, of seven softmax layers",
     summary="the next token and the preconditioned input, decoded from softmax layers",
-    caption=_CAPTION + _PRECONDITIONED,
+    caption=f"{_CAPTION}{_PRECONDITIONED}They are those for seven layers.",
     recipes=("tf-7",),
     panels=(
         _by_depth("tf-7", NEXT, (21, LAST)),
@@ -323,11 +323,11 @@ def _fig24_claims(lab: Laboratory) -> Iterable[Claim]:
 
 fig24 = Figure(
     name="fig24",
-    title="Fig. 24: next token and preconditioned input by depth, partial observation",
+    title="Fig. 24A, 24B: next token and preconditioned input by depth, partial observation",
     summary="partial observation, decoded layer by layer",
     caption=(
-        f"{_CAPTION}The input is that of five observations side by side, with a ridge of 10. "
-        f"{_PRECONDITIONED}"
+        f"{_CAPTION}The input is that of five observations side by side, with a ridge of 10, as in the "
+        f"authors' code. {_PRECONDITIONED}"
     ),
     recipes=COMPARED["partial"],
     panels=_both_targets(COMPARED["partial"]),

@@ -12,7 +12,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.plots import PALETTE
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.curves import color_of, label_of
-from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory, network_note
 from mesaopt.papers.uncovering2023.probe_drawing import (
     HELD_OUT_CAPTION,
     all_columns,
@@ -212,7 +212,9 @@ fig2a = Figure(
     summary="past tokens, decoded behind first layers",
     caption=(
         f"{HELD_OUT_CAPTION}Mean squares are drawn down to 1e-6. The authors' models here had 20,000 "
-        "steps, those with a mesa layer 12,000."
+        "steps, those with a mesa layer 12,000. Behind the softmax layer of hybrid-mesa errors have heavy "
+        "tails: for the previous token the authors' weights have 0.0048 in sample on 256 sequences, 0.0068 "
+        "on 2560 and 0.0120 held out, far more apart than the 40 of 256 of a Gaussian stream."
     ),
     recipes=tuple(_BOUND),
     panels=(
@@ -228,7 +230,9 @@ fig2a = Figure(
 
 
 def _fig2b_claims(lab: Laboratory) -> Iterable[Claim]:
+    why = "0.04 to 0.14 published, 2 and 7 for initial weights of ours; half counts"
     for recipe in (name for name in COMPARED["nonlinear"] if lab.trained(name)):
+        note = network_note(lab, recipe)
         for token in (49, LAST):
             key: Key = (f"{TEACHER} {token}", 1, LAST)
             untrained = probe_untrained(lab, recipe)
@@ -239,8 +243,7 @@ def _fig2b_claims(lab: Laboratory) -> Iterable[Claim]:
                 "trained first layer than behind the untrained one (ratio of held-out errors)",
                 measured=probe_tokens(lab, recipe).ratio(key, key, untrained),
                 high=0.5,
-                basis="0.04 to 0.14 published, 2 and 7 for initial weights of ours; half counts; "
-                + training_length(lab, recipe),
+                basis="; ".join(filter(None, (why, training_length(lab, recipe), note))),
             )
 
 

@@ -23,7 +23,8 @@ from mesaopt.analysis import (
 )
 from mesaopt.config import FewShotConfig
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.uncovering2023.laboratory import Laboratory, PromptSettings
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.settings import PromptSettings
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch, FewShot
 from mesaopt.theory import Pairs, context_statistics, ridge_least_squares

@@ -13,8 +13,9 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.figure import judge
 from mesaopt.papers.uncovering2023 import distilled
 from mesaopt.papers.uncovering2023.distilled import fig5, fig19
-from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
+from mesaopt.papers.uncovering2023.settings import SETTINGS
 from mesaopt.tasks import make_task
 
 

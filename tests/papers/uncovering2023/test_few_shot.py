@@ -12,7 +12,7 @@ from mesaopt.config import FewShotConfig
 from mesaopt.papers.figure import Figure, draw, judge, measure
 from mesaopt.papers.uncovering2023 import prompts
 from mesaopt.papers.uncovering2023.few_shot import COLORS, LABELS, fig8, fig18
-from mesaopt.papers.uncovering2023.laboratory import Laboratory, PromptSettings
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.prompts import (
     AS_PUBLISHED,
     ON_TOKENS,
@@ -23,6 +23,7 @@ from mesaopt.papers.uncovering2023.prompts import (
     newton_steps,
 )
 from mesaopt.papers.uncovering2023.published import FEW_SHOT
+from mesaopt.papers.uncovering2023.settings import PromptSettings
 from mesaopt.tasks import FewShot
 from mesaopt.theory import ridge_least_squares
 

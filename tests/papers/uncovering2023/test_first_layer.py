@@ -246,3 +246,12 @@ def test_the_pattern_of_proposition_1_is_in_its_blocks_alone() -> None:
     other = SequenceModel(recipes.get("lsa-1").sequence_model)
     other.load_state_dict(swapped)
     assert pattern_shares(other)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize(("steps", "compared"), [(2900, True), (3000, False), (10_000, False)])
+def test_a_published_ratio_is_compared_at_its_own_step_only(
+    steps: int, compared: bool, tmp_path: Path
+) -> None:
+    basis = sensitivity_claims(tmp_path, steps=steps)["fig16-tf-7-binds"].basis
+    assert ("280 published" in basis) == compared
+    assert "at least 37" in basis

@@ -13,14 +13,15 @@ from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import judge
 from mesaopt.papers.reproduce import make_plan, reproduce
 from mesaopt.papers.uncovering2023.item import STUDY as UNCOVERING
-from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import CURVES
+from mesaopt.papers.uncovering2023.settings import SETTINGS
 
 
 def test_the_figures_are_in_order_and_each_trains_what_it_reads() -> None:
     assert " ".join(figure.name for figure in UNCOVERING.figures) == (
         "fig2a fig2b fig3 fig4 fig4e fig4f fig5 fig6ab fig6c fig7 fig8 fig9 fig10 fig11 fig12 fig13 "
-        "fig14 fig15 fig16 fig17 fig18 fig19 fig20 fig21 fig22 fig23 fig24 fig25 fig25-training"
+        "fig14 fig15 fig16 fig17 fig18 fig19 fig20 fig21 fig22 fig23 fig24 fig24c fig25 fig25-training"
     )
     only = make_plan("uncovering2023", scale="small", only=("fig6c",))
     assert {training.recipe for training in only.trainings} == {"tf-3", "tf-7"}

@@ -137,3 +137,38 @@ def test_published_means_pass_at_the_number_and_fail_far_from_it() -> None:
 def test_labels_say_what_a_model_is_whatever_its_task() -> None:
     assert label_of("fixed-mesa-1") == label_of("mesa-1") == "1 mesa layer"
     assert label_of("tf-7-partial") == "7 softmax layers"
+
+
+def test_published_baselines_of_partial_observation_are_made_from_published_settings() -> None:
+    lab = Laboratory(replace(PLAN, num_sequences=1280), {})
+    measured = compare(lab, "partial")
+    for name, curve in CURVES["partial"].items():
+        if name not in recipes.RECIPES:
+            assert measured.losses[name].mean == pytest.approx(curve.mean, rel=0.03)
+            at = {
+                position: measured.losses[name].curve[position - 1].item() for position in curve.at
+            }
+            assert at == pytest.approx(curve.at, rel=0.08), name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values", "differs"),
+    [
+        ("hybrid-mesa-nonlinear", "none", True),
+        ("hybrid-mesa-nonlinear", "after_first", False),
+        ("tf-7-nonlinear", "none", False),
+        ("hybrid-mesa", "none", False),
+    ],
+)
+def test_claims_say_where_the_published_network_is_another(
+    recipe: str, values: str, differs: bool
+) -> None:
+    run = run_of(recipe)
+    keys = "after_first" if values == "none" and "nonlinear" in recipe else "none"
+    model = replace(run.config.sequence_model, unit_queries_values=values, unit_queries_keys=keys)
+    lab = Laboratory(PLAN, {recipe: [replace(run, config=replace(run.config, model=model))]})
+    task = "nonlinear" if "nonlinear" in recipe else "linear"
+    one = InContextLoss(torch.ones(4, 3))
+    lab.remember(compare, task, value=Comparison(task, {recipe: one}, {recipe: [one]}, {}))
+    (claim,) = published_means(lab, task, "Fig. 7", (recipe,))
+    assert ("queries and values" in claim.why) == differs

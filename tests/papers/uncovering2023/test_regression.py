@@ -6,7 +6,8 @@ import pytest
 from laboratories import PLAN, compute
 
 from mesaopt.papers.uncovering2023 import distilled, regression
-from mesaopt.papers.uncovering2023.laboratory import SETTINGS, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.papers.uncovering2023.settings import SETTINGS
 
 
 def test_least_squares_and_kernel_regression_by_dimension() -> None:
