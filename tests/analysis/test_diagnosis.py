@@ -449,6 +449,37 @@ def test_all_met_is_a_yes() -> None:
     assert all(condition.met for condition in found.conditions)
 
 
+def shown(name: str, *, holds: bool) -> ShiftResult:
+    """A shift that does not count."""
+    share = SURE if holds else NOT
+    return ShiftResult(name, False, 1.0, share, share, "zero", NOT, share)
+
+
+@pytest.mark.parametrize(
+    ("held", "failed", "ending"),
+    [
+        (
+            (),
+            ("contracting W",),
+            "Of shifts that do not count, this fails under these: contracting W.",
+        ),
+        (("contracting W",), (), "this holds under these: contracting W."),
+        (("a", "b"), ("c",), "this holds under these: a, b; it fails under these: c."),
+        ((), (), "which explains 90 % of its predictions and 90 % of its errors."),
+    ],
+)
+def test_a_yes_says_where_it_ends(
+    held: tuple[str, ...], failed: tuple[str, ...], ending: str
+) -> None:
+    learning = Learning((), (), (), (), (), (), gain=SURE, gain_increase=SURE)
+    agreement = Agreement("one", "optimizer", {}, 1, SURE, SURE, 1.0)
+    counted = ShiftResult("counted", True, 1.0, SURE, SURE, "zero", NOT, SURE)
+    beyond = [*(shown(n, holds=True) for n in held), *(shown(n, holds=False) for n in failed)]
+    found = judge(learning, agreement, agreement, SURE, [counted, *beyond])
+    assert found.answer == "yes"
+    assert found.sentence.endswith(ending)
+
+
 @pytest.mark.parametrize(
     ("given", "index", "ending"),
     [
