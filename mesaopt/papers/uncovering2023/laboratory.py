@@ -183,16 +183,16 @@ class Comparison:
         )
         return Estimate.ratio_of_models(a, b, above_seeds=above, below_seeds=below)
 
-    def mean(self, name: str) -> Estimate:
+    def mean(self, name: str, positions: slice | list[int] = slice(None)) -> Estimate:
         """Give a mean loss with the error of its difference to a published one.
 
         The error is that of the test sequences of both, and of our training seeds. Theirs is one training.
         """
-        losses = self.losses[name].losses.mean(1)
+        losses = self.losses[name].losses[:, positions].mean(1)
         sequences = losses.var() * (1 / len(losses) + 1 / _PUBLISHED_SEQUENCES)
-        means = torch.tensor([one.mean for one in self.seed_losses.get(name, [])])
-        mean = self.losses[name].mean
-        return Estimate.from_variances(mean, sequences, variance_over_seeds(means))
+        seeds = self.seed_losses.get(name, [])
+        means = torch.tensor([one.losses[:, positions].mean() for one in seeds])
+        return Estimate.from_variances(losses.mean(), sequences, variance_over_seeds(means))
 
 
 def average(losses: list[InContextLoss]) -> InContextLoss:

@@ -96,6 +96,7 @@ LEARNED = (
     "fig4-lsa-1-is-one-step",
     "fig4-two-layers-beat-one",
     "fig4-mesa-is-least-squares",
+    "fig4-mesa-late",
     "fig4-interpolated-*-start",
     "fig5-dim-*-first-layer",
     "fig5-dim-*-second-layer",
@@ -128,17 +129,18 @@ LEARNED = (
     "fig16-*-previous",
     "fig2[23]-*-previous",
     "*-position-*-layer-[1-9]",
-    *(f"{task}-{model}-mean" for task in CURVES for model in MODELS),
+    *(f"{task}-{model}-{part}" for task in CURVES for model in MODELS for part in ("mean", "late")),
 )
 """Claims about what models learn, which no untrained model may pass."""
 
 BY_CHANCE = (
     # One model beats another: equal, up to noise.
-    "fig4-mesa-beats-six",
+    "fig4-mesa-beats-six*",
     "fig4-depth-helps",
     "fig6c-depth-helps",
     "fig7-hybrid-*",
     "fig11-mesa",
+    "fig11-mesa-late",
     # A model is as good as what it was made into: both predict zero.
     "fig4-compressed-*",
     "fig4-interpolated-*-end",

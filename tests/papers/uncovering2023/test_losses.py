@@ -168,7 +168,49 @@ def test_claims_say_where_the_published_network_is_another(
     model = replace(run.config.sequence_model, unit_queries_values=values, unit_queries_keys=keys)
     lab = Laboratory(PLAN, {recipe: [replace(run, config=replace(run.config, model=model))]})
     task = "nonlinear" if "nonlinear" in recipe else "linear"
-    one = InContextLoss(torch.ones(4, 3))
+    one = InContextLoss(torch.ones(4, 50))
     lab.remember(compare, task, value=Comparison(task, {recipe: one}, {recipe: [one]}, {}))
-    (claim,) = published_means(lab, task, "Fig. 7", (recipe,))
-    assert ("queries and values" in claim.why) == differs
+    claims = published_means(lab, task, "Fig. 7", (recipe,))
+    assert len(claims) == 2
+    for claim in claims:
+        assert ("queries and values" in claim.why) == differs
+
+
+def hybrid_claims(late: float) -> dict[str, bool]:
+    """Verdicts about losses of hybrid-mesa that are as published early, and late ones times a factor."""
+    curve = CURVES["linear"]["hybrid-mesa"]
+    at = dict.fromkeys(range(21, 51), late * 0.0031)
+    early = (50 * curve.mean - 30 * 0.0031) / 20
+    losses = torch.tensor([at.get(position, early) for position in range(1, 51)])
+    one = InContextLoss(losses + 1e-3 * losses * torch.randn(256, 50))
+    lab = Laboratory(PLAN, {"hybrid-mesa": [run_of("hybrid-mesa")]})
+    seeds = {"hybrid-mesa": [one]}
+    lab.remember(compare, "linear", value=Comparison("linear", {"hybrid-mesa": one}, seeds, {}))
+    claims = published_means(lab, "linear", "Fig. 7", ("hybrid-mesa",))
+    return {claim.name: claim.passed for claim in claims}
+
+
+@pytest.mark.parametrize(
+    ("late", "passes"), [(1.0, True), (2.0, False), (0.5, False), (4.0, False)]
+)
+def test_a_mean_as_published_does_not_hide_other_losses_late_in_a_sequence(
+    late: float, passes: bool
+) -> None:
+    names = ("linear-hybrid-mesa-mean", "linear-hybrid-mesa-late")
+    assert hybrid_claims(late) == dict(zip(names, (True, passes), strict=True))
+
+
+def test_late_losses_are_judged_where_early_ones_make_up_the_mean() -> None:
+    judged = set()
+    for task, curves in CURVES.items():
+        for name in set(curves) & set(recipes.RECIPES):
+            one = InContextLoss(torch.rand(16, 50))
+            lab = Laboratory(PLAN, {name: [run_of(name)]})
+            lab.remember(compare, task, value=Comparison(task, {name: one}, {name: [one]}, {}))
+            claims = published_means(lab, task, "Fig. 7", (name,))
+            judged |= {name for claim in claims if claim.name.endswith("-late")}
+    assert judged == {
+        *("lsa-2", "lsa-4", "lsa-6", "tf-3", "tf-7", "tf-12", "hybrid-mesa"),
+        *COMPARED["partial"],
+        *COMPARED["nonlinear"],
+    }  # not one linear layer, whose losses are large late as well
