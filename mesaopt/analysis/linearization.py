@@ -29,6 +29,9 @@ _SMALLEST_VARIANCE = 1e-3
 batch teaches noise."""
 _NO_VARIANCE = 1e-9
 """Directions with a smaller share are rounding errors of single precision: their weights are zero."""
+NOT_DISTILLED = 0.9
+"""Unexplained share above which a layer counts as not distilled: less than a tenth of the variance of its
+output is explained, or less than by the mean. Its ratio is then one of the distillation alone."""
 _PLAIN = Frame()
 _STREAM = "distillation"  # of random numbers, different from that of the initial weights of models
 
@@ -50,6 +53,15 @@ class Linearization:
     loss: float
     """Mean test loss of the original model."""
 
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Layers that could not be distilled: more than 0.9 of their variance is unexplained.
+
+        Their ratios measure the distillation, not the layer; another seed or more steps may do.
+        """
+        shares = zip(self.layers, self.unexplained.tolist(), strict=True)
+        return tuple(layer for layer, share in shares if not share <= NOT_DISTILLED)
+
 
 @differentiating()
 def linearize(
@@ -57,9 +69,9 @@ def linearize(
     task: Task,
     *,
     layers: Sequence[int] | None = None,
-    steps: int = 1000,
+    steps: int = 3000,
     batch_size: int = 64,
-    learning_rate: float = 3e-2,
+    learning_rate: float = 5e-3,
     num_sequences: int = 2560,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -83,7 +95,8 @@ def linearize(
         on_progress: called with the finished and the total number of steps.
 
     Returns:
-        Ratios of losses, by layer.
+        Ratios of losses, by layer; `.failed` names layers that could not be distilled, whose ratios mean
+        little.
 
     Raises:
         ValueError: the model is no stack of attention layers (see :func:`distil` for others), there is no

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import capture, distil, linearize, unexplained, with_layer
+from mesaopt.analysis import Linearization, capture, distil, linearize, unexplained, with_layer
 from mesaopt.config import LinearSystemConfig, MergedAttentionConfig, MixerName, ModelConfig
 from mesaopt.layers import Frame, LinearSelfAttention
 from mesaopt.models import SequenceModel, make_model
@@ -93,7 +93,8 @@ def test_softmax_is_not_linear() -> None:
 def test_linear_layers_of_a_model_lose_nothing_and_a_bad_layer_much() -> None:
     model = SequenceModel(CONFIG, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = linearize(model, TASK, layers=(0, 2), steps=120, batch_size=32, num_sequences=256)
+    quick = {"steps": 120, "learning_rate": 3e-2, "batch_size": 32, "num_sequences": 256}
+    found = linearize(model, TASK, layers=(0, 2), **quick)
     assert found.layers == (0, 2)
     assert (found.unexplained < 0.05).all()
     # The unexplained share of one layer's output is a smaller share of the whole stream.
@@ -104,6 +105,8 @@ def test_linear_layers_of_a_model_lose_nothing_and_a_bad_layer_much() -> None:
 
     early = linearize(model, TASK, layers=(0,), steps=1, num_sequences=256)
     assert (early.ratios[0] - 1).abs() > 0.1
+    assert found.failed == ()
+    assert early.failed == (0,), "nothing was learned"
 
 
 def test_ratios_are_those_of_the_swapped_models_on_the_same_sequences() -> None:
@@ -257,3 +260,15 @@ def test_a_changed_configuration_makes_the_changed_model_or_is_refused(mixer: Mi
     again.load_state_dict(changed.state_dict())
     tokens = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again(tokens), changed(tokens), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("unexplained", "failed"),
+    [([0.1, 0.5, 0.9], ()), ([0.1, 0.94, 2.85], (2, 3)), ([float("nan"), 0.0, 1.0], (0, 3))],
+)
+def test_layers_that_could_not_be_distilled_are_named(
+    unexplained: list[float], failed: tuple[int, ...]
+) -> None:
+    ones = torch.ones(3)
+    found = Linearization((0, 2, 3), (), ones, ones, torch.tensor(unexplained), 1.0)
+    assert found.failed == failed

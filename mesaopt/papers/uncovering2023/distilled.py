@@ -45,6 +45,7 @@ _OTHER_TRAINING = 0.15
 _LEARNED = 0.5
 """Share of the loss of predicting zero below which a model has learned something."""
 _ZERO_SEQUENCES = 256  # for the loss of predicting zero
+_NOT_DISTILLED = "this layer could not be distilled, so that its ratio is of the distillation"
 _TWO_LAYERS = "softmax-2"
 _SLOTS = ("0", "1", "2", "3")
 _INPUT_SEQUENCES = 256  # for the second moments of the inputs of layers
@@ -59,6 +60,7 @@ def linearised(lab: Laboratory, recipe: str) -> list[Linearization]:
             run.sequence_model.cpu(),
             make_task(run.config.task),
             steps=lab.settings.distillation_steps,
+            learning_rate=lab.settings.distillation_rate,
             num_sequences=lab.settings.distillation_sequences,
             seed=run.config.seed,
             on_progress=lab.on_progress,
@@ -148,7 +150,14 @@ def _fig5_settings(lab: Laboratory) -> dict[str, Any]:
             losses = [one.loss for one in linearisations]
             settings[f"loss, dimension {dim}"] = _in_words(losses)
             settings[f"unexplained, dimension {dim}"] = _in_words(unexplained.tolist())
+            if failed := _failed(linearisations):
+                settings[f"not distilled, dimension {dim}"] = f"layer {', '.join(map(str, failed))}"
     return settings
+
+
+def _failed(linearisations: Sequence[Linearization]) -> list[int]:
+    """List the layers that some seed could not distil, counted from 1: their ratios mean little."""
+    return sorted({layer + 1 for one in linearisations for layer in one.failed})
 
 
 def _in_words(values: list[float]) -> str:
@@ -157,10 +166,11 @@ def _in_words(values: list[float]) -> str:
 
 def _fig5_claims(lab: Laboratory) -> Iterable[Claim]:
     for recipe in filter(lab.trained, _BY_DIMENSION):
-        dim, ratios = RECIPES[recipe].dim, loss_ratios(linearised(lab, recipe))
+        dim, linearisations = RECIPES[recipe].dim, linearised(lab, recipe)
+        ratios = loss_ratios(linearisations)
         yield from _order_claims(dim, ratios)
         if dim in LINEARISED and lab.as_published(recipe) and _has_learned(lab, recipe):
-            yield from _published_ratio_claims(dim, ratios)
+            yield from _published_ratio_claims(dim, ratios, _failed(linearisations))
 
 
 def _has_learned(lab: Laboratory, recipe: str) -> bool:
@@ -211,7 +221,9 @@ def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
     )
 
 
-def _published_ratio_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
+def _published_ratio_claims(
+    dim: int, ratios: Sequence[Estimate], failed: Sequence[int]
+) -> Iterable[Claim]:
     for layer, (ratio, published) in enumerate(zip(ratios, LINEARISED[dim], strict=True), start=1):
         yield Claim(
             name=f"fig5-dim-{dim}-layer-{layer}",
@@ -220,8 +232,10 @@ def _published_ratio_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Cl
             "as large",
             measured=ratio,
             high=published + _OTHER_TRAINING * published,
-            basis=f"{published:g} published, {_OTHER_TRAINING:.0%} for another training; layers that were "
-            "distilled better lose less",
+            basis=f"{published:g} published, {_OTHER_TRAINING:.0%} for another training; "
+            + (
+                _NOT_DISTILLED if layer in failed else "layers that were distilled better lose less"
+            ),
         )
 
 

@@ -38,6 +38,8 @@ class Settings:
     """Of these, those at every checkpoint."""
     distillation_steps: int
     """Optimiser steps of the linear layers of figures 5 and 19."""
+    distillation_rate: float
+    """Their learning rate at the start."""
     distillation_sequences: int
     """Test sequences of the models with these layers."""
     regression_dimensions: tuple[int, ...]
@@ -58,6 +60,7 @@ SETTINGS: dict[str, Settings] = {
         sensitivity_sequences=4,
         sensitivity_sequences_while_training=2,
         distillation_steps=2,
+        distillation_rate=3e-2,
         distillation_sequences=256,
         regression_dimensions=(4, 10),
         regression_sequences=256,
@@ -78,6 +81,7 @@ SETTINGS: dict[str, Settings] = {
         sensitivity_sequences=64,
         sensitivity_sequences_while_training=16,
         distillation_steps=1000,
+        distillation_rate=5e-3,
         distillation_sequences=2560,
         regression_dimensions=(4, 6, 10, 20, 40),
         regression_sequences=256,
@@ -98,6 +102,7 @@ SETTINGS: dict[str, Settings] = {
         sensitivity_sequences=64,
         sensitivity_sequences_while_training=64,
         distillation_steps=2000,
+        distillation_rate=5e-3,
         distillation_sequences=10_240,
         regression_dimensions=(4, 6, 10, 20, 40, 60),
         regression_sequences=1024,

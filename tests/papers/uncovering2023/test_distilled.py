@@ -191,3 +191,18 @@ def test_the_first_layer_reads_no_more_directions_than_its_tokens_have() -> None
     assert (values > 1e-3).sum() == 40
     torch.testing.assert_close(torch.linalg.eigvalsh(roots).amax(-1), torch.ones(2).double())
     assert roots[0, :20].abs().max() < 1e-3, "the empty slot"
+
+
+def test_a_layer_that_could_not_be_distilled_is_named_next_to_its_ratio() -> None:
+    (one,) = linearizations(LINEARISED[10])
+    missed = torch.tensor([0.3, 0.2, 0.2, 0.2, 0.2, 0.4, 2.85])
+    lab = Laboratory(PLAN, {"tf-7-dim-10": [run_of("tf-7-dim-10")]})
+    value = [replace(one, unexplained=missed)]
+    lab.remember(distilled.linearised, "tf-7-dim-10", value=value)
+    bases = {claim.name: claim.basis for claim in judge(fig5, lab)}
+    flagged = [name for name, basis in bases.items() if "could not be distilled" in basis]
+    assert flagged == ["fig5-dim-10-layer-7"]
+    empty = {f"tf-7-dim-{dim}" for dim in (4, 6, 20, 40, 60)}
+    for recipe in empty:
+        lab.remember(distilled.linearised, recipe, value=[])
+    assert fig5.settings(lab)["not distilled, dimension 10"] == "layer 7"
