@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import Diagnosis, Estimate, Evaluation, diagnose
-from mesaopt.analysis.diagnosis.candidates import Candidate
+from mesaopt.analysis import Diagnosis, Estimate, Evaluation, diagnose, tune_ridge
+from mesaopt.analysis.diagnosis.candidates import Candidate, fit_ridge
 from mesaopt.analysis.diagnosis.evidence import Learning, probe_estimates
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.diagnosis.regression import HISTORY
@@ -513,3 +513,19 @@ def test_no_needs_evidence() -> None:
     assert verdict(nearest_kind="other", margin=NOT).answer == "no"
     assert verdict(nearest_kind="other", margin=Estimate(-0.02, 0.01)).answer == "unclear"
     assert verdict(nearest_kind="other", margin=NOT, gain_increase=NOT).answer == "no"
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("stack", [None, 3])
+def test_the_fitted_ridge_is_that_of_a_search_with_least_squares(
+    stack: int | None, steps: int
+) -> None:
+    inputs = None if stack is None else (lambda states: tokens_from_states(states, stacked(stack)))
+    target = ModelAsTarget(
+        TASK, lambda b: gradient_descent(b.observed, step_size=0.04, num_steps=steps)
+    )
+    evaluation = Evaluation(num_sequences=512, split="validation")
+    found = tune_ridge(
+        target, inputs=inputs, bounds=(1e-4, 1e4), tolerance=1e-5, evaluation=evaluation
+    )
+    assert fit_ridge(target, inputs) == pytest.approx(found.value, rel=1e-3)

@@ -1,18 +1,21 @@
 """Candidate algorithms, their parameters fitted to the predictions of the model."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.analysis.tuning import InputMap, tune, tune_ridge
+from mesaopt.analysis.tuning import InputMap, tune
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
@@ -104,14 +107,44 @@ def fit_ridge(target: ModelAsTarget, inputs: InputMap | None = None, *, seed: in
         seed: of the sequences.
 
     Returns:
-        The ridge, to 1 in 1000 of its range of nine decades.
+        The ridge, between 1e-5 and 1e4 times the mean square of the inputs.
     """
     evaluation = Evaluation(num_sequences=_TUNING_SEQUENCES, seed=seed, split="validation")
-    observed = next(replace(evaluation, num_sequences=1).batches(target)).observed
+    batches = list(evaluation.batches(target))
+    observed = batches[0].observed
     variance = _variance_of(observed if inputs is None else inputs(observed))
-    bounds = (1e-5 * variance, 1e4 * variance)
-    found = tune_ridge(target, inputs=inputs, bounds=bounds, tolerance=1e-3, evaluation=evaluation)
-    return found.value
+    problems = [_in_eigenvectors(batch, inputs) for batch in batches]
+
+    def distance(log_ridge: float) -> float:
+        ridge = math.exp(log_ridge)
+        missed = (
+            (readout @ (queries / (values + ridge))[..., None])[..., 0] - wanted
+            for values, queries, readout, wanted in problems
+        )
+        return sum(one.square().sum().item() for one in missed)
+
+    low, high = math.log(1e-5 * variance), math.log(1e4 * variance)
+    grid = np.linspace(low, high, 10)  # a decade apart
+    best = int(np.argmin([distance(place) for place in grid]))
+    around = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    return math.exp(
+        minimize_scalar(distance, bounds=around, method="bounded", options={"xatol": 1e-4}).x
+    )
+
+
+def _in_eigenvectors(
+    batch: Batch, inputs: InputMap | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give what least squares needs for any ridge: one eigendecomposition of every Gram matrix.
+
+    G_t (H_t + ridge I)^{-1} q_t = (G_t V) ((V^T q_t) / (values + ridge)), H_t = V diag(values) V^T.
+    """
+    states = batch.observed.double()
+    context = context_of(states, inputs=None if inputs is None else inputs(states))
+    gram, cross = context.statistics()
+    values, vectors = torch.linalg.eigh(gram)
+    queries = (vectors.mT @ context.queries[..., None])[..., 0]
+    return values.clamp(min=0), queries, cross @ vectors, batch.targets.double()
 
 
 def _variance_of(inputs: Tensor) -> float:

@@ -33,7 +33,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
 
-_CHECKPOINTS = 7
+_CHECKPOINTS = 6
 _FITTED = "fitted to its predictions"
 _EFFECTIVE = "1 / lambda, in units of states"
 _LEARNED = "1 / lambda, as learned"
@@ -238,5 +238,5 @@ RIDGE = Figure[Laboratory](
     layout=grid(2, height=3.6),
     finish=_finish,
     claims=_claims,
-    seconds={"smoke": 5.0, "small": 25.0, "paper": 150.0},
+    seconds={"smoke": 3.0, "small": 10.0, "paper": 60.0},
 )
