@@ -1,4 +1,4 @@
-"""Colours are ideas: one each, seen on light and dark pages, and not the only thing that tells lines apart."""
+"""Colours are ideas: one each, seen on light and dark pages, and never alone in telling lines apart."""
 
 import itertools
 import re

@@ -70,7 +70,8 @@ def _finish_losses(drawing: Drawing) -> None:
 def _loss_of(axes: Axes, label: str, position: int) -> float:
     """Read a loss off the line with a label."""
     line = next(line for line in axes.lines if line.get_label() == label)
-    return float(np.interp(position, line.get_xdata(), line.get_ydata()))
+    places, losses = (np.asarray(values, dtype=float) for values in line.get_data())
+    return float(np.interp(position, places, losses))
 
 
 def _loss_settings(lab: Laboratory) -> dict[str, Any]:

@@ -133,9 +133,13 @@ def _draw_ratios(axes: Axes, data: PanelData) -> None:
     steps = sorted({row["step"] for row in data.rows})
     for number, step in enumerate(steps, start=1):
         curve = [(row["position"], row["ratio"]) for row in data.rows if row["step"] == step]
-        shade = {"color": color_of(MESA), "lw": 0.6 + 1.8 * number / len(steps)}
-        shade |= {"ls": (0, (1 + number, 1)) if number < len(steps) else "solid"}
-        axes.plot(*zip(*curve, strict=True), label=f"step {step}", **shade)
+        axes.plot(
+            *zip(*curve, strict=True),
+            label=f"step {step}",
+            color=color_of(MESA),
+            lw=0.6 + 1.8 * number / len(steps),
+            ls=(0, (1 + number, 1)) if number < len(steps) else "solid",
+        )
     axes.axhline(1, color=INK, lw=0.8)
     axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss / that of least squares")
     axes.set_title("late positions are learned last")

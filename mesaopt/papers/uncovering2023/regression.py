@@ -1,6 +1,7 @@
 """Figures 5B and 20: least squares and softmax kernel regression by dimension and noise."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,9 +13,8 @@ from mesaopt.config import LinearSystemConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import LOOKS, circles
+from mesaopt.papers.plots import DOTTED, LOOKS, circles
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.papers.uncovering2023.curves import look_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LOSS_PER_DIMENSION
 from mesaopt.tasks import Batch, LinearSystem
@@ -26,6 +26,11 @@ _NOISE = (PUBLISHED_NOISE, 0.1, 0.25, 0.5)
 Point = tuple[str, int, float, float]
 """Predictor, dimension, loss per dimension and half the width of its 95 % interval."""
 PREDICTORS = ("least squares", "least squares, official", "kernel regression")
+_LOOKS = {
+    PREDICTORS[0]: LOOKS["least squares"],
+    PREDICTORS[1]: replace(LOOKS["least squares"], dashes=DOTTED),
+    PREDICTORS[2]: LOOKS["kernel regression"],
+}
 
 
 @measurement
@@ -87,7 +92,7 @@ def draw_regression(axes: Axes, points: Sequence[Point], *, published: bool) -> 
     for name in PREDICTORS:
         mine = [numbers for predictor, *numbers in points if predictor == name]
         dims, losses, half_widths = zip(*mine, strict=True)
-        look = LOOKS["kernel regression"] if name == PREDICTORS[-1] else look_of(name)
+        look = _LOOKS[name]
         line = look.line(label=name, lw=1.3)
         axes.errorbar(dims, losses, yerr=half_widths, **line)
         if published:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mesaopt.analysis import Compressed, compress
 from mesaopt.analysis.estimate import Estimate
+from mesaopt.config import TokenSlot
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, stack
@@ -68,18 +69,20 @@ def matrices(
     }
 
 
-def slot_names(token_slots: Sequence[str]) -> list[str]:
+def slot_names(token_slots: Sequence[TokenSlot]) -> list[str]:
     """Name the slots of a token for the sides of a picture; the first holds the prediction.
 
     Example:
         >>> slot_names(("zero", "zero", "current", "previous"))
         ['pred.', 'empty', '$s_t$', '$s_{t-1}$']
+        >>> slot_names(("current", "previous", 2))
+        ['pred.', '$s_{t-1}$', '$s_{t-2}$']
     """
     names = {"zero": "empty", "current": "$s_t$", "previous": "$s_{t-1}$"}
-    return ["pred.", *(names.get(slot, slot) for slot in token_slots[1:])]
+    return ["pred.", *(names.get(str(slot), f"$s_{{t-{slot}}}$") for slot in token_slots[1:])]
 
 
-def gradient_sum(token_slots: Sequence[str], heads: int) -> HeadSum:
+def gradient_sum(token_slots: Sequence[TokenSlot], heads: int) -> HeadSum:
     """Sum heads by the blocks of gradient descent: previous keys, current queries, current values."""
     current, previous = token_slots.index("current"), token_slots.index("previous")
     return HeadSum(heads, (previous, current), (0, current))
