@@ -327,15 +327,6 @@ def _fig11_claims(lab: Laboratory) -> Iterable[Claim]:
         high=1.0,
         basis="no number of these positions is published; smaller counts, as of the mean",
     )
-    yield Claim(
-        name="fig11-mesa-beyond-least-squares-late",
-        figure="beyond the paper",
-        statement="Contracting: at positions 11 to 50 the mesa layer is no worse than least squares with "
-        "the best ridge (ratio of losses)",
-        measured=losses.ratio("contracting-mesa-1", LEAST_SQUARES, LATE),
-        high=1.1,
-        basis="no worse, and 10 %, as of the mean",
-    )
 
 
 fig11 = _other_matrices(
