@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str]) -> int:
         prog="mesaopt",
         description=(
             "Mesa-optimization in sequence models: train small models that learn in context, take them "
-            "apart, and judge the claims of the papers. Start with: mesaopt reproduce core"
+            "apart, and judge the claims of the papers. Start with: mesaopt demo"
         ),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),

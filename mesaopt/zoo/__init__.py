@@ -66,6 +66,21 @@ class Entry:
         """Size of all its files."""
         return sum((self.path / name).stat().st_size for name in self.digests)
 
+    def describe(self) -> dict[str, str]:
+        """Return what a table says about the model.
+
+        Returns:
+            Words by the names of columns.
+        """
+        published = self.published_loss
+        return {
+            "steps": f"{self.steps[-1]:,}",
+            "loss": f"{self.loss.value:.4f} ± {self.loss.error:.4f}",
+            "published": "" if published is None else f"{published:.4f}",
+            "checkpoints": str(len(self.steps)),
+            "kB": f"{self.num_bytes / 1000:,.0f}",
+        }
+
     @property
     def published_loss(self) -> float | None:
         """Mean loss of the authors' own network; None where they give none."""
@@ -159,6 +174,24 @@ def load(name: str, *, step: int | None = None, device: str = "cpu") -> Run:
     entry = get(name)
     entry.verify()
     return load_run(entry.path, step=step, device=device)
+
+
+def folder() -> Path:
+    """Return the folder of all run folders, after comparing every file with its digest.
+
+    Returns:
+        Its path.
+
+    Raises:
+        RunError: a file is missing or damaged.
+
+    Example:
+        >>> (folder() / "lsa-1").exists()
+        True
+    """
+    for name in names():
+        get(name).verify()
+    return FOLDER
 
 
 def locate(run: str | Path) -> Path:

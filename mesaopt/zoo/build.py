@@ -144,29 +144,17 @@ def _list(folder: Path, recipe: str, facts: dict[str, Any]) -> None:
 def page() -> str:
     """Describe the zoo in Markdown: `docs/zoo.md`, which is written anew whenever a model is added."""
     entries = [zoo.get(name) for name in zoo.names()]
-    rows = ["| " + " | ".join(_row(entry)) + " |" for entry in entries]
+    rows = [[f"`{entry.recipe}`", *entry.describe().values()] for entry in entries]
     size = sum(entry.num_bytes for entry in entries) / 1e6
     waiting = [name for name in PUBLISHED if name not in zoo.names()]
     return _PAGE.format(
-        rows="\n".join(rows),
+        rows="\n".join("| " + " | ".join(row) + " |" for row in rows),
         count=len(entries),
         size=size,
         sequences=zoo.LOSS_SEQUENCES,
         waiting="\n".join(f"mesaopt train {name}" for name in waiting),
         num_waiting=len(waiting),
     )
-
-
-def _row(entry: zoo.Entry) -> list[str]:
-    published, error = entry.published_loss, entry.loss.error
-    return [
-        f"`{entry.recipe}`",
-        f"{entry.steps[-1]:,}",
-        f"{entry.loss.value:.4f} ± {error:.4f}",
-        "" if published is None else f"{published:.4f}",
-        str(len(entry.steps)),
-        f"{entry.num_bytes / 1000:,.0f}",
-    ]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from mesaopt import commands
 from mesaopt.analysis import Diagnosis, diagnose
 from mesaopt.arguments import Diagnose
+from mesaopt.commands import runs as commands
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import ConfigError
 from mesaopt.report import write_diagnosis

@@ -1,0 +1,175 @@
+"""Commands about studies and their results: `demo`, `reproduce`, `claims`, `report`."""
+
+import webbrowser
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesaopt import arguments as args
+from mesaopt import files
+from mesaopt.commands.runs import DIAGNOSIS_SECONDS, MOST_SEEDS, diagnose_run
+from mesaopt.config import require_count
+from mesaopt.console import duration, print_json, print_line, print_table
+from mesaopt.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from mesaopt.papers.laboratory import Plan
+
+
+def demo(command: args.Demo) -> int:
+    """Reproduce the main result from trained models, diagnose one, and show the page."""
+    from mesaopt import zoo
+    from mesaopt.papers import reproduce as papers
+    from mesaopt.report import write_diagnosis
+    from mesaopt.report import write_report as write_page
+
+    study, runs = papers.get_study("core"), None if command.train else zoo.folder()
+    plan = papers.make_plan("core", scale="small")
+    seconds = DIAGNOSIS_SECONDS + sum(figure.seconds[plan.scale] for figure in study.figures)
+    if runs is None:
+        seconds += sum(cost.seconds for cost in papers.costs(plan, device="cpu"))
+    models = "Training and measuring three models" if command.train else "Measuring three models"
+    print_line(f"{models}: about {duration(seconds)} here, once. Results go to {command.out}.")
+    papers.reproduce("core", out=command.out, resume=True, device="cpu", runs=runs)
+    diagnosis = diagnose_run(zoo.load("lsa-1"), "lsa-1")
+    write_diagnosis(diagnosis, command.out / "diagnosis.html", name="lsa-1")
+    page = write_page(command.out)
+    print_line(diagnosis.verdict.sentence)
+    print_line(f"Report: {page}")
+    print_line(f"Diagnosis of lsa-1: {command.out / 'diagnosis.html'}")
+    if not command.no_open:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def reproduce(command: args.Reproduce) -> int:
+    """Reproduce a study and print its claims, or print what it would cost."""
+    from mesaopt.papers import reproduce as papers
+    from mesaopt.report import write_report as write_page
+
+    only = command.only.replace(",", " ").split()
+    if command.seeds is not None:
+        require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
+    runs = _given_runs(command)
+    if command.dry_run:
+        plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
+        plan = plan if runs is None else replace(plan, trainings=())
+        return _print_costs(plan, command.device)
+    papers.reproduce(
+        command.what,
+        scale=command.scale,
+        out=command.out,
+        seeds=command.seeds,
+        only=only,
+        resume=command.resume,
+        device=command.device,
+        runs=runs,
+    )
+    page = write_page(command.out)
+    status = print_claims(command.out)
+    print_line(f"Report: {page}")
+    return status
+
+
+def _given_runs(command: args.Reproduce) -> Path | None:
+    """Give the folder of runs that are measured in place of training any."""
+    if not command.from_zoo:
+        return command.runs
+    if command.runs is not None:
+        raise ConfigError(f"from={str(command.runs)!r}: cannot be given with --from-zoo")
+    from mesaopt import zoo
+
+    return zoo.folder()
+
+
+def _print_costs(plan: "Plan", device: str) -> int:
+    from mesaopt.papers.reproduce import get_study
+    from mesaopt.training import peak_memory_bytes, resolve_device
+
+    resolve_device(device)
+    study = get_study(plan.what)
+    figures = study.chosen(plan)
+    training = _print_trainings(plan, device)
+    times = [figure.seconds[plan.scale] for figure in figures]
+    rows = [
+        {"figure": figure.name, "summary": figure.summary, "time": f"about {duration(seconds)}"}
+        for figure, seconds in zip(figures, times, strict=True)
+    ]
+    print_table(f"{plan.what} at scale {plan.scale}: figures", rows)
+    memory = peak_memory_bytes() + study.memory(plan)
+    print(f"time in all  about {duration(training + sum(times))} here")
+    print(f"memory       about {memory / 2**20:.0f} MiB here")
+    return 0
+
+
+def _print_trainings(plan: "Plan", device: str) -> float:
+    """Print what each run costs as soon as it is known, and give the sum of the times."""
+    from mesaopt.papers.reproduce import costs
+
+    if not plan.configs:
+        return 0.0
+    width, total = max(map(len, plan.configs)), 0.0
+    print_line(f"{plan.what} at scale {plan.scale}: training")
+    columns = ("parameters", "steps", "ms a step here", "time")
+    print_line("  ".join(["run".ljust(width), *columns]))
+    for cost in costs(plan, device=device):
+        numbers = (
+            f"{cost.step.parameters:,}",
+            f"{cost.steps:,}",
+            f"{cost.step.seconds * 1000:.1f}",
+            duration(cost.seconds),
+        )
+        cells = (one.ljust(len(name)) for one, name in zip(numbers, columns, strict=True))
+        print_line("  ".join([cost.run.ljust(width), *cells]).rstrip())
+        total += cost.seconds
+    print_line("")
+    return total
+
+
+def show_claims(command: args.Claims) -> int:
+    """Print the claims of a folder; the status says whether all hold."""
+    from mesaopt.papers.claims import read_claims
+
+    if not command.json:
+        return print_claims(command.folder)
+    claims = read_claims(command.folder)
+    print_json([claim.to_json() for claim in claims])
+    return 0 if all(claim.passed for claim in claims) else 1
+
+
+def print_claims(folder: Path) -> int:
+    """Print the claims of a folder as a table; the status says whether all hold."""
+    from mesaopt.papers.claims import read_claims
+
+    claims = read_claims(folder)
+    rows = [
+        {
+            "": "holds" if claim.passed else "FAILS",
+            "claim": f"{claim.statement} ({claim.figure})",
+            "measured": f"{claim.value:.4g}",
+            "passes": claim.threshold,
+        }
+        for claim in claims
+    ]
+    if rows:
+        print_table("claims", rows)
+    passed = sum(claim.passed for claim in claims)
+    print(f"{passed} of {len(claims)} claims hold.")
+    return 0 if passed == len(claims) else 1
+
+
+def write_report(command: args.Report) -> int:
+    """Write the report of a folder, and show it if asked."""
+    from mesaopt import report
+
+    if not files.is_folder(command.folder):
+        raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
+    if command.redraw:
+        from mesaopt.papers.reproduce import redraw
+
+        redraw(command.folder)
+    page = report.write_report(command.folder)
+    print_line(page)
+    if command.open:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
