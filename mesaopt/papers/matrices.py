@@ -95,20 +95,20 @@ def draw_matrices(part: SubFigure, data: PanelData) -> None:
     layout = _read_layout(data)
     grid = part.subplots(len(layout), len(layout[0]["matrices"]), squeeze=False)
     for number, (row, axes) in enumerate(zip(layout, grid, strict=True)):
-        matrices, drawn = row["matrices"], row["drawn"]
+        matrices = row["matrices"]
+        alone = [not shared or place == row["summed"] for place in range(len(matrices))]
         limits = [np.abs(matrix).max() for matrix in matrices]
         if shared:
-            entries = np.concatenate([np.abs(matrix).ravel() for matrix in drawn])
-            limits = [
-                np.quantile(entries, row["share"]) if any(matrix is one for one in drawn) else limit
-                for matrix, limit in zip(matrices, limits, strict=True)
-            ]
+            together = [m for m, own in zip(matrices, alone, strict=True) if not own]
+            entries = np.concatenate([np.abs(matrix).ravel() for matrix in together])
+            limit = np.quantile(entries, row["share"])
+            limits = [x if own else limit for x, own in zip(limits, alone, strict=True)]
         images = [
             draw_matrix(place, matrix, limit)
             for place, matrix, limit in zip(axes, matrices, limits, strict=True)
         ]
-        for image, place, matrix in zip(images, axes, matrices, strict=True):
-            if not shared or not any(matrix is one for one in drawn):
+        for image, place, own in zip(images, axes, alone, strict=True):
+            if own:
                 color_bar(part, image, place)
         if shared:
             ends = "both" if row["share"] < 1 else "neither"
@@ -125,7 +125,7 @@ def draw_matrices(part: SubFigure, data: PanelData) -> None:
 
 
 def _read_layout(data: PanelData) -> list[dict[str, Any]]:
-    """Read the matrices of each row, and put the sums over heads behind the heads."""
+    """Read the matrices of each row; put the sum over heads behind the heads, and say where it is."""
     lines = iter(data.rows)
     layout = []
     for row in data.more["matrices"]:
@@ -133,7 +133,7 @@ def _read_layout(data: PanelData) -> list[dict[str, Any]]:
             np.array([str(next(lines)["weights"]).split() for _ in range(size)], dtype=float)
             for size in row["sizes"]
         ]
-        layout.append(row | {"matrices": matrices, "drawn": [*matrices]})
+        layout.append(row | {"matrices": matrices, "summed": None})
     if "summed" not in data.more:
         return layout
     heads = data.more["summed"]["heads"]
@@ -143,6 +143,7 @@ def _read_layout(data: PanelData) -> list[dict[str, Any]]:
         scored, written = (tuple(data.more["summed"][name]) for name in ("scored", "written"))
         sums = sum_over_heads(*both, blocks=blocks, scored=scored, written=written)
         for row, total in zip((key_query, output_value), sums, strict=True):
+            row["summed"] = heads
             row["matrices"].insert(heads, total)
             for name, text in (("titles", "summed over heads"), ("notes", "")):
                 row[name] = [*row[name][:heads], text, *row[name][heads:]]

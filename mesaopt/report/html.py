@@ -147,22 +147,21 @@ def _place(claims: list[Claim], figures: list[dict[str, Any]]) -> list[dict[str,
         figure["claims"] = [c for c in claims if f"{c.study}-{c.shown_in}" == figure["id"]]
     shown = {claim.id for figure in figures for claim in figure["claims"]}
     rest = [claim for claim in claims if claim.id not in shown]
-    groups = (
-        (
-            "other-claims",
-            "Other claims",
-            "No figure on this page shows these numbers.",
-            [claim for claim in rest if claim.shown_in != ROUNDING],
-        ),
-        (
-            "rounding",
-            "Checks of rounding",
-            "Two ways to compute the same number must agree up to rounding.",
-            [claim for claim in rest if claim.shown_in == ROUNDING],
-        ),
-    )
-    names = ("id", "title", "text", "claims")
-    return [dict(zip(names, group, strict=True)) for group in groups if group[-1]]
+    groups = [
+        {
+            "id": "other-claims",
+            "title": "Other claims",
+            "text": "No figure on this page shows these numbers.",
+            "claims": [claim for claim in rest if claim.shown_in != ROUNDING],
+        },
+        {
+            "id": "rounding",
+            "title": "Checks of rounding",
+            "text": "Two ways to compute the same number must agree up to rounding.",
+            "claims": [claim for claim in rest if claim.shown_in == ROUNDING],
+        },
+    ]
+    return [group for group in groups if group["claims"]]
 
 
 def _links(folder: Path, name: str) -> list[tuple[str, str]]:

@@ -288,7 +288,8 @@ fig13 = Figure(
 )
 
 
-_SLOTS = slot_names(("zero", "zero", "current", "previous"))
+_TOKEN: tuple[TokenSlot, ...] = ("zero", "zero", "current", "previous")
+_SLOTS = slot_names(_TOKEN)
 _CURRENT, _PREVIOUS = 2, 3
 
 
@@ -386,11 +387,12 @@ def _draw_pattern(part: SubFigure, data: PanelData) -> None:
             products[-1].append(matrix)
             name, _, whose = rows[0]["what"].partition(", ")
             _draw_product(part, place, matrix, f"${name}$, {whose}")
+    blocks = gradient_sum(_TOKEN, heads)
     sums = sum_over_heads(
         *(one[:heads] for one in products),
         blocks=len(_SLOTS),
-        scored=(_PREVIOUS, _CURRENT),
-        written=(0, _CURRENT),
+        scored=blocks.scored,
+        written=blocks.written,
     )
     for places, total in zip(grid, sums, strict=True):
         _draw_product(part, places[heads], total, "summed over heads")
