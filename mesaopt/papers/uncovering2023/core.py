@@ -51,7 +51,7 @@ def _finish_losses(drawing: Drawing) -> None:
     axes.axhline(5e-4, color=INK, lw=0.8, ls=(0, (1, 3)))
     axes.annotate("noise floor", (1, 5e-4), xytext=(2, 3), textcoords="offset points", fontsize=8)
     for at, above, text in (
-        (18, 16, "one layer, trained, and one gradient step: the same losses"),
+        (24, 25, "one layer, trained, and one gradient step: the same losses"),
         (44, 17, "the fixed step overshoots"),
     ):
         place = at, _loss_of(axes, label_of(LSA_1), at)

@@ -143,7 +143,7 @@ def _draw_ratios(axes: Axes, data: PanelData) -> None:
     axes.axhline(1, color=INK, lw=0.8)
     axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss / that of least squares")
     axes.set_title("late positions are learned last")
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def _claims(lab: Laboratory) -> Iterable[Claim]:
