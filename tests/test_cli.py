@@ -565,3 +565,19 @@ def test_the_demo_shows_trained_models_on_a_page(
     assert not (out / "runs").exists()
     assert run("demo", "--out", str(out), "--no-open") == 0  # nothing is measured again
     assert len(opened) == 1
+
+
+def test_the_demo_diagnoses_the_model_that_it_has_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path] = []
+    monkeypatch.setattr("mesaopt.papers.reproduce.costs", lambda *_, **__: [])
+    monkeypatch.setattr("mesaopt.papers.reproduce.reproduce", lambda *_, **__: [])
+
+    def load(path: Path, **_: object) -> None:
+        loaded.append(path)
+        raise RunError("stopped by the test")
+
+    monkeypatch.setattr("mesaopt.training.load_run", load)
+    assert run("demo", "--train", "--no-open", "--out", str(tmp_path / "out")) == 2
+    assert loaded == [tmp_path / "out" / "runs" / "lsa-1-seed0"]

@@ -22,6 +22,7 @@ def demo(command: args.Demo) -> int:
     from mesaopt.papers import reproduce as papers
     from mesaopt.report import write_diagnosis
     from mesaopt.report import write_report as write_page
+    from mesaopt.training import load_run
 
     study, runs = papers.get_study("core"), None if command.train else zoo.folder()
     plan = papers.make_plan("core", scale="small")
@@ -31,7 +32,9 @@ def demo(command: args.Demo) -> int:
     models = "Training and measuring three models" if command.train else "Measuring three models"
     print_line(f"{models}: about {duration(seconds)} here, once. Results go to {command.out}.")
     papers.reproduce("core", out=command.out, resume=True, device="cpu", runs=runs)
-    diagnosis = diagnose_run(zoo.load("lsa-1"), "lsa-1")
+    trained = command.out / "runs" / "lsa-1-seed0"
+    run = load_run(trained, device="cpu") if command.train else zoo.load("lsa-1")
+    diagnosis = diagnose_run(run, "lsa-1")
     write_diagnosis(diagnosis, command.out / "diagnosis.html", name="lsa-1")
     page = write_page(command.out)
     print_line(diagnosis.verdict.sentence)
