@@ -5,6 +5,8 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
+from mesaopt.errors import RunError
+
 Rows = list[dict[str, Any]]
 """Records of numbers; a value is a number, a string or None."""
 
@@ -48,23 +50,33 @@ def table(rows: Rows) -> str:
     return text.getvalue()
 
 
-def read_table(text: str) -> Rows:
+def read_table(text: str, where: str = "table") -> Rows:
     """Read what :func:`table` wrote: numbers as numbers, bit for bit, and nothing as None.
 
     Args:
         text: with a header.
+        where: path of the file, for messages.
 
     Returns:
         The rows.
+
+    Raises:
+        RunError: it is no table.
 
     Example:
         >>> read_table("step,loss,model" + chr(10) + "3,0.1,lsa-1" + chr(10) + "4,,lsa-1" + chr(10))
         [{'step': 3, 'loss': 0.1, 'model': 'lsa-1'}, {'step': 4, 'loss': None, 'model': 'lsa-1'}]
     """
-    return [
-        {key: _value(value) for key, value in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text)) if line]
+    except csv.Error as error:
+        raise RunError(f"{where}: is damaged: {error}") from None
+    names, rows = lines[0] if lines else [], lines[1:]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            problem = f"row {number} has {len(row)} values: must have {len(names)}"
+            raise RunError(f"{where}: is damaged: {problem}")
+    return [dict(zip(names, map(_value, row), strict=True)) for row in rows]
 
 
 def _value(text: str) -> Any:

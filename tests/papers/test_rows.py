@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesaopt.errors import RunError
 from mesaopt.papers.rows import read_table, table
 
 values = st.none() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False)
@@ -37,3 +38,10 @@ def test_panels_with_keys_of_their_own_share_a_table() -> None:
     first, second = read_table(table(rows))
     assert first == rows[0] | {"position": None, "ratio": None}
     assert second == {"step": 1, "ridge": None, "position": 2, "ratio": 1.5}
+
+
+@pytest.mark.parametrize("text", ["a,b\n1\n", "a\n1,2\n", "a\n" + "1" * 200_000])
+def test_a_damaged_table_is_named_in_one_line(text: str) -> None:
+    with pytest.raises(RunError, match=r"a\.csv: is damaged: ") as error:
+        read_table(text, "a.csv")
+    assert "\n" not in str(error.value)
