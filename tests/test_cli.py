@@ -261,7 +261,7 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("reproduce", "fig33"), "what='fig33': allowed: core"),
         (("reproduce", "core", "--scale", "huge"), "scale='huge': allowed: smoke, small, paper"),
         (("reproduce", "core", "--seeds", "-1"), "seeds=-1: must be 1 or greater"),
-        (("reproduce", "core/fig1"), "figure='fig1': allowed: in-context-loss, learning-curves"),
+        (("reproduce", "core/fig1"), "figure='fig1': allowed: in-context-loss, training"),
         (("reproduce", "core", "--only", "weigths"), "figure='weigths': did you mean 'weights'?"),
         (("reproduce", "toi/fig1"), "what='toi': did you mean 'toy'?"),
         (("reproduce", "toy/fig11"), "figure='fig11': did you mean 'fig1'?"),
@@ -347,7 +347,7 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"
     shown = [name for name in scales if name.startswith(("core", "toy"))]
-    core = ("in-context-loss", "learning-curves", "weights", "coefficients", "ridge")
+    core = ("in-context-loss", "training", "learning-curves", "weights", "coefficients", "ridge")
     assert shown == [
         "core",
         *(f"core/{name}" for name in core),

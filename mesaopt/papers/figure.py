@@ -136,6 +136,8 @@ class Figure(Generic[L]):
     settings: Callable[[L], dict[str, Any]] = _nothing
     """Further settings for the line under the figure, besides scale, steps and seeds."""
     claims: Callable[[L], Iterable[Claim]] = _nothing
+    widget: str = ""
+    """What the report shows in its place where scripts run: "layer", of the panel with that name."""
     seconds: Mapping[Scale, float] = field(
         default_factory=lambda: {"smoke": 1.0, "small": 3.0, "paper": 10.0}
     )
@@ -187,6 +189,7 @@ def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:
         "id": name,
         "title": figure.title,
         "message": figure.message,
+        "widget": figure.widget,
         "caption": figure.caption(lab) if callable(figure.caption) else figure.caption,
         "settings": _settings(figure, lab),
         "seconds": round(time.perf_counter() - started, 2),
@@ -247,7 +250,8 @@ def _read_panels(folder: Path, name: str) -> dict[str, PanelData]:
     """Read the numbers of a figure's panels."""
     path = files.inside(folder, f"{name}.json")
     description = json_files.read(path)
-    rows = read_table(files.read_text(files.inside(folder, f"{name}.csv")))
+    csv = files.inside(folder, f"{name}.csv")
+    rows = read_table(files.read_text(csv), str(csv))
     try:
         panels, start = {}, 0
         for panel, saved in description["panels"].items():

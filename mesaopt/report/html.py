@@ -12,6 +12,7 @@ from mesaopt import files, json_files
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import ROUNDING, Claim, read_claims
 from mesaopt.report.svg import inline
+from mesaopt.report.widget import LAYER, layer_data, script, script_hash
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RUN = {
@@ -83,13 +84,15 @@ def write_report(folder: str | Path) -> Path:
     config = _config(folder)
     done = json_files.read(files.inside(folder, "DONE"), {"training": float, "measuring": float})
     figures = [_figure(folder, name) for name in index["figures"]]
+    plays = any(figure["widget"] for figure in figures)
     page = (
         page_templates()
         .get_template("template.html.j2")
         .render(
             title=index["title"],
             introduction=index["introduction"],
-            policy=_POLICY,
+            policy=f"{_POLICY}; script-src {script_hash()}" if plays else _POLICY,
+            script=Markup(script()) if plays else None,
             source=index["source"],
             headlines=_headlines(index, claims),
             config=config,
@@ -180,12 +183,14 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
     svg = files.read_text(files.inside(folder, "figures", f"{name}.svg"))
     csv = files.read_text(files.inside(folder, "figures", f"{name}.csv"))
     encoded = base64.b64encode(csv.encode()).decode()
-    message = description.get("message", "")
-    json_files.check(message, str, str(folder / "figures" / f"{name}.json"), "message")
+    path = str(folder / "figures" / name)
+    message, widget = description.get("message", ""), description.get("widget", "")
+    json_files.check([message, widget], [str], f"{path}.json", "message, widget")
     return {
         "title": description["title"],
         "caption": description["caption"],
         "message": message,
+        "widget": layer_data(description, csv, path) if widget == LAYER else None,
         "id": name,
         "links": _links(folder, name),
         "settings": _sentence(description["settings"]),

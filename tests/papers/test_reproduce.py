@@ -19,6 +19,7 @@ from mesaopt.training import RunFolder, StepCost, StepCosts, run_name, train
 
 FIGURES = [
     "core-in-context-loss",
+    "core-training",
     "core-learning-curves",
     "core-weights",
     "core-coefficients",

@@ -20,6 +20,7 @@ from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023 import core_claims
 from mesaopt.papers.uncovering2023.core_milestones import LSA_1, LSA_2, MESA
 from mesaopt.papers.uncovering2023.core_ridge import RIDGE
+from mesaopt.papers.uncovering2023.core_training import TRAINING
 from mesaopt.papers.uncovering2023.curves import (
     color_of,
     draw_learning,
@@ -331,7 +332,7 @@ STUDY: Study[Laboratory] = Study(
         ),
     },
     laboratory=Laboratory,
-    figures=(_IN_CONTEXT, _LEARNING, _WEIGHTS, _COEFFICIENTS, RIDGE),
+    figures=(_IN_CONTEXT, TRAINING, _LEARNING, _WEIGHTS, _COEFFICIENTS, RIDGE),
     needs_all_runs=True,
     memory=_memory,
 )
