@@ -31,7 +31,10 @@ def demo(command: args.Demo) -> int:
         seconds += sum(cost.seconds for cost in papers.costs(plan, device="cpu"))
     models = "Training and measuring three models" if command.train else "Measuring three models"
     print_line(f"{models}: about {duration(seconds)} here, once. Results go to {command.out}.")
-    papers.reproduce("core", out=command.out, resume=True, device="cpu", runs=runs)
+    name = None if runs is None else zoo.title()
+    papers.reproduce(
+        "core", out=command.out, resume=True, device="cpu", runs=runs, runs_name=name
+    )
     trained = command.out / "runs" / "lsa-1-seed0"
     run = load_run(trained, device="cpu") if command.train else zoo.load("lsa-1")
     diagnosis = diagnose_run(run, "lsa-1")
@@ -53,7 +56,7 @@ def reproduce(command: args.Reproduce) -> int:
     only = command.only.replace(",", " ").split()
     if command.seeds is not None:
         require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
-    runs = _given_runs(command)
+    runs, name = _given_runs(command)
     if command.dry_run:
         plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
         plan = plan if runs is None else replace(plan, trainings=())
@@ -67,6 +70,7 @@ def reproduce(command: args.Reproduce) -> int:
         resume=command.resume,
         device=command.device,
         runs=runs,
+        runs_name=name,
     )
     page = write_page(command.out)
     status = print_claims(command.out)
@@ -74,15 +78,15 @@ def reproduce(command: args.Reproduce) -> int:
     return status
 
 
-def _given_runs(command: args.Reproduce) -> Path | None:
-    """Give the folder of runs that are measured in place of training any."""
+def _given_runs(command: args.Reproduce) -> tuple[Path | None, str | None]:
+    """Give the folder of runs that are measured in place of training any, and what it is called."""
     if not command.from_zoo:
-        return command.runs
+        return command.runs, None
     if command.runs is not None:
         raise ConfigError(f"from={str(command.runs)!r}: cannot be given with --from-zoo")
     from mesaopt import zoo
 
-    return zoo.folder()
+    return zoo.folder(), zoo.title()
 
 
 def _print_costs(plan: "Plan", device: str) -> int:
@@ -158,7 +162,24 @@ def print_claims(folder: Path) -> int:
         print_table("claims", rows)
     passed = sum(claim.passed for claim in claims)
     print(f"{passed} of {len(claims)} claims hold.")
+    _print_untrained(folder)
     return 0 if passed == len(claims) else 1
+
+
+def _print_untrained(folder: Path) -> None:
+    """Print which figures of a folder lack trained models, and how to train these."""
+    from mesaopt.papers.untrained import read_untrained
+
+    figures = read_untrained(folder)
+    if not figures:
+        return
+    print_line("")
+    for figure in figures:
+        left_out = "drawn without them" if figure.drawn else "left out"
+        waiting = f", {len(figure.claims)} claims wait" if figure.claims else ""
+        names = ", ".join(figure.recipes)
+        print_line(f"{figure.figure}: not trained yet: {names} ({left_out}{waiting})")
+    print_line("`mesaopt train NAME` trains one of these as published.")
 
 
 def write_report(command: args.Report) -> int:

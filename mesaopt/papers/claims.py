@@ -58,7 +58,7 @@ class Claim:
     statement: str
     """The paper's statement, in one sentence."""
     measured: "Estimate | float | None"
-    """The measured number; None where it could not be measured, and the claim is left out."""
+    """The measured number; None where there are no models to measure it on: the claim waits for them."""
     low: float | None = None
     """Smallest value that passes, before noise; None for no lower limit."""
     high: float | None = None
@@ -72,6 +72,8 @@ class Claim:
     noise: Literal["added", "factor"] = "added"
     """How noise widens `low` and `high`: by adding, or by a factor where the error grows with the value, as
     that of a ratio of very different numbers does."""
+    recipes: tuple[str, ...] = ()
+    """Recipes of the models that it is about; none for algorithms and theory."""
     study: str = ""
     """The study that it belongs to; filled in when the study judges it."""
     paper: str = ""
@@ -81,6 +83,10 @@ class Claim:
     shown_in: str = ""
     """Name of the figure of the study in which the number can be seen, or `ROUNDING`; filled in with the
     figure that judges it where there is none."""
+    read_back: bool = False
+    """Whether it comes from a file: its limits then include the noise already."""
+    saved_error: float | None = None
+    """Standard error of the measured number, if it comes from a file."""
 
     @property
     def id(self) -> str:
@@ -98,12 +104,14 @@ class Claim:
     def error(self) -> float | None:
         """Standard error of the measured number; None where it has none."""
         if self.measured is None or isinstance(self.measured, (int, float)):
-            return None
+            return self.saved_error
         return self.measured.error
 
     @property
     def limits(self) -> tuple[float | None, float | None]:
         """Smallest and largest value that pass, noise included."""
+        if self.read_back:
+            return self.low, self.high
         noise = STANDARD_ERRORS * (self.error or 0.0)
         if self.published is not None:
             width = self.tolerance + noise
@@ -138,6 +146,8 @@ class Claim:
     @property
     def why(self) -> str:
         """The reason for the limits, in words."""
+        if self.read_back:
+            return self.basis
         reasons = [self.basis] if self.basis else []
         if self.published is not None:
             reasons = [f"{self.published:g} published", *reasons]
@@ -147,7 +157,12 @@ class Claim:
         return ", ".join(reasons)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the claim as plain values; `threshold` is [low, high], null for no limit."""
+        """Give the claim as plain values; `threshold` is [low, high], null for no limit.
+
+        `error`, `published` and `recipes` are there where there is such a thing.
+        """
+        error = None if self.error is None or not math.isfinite(self.error) else self.error
+        optional = {"error": error, "published": self.published, "recipes": list(self.recipes)}
         return {
             "id": self.id,
             "paper": self.paper,
@@ -159,6 +174,7 @@ class Claim:
             "passed": self.passed,
             "basis": self.why,
             **({"shown_in": self.shown_in} if self.shown_in else {}),
+            **{name: item for name, item in optional.items() if item not in (None, [])},
         }
 
     @classmethod
@@ -172,7 +188,12 @@ class Claim:
             measured=math.nan if data["value"] is None else data["value"],
             low=low,
             high=high,
-            shown_in=data.get("shown_in", ""),  # not in claims of earlier versions
+            read_back=True,
+            # These are not in claims of earlier versions:
+            saved_error=data.get("error"),
+            shown_in=data.get("shown_in", ""),
+            published=data.get("published"),
+            recipes=tuple(data.get("recipes", ())),
             **{key: data[key] for key in ("paper", "figure", "statement", "scale", "basis")},
         )
 

@@ -74,7 +74,7 @@ class Plan:
     num_sequences: int = 0
     """Test sequences that the trained models are compared on."""
     runs: str | None = None
-    """Folder of the runs that are measured; None: runs are trained as `trainings` says."""
+    """Name of the folder of runs that are measured; None: runs are trained as `trainings` says."""
 
     @property
     def configs(self) -> dict[str, RunConfig]:

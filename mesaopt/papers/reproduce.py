@@ -15,6 +15,7 @@ from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, judge, save_figure
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
+from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import (
     Run,
@@ -60,6 +61,8 @@ class _Finished:
     figures: list[str]
     """Names of its files, without ending: one, or none where it was left out."""
     claims: list[Claim]
+    waiting: list[Claim]
+    """Claims for which there were no models."""
     seconds: float
 
 
@@ -140,6 +143,7 @@ def reproduce(
     resume: bool = False,
     device: str = "auto",
     runs: str | Path | None = None,
+    runs_name: str | None = None,
 ) -> list[Claim]:
     """Train, measure and judge one study in a folder.
 
@@ -154,8 +158,9 @@ def reproduce(
         only: names of figures, in any order, besides one that `what` names; all of them if there is none.
         resume: continue what is in `out`.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        runs: folder of finished run folders, which are measured in place of training any; figures without
-            their runs are left out.
+        runs: folder of finished run folders, which are measured in place of training any; what has no runs
+            there is left out, and named in `not-trained.json`.
+        runs_name: what the report calls this folder; its path if not given.
 
     Returns:
         The claims, judged.
@@ -167,10 +172,11 @@ def reproduce(
     """
     plan = make_plan(what, scale=scale, seeds=seeds, only=only)
     if runs is not None:
-        plan = replace(plan, trainings=(), runs=str(files.as_path(runs)))
+        runs = files.as_path(runs)
+        plan = replace(plan, trainings=(), runs=runs_name or str(runs))
     resolve_device(device)
     out, study = files.as_path(out), get_study(plan.what)
-    given = None if plan.runs is None else _find_runs(study, plan, Path(plan.runs))
+    given = None if runs is None else _find_runs(study, plan, runs)
     _reserve(out, plan, resume=resume)
     if files.exists(out / "DONE"):
         return read_claims(out)
@@ -235,6 +241,8 @@ def _reproduce_in(
     }
     json_files.write(out / "figures" / "index.json", index)
     write_claims(out, claims)
+    if plan.runs is not None:
+        write_untrained(out, _untrained(figures, runs, finished))
     seconds = {
         "training": sum(run.seconds for run in trained),
         "measuring": sum(one.seconds for one in finished),
@@ -279,10 +287,29 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
         json_files.write(out / "meta.json", describe())
 
 
+def _untrained(
+    figures: Sequence[Figure[Any]], runs: Runs, finished: Sequence[_Finished]
+) -> list[Untrained]:
+    """List the figures that lack runs of some of their recipes."""
+    lacking = [tuple(name for name in figure.recipes if name not in runs) for figure in figures]
+    return [
+        Untrained(
+            figure=figure.name,
+            recipes=recipes,
+            drawn=bool(one.figures),
+            claims=tuple(one.waiting),
+        )
+        for figure, one, recipes in zip(figures, finished, lacking, strict=True)
+        if recipes
+    ]
+
+
 def _origin(plan: Plan, trained: Sequence[Run]) -> str:
     """Say where the models of a report are from."""
     if plan.runs is not None:
-        return f"The models were trained before, in {plan.runs}; all else was measured on this machine."
+        return (
+            f"The models are those trained before, in {plan.runs}; all else was measured on this machine."
+        )
     return "Everything below was trained and measured on this machine." if trained else ""
 
 
@@ -351,7 +378,7 @@ def _compute_all(
 def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path) -> None:
     started = time.perf_counter()
     name = save_figure(figure, lab, out / "figures")
-    claims = [
+    judged = [
         replace(
             claim,
             study=study.name,
@@ -363,7 +390,8 @@ def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path)
     ]
     value = {
         "figures": [] if name is None else [name],
-        "claims": [claim.to_json() for claim in claims],
+        "claims": [claim.to_json() for claim in judged if claim.measured is not None],
+        "waiting": [claim.to_json() for claim in judged if claim.measured is None],
         "seconds": round(time.perf_counter() - started, 2),
     }
     json_files.write(_file_of(figure, out), value)
@@ -378,7 +406,10 @@ def _read_finished(path: Path) -> _Finished:
     try:
         json_files.check(value, {"figures": [str], "claims": [{}], "seconds": float}, str(path))
         claims = [Claim.from_json(claim) for claim in value["claims"]]
-        return _Finished(figures=value["figures"], claims=claims, seconds=value["seconds"])
+        waiting = [Claim.from_json(claim) for claim in value.get("waiting", [])]
+        return _Finished(
+            figures=value["figures"], claims=claims, waiting=waiting, seconds=value["seconds"]
+        )
     except RunError as error:
         raise RunError(f"{error}; delete it and go on with --resume") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mesaopt
 from mesaopt import files, json_files
 from mesaopt.analysis import Estimate
 from mesaopt.errors import ConfigError, RunError, suggest
@@ -192,6 +193,19 @@ def folder() -> Path:
     for name in names():
         get(name).verify()
     return FOLDER
+
+
+def title() -> str:
+    """Return what a report calls the zoo.
+
+    Returns:
+        A name with the version of the package.
+
+    Example:
+        >>> title().startswith("the zoo of mesaopt ")
+        True
+    """
+    return f"the zoo of mesaopt {mesaopt.__version__}"
 
 
 def locate(run: str | Path) -> Path:

@@ -222,13 +222,12 @@ def published_means(
         tolerance: share of the published number that a faithful re-implementation may be off.
 
     Returns:
-        One claim for each that can be judged, or two.
+        One claim for each, or two; those of models without runs wait for them.
     """
     comparison = compare(lab, task)
     claims = []
     for name in names:
-        judged = not lab.trained(name) or lab.as_published(name)
-        if name not in CURVES[task] or not comparison.has(name) or not judged:
+        if name not in CURVES[task] or not lab.as_published(name):
             continue
         published = CURVES[task][name].mean
         short = f"{task}-{name.replace(', ', '-').replace(' ', '-')}"
@@ -237,13 +236,14 @@ def published_means(
                 name=f"{short}-mean",
                 figure=figure,
                 statement=f"{task} task, {label_of(name)}: the mean loss is {published:g}",
-                measured=comparison.mean(name),
+                measured=comparison.mean(name) if comparison.has(name) else None,
                 published=published,
                 tolerance=tolerance * published,
                 basis=network_note(lab, name),
+                recipes=(name,) if name in RECIPES else (),
             )
         )
-        if lab.trained(name) and (late := _late_claim(lab, task, name, f"{short}-late", figure)):
+        if name in RECIPES and (late := _late_claim(lab, task, name, f"{short}-late", figure)):
             claims.append(late)
     return claims
 
@@ -256,13 +256,15 @@ def _late_claim(lab: Laboratory, task: str, recipe: str, name: str, figure: str)
     if not at or late > _DOMINATED * curve.mean:
         return None
     note = network_note(lab, recipe)
+    positions = [position - 1 for position in at]
     return Claim(
         name=name,
         figure=figure,
         statement=f"{task} task, {label_of(recipe)}: late in a sequence, at positions "
         f"{', '.join(map(str, at))}, the loss is {late:.3g}, where the mean is mostly that of early ones",
-        measured=compare(lab, task).mean(recipe, [position - 1 for position in at]),
+        measured=None if lab.lacks(recipe) else compare(lab, task).mean(recipe, positions),
         published=late,
         tolerance=_LATE_FAITHFUL * late,
         basis="another training moves late losses more than means" + (f"; {note}" if note else ""),
+        recipes=(recipe,),
     )

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -165,18 +165,19 @@ def _in_words(values: list[float]) -> str:
 
 
 def _fig5_claims(lab: Laboratory) -> Iterable[Claim]:
-    for recipe in filter(lab.trained, _BY_DIMENSION):
+    for recipe in _BY_DIMENSION:
         dim, linearisations = RECIPES[recipe].dim, linearised(lab, recipe)
-        ratios = loss_ratios(linearisations)
-        yield from _order_claims(dim, ratios)
+        ratios = loss_ratios(linearisations) if linearisations else []
+        claims = [*_order_claims(dim, ratios)]
         if dim in LINEARISED and lab.as_published(recipe) and _has_learned(lab, recipe):
-            yield from _published_ratio_claims(dim, ratios, _failed(linearisations))
+            claims += _published_ratio_claims(dim, ratios, _failed(linearisations))
+        yield from (replace(claim, recipes=(recipe,)) for claim in claims)
 
 
 def _has_learned(lab: Laboratory, recipe: str) -> bool:
     """Say whether every model does better than zero: one that does not loses nothing by being linear."""
-    largest = max(linearisation.loss for linearisation in linearised(lab, recipe))
-    return largest <= _LEARNED * zero_loss(lab.trained(recipe)[0])
+    limits = [_LEARNED * zero_loss(run) for run in lab.trained(recipe)[:1]]
+    return all(one.loss <= limit for one in linearised(lab, recipe) for limit in limits)
 
 
 def zero_loss(run: Run) -> float:
@@ -185,19 +186,27 @@ def zero_loss(run: Run) -> float:
     return batch.losses(torch.zeros_like(batch.targets)).mean().item()
 
 
-def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
-    """Judge that the first layer, which binds tokens, needs its softmax, and later ones ever less."""
+def _compare_layers(ratios: Sequence[Estimate]) -> tuple[Estimate | None, ...]:
+    """Divide the first layer's ratio by the largest other, the later ones' mean by it, the second's by these."""
+    if not ratios:
+        return None, None, None
     first, second = ratios[:2]
     error = max(ratio.error for ratio in ratios[1:])  # at least that of a mean of later layers
     largest = Estimate(max(ratio.value for ratio in ratios[1:]), error)
     values = torch.tensor([ratio.value for ratio in ratios[2:]], dtype=torch.float64)
     later = Estimate(values.mean().item(), error)
+    return first / largest, later / first, second / later
+
+
+def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
+    """Judge that the first layer, which binds tokens, needs its softmax, and later ones ever less."""
+    first_over_others, later_over_first, second_over_later = _compare_layers(ratios)
     yield Claim(
         name=f"fig5-dim-{dim}-first-layer",
         figure="Fig. 5A",
         statement=f"Dimension {dim}: no layer needs its softmax as much as the first, which binds tokens "
         "(its ratio of losses over the largest other)",
-        measured=first / largest,
+        measured=first_over_others,
         low=1.1,
         basis="1.31, 1.51, 1.58 and 2.33 published for dimensions 4, 6, 10, 20; 1.1 counts",
     )
@@ -206,7 +215,7 @@ def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
         figure="Fig. 5A",
         statement=f"Dimension {dim}: layers 3 to 7 lose little by being linear (mean of their ratios of "
         "losses over that of the first)",
-        measured=later / first,
+        measured=later_over_first,
         high=0.75,
         basis="0.56, 0.54, 0.48 and 0.33 published; 0.75 counts",
     )
@@ -215,7 +224,7 @@ def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
         figure="Fig. 5A",
         statement=f"Dimension {dim}: the second layer loses more than later ones (its ratio of losses "
         "over their mean)",
-        measured=second / later,
+        measured=second_over_later,
         low=1.05,
         basis="1.36, 1.23, 1.32 and 1.30 published; 1.05 counts",
     )
@@ -224,13 +233,13 @@ def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
 def _published_ratio_claims(
     dim: int, ratios: Sequence[Estimate], failed: Sequence[int]
 ) -> Iterable[Claim]:
-    for layer, (ratio, published) in enumerate(zip(ratios, LINEARISED[dim], strict=True), start=1):
+    for layer, published in enumerate(LINEARISED[dim], start=1):
         yield Claim(
             name=f"fig5-dim-{dim}-layer-{layer}",
             figure="Fig. 5A",
             statement=f"Dimension {dim}: with layer {layer} linear the loss is at most {published:g} times "
             "as large",
-            measured=ratio,
+            measured=ratios[layer - 1] if ratios else None,
             high=published + _OTHER_TRAINING * published,
             basis=f"{published:g} published, {_OTHER_TRAINING:.0%} for another training; "
             + (
@@ -366,6 +375,8 @@ def _fig19_settings(lab: Laboratory) -> dict[str, Any]:
 
 
 def _fig19_claims(lab: Laboratory) -> Iterable[Claim]:
+    if lab.lacks(_TWO_LAYERS):
+        return
     pairs = weight_pairs(lab)
     similarity = torch.stack([one.similarity for one in pairs])
     gain = similarity - torch.stack([one.similarity_to_others for one in pairs])
@@ -377,6 +388,7 @@ def _fig19_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="Linear layers distilled from random weights become similar to the softmax layers (mean "
         "cosine of W_k^T W_q and P W_v, over layers and seeds)",
         measured=similarity.mean().item(),
+        recipes=(_TWO_LAYERS,),
         low=mean + STANDARD_ERRORS * deviation,
         basis=f"{mean:.2f} for matrices of random multiples of the identity in each pair of slots, and "
         f"{STANDARD_ERRORS:g} of their standard deviations",
@@ -387,6 +399,7 @@ def _fig19_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="They are more similar to the layer they were distilled from than to the other one (mean "
         "cosine, less that with the other, over layers and seeds)",
         measured=Estimate.of_seeds(gain),
+        recipes=(_TWO_LAYERS,),
         low=0.1,
         basis="0 for weights that do not depend on the layer; 0.1 counts",
     )

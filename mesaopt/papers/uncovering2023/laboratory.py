@@ -113,10 +113,13 @@ class Laboratory(laboratory.Laboratory):
         """Give the runs of a recipe, one per seed; none if the plan has none."""
         return self.runs.get(recipe, [])
 
+    def lacks(self, *recipes: str) -> bool:
+        """Say whether one of these recipes has no runs: claims about it wait."""
+        return not all(map(self.trained, recipes))
+
     def as_published(self, recipe: str) -> bool:
-        """Say whether there are runs of a recipe, and all were trained as published."""
-        runs = self.trained(recipe)
-        return bool(runs) and all(as_published(run.config) for run in runs)
+        """Say whether all runs of a recipe were trained as published; runs that are missing will be."""
+        return all(as_published(run.config) for run in self.trained(recipe))
 
     def test_sequences(self) -> dict[str, int]:
         """Give the number of test sequences, for the settings of a figure."""
@@ -133,7 +136,7 @@ def network_note(lab: "Laboratory", recipe: str) -> str:
     if recipe != "hybrid-mesa-nonlinear":
         return ""
     models = [run.config.sequence_model for run in lab.trained(recipe)]
-    if all(model.unit_queries_values == "after_first" for model in models):
+    if models and all(model.unit_queries_values == "after_first" for model in models):
         return ""
     return (
         "of a network that divides queries and values by their norms; ours divides queries and keys"

@@ -161,11 +161,11 @@ def published_claims(
     Only before the first layer, which no training moves much, and behind the last where it was trained as
     published.
     """
-    probed = probe_depth(lab, recipe)
+    probed = None if lab.lacks(recipe) else probe_depth(lab, recipe)
     for position, errors in _PUBLISHED[target].get(recipe, {}).items():
         ends = [(0, _UNTRAINED)]
         if lab.as_published(recipe):
-            ends.append((probed.layers[-1], _TRAINED))
+            ends.append((len(errors) - 1, _TRAINED))
         for layer, tolerance in ends:
             where = f"behind layer {layer}" if layer else "before the first layer"
             chosen = target == STEPS and layer == 0 and recipe in _CHOSEN_BY
@@ -174,7 +174,8 @@ def published_claims(
                 figure=figure,
                 statement=f"{recipe}, {target} at position {position} {where}: a probe fitted and scored "
                 f"on the same 256 sequences has an error of {errors[layer]:g}",
-                measured=probed.in_sample((target, layer, position)),
+                measured=probed and probed.in_sample((target, layer, position)),
+                recipes=(recipe,),
                 published=errors[layer],
                 tolerance=tolerance * errors[layer],
                 basis="how the target is made was chosen by these numbers" if chosen else "",
@@ -188,8 +189,10 @@ def _falls(
 
     The next token behind the last layer, the preconditioned input halfway.
     """
-    probed = probe_depth(lab, recipe)
-    layer = probed.layers[-1] if target == NEXT else len(probed.layers) // 2
+    probed, depth = None, RECIPES[recipe].config.sequence_model.num_layers
+    layer = depth if target == NEXT else (depth + 1) // 2
+    if not lab.lacks(recipe):
+        probed = probe_depth(lab, recipe).ratio((target, layer, _JUDGED), (target, 0, _JUDGED))
     errors = _PUBLISHED[target].get(recipe, {}).get(_JUDGED)
     fall = f"{errors[layer] / errors[0]:.2g} published for full training; " if errors else ""
     return Claim(
@@ -197,7 +200,8 @@ def _falls(
         figure=figure,
         statement=f"{recipe}: the {target} is decoded better behind layer {layer} than before the first, "
         f"at position {_JUDGED} (ratio of held-out errors)",
-        measured=probed.ratio((target, layer, _JUDGED), (target, 0, _JUDGED)),
+        measured=probed,
+        recipes=(recipe,),
         high=high,
         basis=f"{fall}{why}; {training_length(lab, recipe)}",
     )
@@ -219,7 +223,10 @@ def _in_sample_optimism(lab: Laboratory, recipe: str, *, name: str) -> Claim:
         statement=f"{recipe}: before the first layer a probe fitted and scored on the same 256 sequences "
         f"seems to know more of the next token than the {known:.0%} there is (its error, as a share of "
         "that of the mean)",
-        measured=probe_depth(lab, recipe).in_sample_share((NEXT, 0, LAST)),
+        measured=None
+        if lab.lacks(recipe)
+        else probe_depth(lab, recipe).in_sample_share((NEXT, 0, LAST)),
+        recipes=(recipe,),
         low=expected - 0.01,
         high=expected + 0.01,
         basis=f"1 - {rank}/256 for the {rank} directions of the input, times {1 - known:g}, and 0.01; "
@@ -313,11 +320,10 @@ def _pairs(panels: Sequence[PanelData]) -> Places:
 
 def _fig24_claims(lab: Laboratory) -> Iterable[Claim]:
     figure = {"name": "fig24", "figure": "Fig. 24"}
-    trained = [recipe for recipe in COMPARED["partial"] if lab.trained(recipe)]
-    for recipe in trained:
+    for recipe in COMPARED["partial"]:
         yield _falls(lab, recipe, NEXT, high=0.5, why="falls, no numbers; half counts", **figure)
     why = "falls and levels off, no numbers; 0.83 for an untrained model, a tenth less counts"
-    for recipe in trained:
+    for recipe in COMPARED["partial"]:
         yield _falls(lab, recipe, STEPS, high=0.75, why=why, **figure)
 
 
@@ -344,7 +350,7 @@ def _fig25_claims(lab: Laboratory) -> Iterable[Claim]:
         "0.007 published at position 50; 0.52 for random features of an untrained model, of which half "
         "counts"
     )
-    for recipe in (name for name in COMPARED["nonlinear"] if lab.trained(name)):
+    for recipe in COMPARED["nonlinear"]:
         yield _falls(lab, recipe, NEXT, name="fig25", figure="Fig. 25", high=0.25, why=why)
         for target, short in ((NEXT, "next"), (STEPS, "steps")):
             name = f"fig25-{recipe}-{short}"
@@ -401,17 +407,19 @@ def _draw_growth(axes: Axes, data: PanelData) -> None:
 
 
 def _growth_claims(lab: Laboratory) -> Iterable[Claim]:
-    by_step = probe_checkpoints(lab, _GROWING)
-    if len(by_step) < 2:
+    by_step = {} if lab.lacks(_GROWING) else probe_checkpoints(lab, _GROWING)
+    if len(by_step) == 1 or (lab.trained(_GROWING) and not by_step):
         return
-    (start, first), *_, (_, last) = by_step.items()
-    key: Key = (TEACHER, 1, LAST)
+    start, key, measured = min(by_step, default=0), (TEACHER, 1, LAST), None
+    if by_step:
+        measured = by_step[max(by_step)].ratio(key, key, by_step[start])
     yield Claim(
         name="fig25-first-layer-learns-the-teacher",
         figure="Fig. 25",
         statement="The teacher's output is decoded better behind the first layer after training than at "
         f"step {start} (ratio of held-out errors)",
-        measured=last.ratio(key, key, first),
+        measured=measured,
+        recipes=(_GROWING,),
         high=0.5,
         basis="a share of 0.99 is explained behind the trained first layer in Fig. 2B; half of what random "
         f"features leave unexplained counts; {training_length(lab, _GROWING)}",

@@ -135,20 +135,25 @@ def _finish(drawing: Drawing) -> None:
 
 def _bound_claim(lab: Laboratory, recipe: str, tokens: range, high: float, basis: str) -> Claim:
     """Judge the published numbers of a model trained in full, measured as they were."""
-    probed = probe_tokens(lab, recipe)
-    errors = [probed.in_sample((f"token {t}", 1, LAST)) for t in tokens]
-    worst = max(errors, key=lambda error: error.value)
-    unit = probed.score(("token 50", 1, LAST)).per_coordinate
     these = f"token {tokens[0]}" if len(tokens) == 1 else f"tokens {tokens[0]} to {tokens[-1]}"
     return Claim(
         name=f"fig2-{recipe}-bound-tokens",
         figure="Fig. 2A",
         statement=f"{recipe}: {these} can be decoded behind the first layer (largest mean square of a "
         "probe fitted and scored on the same 256 sequences)",
-        measured=Estimate(unit * worst.value, unit * worst.error),
+        measured=None if lab.lacks(recipe) else _largest_error(probe_tokens(lab, recipe), tokens),
+        recipes=(recipe,),
         high=high,
         basis=f"{basis}; {training_length(lab, recipe)}",
     )
+
+
+def _largest_error(probed: Probed, tokens: range) -> Estimate:
+    """Give the largest mean square per coordinate of these tokens, fitted and scored as published."""
+    errors = [probed.in_sample((f"token {t}", 1, LAST)) for t in tokens]
+    worst = max(errors, key=lambda error: error.value)
+    unit = probed.score(("token 50", 1, LAST)).per_coordinate
+    return Estimate(unit * worst.value, unit * worst.error)
 
 
 _QUARTER = "published; less than a quarter more counts"
@@ -161,18 +166,28 @@ _BOUND = {
 """Decodable tokens, by recipe, the largest mean square that counts as decoded, and why."""
 
 
-def _first_layer_claims(lab: Laboratory, recipe: str) -> Iterable[Claim]:
-    """Judge whether the first layer binds the tokens that the task needs, and no others."""
-    probed, trained = probe_tokens(lab, recipe), training_length(lab, recipe)
+def _token_shares(lab: Laboratory, recipe: str) -> tuple[Estimate | None, ...]:
+    """Give the unexplained shares of tokens 49 and 48, and of 49 over the smaller of 43 and 44."""
+    if lab.lacks(recipe):
+        return None, None, None
+    probed = probe_tokens(lab, recipe)
     previous, two_back, *oldest = (
         probed.unexplained((f"token {t}", 1, LAST)) for t in (49, 48, 43, 44)
     )
+    return previous, two_back, previous / min(oldest, key=lambda unexplained: unexplained.value)
+
+
+def _first_layer_claims(lab: Laboratory, recipe: str) -> Iterable[Claim]:
+    """Judge whether the first layer binds the tokens that the task needs, and no others."""
+    trained = training_length(lab, recipe)
+    previous, two_back, over_oldest = _token_shares(lab, recipe)
     yield Claim(
         name=f"fig2-{recipe}-previous-token",
         figure="Fig. 2A",
         statement=f"{recipe}: the previous token can be decoded behind the first layer (unexplained share "
         "of its variance, held out)",
         measured=previous,
+        recipes=(recipe,),
         high=0.25,
         basis=f"0.0001 to 0.02 published for full training; a quarter counts; {trained}",
     )
@@ -182,7 +197,8 @@ def _first_layer_claims(lab: Laboratory, recipe: str) -> Iterable[Claim]:
             figure="Fig. 2A",
             statement=f"{recipe}: tokens six and seven steps back cannot be decoded behind the first "
             "layer, unlike the previous one (its unexplained share over the smaller of theirs, held out)",
-            measured=previous / min(oldest, key=lambda unexplained: unexplained.value),
+            measured=over_oldest,
+            recipes=(recipe,),
             high=_LESS,
             basis=f"0.0016 and 0.018 published; a third counts; {trained}",
         )
@@ -193,6 +209,7 @@ def _first_layer_claims(lab: Laboratory, recipe: str) -> Iterable[Claim]:
         statement=f"{recipe}: the token two steps back can be decoded behind the first layer as well "
         "(unexplained share of its variance, held out)",
         measured=two_back,
+        recipes=(recipe,),
         high=0.5,
         basis=f"0.0002 to 0.001 published for full training; half counts; {trained}",
     )
@@ -202,8 +219,7 @@ def _fig2a_claims(lab: Laboratory) -> Iterable[Claim]:
     for recipe, bound in _BOUND.items():
         if lab.as_published(recipe):
             yield _bound_claim(lab, recipe, *bound)
-        if lab.trained(recipe):
-            yield from _first_layer_claims(lab, recipe)
+        yield from _first_layer_claims(lab, recipe)
 
 
 fig2a = Figure(
@@ -231,17 +247,20 @@ fig2a = Figure(
 
 def _fig2b_claims(lab: Laboratory) -> Iterable[Claim]:
     why = "0.04 to 0.14 published, 2 and 7 for initial weights of ours; half counts"
-    for recipe in (name for name in COMPARED["nonlinear"] if lab.trained(name)):
+    for recipe in COMPARED["nonlinear"]:
         note = network_note(lab, recipe)
         for token in (49, LAST):
             key: Key = (f"{TEACHER} {token}", 1, LAST)
-            untrained = probe_untrained(lab, recipe)
+            ratio = None
+            if not lab.lacks(recipe):
+                ratio = probe_tokens(lab, recipe).ratio(key, key, probe_untrained(lab, recipe))
             yield Claim(
                 name=f"fig2b-{recipe}-teacher-{token}",
                 figure="Fig. 2B",
                 statement=f"{recipe}: the teacher's output for token {token} is decoded better behind the "
                 "trained first layer than behind the untrained one (ratio of held-out errors)",
-                measured=probe_tokens(lab, recipe).ratio(key, key, untrained),
+                measured=ratio,
+                recipes=(recipe,),
                 high=0.5,
                 basis="; ".join(filter(None, (why, training_length(lab, recipe), note))),
             )
@@ -268,18 +287,19 @@ fig2b = Figure(
 
 
 def _fig17_claims(lab: Laboratory) -> Iterable[Claim]:
-    if not lab.trained("hybrid-mesa") or not lab.trained("full-mesa-published"):
-        return
-    softmax, linear = (
-        probe_tokens(lab, recipe).unexplained(("token 49", 1, LAST))
-        for recipe in ("hybrid-mesa", "full-mesa-published")
-    )
+    recipes, ratio = ("hybrid-mesa", "full-mesa-published"), None
+    if not lab.lacks(*recipes):
+        softmax, linear = (
+            probe_tokens(lab, recipe).unexplained(("token 49", 1, LAST)) for recipe in recipes
+        )
+        ratio = softmax / linear
     yield Claim(
         name="fig17-full-mesa-binds-nothing",
         figure="Fig. 17C",
         statement="Without softmax in the first layer the previous token is not bound (its unexplained "
         "share behind the softmax layer of hybrid-mesa over that behind the linear one, held out)",
-        measured=softmax / linear,
+        measured=ratio,
+        recipes=recipes,
         high=_LESS,
         basis="0.0048 of 0.206 published, 0.02; a third counts; "
         + training_length(lab, "full-mesa-published"),
@@ -339,16 +359,21 @@ def _fig21_claims(lab: Laboratory) -> Iterable[Claim]:
     for widest, recipes in _WIDTHS.items():
         trained = [recipe for recipe in recipes if lab.trained(recipe)]
         if len(trained) < 2:
-            continue
+            trained = recipes
         narrow, wide = RECIPES[trained[0]], RECIPES[trained[-1]]
-        most = narrow.width // narrow.dim
+        most, gain = narrow.width // narrow.dim, None
+        if not lab.lacks(narrow.name, wide.name):
+            wider, narrower = (
+                probe_tokens(lab, one.name).decodable_tokens(1) for one in (wide, narrow)
+            )
+            gain = wider - narrower
         yield Claim(
             name=f"fig21-{widest}-wider-holds-more",
             figure="Fig. 21",
             statement=f"{widest}: a stream of width {wide.width} holds more past tokens than one of width "
             f"{narrow.width} (difference of the numbers of decodable tokens, held out)",
-            measured=probe_tokens(lab, wide.name).decodable_tokens(1)
-            - probe_tokens(lab, narrow.name).decodable_tokens(1),
+            measured=gain,
+            recipes=(wide.name, narrow.name),
             low=1.0,
             basis=f"a stream of width {narrow.width} cannot hold more than {most} of five coordinates, "
             "and 4 to 5 are published at width 80; one more counts; "

@@ -358,6 +358,8 @@ def _number(curve: Curve, key: Key, published: float | None) -> dict[str, Any]:
 
 def training_length(lab: Laboratory, recipe: str) -> str:
     """Say for how long a recipe was trained, for the basis of a claim: "after 2500 of 10000 steps"."""
+    if lab.lacks(recipe):
+        return "not trained yet"
     train, published = lab.trained(recipe)[0].config.train, RECIPES[recipe].config.train
     length = f"after {train.steps} of {published.steps} steps"
     if train.batch_size == published.batch_size:

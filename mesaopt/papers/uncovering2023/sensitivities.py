@@ -276,20 +276,18 @@ def _ratio(above: Tensor, below: Tensor) -> Estimate:
 
 def _binding_claims(lab: Laboratory, number: int, recipes: Sequence[str]) -> Iterable[Claim]:
     """Judge whether first layers come to depend on the tokens next to a position, and on no others."""
-    for name in (name for name in recipes if lab.trained(name)):
+    for name in recipes:
         measured = histories(lab, name)
-        after, before = (
-            previous([history.last for history in measured]),
-            previous([history.first for history in measured]),
-        )
         if not any(history.begins_late for history in measured):
-            yield _onset_claim(number, name, after, before)
+            yield _onset_claim(number, name, measured)
+        last = [history.last for history in measured]
         yield Claim(
             name=f"fig{number}-{name}-binds",
             figure=f"Fig. {number}",
             statement=f"{_model_and_task(name)}: after training the previous token counts for more than "
             "those older than the nearest six (ratio of sensitivities)",
-            measured=_ratio(after, older([history.last for history in measured])),
+            measured=_ratio(previous(last), older(last)) if last else None,
+            recipes=(name,),
             low=10.0,
             noise="factor",
             basis=f"{_published_ratio(name, measured)}at least 37 published for all models; 10 counts",
@@ -317,26 +315,26 @@ def _model_and_task(name: str) -> str:
     return f"{label(name)}, {RECIPES[name].task} task"
 
 
-def _onset_claim(number: int, name: str, after: Tensor, before: Tensor) -> Claim:
+def _onset_claim(number: int, name: str, measured: Sequence[SensitivityHistory]) -> Claim:
     """Judge whether a first layer comes to depend on the previous token by training."""
+    growth, times = None, ""
+    if measured:
+        before = previous([history.first for history in measured])
+        growth = _ratio(previous([history.last for history in measured]), before)
+        times = f", {SENSITIVITIES[name][1] / before.mean().item():.0f} times that of our initial weights"
+    theirs = ", 2500 times that of theirs, 0.0004" if name == "tf-7" else ""
     return Claim(
         name=f"fig{number}-{name}-onset",
         figure=f"Fig. {number}",
         statement=f"{_model_and_task(name)}: the first layer learns to depend on the previous token "
         "(sensitivity to it after and before training, ratio)",
-        measured=_ratio(after, before),
+        measured=growth,
+        recipes=(name,),
         low=100.0,
         noise="factor",
-        basis=f"{_published_onset(name, before)}, at step {SENSITIVITY_STEP}; 100 counts",
+        basis=f"{SENSITIVITIES[name][1]:g} published{times}{theirs}, at step {SENSITIVITY_STEP}; "
+        "100 counts",
     )
-
-
-def _published_onset(name: str, before: Tensor) -> str:
-    """Give the published sensitivity, and how many times that of the initial weights it is."""
-    published = SENSITIVITIES[name][1]
-    theirs = ", 2500 times that of theirs, 0.0004" if name == "tf-7" else ""
-    ours = (published / before.mean()).item()
-    return f"{published:g} published, {ours:.0f} times that of our initial weights{theirs}"
 
 
 def _published_claims(
@@ -349,14 +347,15 @@ def _published_claims(
     if not all(_as_published_so_far(history.run) for history in measured):
         return
     for back in (0, 1):
-        values = torch.stack([one.norms[:, one.position - 1 - back] for one in near if one])
+        values = [one.norms[:, one.position - 1 - back] for one in near if one]
         wanted = SENSITIVITIES[name][back]
         yield Claim(
             name=f"fig{number}-{name}-{'previous' if back else 'self'}",
             figure=f"Fig. {number}",
             statement=f"{_model_and_task(name)}: after {SENSITIVITY_STEP} steps the sensitivity of the "
             f"last position to token {50 - back} is {wanted:g}",
-            measured=Estimate.of(values),
+            measured=Estimate.of(torch.stack(values)) if values else None,
+            recipes=(name,),
             low=wanted - FAITHFUL * wanted,
             high=wanted + FAITHFUL * wanted,
             basis=f"{wanted:g} published{_note(lab, name)}, {FAITHFUL:.0%} either way",
@@ -375,18 +374,18 @@ def _fig16_claims(lab: Laboratory) -> Iterable[Claim]:
         [history.last for history in histories(lab, name)]
         for name in ("hybrid-mesa", "full-mesa-published")
     )
-    if softmax and linear:
-        yield Claim(
-            name="fig16-full-mesa-binds-less",
-            figure="Fig. 16",
-            statement="The previous token stands out far more for a softmax first layer than for the "
-            'linear one of "full-mesa" (its sensitivity over that of tokens older than the nearest six, '
-            "ratio of the models)",
-            measured=_ratio(binding(softmax), binding(linear)),
-            low=10.0,
-            noise="factor",
-            basis='published is "no clear binding", without numbers; 10 counts',
-        )
+    yield Claim(
+        name="fig16-full-mesa-binds-less",
+        figure="Fig. 16",
+        statement="The previous token stands out far more for a softmax first layer than for the "
+        'linear one of "full-mesa" (its sensitivity over that of tokens older than the nearest six, '
+        "ratio of the models)",
+        measured=_ratio(binding(softmax), binding(linear)) if softmax and linear else None,
+        recipes=("hybrid-mesa", "full-mesa-published"),
+        low=10.0,
+        noise="factor",
+        basis='published is "no clear binding", without numbers; 10 counts',
+    )
 
 
 _OBSERVED = {"tf-7-partial": "tf-7", "hybrid-mesa-partial": "hybrid-mesa"}
@@ -396,21 +395,23 @@ _OBSERVED = {"tf-7-partial": "tf-7", "hybrid-mesa-partial": "hybrid-mesa"}
 def _fig22_claims(lab: Laboratory) -> Iterable[Claim]:
     yield from _binding_claims(lab, 22, tuple(_OBSERVED))
     for name, other in _OBSERVED.items():
-        if not lab.trained(name) or not lab.trained(other):
-            continue
-        many, few = (
-            Estimate.of(torch.stack([one.breadth for one in measured]))
-            for measured in (
-                [history.last for history in histories(lab, name)],
-                final_sensitivities(lab, other),
+        more = None
+        if not lab.lacks(name, other):
+            many, few = (
+                Estimate.of(torch.stack([one.breadth for one in measured]))
+                for measured in (
+                    [history.last for history in histories(lab, name)],
+                    final_sensitivities(lab, other),
+                )
             )
-        )
+            more = many - few
         yield Claim(
             name=f"fig22-{name}-binds-more",
             figure="Fig. 22",
             statement=f"{label(name)}: the first layer depends on more tokens where states are partially "
             "observed than where they are seen (effective numbers of tokens, difference)",
-            measured=many - few,
+            measured=more,
+            recipes=(name, other),
             low=1.0,
             basis=f"{_published_breadth(name):.2g} and {_published_breadth(other):.2g} by the published "
             "means; one token more counts",

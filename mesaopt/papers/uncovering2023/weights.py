@@ -129,17 +129,24 @@ def _fig9_settings(lab: Laboratory) -> dict[str, Any]:
     }
 
 
-def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
-    energy = _energies(lab, "key_query_energy")
+def _early_and_last(energy: Float[Tensor, "seed layer"]) -> tuple[Estimate, Estimate]:
+    """Estimate the share of layers 1 to 4, and that of the sixth over it."""
     early, last = energy[:, :4].mean(1), energy[:, -1]
     # Where there are no scalars, there is nothing to lose.
     ratio = torch.where(early > 0.5, last / early, 1.0)
+    return Estimate.of_seeds(early), Estimate.of_seeds(ratio)
+
+
+def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
+    energy = None if lab.lacks("lsa-6") else _energies(lab, "key_query_energy")
+    early, ratio = (None, None) if energy is None else _early_and_last(energy)
     yield Claim(
         name="fig9-early-layers-are-scalars",
         figure="Fig. 9",
         statement="Multiples of the identity explain most of the squared weights that score keys against "
         "queries in layers 1 to 4 (mean share)",
-        measured=Estimate.of_seeds(early),
+        measured=early,
+        recipes=("lsa-6",),
         low=0.5,
         basis="0.92 to 0.98 in the released weights; more than half counts",
     )
@@ -148,7 +155,8 @@ def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 9",
         statement="They explain less of the sixth layer than of the first four (ratio of mean shares; 1 "
         "where they do not explain more than half of the first four)",
-        measured=Estimate.of_seeds(ratio),
+        measured=ratio,
+        recipes=("lsa-6",),
         high=0.8,
         basis="0.38 to 0.58 in the released weights; half of the loss counts",
     )
@@ -156,12 +164,14 @@ def _fig9_claims(lab: Laboratory) -> Iterable[Claim]:
         return
     for layers, (low, high) in KEY_QUERY_ENERGY.items():
         where = "-".join(map(str, layers))
+        share = None if energy is None else energy[:, layers[0] - 1 : layers[-1]].mean(1)
         yield Claim(
             name=f"fig9-energy-layer-{where}",
             figure="Fig. 9",
             statement=f"Multiples of the identity explain {low} to {high} of the squared weights that "
             f"score keys against queries in layer {where} (mean over heads)",
-            measured=Estimate.of_seeds(energy[:, layers[0] - 1 : layers[-1]].mean(1)),
+            measured=None if share is None else Estimate.of_seeds(share),
+            recipes=("lsa-6",),
             low=low - _OTHER_TRAINING,
             high=high + _OTHER_TRAINING,
             basis=f"the range over heads of the released weights, {_OTHER_TRAINING} for another training",
@@ -237,6 +247,8 @@ def other_coefficients(coefficients: Float[Tensor, "seed 2 2 2"]) -> Float[Tenso
 
 
 def _fig13_claims(lab: Laboratory) -> Iterable[Claim]:
+    if lab.lacks("lsa-1"):
+        return
     published = lab.as_published("lsa-1")
     coefficients = slot_coefficients(lab, "lsa-1")
     main = coefficients[:, 0, 1, 0]
@@ -251,6 +263,7 @@ def _fig13_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="One effective coefficient stands out, E[current, previous, current]: the largest of the "
         "other seven is a small share of it (mean over seeds)",
         measured=ratio if (main > 0).all() else Estimate(float("inf"), ratio.error),
+        recipes=("lsa-1",),
         high=0.3 if published else 0.5,
         basis="below 0.01 against 0.0334 published"
         + ("" if published else "; half counts, trained for fewer steps"),
@@ -261,6 +274,7 @@ def _fig13_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="Multiples of the identity explain most of the squared entries of W_k^T W_q and of P W_v "
         "(the smaller share, mean over heads and seeds)",
         measured=Estimate.of_seeds(torch.stack(smaller)),
+        recipes=("lsa-1",),
         low=0.5,
         basis="0.79 and 0.992 in released weights, of another training; more than half counts",
     )
@@ -337,6 +351,7 @@ def pattern_claims(lab: Laboratory) -> Iterable[Claim]:
             statement=f"One linear layer: {matrix} is a multiple of the identity in the block that "
             f"{block}, as in Proposition 1 (share of its squared entries, mean over heads)",
             measured=Estimate.of_seeds(by_seed),
+            recipes=("lsa-1",),
             low=0.5,
             basis="multiples of the identity in any block explain 0.79 of W_k^T W_q and 0.992 of P W_v "
             "in the released weights; half in this one counts",
