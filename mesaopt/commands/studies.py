@@ -32,9 +32,7 @@ def demo(command: args.Demo) -> int:
     models = "Training and measuring three models" if command.train else "Measuring three models"
     print_line(f"{models}: about {duration(seconds)} here, once. Results go to {command.out}.")
     name = None if runs is None else zoo.title()
-    papers.reproduce(
-        "core", out=command.out, resume=True, device="cpu", runs=runs, runs_name=name
-    )
+    papers.reproduce("core", out=command.out, resume=True, device="cpu", runs=runs, runs_name=name)
     trained = command.out / "runs" / "lsa-1-seed0"
     run = load_run(trained, device="cpu") if command.train else zoo.load("lsa-1")
     diagnosis = diagnose_run(run, "lsa-1")

@@ -17,7 +17,7 @@ from matplotlib.figure import SubFigure
 from mesaopt import files, json_files
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.laboratory import Laboratory, Scale
+from mesaopt.papers.laboratory import Laboratory, Runs, Scale
 from mesaopt.papers.plots import style
 from mesaopt.papers.rows import PanelData, read_table, table
 
@@ -144,15 +144,15 @@ class Figure(Generic[L]):
     """Rough time to measure and draw it, by scale."""
 
 
-def is_possible(figure: Figure[L], lab: L) -> bool:
+def is_possible(figure: Figure[Any], runs: Runs) -> bool:
     """Say whether there are the runs that a figure needs."""
-    needs_runs = figure.needs_runs and figure.recipes
-    return not needs_runs or any(lab.runs.get(recipe) for recipe in figure.recipes)
+    needed = figure.recipes if figure.needs_runs else ()
+    return not needed or any(runs.get(recipe) for recipe in needed)
 
 
 def measure(figure: Figure[L], lab: L) -> dict[str, PanelData]:
     """Measure the panels of a figure, by name; none if it is not possible."""
-    if not is_possible(figure, lab):
+    if not is_possible(figure, lab.runs):
         return {}
     measured = {panel.name: panel.measure(lab) for panel in figure.panels}
     return {name: data for name, data in measured.items() if data is not None}

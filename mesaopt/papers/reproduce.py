@@ -12,7 +12,7 @@ from mesaopt import files, json_files
 from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
-from mesaopt.papers.figure import Figure, draw_figure, judge, save_figure
+from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.untrained import Untrained, write_untrained
@@ -307,9 +307,8 @@ def _untrained(
 def _origin(plan: Plan, trained: Sequence[Run]) -> str:
     """Say where the models of a report are from."""
     if plan.runs is not None:
-        return (
-            f"The models are those trained before, in {plan.runs}; all else was measured on this machine."
-        )
+        measured = "all else was measured on this machine"
+        return f"The models are those trained before, in {plan.runs}; {measured}."
     return "Everything below was trained and measured on this machine." if trained else ""
 
 
@@ -354,8 +353,12 @@ def _find_runs(study: Study[Any], plan: Plan, folder: Path) -> Runs:
         if one.config.recipe in wanted:
             runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
     missing = sorted(wanted - runs.keys())
-    if missing and (study.needs_all_runs or not runs):
-        raise RunError(f"{folder}: holds no finished run of {', '.join(missing)}")
+    possible = any(is_possible(figure, runs) for figure in study.chosen(plan))
+    if missing and (study.needs_all_runs or not possible):
+        raise RunError(
+            f"{folder}: holds no finished run of {', '.join(missing)}; "
+            "`mesaopt train NAME` trains one as published"
+        )
     return runs
 
 

@@ -291,7 +291,9 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
 
 def _six_layer_claims(lab: Laboratory) -> Iterable[Claim]:
     recipe = "lsa-6" if lab.trained("lsa-6") and lab.lacks(_SIX_WIDE) else _SIX_WIDE
-    if recipe == "lsa-6" and lab.as_published("lsa-6"):  # a long training; the figure's is a short one
+    if recipe == "lsa-6" and lab.as_published(
+        "lsa-6"
+    ):  # a long training; the figure's is a short one
         recipe = _SIX_WIDE
     runs = compressed_runs(lab, recipe)
     if any(one.end > _SHORT or one.start > 0 for one in runs):

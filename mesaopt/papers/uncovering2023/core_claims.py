@@ -167,6 +167,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 4C",
         statement="LSA-1 predicts as well as one step of gradient descent (ratio of losses)",
         measured=_ratio(model, descent, _last_seed_std(lab, LSA_1) / seeds**0.5),
+        recipes=(LSA_1,),
         published=round(0.8942 / 0.9004, 4),
         tolerance=round(0.005 / 0.9004, 4),
     )
@@ -180,6 +181,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 3B, 13",
         statement="One effective coefficient of LSA-1 stands out, E[current, previous, current] = 0.0334",
         measured=Estimate(main, _SEED_STD_COEFFICIENT / seeds**0.5),
+        recipes=(LSA_1,),
         published=COEFFICIENT,
         tolerance=0.001,
     )
@@ -189,6 +191,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 3B, 13",
         statement="The other seven effective coefficients of LSA-1 are below 0.01 (largest, mean of seeds)",
         measured=Estimate(others, _SEED_STD_OTHER_COEFFICIENTS / seeds**0.5),
+        recipes=(LSA_1,),
         high=0.01,
         basis="0.01 published",
     )
@@ -200,6 +203,7 @@ def _one_layer_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="LSA-1 reduced to its effective coefficients loses or gains at most 0.4 % (mean over "
         "seeds)",
         measured=statistics.mean(abs(small.mean / full.mean - 1) for small, full in both),
+        recipes=(LSA_1,),
         high=0.004,
         basis="0.004 published; both losses are on the same sequences",
     )
@@ -217,6 +221,7 @@ def _two_layer_claims(lab: Laboratory) -> Iterable[Claim]:
             figure="official notebook",
             statement="LSA-2 has a loss of 0.425 to 0.445 after 2400 steps",
             measured=_mean(late, _noise(*late, seed_std=SEED_STD[LSA_2, 2400])),
+            recipes=(LSA_2,),
             published=0.435,
             tolerance=0.010,
         )
@@ -229,6 +234,7 @@ def _two_layer_claims(lab: Laboratory) -> Iterable[Claim]:
                 figure="official notebook",
                 statement=f"LSA-2 has a loss of {published:.3f} at position {position + 1}",
                 measured=Estimate(model.curve[position].item(), (ours + theirs) ** 0.5),
+                recipes=(LSA_2,),
                 published=published,
             )
     yield Claim(
@@ -236,6 +242,7 @@ def _two_layer_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Fig. 4C",
         statement="A second layer goes beyond one step of gradient descent (ratio of losses)",
         measured=model.mean / losses[GRADIENT_STEP].mean,
+        recipes=(LSA_2,),
         high=1.0,
         basis="an ordering: below 1",
     )
@@ -256,6 +263,7 @@ def _mesa_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="The mean loss of the mesa layer comes near that of least squares: 0.190 against "
         "0.186, 98 % of both from positions 1 to 10, where nobody can know W (ratio of losses)",
         measured=_ratio(losses[MESA], losses[LEAST_SQUARES], seed_std),
+        recipes=(MESA,),
         published=round(0.1903 / 0.186, 4),
         tolerance=round(0.004 / 0.186, 4),  # the published bound is known to 0.004
     )
@@ -265,6 +273,7 @@ def _mesa_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="Methods",
         statement="The mesa layer's learned lambda = 1 / ridge is about 1.5 (mean over heads and seeds)",
         measured=Estimate(inverse_ridge, _SEED_STD_INVERSE_RIDGE / len(runs) ** 0.5),
+        recipes=(MESA,),
         published=1.5,
         tolerance=0.05,
     )
@@ -297,6 +306,7 @@ def _milestone_claims(
             figure=figure,
             statement=f"{_LABELS[recipe]} has a loss of {published:.3f} after {step} steps",
             measured=_mean(by_seed, noise),
+            recipes=(recipe,),
             published=published,
             tolerance=tolerance,
         )

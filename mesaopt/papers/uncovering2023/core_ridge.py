@@ -157,6 +157,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         statement="Where the context determines W, at positions 11 to 50, the mesa layer is within a "
         "factor of ten of least squares (ratio of losses)",
         measured=ratio,
+        recipes=(MESA,),
         high=10.0,
         basis="no number of this layer is published; hybrid-mesa's are 12 times least squares at position "
         "11, and 3.4 to 5.3 times at 21 to 50",
@@ -168,6 +169,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         statement="There it is at a ridge problem of its own: least squares with the ridge fitted to it "
         "(ratio of losses, positions 11 to 50)",
         measured=_ratio_to_own_ridge(lab, [one.fitted for one in last]),
+        recipes=(MESA,),
         low=0.5,
         high=2.0,
         basis="1 if all heads had the same ridge in every direction; a factor of two counts",
@@ -178,6 +180,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         statement="The ridge fitted to its predictions is its 1 / lambda in units of the states, over the "
         "squared scale of its keys (ratio, mean over heads and seeds)",
         measured=mean(one.fitted / mean(one.effective) for one in last),
+        recipes=(MESA,),
         low=0.5,
         high=2.0,
         basis="1 if outputs were not scaled; a learned scale above 1 makes up for shrinkage, and a factor "
@@ -188,6 +191,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         figure="beyond the paper",
         statement="That ridge falls while the layer trains (after training over before a fifth of it)",
         measured=mean(_fall(by_step) for by_step in ridges(lab)),
+        recipes=(MESA,),
         high=0.5,
         basis="only late positions ask for a smaller ridge, and the noise for one of 0.001; half counts",
     )

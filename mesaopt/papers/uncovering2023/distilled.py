@@ -187,7 +187,7 @@ def zero_loss(run: Run) -> float:
 
 
 def _compare_layers(ratios: Sequence[Estimate]) -> tuple[Estimate | None, ...]:
-    """Divide the first layer's ratio by the largest other, the later ones' mean by it, the second's by these."""
+    """Compare ratios: the first over the largest other, later ones over it, the second over these."""
     if not ratios:
         return None, None, None
     first, second = ratios[:2]

@@ -5,6 +5,7 @@ What they draw and judge is measured in :mod:`mesaopt.papers.uncovering2023.prom
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -227,10 +228,8 @@ def _model_claims(
 ) -> Iterable[Claim]:
     """Judge what a trained model does; `peak` has the place of its highest loss, and a tolerance there."""
     runs, figure = prompted_runs(lab, recipe), f"Fig. {number}"
-    if not runs:
-        return
     by_seed = {name: [run.curves["one task", name] for run in runs] for name in LABELS}
-    means = {name: average(losses) for name, losses in by_seed.items()}
+    means = {name: average(losses) for name, losses in by_seed.items() if losses}
     comparison = Comparison("few-shot", means, by_seed, {})
     norms = [run.prefix.separator.norm().item() for run in runs if run.prefix.separator is not None]
     settings = lab.settings.prompts
@@ -260,7 +259,7 @@ def _model_claims(
         name=f"fig{number}-separator-is-small",
         figure=figure,
         statement="The learned EOS is next to zero (its norm, the largest of all seeds)",
-        measured=max(norms),
+        measured=max(norms, default=None),
         high=settings.separator_norm,
         basis=f"0.01 published, after 5000 steps; {settings.separator_norm:.2g} counts after "
         f"{settings.steps}, {settings.separator_norm / TOKEN_NORM:.0%} of a token's norm",
@@ -268,6 +267,11 @@ def _model_claims(
     yield from _switch_claims(number, runs)
     if lab.as_published(recipe):
         yield from _published_claims(number, recipe, runs, peak)
+
+
+def _claims_of_model(lab: Laboratory, number: int, recipe: str, **settings: Any) -> list[Claim]:
+    claims = _model_claims(lab, number, recipe, **settings)
+    return [replace(claim, recipes=(recipe,)) for claim in claims]
 
 
 def _switch_claims(number: int, runs: Sequence[PromptedRun]) -> Iterable[Claim]:
@@ -335,8 +339,10 @@ def _published_claim(
     )
 
 
-def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Estimate:
+def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Estimate | None:
     """Average losses [sequence] over seeds; the error counts both, and the sequences of another mean."""
+    if not losses:
+        return None
     mean, seeds = torch.stack(list(losses)).mean(0), torch.stack([one.mean() for one in losses])
     ours = mean.var().item() / len(mean)
     theirs = mean.var().item() / compared_with if compared_with else 0.0
@@ -346,6 +352,10 @@ def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Esti
 def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: Any) -> Claim:
     """Judge that losses rise above the first one, over seeds."""
     ascents = list(map(early_ascent, curves))
+    if not ascents:
+        return _positive_claim(
+            None, statement=f"{statement} (height above the first loss)", **claim
+        )
     heights = torch.tensor([ascent.height for ascent in ascents])
     errors = torch.tensor([ascent.error for ascent in ascents])
     sequences, seeds = errors.square().mean().item(), variance_over_seeds(heights).item()
@@ -358,8 +368,10 @@ def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: A
     )
 
 
-def _positive_claim(measured: Estimate, *, basis: str = "", **claim: Any) -> Claim:
+def _positive_claim(measured: Estimate | None, *, basis: str = "", **claim: Any) -> Claim:
     """Judge that a number is positive by more than noise."""
+    if measured is None:
+        return Claim(measured=None, low=0.0, basis=basis or "more than noise", **claim)
     noise = f"more than {STANDARD_ERRORS:g} standard errors of {measured.error:.2g}"
     return Claim(
         measured=measured.value,
@@ -420,7 +432,7 @@ fig8 = Figure(
     claims=lambda lab: [
         *_algorithm_claims(lab),
         # A tenth of the peak's 1.918 would let the 1.667 of predicting nothing pass.
-        *_model_claims(lab, 8, "tf-7-few-shot", peak=(4, 0.05)),
+        *_claims_of_model(lab, 8, "tf-7-few-shot", peak=(4, 0.05)),
     ],
     seconds=_SECONDS,
 )
@@ -436,6 +448,6 @@ fig18 = Figure(
     layout=grid(2, height=6.2),
     finish=_legend,
     settings=_settings,
-    claims=lambda lab: _model_claims(lab, 18, "hybrid-mesa-few-shot", peak=(5, _LOOSELY)),
+    claims=lambda lab: _claims_of_model(lab, 18, "hybrid-mesa-few-shot", peak=(5, _LOOSELY)),
     seconds=_SECONDS,
 )

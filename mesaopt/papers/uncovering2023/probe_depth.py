@@ -153,6 +153,12 @@ def _legend(*positions: int) -> Callable[[Drawing], None]:
     return lambda drawing: style_legend(drawing, colors)
 
 
+def _depth(lab: Laboratory, recipe: str) -> int:
+    """Give the number of layers of a recipe's models."""
+    configs = [run.config for run in lab.trained(recipe)] or [RECIPES[recipe].config]
+    return configs[0].sequence_model.depth
+
+
 def published_claims(
     lab: Laboratory, recipe: str, target: str, *, name: str, figure: str
 ) -> Iterable[Claim]:
@@ -165,7 +171,7 @@ def published_claims(
     for position, errors in _PUBLISHED[target].get(recipe, {}).items():
         ends = [(0, _UNTRAINED)]
         if lab.as_published(recipe):
-            ends.append((len(errors) - 1, _TRAINED))
+            ends.append((_depth(lab, recipe), _TRAINED))
         for layer, tolerance in ends:
             where = f"behind layer {layer}" if layer else "before the first layer"
             chosen = target == STEPS and layer == 0 and recipe in _CHOSEN_BY
@@ -174,7 +180,7 @@ def published_claims(
                 figure=figure,
                 statement=f"{recipe}, {target} at position {position} {where}: a probe fitted and scored "
                 f"on the same 256 sequences has an error of {errors[layer]:g}",
-                measured=probed and probed.in_sample((target, layer, position)),
+                measured=probed.in_sample((target, layer, position)) if probed else None,
                 recipes=(recipe,),
                 published=errors[layer],
                 tolerance=tolerance * errors[layer],
@@ -189,10 +195,10 @@ def _falls(
 
     The next token behind the last layer, the preconditioned input halfway.
     """
-    probed, depth = None, RECIPES[recipe].config.sequence_model.num_layers
+    ratio, depth = None, _depth(lab, recipe)
     layer = depth if target == NEXT else (depth + 1) // 2
     if not lab.lacks(recipe):
-        probed = probe_depth(lab, recipe).ratio((target, layer, _JUDGED), (target, 0, _JUDGED))
+        ratio = probe_depth(lab, recipe).ratio((target, layer, _JUDGED), (target, 0, _JUDGED))
     errors = _PUBLISHED[target].get(recipe, {}).get(_JUDGED)
     fall = f"{errors[layer] / errors[0]:.2g} published for full training; " if errors else ""
     return Claim(
@@ -200,7 +206,7 @@ def _falls(
         figure=figure,
         statement=f"{recipe}: the {target} is decoded better behind layer {layer} than before the first, "
         f"at position {_JUDGED} (ratio of held-out errors)",
-        measured=probed,
+        measured=ratio,
         recipes=(recipe,),
         high=high,
         basis=f"{fall}{why}; {training_length(lab, recipe)}",
