@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,7 +83,7 @@ class Claim:
     shown_in: str = ""
     """Name of the figure of the study in which the number can be seen, or `ROUNDING`; filled in with the
     figure that judges it where there is none."""
-    read_back: bool = False
+    read_back: bool = field(default=False, compare=False)
     """Whether it comes from a file: its limits then include the noise already."""
     saved_error: float | None = None
     """Standard error of the measured number, if it comes from a file."""
