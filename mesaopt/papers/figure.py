@@ -158,9 +158,9 @@ def measure(figure: Figure[L], lab: L) -> dict[str, PanelData]:
     return {name: data for name, data in measured.items() if data is not None}
 
 
-def judge(figure: Figure[L], lab: L) -> list[Claim]:
-    """Judge the claims of a figure; those that wait for models have no measured number."""
-    return list(figure.claims(lab))
+def judge(figure: Figure[L], lab: L, *, waiting: bool = False) -> list[Claim]:
+    """Judge the claims of a figure, and list those that wait for models, without a number, if asked."""
+    return [claim for claim in figure.claims(lab) if waiting or claim.measured is not None]
 
 
 def save_figure(figure: Figure[L], lab: L, folder: Path) -> str | None:

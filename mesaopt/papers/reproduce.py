@@ -389,7 +389,7 @@ def _compute(study: Study[Any], figure: Figure[Any], lab: Laboratory, out: Path)
             scale=lab.plan.scale,
             shown_in=claim.shown_in or figure.name,
         )
-        for claim in judge(figure, lab)
+        for claim in judge(figure, lab, waiting=True)
     ]
     value = {
         "figures": [] if name is None else [name],

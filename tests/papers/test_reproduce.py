@@ -15,6 +15,7 @@ from mesaopt.papers.claims import read_claims
 from mesaopt.papers.laboratory import Plan
 from mesaopt.papers.plan import Study
 from mesaopt.papers.reproduce import STUDIES, costs, get_study, make_plan, redraw, reproduce
+from mesaopt.papers.untrained import read_untrained
 from mesaopt.training import RunFolder, StepCost, StepCosts, run_name, train
 
 FIGURES = [
@@ -371,3 +372,46 @@ def test_runs_that_are_missing_are_named(results: Path, tiny_core: Study, tmp_pa
     others = sorted(set(recipes) - {"lsa-1"})
     with pytest.raises(RunError, match="holds no finished run of " + ", ".join(others)):
         reproduce("core", scale="smoke", out=tmp_path / "more", runs=runs, device="cpu")
+
+
+def _toy_of_models(recipes: Sequence[str], *, needs_runs: bool = True) -> Study:
+    """Give the toy study, whose first figure reads models; its third claim waits for them."""
+    first, *others = Toy().study.figures
+    first = replace(first, recipes=tuple(recipes), needs_runs=needs_runs)
+    return replace(Toy().study, figures=(first, *others))
+
+
+def test_figures_that_lack_models_name_them(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, out = results / "runs", tmp_path / "out"
+    monkeypatch.setattr(toy_study, "STUDY", _toy_of_models(["lsa-1", "tf-7", "tf-12"]))
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    claims = reproduce("toy", scale="smoke", out=out, runs=runs, runs_name="the zoo", device="cpu")
+    (figure,) = read_untrained(out)
+    assert (figure.figure, figure.recipes, figure.drawn) == ("fig1", ("tf-7", "tf-12"), True)
+    assert [claim.name for claim in figure.claims] == ["fig1-lost"]
+    assert "fig1-lost" not in {claim.name for claim in claims}
+    index = json.loads((out / "figures" / "index.json").read_text())
+    assert "trained before, in the zoo;" in index["introduction"]
+    assert json.loads((out / "config.json").read_text())["runs"] == "the zoo"
+    (out / "not-trained.json").write_text('[{"figure": "fig1"}]')
+    with pytest.raises(RunError, match=r"not-trained\.json"):
+        read_untrained(out)
+
+
+def test_a_figure_without_any_of_its_models_is_left_out(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, out = results / "runs", tmp_path / "out"
+    monkeypatch.setattr(toy_study, "STUDY", _toy_of_models(["tf-7"]))
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    reproduce("toy", scale="smoke", out=out, runs=runs, device="cpu")
+    (figure,) = read_untrained(out)
+    assert (figure.recipes, figure.drawn) == (("tf-7",), False)
+    with pytest.raises(RunError, match="no finished run of tf-7; `mesaopt train NAME` trains one"):
+        reproduce("toy/fig1", scale="smoke", out=tmp_path / "one", runs=runs, device="cpu")
+    monkeypatch.setattr(toy_study, "STUDY", _toy_of_models(["tf-7"], needs_runs=False))
+    reproduce("toy/fig1", scale="smoke", out=tmp_path / "two", runs=runs, device="cpu")
+    assert read_untrained(tmp_path / "two")[0].drawn
+    assert read_untrained(results) == [], "all its models were trained"

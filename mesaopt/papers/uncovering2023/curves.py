@@ -256,13 +256,13 @@ def _late_claim(lab: Laboratory, task: str, recipe: str, name: str, figure: str)
     if not at or late > _DOMINATED * curve.mean:
         return None
     note = network_note(lab, recipe)
-    positions = [position - 1 for position in at]
+    comparison, positions = compare(lab, task), [position - 1 for position in at]
     return Claim(
         name=name,
         figure=figure,
         statement=f"{task} task, {label_of(recipe)}: late in a sequence, at positions "
         f"{', '.join(map(str, at))}, the loss is {late:.3g}, where the mean is mostly that of early ones",
-        measured=None if lab.lacks(recipe) else compare(lab, task).mean(recipe, positions),
+        measured=comparison.mean(recipe, positions) if comparison.has(recipe) else None,
         published=late,
         tolerance=_LATE_FAITHFUL * late,
         basis="another training moves late losses more than means" + (f"; {note}" if note else ""),

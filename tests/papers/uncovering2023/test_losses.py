@@ -130,7 +130,11 @@ def test_published_means_pass_at_the_number_and_fail_far_from_it() -> None:
         lab = Laboratory(PLAN, {"lsa-1": [run_of("lsa-1")]})
         measured = {"lsa-1": InContextLoss(torch.full((256, 50), loss))}
         lab.remember(compare, "linear", value=Comparison("linear", measured, {}, {}))
-        (claim,) = published_means(lab, "linear", "Fig. 4", ("lsa-1", "lsa-2"))
+        claim, *waiting = published_means(lab, "linear", "Fig. 4", ("lsa-1", "lsa-2"))
+        assert [(one.name, one.measured) for one in waiting] == [
+            ("linear-lsa-2-mean", None),
+            ("linear-lsa-2-late", None),
+        ]
         assert claim.passed is passes
 
 
