@@ -17,6 +17,7 @@ from mesaopt.config import RunConfig
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Study
+from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.training import RunFolder, StepCost, StepCosts
 
 SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
@@ -529,6 +530,18 @@ def test_a_diagnosis_is_not_lost_where_its_page_cannot_be_written(
     capsys.readouterr()
     assert run("diagnose", str(folder), "--out", str(folder / "DONE" / "page.html")) == 2
     assert capsys.readouterr().out == "", "before anything is computed"
+
+
+def test_models_that_are_not_trained_are_printed_with_the_claims(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(results, tmp_path / "results")
+    lacking = Untrained(figure="fig9", recipes=("lsa-6", "tf-7"), drawn=False)
+    write_untrained(folder, [lacking])
+    run("claims", str(folder))
+    printed = capsys.readouterr().out
+    assert "fig9: not trained yet: lsa-6, tf-7 (left out)" in printed
+    assert "`mesaopt train NAME` trains one of these" in printed
 
 
 def test_models_of_the_zoo_are_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,8 @@ def _print_untrained(folder: Path) -> None:
     print_line("")
     for figure in figures:
         left_out = "drawn without them" if figure.drawn else "left out"
-        waiting = f", {len(figure.claims)} claims wait" if figure.claims else ""
+        wait = "1 claim waits" if len(figure.claims) == 1 else f"{len(figure.claims)} claims wait"
+        waiting = f", {wait}" if figure.claims else ""
         names = ", ".join(figure.recipes)
         print_line(f"{figure.figure}: not trained yet: {names} ({left_out}{waiting})")
     print_line("`mesaopt train NAME` trains one of these as published.")

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from mesaopt import files, json_files
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import ROUNDING, Claim, read_claims
+from mesaopt.papers.untrained import FILE, read_untrained
 from mesaopt.report.svg import inline
 from mesaopt.report.widget import LAYER, layer_data, script, script_hash
 
@@ -78,6 +79,7 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = files.as_path(folder)
     claims = read_claims(files.inside(folder, "claims.json").parent)
+    untrained = read_untrained(files.inside(folder, FILE).parent)
     index = _index(folder)
     meta = json_files.read(files.inside(folder, "meta.json"), _META)
     json_files.check(meta["packages"], {"mesaopt": str}, str(folder / "meta.json"), "packages")
@@ -101,6 +103,7 @@ def write_report(folder: str | Path) -> Path:
             passed=sum(claim.passed for claim in claims),
             total=len(claims),
             failed=[claim for claim in claims if not claim.passed],
+            untrained=untrained,
             figures=figures,
             groups=_place(claims, figures),
             runs=index["runs"],

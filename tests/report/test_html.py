@@ -12,6 +12,7 @@ from toy_study import Toy
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.reproduce import reproduce
+from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.report import write_report
 from mesaopt.report.widget import script
 
@@ -129,6 +130,16 @@ def test_the_address_of_the_paper_is_a_plain_one(folder: Path, url: str) -> None
     change(folder / "figures" / "index.json", source=source)
     with pytest.raises(RunError, match=r"index\.json: is damaged: source\.url"):
         write_report(folder)
+
+
+def test_models_that_are_not_trained_are_named_at_the_top(folder: Path) -> None:
+    lacking = Untrained(figure="fig<9>", recipes=("lsa-6", "<b>"), drawn=False)
+    write_untrained(folder, [lacking])
+    html = write_report(folder).read_text()
+    assert "fig&lt;9&gt;: lsa-6, &lt;b&gt; (left out)" in html[: html.index("<nav")]
+    assert "1 figure lacks models" in html
+    (folder / "not-trained.json").unlink()
+    assert "not trained yet" not in write_report(folder).read_text()
 
 
 def test_drawings_beside_the_page_are_linked_where_there_are_some(folder: Path) -> None:
