@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.ops.validation import refuse_nested_forward_mode
+from mesaopt.ops.validation import in_graph, refuse_nested_forward_mode
 
 
 def split(
@@ -26,11 +26,21 @@ def split(
         (2, 3, 3, 4, 4)
     """
     length = x.shape[1]
-    size = min(chunk_size, length)
     x = x.transpose(1, 2)
-    if length % size:  # pad() copies even without anything to fill up
-        x = torch.nn.functional.pad(x, (0, 0, 0, -length % size))
-    return x.unflatten(2, (-1, size)).contiguous()
+    if length <= chunk_size:
+        return x.unsqueeze(2).contiguous()
+    count = count_chunks(length, chunk_size)
+    missing = count * chunk_size - length
+    if torch.compiler.is_compiling():  # for any length; with nothing missing, pad() keeps strides
+        x = torch.nn.functional.pad(x.contiguous(), (0, 0, 0, missing))
+    elif missing:  # pad() copies even without anything to fill up
+        x = torch.nn.functional.pad(x, (0, 0, 0, missing))
+    return x.unflatten(2, (count, chunk_size)).contiguous()
+
+
+def count_chunks(length: int, chunk_size: int) -> int:
+    """Return the number of chunks that a sequence fills, the last one perhaps in part."""
+    return (length + chunk_size - 1) // chunk_size
 
 
 def join(
@@ -43,14 +53,19 @@ def join(
         length: positions to keep.
 
     Returns:
-        [batch, length, head, dim], a view.
+        [batch, length, head, dim], a view where nothing is compiled.
 
     Example:
         >>> x = torch.randn(2, 10, 3, 4)
         >>> bool((join(split(x, 4), 10) == x).all())
         True
     """
-    return x.flatten(2, 3)[:, :, :length].transpose(1, 2)
+    several = x.shape[2] > 1
+    x = x.flatten(2, 3)
+    if torch.compiler.is_compiling() and several:
+        # Of a slice, the strides would tell lengths that fill their chunks from others.
+        x = x.index_select(2, torch.arange(length, device=x.device))
+    return x[:, :, :length].transpose(1, 2)
 
 
 def sum_before(
@@ -68,7 +83,7 @@ def sum_before(
         >>> sum_before(torch.ones(3, 1, 1)).flatten().tolist()
         [0.0, 1.0, 2.0]
     """
-    return torch.nn.functional.pad(x[..., :-1, :, :].cumsum(-3), (0, 0, 0, 0, 1, 0))
+    return torch.nn.functional.pad(x, (0, 0, 0, 0, 1, -1)).cumsum(-3)
 
 
 def weigh_past(
@@ -284,12 +299,52 @@ def chain_states(
         >>> starts.flatten().tolist(), last.item()
         ([0.0, 1.0, 1.5], 1.75)
     """
-    state = torch.zeros_like(increments[:, :, 0]) if initial is None else initial
+    if initial is None:
+        initial = torch.zeros_like(increments[:, :, 0])
+    if in_graph():
+        return _chain_operation(initial, increments, transitions)
+    return _chain(initial, increments, transitions)
+
+
+def _chain(initial: Tensor, increments: Tensor, transitions: Tensor) -> tuple[Tensor, Tensor]:
     # One number per chunk also multiplies a matrix of one column rightly.
-    scalar = transitions.shape[-1] == 1
+    scalar, state = transitions.shape[-1] == 1, initial
     starts = []
     # unbind() and stack(), since indexing in a loop would make the backward pass quadratic.
-    for increment, transition in zip(increments.unbind(2), transitions.unbind(2), strict=True):
+    for increment, transition in zip(increments.unbind(-3), transitions.unbind(-3), strict=True):
         starts.append(state)
         state = increment + (state * transition if scalar else state @ transition)
-    return torch.stack(starts, dim=2), state
+    return torch.stack(starts, dim=-3), state
+
+
+@torch.library.custom_op("mesaopt::chain_states", mutates_args=())
+def _chain_operation(
+    initial: Tensor, increments: Tensor, transitions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do the same as one operation of a compiled graph, which would have one step for every chunk."""
+    return _chain(initial, increments, transitions)
+
+
+@_chain_operation.register_fake
+def _chain_shapes(
+    initial: Tensor, increments: Tensor, transitions: Tensor
+) -> tuple[Tensor, Tensor]:
+    return increments.new_empty(increments.shape), initial.new_empty(initial.shape)
+
+
+def _save_chain(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[0], inputs[2])
+
+
+def _pull_back_chain(ctx: Any, d_starts: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients: those of the states are a chain too, from the last chunk to the first."""
+    starts, transitions = ctx.saved_tensors
+    backward = (x.flip(-3) for x in (d_starts, transitions.mT))
+    d_ends, d_initial = _chain_operation(d_last, *backward)
+    d_ends = d_ends.flip(-3)
+    if transitions.shape[-1] == 1:
+        return d_initial, d_ends, (starts * d_ends).sum((-2, -1), keepdim=True)
+    return d_initial, d_ends, starts.mT @ d_ends
+
+
+_chain_operation.register_autograd(_pull_back_chain, setup_context=_save_chain)

@@ -37,9 +37,9 @@ class Layout:
 
     length: int
     """Positions along the time axis."""
-    chunk_size: int
-    """Positions of a chunk, no more than the longest sequence has; fewer where packed sequences are so
-    short that filling up their chunks would be most of the work."""
+    limit: int
+    """Most positions of a chunk; fewer than asked for where packed sequences are so short that filling up
+    their chunks would be most of the work."""
     sequences: int
     """Number of sequences, and so of states."""
     lengths: tuple[int, ...] | None = None
@@ -54,22 +54,29 @@ class Layout:
     """Sequences that an earlier part begins and this one goes on with: its first ones."""
 
     @property
+    def chunk_size(self) -> int:
+        """Positions of a chunk, no more than the longest sequence has."""
+        # A choice, since `min` of a length that compilation keeps open is a formula.
+        shorter = self.lengths is None and self.length <= self.limit
+        return self.length if shorter else self.limit
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Chunks of every packed sequence, or of every item of the batch."""
         lengths = (self.length,) if self.lengths is None else self.lengths
-        return tuple(-(-length // self.chunk_size) for length in lengths)
+        return tuple(chunks.count_chunks(length, self.chunk_size) for length in lengths)
 
     def resized(self, chunk_size: int) -> "Layout":
         """Return the layout of the same sequences in chunks of another size.
 
         Args:
-            chunk_size: positions of a chunk, 1 or more.
+            chunk_size: most positions of a chunk, 1 or more.
 
         Returns:
             The layout.
         """
         if self.lengths is None or self.slots is None:
-            return replace(self, chunk_size=min(chunk_size, self.length))
+            return replace(self, limit=chunk_size)
         return _lay_out_packed(
             self.lengths, _packed_size(self.lengths, chunk_size), self.slots.device
         )
@@ -97,9 +104,8 @@ class Layout:
 
     def _part(self, begin: int, end: int) -> "Layout":
         length = min(end * self.chunk_size, self.length) - begin * self.chunk_size
-        size = min(self.chunk_size, length)
         carried = self.sequences if begin else 0
-        return Layout(length, size, self.sequences, whole=self, first_chunk=begin, carried=carried)
+        return replace(self, length=length, whole=self, first_chunk=begin, carried=carried)
 
     def _packed_parts(
         self, bounds: list[tuple[int, int]], lengths: tuple[int, ...], device: torch.device
@@ -279,7 +285,7 @@ def lay_out(
     """
     batch, length = q.shape[:2]
     if cu_seqlens is None:
-        return Layout(length, min(chunk_size, length), batch)
+        return Layout(length, chunk_size, batch)
     lengths = read_lengths(cu_seqlens, batch, length)
     return _lay_out_packed(lengths, _packed_size(lengths, chunk_size), q.device)
 

@@ -315,6 +315,23 @@ def traced(x: Tensor) -> bool:
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
+def in_graph() -> bool:
+    """Return whether a loop becomes one operation of a graph, which would have a copy for every turn.
+
+    Returns:
+        Whether the code is being compiled, and no transform of torch.func looks into the loop.
+
+    Example:
+        >>> in_graph()
+        False
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    # A comparison with None is not understood by the compiler here.
+    transform = torch._C._functorch.peek_interpreter_stack()
+    return not isinstance(transform, torch._C._functorch.CInterpreter)
+
+
 def refuse_nested_forward_mode() -> None:
     """Refuse forward mode inside forward mode, for which PyTorch returns wrong numbers.
 

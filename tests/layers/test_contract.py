@@ -1,11 +1,9 @@
 """Every layer keeps the contract, plain and in its fullest frame."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from compiling import run_alone
 from layer_contract import Case, LayerContract
 
 from mesaopt.layers import (
@@ -149,26 +147,21 @@ POSITIONS = (
         chunk_size=chunks,
     ),
 )
-GROUPS = {"variants": VARIANTS, "mesa": MESA, "positions": POSITIONS}
+CASES = {case.name: case for case in (*VARIANTS, *MESA, *POSITIONS)}
+# Every part of a frame. What operators of other layers do is in tests/ops/test_compile.py, and a mesa layer
+# in tests/models/test_sequence.py.
+COMPILED = ("linear with positions", "softmax in full", "gated delta rule in full")
 
 
-@pytest.mark.parametrize("case", [*VARIANTS, *MESA, *POSITIONS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
 class TestContract(LayerContract):
     pass
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", GROUPS)
-def test_layers_compile_into_one_graph(group: str) -> None:
-    # In a process of its own: torch.compile cannot follow this suite's checks of shapes.
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent)]
-    code = (
-        f"import sys; sys.path[:0] = {paths!r}\n"
-        "from layer_contract import check_compiled; from test_contract import GROUPS\n"
-        f"check_compiled(GROUPS[{group!r}])"
+@pytest.mark.parametrize("name", COMPILED)
+def test_layers_compile_for_all_lengths(name: str) -> None:
+    run_alone(
+        "from layer_contract import check_compiled; from test_contract import CASES\n"
+        f"check_compiled(CASES[{name!r}])"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

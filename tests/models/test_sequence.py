@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 import torch
+from compiling import run_alone
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_sequence_model import leave_the_start, slow_model
@@ -149,3 +150,26 @@ def test_input_and_output_layers() -> None:
     assert model.embedding.weight.shape == (24, 10)
     assert model.readout.weight.shape == (10, 24)
     assert model(torch.randn(2, 7, 10)).shape == (2, 7, 10)
+
+
+COMPILE = """
+import torch
+from compiling import check_lengths
+from mesaopt import recipes
+from mesaopt.models import SequenceModel
+
+config = recipes.MODELS["hybrid-mesa"]
+model = SequenceModel(config).double()
+check_lengths(
+    model,
+    lambda length: [torch.randn(2, length, config.token_dim, dtype=torch.float64)],
+    # Two layers with systems of condition numbers below 1e3.
+    lambda found, wanted: torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10),
+    list(model.parameters()),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_compiles_once_for_all_lengths() -> None:
+    run_alone(COMPILE)

@@ -1,74 +1,63 @@
-"""Every operator compiles into one graph, with the values and gradients of the plain code."""
-
-import subprocess
-import sys
+"""Every operator compiles into one graph, and into few for all lengths, with the plain code's numbers."""
 
 import pytest
-from mesa_problems import MODES
-from operator_rules import RULES
-
-PROGRAM = """
 import torch
-import torch._dynamo.testing
+from compiling import Compiled, check_lengths, run_alone
+from operator_rules import RULES, Rule, draw, window
+from torch import Tensor
+
 from mesaopt import ops
 
-torch.manual_seed(0)
+# Sums of at most 200 products, enlarged by systems with a condition number below 1e3.
+TOLERANCE = 200 * 1e3 * torch.finfo(torch.float64).eps
 
 
-def compile(function):
-    return torch.compile(function, fullgraph=True, backend="aot_eager")
+def _mesa(solver: str, mode: str | None) -> Rule:
+    settings = {"ridge": 0.5, "solver": ops.Chebyshev(steps=2) if solver == "chebyshev" else solver}
+    if mode is None:
+        return Rule("mesa", ("beta",), settings)
+    return Rule("mesa", ("beta", "log_decay"), settings | {"ridge_mode": mode})
 
 
-for name, gates in {rules}:
-    print(name)
-    q, k, v = torch.randn(3, 1, 10, 2, 4, dtype=torch.float64, requires_grad=True)
-    kwargs = dict(beta=torch.rand(1, 10, 2), log_decay=-torch.rand(1, 10, 2))
-    kwargs = {{gate: kwargs[gate].double() for gate in gates}}
-    function = getattr(ops, name)
-    ours, theirs = compile(function)(q, k, v, **kwargs), function(q, k, v, **kwargs)
-    torch.testing.assert_close(ours, theirs)
-    for result in (ours, theirs):
-        result.output.square().sum().backward()
-    step = compile(getattr(ops, name + "_step"))
-    step(q[:, 0], k[:, 0], v[:, 0], ours.state, **{{n: x[:, 0] for n, x in kwargs.items()}})
+GROUPS = {
+    "forget nothing": [rule for rule in RULES if "log_decay" not in rule.gates],
+    "forget": [rule for rule in RULES if "log_decay" in rule.gates],
+    "exact": [_mesa("auto", None), _mesa("auto", "decayed")],
+    "cg": [_mesa("cg", "static")],
+    "recursive": [_mesa("recursive", "static")],
+    "fixed steps": [_mesa("chebyshev", "static")],
+}
 
-counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-attend = torch.compile(ops.softmax_attention, fullgraph=True, backend=counter)
-for length in (1, 10, 30, 64, 130):
-    print("softmax_attention of any length", length)
-    q, k, v = (torch.randn(2, length, 2, 4, requires_grad=True) for _ in range(3))
-    ours, theirs = (f(q, k, v).output for f in (attend, ops.softmax_attention))
-    torch.testing.assert_close(ours, theirs)
-    for a, b in zip(*(torch.autograd.grad(x.sum(), (q, k, v)) for x in (ours, theirs))):
-        torch.testing.assert_close(a, b)
-# Of one position, of ten, and of any number.
-assert counter.frame_count <= 3, counter.frame_count
 
-q, k, v = (torch.randn(2, 20, 2, 4) for _ in range(3))
-ridge, beta, gate = torch.rand(2, 4) + 0.25, torch.rand(2, 20, 2), -torch.rand(2, 20, 2)
-inputs = [x.requires_grad_() for x in (q, k, v, ridge, beta, gate)]
-upstream = torch.randn_like(v)
-for size, mode in {modes}:
-    print("mesa", size, mode)
-    torch.compiler.reset()
+def assert_close(found: Tensor, wanted: Tensor) -> None:
+    assert found.shape == wanted.shape
+    assert (found - wanted).norm() <= TOLERANCE * wanted.norm()
 
-    def function(q, k, v, ridge, beta, gate):
-        gates = {{"log_decay": size * gate}} if size else {{}}
-        return ops.mesa(q, k, v, ridge=ridge, beta=beta, ridge_mode=mode, chunk_size=8, **gates).output
 
-    outputs = [f(*inputs) for f in (compile(function), function)]
-    slopes = [torch.autograd.grad(x, inputs, upstream, allow_unused=True) for x in outputs]
-    for found, wanted in ((outputs[:1], outputs[1:]), slopes):
-        for a, b in zip(found, wanted):
-            # Two solves in single precision, whose condition number is below 1e3.
-            assert b is None or (a - b).norm() <= 1e-4 * b.norm()
-"""
+def check(rule: Rule) -> None:
+    """Compile an operator for sequences of many lengths, and its step."""
+    torch.manual_seed(0)
+    names = ("q", "k", "v", *rule.gates)
+
+    def function(*inputs: Tensor) -> Tensor:
+        return rule.run(**dict(zip(names, inputs, strict=True))).output
+
+    def inputs(length: int) -> list[Tensor]:
+        drawn = draw(2, length, 2, 4, 3)
+        if rule.name == "mesa":
+            drawn["log_decay"] *= 0.05
+        return [drawn[name] for name in names]
+
+    check_lengths(function, inputs, assert_close)
+    if rule.name != "mesa":  # of which layers compile the step
+        whole = dict(zip(names, inputs(6), strict=True))
+        state = rule.run(**window(whole, 0, 5)).state
+        last = {name: x[:, 5] for name, x in whole.items()}
+        found = Compiled(lambda state: rule.step(**last, state=state))(state).output
+        assert_close(found, rule.step(**last, state=state).output)
 
 
 @pytest.mark.slow
-def test_operators_compile_into_one_graph() -> None:
-    # In one process of its own: torch.compile cannot follow this suite's checks of shapes.
-    program = PROGRAM.format(rules=[(rule.name, rule.gates) for rule in RULES], modes=MODES)
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("group", GROUPS)
+def test_operators_compile_once_for_all_lengths(group: str) -> None:
+    run_alone(f"from test_compile import *\nfor rule in GROUPS[{group!r}]: check(rule)")

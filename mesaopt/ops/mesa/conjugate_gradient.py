@@ -72,9 +72,9 @@ class ConjugateGradient(Solver):
         """See :meth:`Solver.chunk_size`; under a static ridge, chunks with good factors."""
         if log_decay is None or ridge_decays:
             return super().chunk_size(layout, log_decay, ridge_decays=ridge_decays)
-        size = layout.chunk_size
         if traced(log_decay):
-            return min(size, TRACED_CHUNK_SIZE)
+            return min(layout.limit, TRACED_CHUNK_SIZE)
+        size = layout.chunk_size
         rates = -log_decay.detach().mean((0, 1))  # [H]
         slow = rates[rates * _MIN_PRECONDITIONED_SIZE <= _MAX_FACTORISED_FORGETTING]
         fastest = slow.max().item() if len(slow) else 0.0

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mesaopt.ops import chunks
 from mesaopt.ops.mesa.system import System
-from mesaopt.ops.validation import traced
+from mesaopt.ops.validation import in_graph, traced
 
 _MAX_LAPACK_SIZE = 16  # rows; above, matrix products are faster than LAPACK on many small matrices
 # Squared length of a whitened key above which rounding, about 16 units times it, shows in the solution.
@@ -189,6 +189,12 @@ def _orthogonalise(
     The share of earlier rows of Y is taken out of the next rows of P, as in block Gram-Schmidt, so that
     neither the matrix of all positions nor M is ever formed.
     """
+    if in_graph():
+        return _orthogonalise_operation(whitened, kept)
+    return _orthogonalise_blocks(whitened, kept)
+
+
+def _orthogonalise_blocks(whitened: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     done: list[Tensor] = []
     failed = torch.zeros(whitened.shape[:-2], dtype=torch.bool, device=whitened.device)
     blocks = -(-whitened.shape[-2] // _MAX_LAPACK_SIZE)
@@ -208,3 +214,15 @@ def _orthogonalise(
         done.append(inverse @ remainder)
         failed = failed | block_failed
     return torch.cat(done, -2) if blocks > 1 else done[0], failed
+
+
+@torch.library.custom_op("mesaopt::orthogonalise", mutates_args=())
+def _orthogonalise_operation(whitened: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Do the same as one operation of a compiled graph, which would be another for other blocks."""
+    return _orthogonalise_blocks(whitened, kept)
+
+
+@_orthogonalise_operation.register_fake
+def _orthogonalised_shapes(whitened: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    shape = whitened.shape
+    return whitened.new_empty(shape), whitened.new_empty(shape[:-2], dtype=torch.bool)

@@ -1,6 +1,7 @@
 """The recursive solver: recursive least squares, one position after the other."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from mesaopt.ops.mesa.factors import invert_factor
 from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
 from mesaopt.ops.mesa.system import System
-from mesaopt.ops.validation import traced
+from mesaopt.ops.validation import in_graph, traced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,19 @@ class Recursive(Solver):
 
     def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
         """Run through the positions of all chunks."""
-        return self._measure(system, _solve_by_position(system, rhs), rhs)
+        # Chunks of several positions forget little. Where gates are hidden they may do otherwise.
+        remembers = rhs.shape[-2] > 1 and not traced(rhs)
+        updates = system.since_start is None or (system.ridge_decays and remembers)
+        if in_graph():
+            solution = _operation(*system, rhs, updates)
+        else:
+            solution = _solve_by_position(system, rhs, updates)
+        return self._measure(system, solution, rhs)
 
 
 @torch.no_grad()
-def _solve_by_position(system: System, rhs: Tensor) -> Tensor:
-    # Chunks of several positions forget little. Where gates are hidden they may do otherwise.
-    remembers = rhs.shape[-2] > 1 and not traced(rhs)
-    updates = system.since_start is None or (system.ridge_decays and remembers)
+def _solve_by_position(system: System, rhs: Tensor, updates: bool) -> Tensor:
+    """Run through the positions, with updates of the inverse or a factorisation for each."""
     group, ridge = rhs.shape[:-2], torch.diag_embed(system.ridge.squeeze(-2))
     start = torch.zeros_like(ridge) if system.start is None else system.start
     matrix = (start + ridge if updates else start).expand(*group, -1, -1)
@@ -78,3 +84,28 @@ def _gates(system: System, rhs: Tensor) -> list[Tensor | float]:
     first = system.since_start[..., :1, :]
     later = system.between.diagonal(offset=-1, dim1=-2, dim2=-1).unsqueeze(-1)
     return list(torch.cat([first, later], dim=-2).unsqueeze(-1).unbind(-3))
+
+
+# The same as one operation of a compiled graph, which would be another for every number of positions.
+
+
+@torch.library.custom_op("mesaopt::recursive", mutates_args=())
+def _operation(
+    keys: Tensor,
+    ridge: Tensor,
+    beta: Tensor | None,
+    start: Tensor | None,
+    between: Tensor | None,
+    since_start: Tensor | None,
+    ridge_decays: bool,
+    rhs: Tensor,
+    updates: bool,
+) -> Tensor:
+    system = System(keys, ridge, beta, start, between, since_start, ridge_decays)
+    return _solve_by_position(system, rhs, updates)
+
+
+@_operation.register_fake
+def _shape(*arguments: Any) -> Tensor:
+    rhs = arguments[-2]
+    return rhs.new_empty(rhs.shape)

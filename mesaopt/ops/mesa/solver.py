@@ -89,13 +89,13 @@ class Solver(ABC):
             ridge_decays: whether the ridge decays with the state; then no chunk may forget much.
 
         Returns:
-            Positions of a chunk, no more than those of the layout.
+            Most positions of a chunk, no more than in the layout.
         """
-        size = layout.chunk_size
         if log_decay is None or not ridge_decays:
-            return size
+            return layout.limit
         if traced(log_decay):
-            return min(size, TRACED_CHUNK_SIZE)
+            return min(layout.limit, TRACED_CHUNK_SIZE)
+        size = layout.chunk_size
         gates = log_decay.detach().unsqueeze(-1)
         while size > 1 and layout.resized(size).cut(gates).sum(-2).amin() < _MIN_CHUNK_LOG_DECAY:
             size = (size + 1) // 2
