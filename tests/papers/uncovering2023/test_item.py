@@ -110,7 +110,7 @@ LEARNED = (
     "fig9-early-*",
     "fig9-energy-*",
     "fig11-one-layer",
-    "fig11-two-layers",
+    "fig11-two-layers*",
     "fig11-mesa-beyond-*",
     "fig12-*",
     "fig13-*",
@@ -136,8 +136,8 @@ LEARNED = (
 BY_CHANCE = (
     # One model beats another: equal, up to noise.
     "fig4-mesa-beats-six*",
-    "fig4-depth-helps",
-    "fig6c-depth-helps",
+    "fig4-depth-helps*",
+    "fig6c-depth-helps*",
     "fig7-hybrid-*",
     "fig11-mesa",
     "fig11-mesa-late",
