@@ -4,9 +4,9 @@ from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.plan import Headline, Study
 from mesaopt.papers.uncovering2023 import (
     attention,
-    compression,
     distilled,
     few_shot,
+    linear_layers,
     losses,
     probe_depth,
     probe_tokens,
@@ -21,7 +21,7 @@ FIGURES = (
     probe_tokens.fig2a,
     probe_tokens.fig2b,
     attention.fig3,
-    compression.fig4,
+    linear_layers.fig4,
     probe_depth.fig4e,
     probe_depth.fig4f,
     distilled.fig5,

@@ -14,10 +14,10 @@ from mesaopt.models import SequenceModel
 from mesaopt.papers.uncovering2023.compression import (
     CompressedRun,
     compressed_runs,
-    fig4,
     loss_ratio,
 )
 from mesaopt.papers.uncovering2023.laboratory import GRADIENT_STEP, Laboratory, compare
+from mesaopt.papers.uncovering2023.linear_layers import fig4
 from mesaopt.papers.uncovering2023.published import INTERPOLATED_BY_STEP, RELEASED_COMPRESSED
 from mesaopt.theory import proposition_1
 from mesaopt.training import Run, train

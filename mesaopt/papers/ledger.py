@@ -1,0 +1,186 @@
+"""The ledger: every claim of both papers with its verdict, as tables of the docs.
+
+For those who maintain the package: `python -m mesaopt.papers.ledger RESULTS ...` keeps what the folders of
+results judged in `docs/ledger.json`, one study each, and writes the tables from it into the pages. Without
+a folder it only writes the tables.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mesaopt import files, json_files
+from mesaopt.errors import MesaoptError
+from mesaopt.papers.claims import Claim, read_claims
+from mesaopt.papers.reproduce import STUDIES, get_study
+from mesaopt.papers.untrained import read_untrained
+from mesaopt.recipes import RECIPES
+
+DOCS = Path(__file__).parents[2] / "docs"
+"""The pages, in a clone."""
+FILE = "ledger.json"
+"""What was judged, by study."""
+PAGES = ("core.md", "uncovering.md", "emergence.md")
+"""Pages that hold tables of the ledger."""
+SUMMARY = "summary"
+"""The table of all studies; each of the others is called after its study."""
+
+_PART = re.compile(r"(<!-- ledger: (\S+) -->\n).*?(<!-- end of ledger -->)", re.DOTALL)
+_NOISE = re.compile(r"(, |^)plus [\d.]+ standard errors of \S+$")
+"""The part of a basis that says again what the error is."""
+
+_META = {"started": str, "git": (str, None), "processor": str, "cores": int}
+_RUN = {"name": str, "steps": int}
+
+
+def collect(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Read what a folder of results judged.
+
+    Args:
+        folder: the one given to `mesaopt reproduce --out`.
+
+    Returns:
+        The study, and its entry in the ledger.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    config = json_files.read(folder / "config.json", {"what": str, "scale": str})
+    meta = json_files.read(folder / "meta.json", _META)
+    index = json_files.read(folder / "figures" / "index.json", {"runs": [_RUN]})
+    models: dict[str, dict[str, int]] = {}
+    for run in index["runs"]:
+        recipe = run["name"].rsplit("-seed", 1)[0]
+        model = models.setdefault(recipe, {"steps": run["steps"], "seeds": 0})
+        model["seeds"] += 1
+    waiting = [claim for figure in read_untrained(folder) for claim in figure.claims]
+    return config["what"], {
+        "scale": config["scale"],
+        "date": meta["started"][:10],
+        "commit": meta["git"],
+        "machine": f"{meta['processor']}, {meta['cores']} cores",
+        "minutes": round(
+            json_files.read(folder / "DONE", {"this_session": float})["this_session"] / 60
+        ),
+        "models": models,
+        "claims": [claim.to_json() for claim in read_claims(folder)],
+        "waiting": [claim.to_json() for claim in waiting],
+    }
+
+
+def rewrite(page: str, ledger: dict[str, Any]) -> str:
+    """Write the tables of the ledger into a page.
+
+    Args:
+        page: Markdown with a pair of comments around each table, which name its study, or the summary.
+        ledger: entries by study, as :func:`collect` gives them.
+
+    Returns:
+        The page with these tables.
+
+    Example:
+        >>> print(rewrite("<!-- ledger: summary -->\\nold\\n<!-- end of ledger -->", {}))
+        <!-- ledger: summary -->
+        | study | claims judged | hold | fail | wait for models |
+        |---|---|---|---|---|
+        <BLANKLINE>
+        <!-- end of ledger -->
+    """
+
+    def table(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        lines = _summary(ledger) if name == SUMMARY else _tables(name, ledger[name])
+        return begin + "\n".join(lines) + "\n\n" + end
+
+    return _PART.sub(table, page)
+
+
+def hand_written(page: str) -> str:
+    """Give a page without the tables of the ledger.
+
+    Args:
+        page: Markdown.
+
+    Returns:
+        What was written by hand.
+
+    Example:
+        >>> hand_written("Why:\\n<!-- ledger: core -->\\n| x |\\n<!-- end of ledger -->")
+        'Why:\\n'
+    """
+    return _PART.sub("", page)
+
+
+def _summary(ledger: dict[str, Any]) -> list[str]:
+    lines = ["| study | claims judged | hold | fail | wait for models |", "|---|---|---|---|---|"]
+    for study in (name for name in STUDIES if name in ledger):
+        claims, waiting = ledger[study]["claims"], ledger[study]["waiting"]
+        hold = sum(claim["passed"] for claim in claims)
+        lines.append(_row(f"`{study}`", len(claims), hold, len(claims) - hold, len(waiting)))
+    return lines
+
+
+def _tables(study: str, entry: dict[str, Any]) -> list[str]:
+    """Write what was measured, and a table of claims for each figure that shows some."""
+    source = "none needed" if not entry["models"] else "the trained models of the package"
+    lines = [
+        f"Scale `{entry['scale']}`, models: {source}. Measured on {entry['date']}, commit "
+        f"`{entry['commit']}`, in {entry['minutes']} minutes on {entry['machine']}.",
+    ]
+    names = {figure.name: figure.title for figure in get_study(study).figures}
+    everything = [*entry["claims"], *entry["waiting"]]
+    for shown_in in dict.fromkeys([*names, *(claim["shown_in"] for claim in everything)]):
+        rows = [claim for claim in everything if claim["shown_in"] == shown_in]
+        if rows:
+            lines += ["", f"**{names.get(shown_in, 'Checks of rounding')}** (`{shown_in}`)", ""]
+            lines += ["| claim | published, limits | ours | passes | verdict | training |"]
+            lines += ["|---|---|---|---|---|---|"]
+            lines += [_claim_row(claim, entry) for claim in rows]
+    return lines
+
+
+def _claim_row(data: dict[str, Any], entry: dict[str, Any]) -> str:
+    claim, judged = Claim.from_json(data), data in entry["claims"]
+    number = f"{claim.value:.4g}" + (f" ± {claim.error:.2g}" if claim.error else "")
+    verdict = "holds" if claim.passed else "**fails**"
+    return _row(
+        f"{claim.statement}; {claim.figure} (`{claim.name}`)",
+        _NOISE.sub("", claim.basis),
+        number if judged else "",
+        claim.threshold if judged else "",
+        verdict if judged else "not trained yet",
+        "; ".join(_training(recipe, entry["models"]) for recipe in claim.recipes),
+    )
+
+
+def _training(recipe: str, models: dict[str, dict[str, int]]) -> str:
+    """Say for how long a recipe was trained, and with how many seeds."""
+    if recipe not in models:
+        return f"`{recipe}`: none"
+    steps, seeds = models[recipe]["steps"], models[recipe]["seeds"]
+    published = RECIPES[recipe].config.train.steps
+    length = f"{steps:,}" if steps == published else f"{steps:,} of {published:,}"
+    return f"`{recipe}`: {length} steps, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Keep what folders of results judged, and write the tables of the docs anew."""
+    path = DOCS / FILE
+    ledger = json_files.read(path, {}) if files.exists(path) else {}
+    ledger |= dict(collect(files.as_path(argument)) for argument in arguments)
+    json_files.write(path, {study: ledger[study] for study in STUDIES if study in ledger})
+    for name in PAGES:
+        files.write(DOCS / name, rewrite(files.read_text(DOCS / name), ledger))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except MesaoptError as error:
+        sys.exit(str(error))
