@@ -102,21 +102,15 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
     }
 
 
-def loss_ratio(
-    pairs: Sequence[tuple[InContextLoss, InContextLoss]], positions: slice = slice(None)
-) -> Estimate:
+def loss_ratio(pairs: Sequence[tuple[InContextLoss, InContextLoss]]) -> Estimate:
     """Give the ratio of mean losses of pairs, one per seed, on the same sequences."""
-    ours, theirs = (
-        torch.stack([one.losses[:, positions].mean(1) for one in ones])
-        for ones in zip(*pairs, strict=True)
-    )
+    ours, theirs = (torch.stack([p.losses.mean(1) for p in ps]) for ps in zip(*pairs, strict=True))
     return Estimate.ratio(ours, theirs)
 
 
-def compressed_ratio(runs: Sequence[CompressedRun], positions: slice = slice(None)) -> Estimate:
+def compressed_ratio(runs: Sequence[CompressedRun]) -> Estimate:
     """Give the ratio of the losses of compressed networks and these, when they were compressed."""
-    pairs = [(m.compressed[m.extracted], m.network[m.extracted]) for m in runs]
-    return loss_ratio(pairs, positions)
+    return loss_ratio([(m.compressed[m.extracted], m.network[m.extracted]) for m in runs])
 
 
 def interpolated_ratio(runs: Sequence[CompressedRun], *, end: bool) -> Estimate:
