@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.ops.validation import in_graph, refuse_nested_forward_mode
+from mesaopt.ops.validation import differentiated, in_graph, refuse_nested_forward_mode
 
 
 def split(
@@ -169,6 +169,8 @@ def decay_between(
                 [0.3679, 1.0000, 0.0000],
                 [0.3679, 1.0000, 1.0000]])
     """
+    if not differentiated(log_decay):
+        return _DecayBetween.forward(log_decay)
     if torch.compiler.is_compiling():
         function = _DecayBetween
     else:

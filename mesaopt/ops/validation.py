@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mesaopt.errors import suggest
 
@@ -330,6 +331,28 @@ def in_graph() -> bool:
     # A comparison with None is not understood by the compiler here.
     transform = torch._C._functorch.peek_interpreter_stack()
     return not isinstance(transform, torch._C._functorch.CInterpreter)
+
+
+def differentiated(*arguments: Any) -> bool:
+    """Return whether a derivative may be asked for: where it cannot, custom functions need no bookkeeping.
+
+    Args:
+        arguments: those of a function; tensors count.
+
+    Returns:
+        Whether one of them requires a gradient that is being recorded. Outside of compiled code also
+        whether forward mode is on, or values are hidden.
+
+    Example:
+        >>> differentiated(torch.ones(1)), differentiated(torch.ones(1, requires_grad=True))
+        (False, True)
+    """
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(traced(x) for x in tensors) or forward_ad._current_level >= 0
 
 
 def refuse_nested_forward_mode() -> None:

@@ -15,7 +15,7 @@ from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, measure_rounding
 from mesaopt.ops.mesa.system import System
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.state import full_precision
-from mesaopt.ops.validation import OnFailure, refuse_nested_forward_mode, traced
+from mesaopt.ops.validation import OnFailure, differentiated, refuse_nested_forward_mode, traced
 
 
 class Answer(NamedTuple):
@@ -176,14 +176,12 @@ def _apply(
     arguments: tuple[Any, ...],
 ) -> Any:
     """Apply a function: with forward mode, unless the code is being compiled."""
-    if not torch.compiler.is_compiling():
-        refuse_nested_forward_mode()
-        return dual.apply(*arguments)
-    # Where nothing will be differentiated, compilation hands a function one argument too many.
-    differentiated = torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in arguments
-    )
-    return plain.apply(*arguments) if differentiated else plain.forward(*arguments)
+    if not differentiated(*arguments):  # where compilation would hand it one argument too many
+        return plain.forward(*arguments)
+    if torch.compiler.is_compiling():
+        return plain.apply(*arguments)
+    refuse_nested_forward_mode()
+    return dual.apply(*arguments)
 
 
 def _read(system: System, solution: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

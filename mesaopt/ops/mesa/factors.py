@@ -24,6 +24,7 @@ from mesaopt.ops.mesa.system import System
 from mesaopt.ops.validation import in_graph, traced
 
 _MAX_LAPACK_SIZE = 16  # rows; above, matrix products are faster than LAPACK on many small matrices
+_MAX_LAPACK_COUNT = 16  # matrices; below, LAPACK is fast at every size
 # Squared length of a whitened key above which rounding, about 16 units times it, shows in the solution.
 _MAX_UNREFINED_LENGTH = 32.0
 # Measured on float32 problems of six kinds: below both, solutions have errors under 1e-3, and never many
@@ -74,7 +75,8 @@ def factorise(system: System) -> Factors:
     keys, kept = system.keys, system.since_start
     if kept is not None and keys.shape[-2] == 1:
         base = system.matrices().squeeze(-3)
-        whitening, failed = invert_factor(base)
+        few = not traced(base) and base.shape[:-2].numel() <= _MAX_LAPACK_COUNT
+        whitening, failed = (_invert_factor_by_lapack if few else invert_factor)(base)
         doubtful = failed | _is_ill_conditioned(base, whitening)
         return Factors(whitening, None, torch.zeros_like(failed), failed, doubtful)
     whitening, failed, doubtful = _whitening(system)
@@ -140,10 +142,7 @@ def invert_factor(
     """
     size = matrix.shape[-1]
     if size <= _MAX_LAPACK_SIZE:
-        factor, code = torch.linalg.cholesky_ex(matrix)
-        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        inverse = torch.linalg.solve_triangular(factor, identity.expand_as(matrix), upper=False)
-        return inverse, code != 0
+        return _invert_factor_by_lapack(matrix)
     half = (size + 1) // 2
     upper, upper_failed = invert_factor(matrix[..., :half, :half])
     corner = matrix[..., half:, :half] @ upper.mT
@@ -151,6 +150,14 @@ def invert_factor(
     mixed = -(lower @ (corner @ upper))
     top = torch.nn.functional.pad(upper, (0, size - half))
     return torch.cat([top, torch.cat([mixed, lower], -1)], -2), upper_failed | lower_failed
+
+
+def _invert_factor_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`invert_factor`."""
+    factor, code = torch.linalg.cholesky_ex(matrix)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(matrix), upper=False)
+    return inverse, code != 0
 
 
 def ridge_inside(system: System) -> Float[Tensor, "*group 1 key"]:
