@@ -28,8 +28,8 @@ SUMMARY = "summary"
 """The table of all studies; each of the others is called after its study."""
 
 _PART = re.compile(r"(<!-- ledger: (\S+) -->\n).*?(<!-- end of ledger -->)", re.DOTALL)
-_NOISE = re.compile(r"(, |^)plus [\d.]+ standard errors of \S+$")
-"""The part of a basis that says again what the error is."""
+_REPEATED = re.compile(r"(, |^)plus [\d.]+ standard errors of \S+$|; not trained yet")
+"""Parts of a basis that say again what other columns do."""
 
 _META = {"started": str, "git": (str, None), "processor": str, "cores": int}
 _RUN = {"name": str, "steps": int}
@@ -59,7 +59,7 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     return config["what"], {
         "scale": config["scale"],
         "date": meta["started"][:10],
-        "commit": meta["git"],
+        "commit": (meta["git"] or "unknown")[:12],
         "machine": f"{meta['processor']}, {meta['cores']} cores",
         "minutes": round(
             json_files.read(folder / "DONE", {"this_session": float})["this_session"] / 60
@@ -147,7 +147,7 @@ def _claim_row(data: dict[str, Any], entry: dict[str, Any]) -> str:
     verdict = "holds" if claim.passed else "**fails**"
     return _row(
         f"{claim.statement}; {claim.figure} (`{claim.name}`)",
-        _NOISE.sub("", claim.basis),
+        _REPEATED.sub("", claim.basis),
         number if judged else "",
         claim.threshold if judged else "",
         verdict if judged else "not trained yet",

@@ -1,0 +1,82 @@
+"""The ledger of claims in the docs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesaopt.errors import RunError
+from mesaopt.papers import ledger
+from mesaopt.papers.claims import Claim, write_claims
+from mesaopt.papers.reproduce import STUDIES
+from mesaopt.papers.untrained import Untrained, write_untrained
+from mesaopt.recipes import RECIPES
+
+
+@pytest.fixture(scope="module")
+def entries() -> dict[str, Any]:
+    return json.loads((ledger.DOCS / ledger.FILE).read_text())
+
+
+@pytest.mark.parametrize("name", ledger.PAGES)
+def test_the_tables_of_the_docs_are_up_to_date(name: str, entries: dict[str, Any]) -> None:
+    page = (ledger.DOCS / name).read_text()
+    assert ledger.rewrite(page, entries) == page, "python -m mesaopt.papers.ledger writes them anew"
+
+
+def test_every_study_is_in_the_docs_at_published_length(entries: dict[str, Any]) -> None:
+    pages = "".join((ledger.DOCS / name).read_text() for name in ledger.PAGES)
+    assert set(entries) == set(STUDIES)
+    for study, entry in entries.items():
+        assert pages.count(f"<!-- ledger: {study} -->") == 1
+        assert entry["scale"] == "paper"
+        for recipe, model in entry["models"].items():
+            assert model["steps"] == RECIPES[recipe].config.train.steps
+        ids = [claim["id"] for claim in (*entry["claims"], *entry["waiting"])]
+        assert len(ids) == len(set(ids))
+    assert sum(len(entry["claims"]) for entry in entries.values()) >= 60
+
+
+def test_claims_that_fail_are_explained_by_hand(entries: dict[str, Any]) -> None:
+    text = "".join(ledger.hand_written((ledger.DOCS / name).read_text()) for name in ledger.PAGES)
+    failed = [c["id"] for entry in entries.values() for c in entry["claims"] if not c["passed"]]
+    assert not [name for name in failed if f"`{name.split('/')[1]}`" not in text]
+
+
+def _claim(name: str, measured: float | None, **other: Any) -> Claim:
+    facts = {"study": "core", "paper": "uncovering2023", "scale": "smoke", "shown_in": "weights"}
+    limits = {"high": 1.0, "basis": "0.9 | published", "figure": "Fig. 1"}
+    return Claim(
+        name=name, statement=f"it is {name}", measured=measured, **facts, **limits, **other
+    )
+
+
+def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    lsa_1 = ("lsa-1",)
+    write_claims(folder, [_claim("small", 0.5, recipes=lsa_1), _claim("large", 2.0)])
+    waiting = _claim("lost", None, recipes=("tf-7",))
+    lacking = Untrained(figure="weights", recipes=("tf-7",), drawn=True, claims=(waiting,))
+    write_untrained(folder, [lacking])
+    study, entry = ledger.collect(folder)
+    assert study == "core"
+    page = ledger.rewrite("a\n<!-- ledger: core -->\n<!-- end of ledger -->\nb\n", {study: entry})
+    steps = entry["models"]["lsa-1"]["steps"]
+    length = f"`lsa-1`: {steps} of 3,500 steps, 2 seeds"
+    rows = [line for line in page.splitlines() if line.startswith("| it is")]
+    assert rows == [
+        "| it is small; Fig. 1 (`small`) | 0.9 \\| published | 0.5 | at most 1 | holds | "
+        + length
+        + " |",
+        "| it is large; Fig. 1 (`large`) | 0.9 \\| published | 2 | at most 1 | **fails** |  |",
+        "| it is lost; Fig. 1 (`lost`) | 0.9 \\| published |  |  | not trained yet | `tf-7`: none |",
+    ]
+    assert ledger.rewrite(page, {study: entry}) == page
+    assert ledger.hand_written(page) == "a\n\nb\n"
+    summary = ledger.rewrite("<!-- ledger: summary -->\n<!-- end of ledger -->", {study: entry})
+    assert "| `core` | 2 | 1 | 1 | 1 |" in summary
+    (folder / "DONE").unlink()
+    with pytest.raises(RunError, match="DONE"):
+        ledger.collect(folder)
