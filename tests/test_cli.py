@@ -555,6 +555,11 @@ def test_models_of_the_zoo_are_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'lsa-1'?" in capsys.readouterr().err
     assert run("reproduce", "core", "--from-zoo", "--from", "runs", "--dry-run") == 2
     assert "cannot be given with --from-zoo" in capsys.readouterr().err
+    fig5 = ("reproduce", "uncovering2023/fig5", "--scale", "paper", "--dry-run")
+    assert run(*fig5, "--from-zoo") == 0
+    assert re.search(r"time in all  about \d+ s", capsys.readouterr().out), (
+        "no model of it is there"
+    )
 
 
 @pytest.mark.slow

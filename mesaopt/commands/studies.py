@@ -57,8 +57,7 @@ def reproduce(command: args.Reproduce) -> int:
     runs, name = _given_runs(command)
     if command.dry_run:
         plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
-        plan = plan if runs is None else replace(plan, trainings=())
-        return _print_costs(plan, command.device)
+        return _print_costs(plan, command.device, runs)
     papers.reproduce(
         command.what,
         scale=command.scale,
@@ -87,15 +86,17 @@ def _given_runs(command: args.Reproduce) -> tuple[Path | None, str | None]:
     return zoo.folder(), zoo.title()
 
 
-def _print_costs(plan: "Plan", device: str) -> int:
-    from mesaopt.papers.reproduce import get_study
+def _print_costs(plan: "Plan", device: str, folder: Path | None) -> int:
+    from mesaopt.papers.reproduce import find_runs, get_study, measuring_seconds
     from mesaopt.training import peak_memory_bytes, resolve_device
 
     resolve_device(device)
     study = get_study(plan.what)
     figures = study.chosen(plan)
+    runs = None if folder is None else find_runs(plan, folder)
+    times = list(measuring_seconds(plan, runs).values())
+    plan = plan if folder is None else replace(plan, trainings=())
     training = _print_trainings(plan, device)
-    times = [figure.seconds[plan.scale] for figure in figures]
     rows = [
         {"figure": figure.name, "summary": figure.summary, "time": f"about {duration(seconds)}"}
         for figure, seconds in zip(figures, times, strict=True)

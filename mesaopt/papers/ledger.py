@@ -124,10 +124,10 @@ def _summary(ledger: dict[str, Any]) -> list[str]:
 
 def _tables(study: str, entry: dict[str, Any]) -> list[str]:
     """Write what was measured, and a table of claims for each figure that shows some."""
-    source = "none needed" if not entry["models"] else "the trained models of the package"
+    source = ", the trained models of the package" if entry["models"] else ""
     lines = [
-        f"Scale `{entry['scale']}`, models: {source}. Measured on {entry['date']}, commit "
-        f"`{entry['commit']}`, in {entry['minutes']} minutes on {entry['machine']}.",
+        f"Scale `{entry['scale']}`{source}. Measured on {entry['date']}, commit `{entry['commit']}`, in "
+        f"{entry['minutes']} minutes on {entry['machine']}.",
     ]
     names = {figure.name: figure.title for figure in get_study(study).figures}
     everything = [*entry["claims"], *entry["waiting"]]

@@ -133,6 +133,67 @@ def costs(plan: Plan, *, device: str = "auto") -> Iterator[Cost]:
             yield Cost(run=run_name(config), steps=config.train.steps, step=step)
 
 
+def find_runs(plan: Plan, folder: Path) -> Runs:
+    """Load the finished runs of a folder that some figure of a plan reads.
+
+    Args:
+        plan: the figures.
+        folder: of run folders, with any names.
+
+    Returns:
+        The runs by recipe, the first seeds first.
+
+    Raises:
+        RunError: there are none that a figure could be made from, or a run is damaged.
+    """
+    study = get_study(plan.what)
+    wanted = {recipe for figure in study.chosen(plan) for recipe in figure.recipes}
+    folders = [RunFolder(folder / name) for name in files.names(folder)]
+    ended = [one for one in folders if files.exists(one.path / "config.json") and one.is_done]
+    runs: Runs = {}
+    for one in sorted(ended, key=lambda one: one.config.seed):
+        if one.config.recipe in wanted:
+            runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
+    missing = sorted(wanted - runs.keys())
+    possible = any(is_possible(figure, runs) for figure in study.chosen(plan))
+    if missing and (study.needs_all_runs or not possible):
+        raise RunError(
+            f"{folder}: holds no finished run of {', '.join(missing)}; "
+            "`mesaopt train NAME` trains one as published"
+        )
+    return runs
+
+
+def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
+    """Estimate the time to measure and draw each figure of a plan.
+
+    Args:
+        plan: the figures and their scale.
+        runs: the models there are, if none are trained; figures with fewer of them take less.
+
+    Returns:
+        Seconds by the name of the figure.
+
+    Example:
+        >>> plan = make_plan("uncovering2023/fig6c", scale="paper")
+        >>> measuring_seconds(plan) == {"fig6c": 18.0}, measuring_seconds(plan, {}) == {"fig6c": 1.0}
+        (True, True)
+    """
+    study, scale = get_study(plan.what), plan.scale
+    seeds = {training.recipe: training.seeds for training in study.plans[scale].trainings}
+
+    def share(figure: Figure[Any]) -> float:
+        planned = sum(seeds.get(recipe, 0) for recipe in figure.recipes)
+        if runs is None or not planned:
+            return 1.0
+        return sum(len(runs.get(recipe, [])) for recipe in figure.recipes) / planned
+
+    return {
+        figure.name: max(1.0, share(figure) * figure.seconds[scale])
+        for figure in study.chosen(plan)
+    }
+
+
 def reproduce(
     what: str,
     *,
@@ -176,7 +237,7 @@ def reproduce(
         plan = replace(plan, trainings=(), runs=runs_name or str(runs))
     resolve_device(device)
     out, study = files.as_path(out), get_study(plan.what)
-    given = None if runs is None else _find_runs(study, plan, runs)
+    given = None if runs is None else find_runs(plan, runs)
     _reserve(out, plan, resume=resume)
     if files.exists(out / "DONE"):
         return read_claims(out)
@@ -224,7 +285,8 @@ def _reproduce_in(
         Stage(_title(group), group[0].train.steps, sum(share.get(run_name(c), 0) for c in group))
         for group in groups
     ]
-    stages += [Stage(figure.name, 1, figure.seconds[plan.scale]) for figure in figures]
+    seconds = measuring_seconds(plan, given)
+    stages += [Stage(figure.name, 1, seconds[figure.name]) for figure in figures]
     with ProgressDisplay(stages) as display:
         runs = given or _train_all(groups, out / "runs", device, display)
         _compute_all(study, plan, runs, out, display)
@@ -243,12 +305,12 @@ def _reproduce_in(
     write_claims(out, claims)
     if plan.runs is not None:
         write_untrained(out, _untrained(figures, runs, finished))
-    seconds = {
+    spent = {
         "training": sum(run.seconds for run in trained),
         "measuring": sum(one.seconds for one in finished),
         "this_session": time.perf_counter() - started,
     }
-    json_files.write(out / "DONE", {name: round(value, 1) for name, value in seconds.items()})
+    json_files.write(out / "DONE", {name: round(value, 1) for name, value in spent.items()})
     return claims
 
 
@@ -340,25 +402,6 @@ def _train_all(
             display.begin(_title(group))
         trained = train_seeds(group, paths, resume=True, device=device, on_step=display.update)
         runs.setdefault(group[0].recipe, []).extend(trained)
-    return runs
-
-
-def _find_runs(study: Study[Any], plan: Plan, folder: Path) -> Runs:
-    """Load the finished runs of a folder that some figure reads, by recipe, the first seeds first."""
-    wanted = {recipe for figure in study.chosen(plan) for recipe in figure.recipes}
-    folders = [RunFolder(folder / name) for name in files.names(folder)]
-    ended = [one for one in folders if files.exists(one.path / "config.json") and one.is_done]
-    runs: Runs = {}
-    for one in sorted(ended, key=lambda one: one.config.seed):
-        if one.config.recipe in wanted:
-            runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
-    missing = sorted(wanted - runs.keys())
-    possible = any(is_possible(figure, runs) for figure in study.chosen(plan))
-    if missing and (study.needs_all_runs or not possible):
-        raise RunError(
-            f"{folder}: holds no finished run of {', '.join(missing)}; "
-            "`mesaopt train NAME` trains one as published"
-        )
     return runs
 
 
