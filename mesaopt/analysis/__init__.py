@@ -1,5 +1,6 @@
 """Analyses of trained models: their predictions, their activations and their weights."""
 
+from mesaopt.analysis.ablation import AblationTable, Effect, ablate
 from mesaopt.analysis.attention import (
     AttentionMaps,
     attention_maps,
@@ -7,7 +8,6 @@ from mesaopt.analysis.attention import (
 )
 from mesaopt.analysis.capture import (
     capture,
-    captured_names,
     capturing,
     evaluating,
     up_to,
@@ -35,6 +35,8 @@ from mesaopt.analysis.linearization import (
     unexplained,
     with_layer,
 )
+from mesaopt.analysis.parts import captured_names
+from mesaopt.analysis.patching import patch, patching
 from mesaopt.analysis.polynomial_fits import fit_polynomial, learn_inverse
 from mesaopt.analysis.probe_data import ProbeData, collect_activations, stream_names
 from mesaopt.analysis.probe_targets import (
@@ -76,10 +78,12 @@ from mesaopt.analysis.weights import (
 )
 
 __all__ = [
+    "AblationTable",
     "AttentionMaps",
     "Compressed",
     "Diagnosis",
     "EarlyAscent",
+    "Effect",
     "Estimate",
     "Evaluation",
     "InContextLoss",
@@ -94,6 +98,7 @@ __all__ = [
     "Target",
     "Tuned",
     "TunedPrompt",
+    "ablate",
     "attention_maps",
     "attention_mass",
     "block_energy",
@@ -122,6 +127,8 @@ __all__ = [
     "next_token",
     "official_probe_error",
     "past_token",
+    "patch",
+    "patching",
     "preconditioned_token",
     "probe",
     "probe_layers",

@@ -1,34 +1,15 @@
 """Activations of the layers of any model, captured while it runs."""
 
 import contextlib
-import difflib
-import inspect
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from mesaopt.layers import SelfAttention
+from mesaopt.analysis.parts import LOCK, checked, find_part, remove
 
-ReadInput = Callable[[Any, Any], Any]
-"""From a module and its first argument to a tensor."""
-
-INPUTS: dict[str, ReadInput] = {"input": lambda _, given: given}
-"""Tensors computed from the input of any module, by the end of a name after that of the module."""
-
-HEAD_INPUTS: dict[str, ReadInput] = {
-    "queries": lambda layer, given: layer.head_inputs(given).q,
-    "keys": lambda layer, given: layer.head_inputs(given).k,
-    "values": lambda layer, given: layer.head_inputs(given).v,
-    "attention": lambda layer, given: layer.attention_map(given),
-}
-"""Further tensors computed from the input of a :class:`mesaopt.layers.SelfAttention`."""
-
-_LOCK = threading.RLock()  # of hooks and modes, which torch does not guard
 _MODES: "weakref.WeakKeyDictionary[nn.Module, list[bool]]" = weakref.WeakKeyDictionary()
 """Modes that the parts now in evaluation mode come back in, a stack shared by all threads: the last to
 leave restores the first."""
@@ -98,7 +79,7 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
         >>> activations["0"].shape
         torch.Size([2, 4])
     """
-    parts = {name: _find(model, name, "names") for name in distinct(names)}
+    parts = {name: find_part(model, name, "names") for name in distinct(names)}
     activations: dict[str, Tensor] = {}
     busy = False  # computing a tensor runs submodules again
 
@@ -112,14 +93,14 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
         busy = True
         try:
             with torch.no_grad():
-                activations[name] = _checked(parts[name].asked, compute()).detach().clone()
+                activations[name] = checked(parts[name].asked, compute()).detach().clone()
         finally:
             busy = False
 
     with contextlib.ExitStack() as stack:
         for name, part in parts.items():
             handle = part.on_run(lambda compute, name=name: keep(name, compute))
-            stack.callback(_remove, handle)
+            stack.callback(remove, handle)
         yield activations
 
 
@@ -145,7 +126,7 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         >>> torch.equal(first_half(x), model[1](model[0](x)))
         True
     """
-    part = _find(model, name, "name")
+    part = find_part(model, name, "name")
 
     def stop(compute: Callable[[], Any]) -> None:
         raise _Reached(compute())
@@ -155,9 +136,9 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         try:
             model(x)
         except _Reached as reached:
-            return _checked(part.asked, reached.value)
+            return checked(part.asked, reached.value)
         finally:
-            _remove(handle)
+            remove(handle)
         raise ValueError(_did_not_run(part.asked))
 
     return run
@@ -179,14 +160,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         [True, False]
     """
     parts = list(model.modules())
-    with _LOCK:
+    with LOCK:
         for part in parts:
             _MODES.setdefault(part, []).append(part.training)
         model.eval()
     try:
         yield
     finally:
-        with _LOCK:
+        with LOCK:
             for part in parts:
                 part.training = _MODES[part].pop()
 
@@ -266,120 +247,12 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def captured_names(model: nn.Module) -> list[str]:
-    """List the names that :func:`capture` knows in a model.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Names of modules, with their ends.
-
-    Example:
-        >>> captured_names(nn.Sequential(nn.Linear(3, 4)))
-        ['input', 'output', '0', '0.input', '0.output']
-    """
-    names = []
-    for name, module in model.named_modules():
-        if type(module).forward is nn.Module.forward:
-            continue  # a list of modules never runs
-        start = f"{name}." if name else ""
-        names += [name] if name else []
-        names += [start + end for end in _ends(module)]
-    return list(dict.fromkeys(names))  # a submodule may be called like an end
-
-
-class _Part(NamedTuple):
-    """The tensor of a name: computed from the input of a module, or its output if `read` is None."""
-
-    asked: str  # argument and name, for errors
-    module: nn.Module
-    read: ReadInput | None
-
-    def on_run(self, receive: Callable[[Callable[[], Any]], None]) -> RemovableHandle:
-        """Call `receive` whenever this thread runs the module, with a function that computes the tensor."""
-        asked, read, thread = self.asked, self.read, threading.get_ident()
-
-        def after(_: nn.Module, __: Any, result: Any) -> None:
-            if threading.get_ident() == thread:
-                receive(lambda: _first(result))
-
-        def before(module: nn.Module, given: tuple, named: Mapping[str, Any] = {}) -> None:
-            if threading.get_ident() == thread:
-                assert read is not None
-                receive(lambda: read(module, _argument(asked, module, given, named)))
-
-        with _LOCK:
-            if read is None:
-                return self.module.register_forward_hook(after)
-            # Before the module runs, as it may change its input in place.
-            return self.module.register_forward_pre_hook(before, with_kwargs=True)
-
-
 class _Reached(Exception):
     """Raised to stop a model after the part that was asked for."""
 
     def __init__(self, value: Any):
         super().__init__()
         self.value = value
-
-
-def _ends(module: nn.Module) -> dict[str, ReadInput | None]:
-    heads = HEAD_INPUTS if isinstance(module, SelfAttention) else {}
-    return {**INPUTS, "output": None, **heads}
-
-
-def _find(model: nn.Module, name: str, argument: str) -> _Part:
-    """Find the part of a name, or list the nearest names."""
-    modules, asked = dict(model.named_modules(remove_duplicate=False)), f"{argument}: {name!r}"
-    if name and name in modules:
-        return _Part(asked, modules[name], None)
-    owner, _, end = name.rpartition(".")
-    if owner in modules and end in _ends(modules[owner]):
-        return _Part(asked, modules[owner], _ends(modules[owner])[end])
-    nearest = difflib.get_close_matches(name, captured_names(model), n=3, cutoff=0.3)
-    raise ValueError(f"{asked} is no part of the model; nearest: {', '.join(nearest) or 'none'}")
-
-
-def _remove(handle: RemovableHandle) -> None:
-    with _LOCK:
-        handle.remove()
-
-
-def _argument(asked: str, module: nn.Module, given: tuple, named: Mapping[str, Any]) -> Any:
-    """Find the value of the first parameter of a module's forward in a call of it."""
-    if given:
-        return given[0]
-    first = _first_parameter(module)
-    if first is not None and first.kind is not first.VAR_KEYWORD:
-        if first.name not in named:
-            keywords = ", ".join(named) or "nothing"
-            raise ValueError(f"{asked} was called with {keywords}: must be with {first.name!r}")
-        return named[first.name]
-    if len(named) > 1:
-        keywords = ", ".join(named)
-        raise ValueError(f"{asked} was called with {keywords}: must be with one, to tell its input")
-    return next(iter(named.values()), None)
-
-
-def _first_parameter(module: nn.Module) -> inspect.Parameter | None:
-    """Give the first parameter of a module's forward that has a name, if that can be known."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return None  # of compiled code
-    return next((p for p in parameters if p.kind is not p.VAR_POSITIONAL), None)
-
-
-def _first(value: Any) -> Any:
-    """Take the first of several outputs."""
-    return value[0] if isinstance(value, tuple | list) and value else value
-
-
-def _checked(asked: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{asked} gave {type(value).__name__}: must be a tensor")
-    return value
 
 
 def _did_not_run(asked: str) -> str:

@@ -1,0 +1,239 @@
+"""Ablation: the in-context loss of a model without what one of its parts computes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
+from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.in_context import InContextLoss
+from mesaopt.analysis.parts import find_part
+from mesaopt.analysis.patching import Replacement, patch
+from mesaopt.errors import suggest
+from mesaopt.tasks import Batch, Task
+
+Corruption = Callable[[Tensor], Tensor]
+"""From the tokens of a batch to the tokens of another run, of the same shape."""
+
+Ablation = Literal["zero", "mean", "other_sequence", "shuffled_tokens"]
+
+ALL = "all"
+"""Name of the group of all positions."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Effect of replacing one part at some positions, on the same sequences as the original.
+
+    Example:
+        >>> original, patched = torch.tensor([[1.0, 1.0], [3.0, 1.0]]), torch.tensor([[1.0, 3.0]] * 2)
+        >>> effect = Effect(InContextLoss(original), InContextLoss(patched))
+        >>> effect.change, effect.curve.tolist()
+        (Estimate(value=0.5, error=0.5), [-1.0, 2.0])
+    """
+
+    original: InContextLoss
+    """Loss of the model as it is."""
+    patched: InContextLoss
+    """Loss with the part replaced."""
+
+    @property
+    def change(self) -> Estimate:
+        """Patched less original, in the mean over positions, with its paired standard error."""
+        return Estimate.of(self._changes.mean(1))
+
+    @property
+    def ratio(self) -> Estimate:
+        """Patched divided by original, of the means over positions, with its paired standard error."""
+        losses = (self.patched.losses, self.original.losses)
+        return Estimate.ratio(*(one.mean(1) for one in losses))
+
+    @property
+    def curve(self) -> Float[Tensor, " position"]:
+        """Mean change over sequences, by position."""
+        return self._changes.mean(0)
+
+    @property
+    def curve_error(self) -> Float[Tensor, " position"]:
+        """Paired standard error of :attr:`curve` over sequences."""
+        return self._changes.std(0) / len(self._changes) ** 0.5
+
+    @property
+    def _changes(self) -> Float[Tensor, "sequence position"]:
+        return self.patched.losses - self.original.losses
+
+
+@dataclass(frozen=True)
+class AblationTable:
+    """Effects of replacing the parts of a model, one at a time.
+
+    `print(table)` shows the losses.
+    """
+
+    original: InContextLoss
+    """Loss of the model as it is."""
+    effects: Mapping[tuple[str, str], Effect]
+    """Effects by name of the part and name of the group of positions."""
+
+    def at(self, name: str, positions: str = ALL) -> Effect:
+        """Return one effect.
+
+        Args:
+            name: of the part.
+            positions: name of the group of positions; "all" where none were given.
+
+        Returns:
+            The effect.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self.effects[name, positions]
+
+    def __str__(self) -> str:
+        """Write one line per effect: the loss, and its change with a standard error."""
+        rows = [["part", "positions", "loss", "change", "error"]]
+        rows.append(["as it is", "", f"{self.original.mean:.4g}", "", ""])
+        for (name, group), effect in self.effects.items():
+            numbers = (effect.patched.mean, effect.change.value, effect.change.error)
+            rows.append([name, group] + [f"{number:.4g}" for number in numbers])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def ablate(
+    model: nn.Module,
+    task: Task,
+    names: Sequence[str],
+    *,
+    by: Ablation | Corruption = "mean",
+    positions: Mapping[str, Sequence[int]] | None = None,
+    evaluation: Evaluation = Evaluation(),
+) -> AblationTable:
+    """Measure how the in-context loss changes when a part of a model is replaced.
+
+        change = mean over sequences and positions of  l(f with part := r) - l(f),
+
+    for one part and one group of positions at a time. Both losses are those of the same sequences, so that
+    the noise that they share cancels in the standard error. A part is what the model uses if its
+    replacement costs something; a probe shows only what the part contains.
+
+    Args:
+        model: any module from tokens [batch, time, token] to predictions [batch, time, dim]. It computes in
+            evaluation mode, on tokens of the type of its weights.
+        task: source of the sequences; its tokens are those the model was trained on.
+        names: parts, as in :func:`mesaopt.analysis.patch`, such as "blocks.1.mixer" for the branch that the
+            second layer adds to the residual stream.
+        by: the replacement r. "zero"; "mean": the mean of the part over the 256 sequences of a batch, at
+            each position; "other_sequence": the part in another sequence; "shuffled_tokens": the part in a
+            run on the same tokens in random order; or a function from the tokens of a batch to the tokens
+            of another run.
+        positions: groups of positions, counted from 1, by name: where the part is replaced. The loss is
+            always that of all scored positions. One group "all" if not given.
+        evaluation: the sequences; 2560 test sequences if not given.
+
+    Returns:
+        The table of effects.
+
+    Raises:
+        ValueError: there is no such part (the nearest are listed), replacement or position; nothing is to
+            be replaced; or the other run has activations of another shape.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig, ModelConfig
+        >>> from mesaopt.models import SequenceModel
+        >>> from mesaopt.tasks import LinearSystem
+        >>> from mesaopt.theory import proposition_1
+        >>> model = SequenceModel(ModelConfig(num_heads=1, head_dim=10))
+        >>> _ = model.load_state_dict(proposition_1(10, step_size=0.03))
+        >>> task = LinearSystem(LinearSystemConfig())
+        >>> late = {"late": range(41, 51)}
+        >>> table = ablate(model, task, ["blocks.0.mixer"], by="zero", positions=late)
+        >>> effect = table.at("blocks.0.mixer", "late")
+        >>> effect.change.low > 0, [t for t, c in zip(effect.patched.positions, effect.curve) if c][:2]
+        (True, [41, 42])
+    """
+    names, replaced_at = distinct(names), _groups(positions)
+    if not names or not replaced_at:
+        raise ValueError("names, positions: must not be empty")
+    for name in names:
+        find_part(model, name, "names")
+    replacements_on = _replacements(by)
+
+    def score(batch: Batch) -> tuple[range, list[Tensor]]:
+        tokens = like_weights(model, batch.tokens)
+
+        def losses(replaced: Mapping[str, Replacement], where: Sequence[int] | None) -> Tensor:
+            # A copy, which the model may change in place.
+            output = patch(model, tokens.clone(), replaced, positions=where)
+            return batch.losses(output.to(batch.targets.device)).double()
+
+        with evaluating(model):
+            replacements = replacements_on(model, tokens, names)
+            scored = [losses({}, None)]
+            for name in names:
+                scored += [losses({name: replacements[name]}, at) for at in replaced_at.values()]
+        return batch.positions, scored
+
+    scored_at, scored = zip(*evaluation.map(task, score), strict=True)
+    original, *patched = (
+        InContextLoss(torch.cat(parts), scored_at[0]) for parts in zip(*scored, strict=True)
+    )
+    keys = [(name, group) for name in names for group in replaced_at]
+    effects = (Effect(original, one) for one in patched)
+    return AblationTable(original, dict(zip(keys, effects, strict=True)))
+
+
+def shuffled_tokens(tokens: Float[Tensor, "batch time token"]) -> Tensor:
+    """Put the tokens of every sequence into a random order, the same for equal shapes.
+
+    Args:
+        tokens: [batch, time, token].
+
+    Returns:
+        The same tokens in another order.
+
+    Example:
+        >>> shuffled = shuffled_tokens(torch.arange(6.0).view(1, 6, 1))
+        >>> sorted(shuffled.flatten().tolist())
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+    random = torch.Generator().manual_seed(0)
+    order = torch.rand(tokens.shape[:2], generator=random).argsort(1).to(tokens.device)
+    return torch.take_along_dim(tokens, order.view(*order.shape, *[1] * (tokens.dim() - 2)), dim=1)
+
+
+_ReplacementsOn = Callable[[nn.Module, Tensor, Sequence[str]], Mapping[str, Replacement]]
+
+
+def _replacements(by: Ablation | Corruption) -> _ReplacementsOn:
+    """Make the function from a model, its tokens and names of parts to what replaces the parts."""
+    of_activation: dict[str, Replacement] = {
+        "zero": 0.0,
+        "mean": lambda activation: activation.mean(0, keepdim=True),
+        "other_sequence": lambda activation: activation.roll(1, dims=0),
+    }
+    if isinstance(by, str) and by in of_activation:
+        return lambda _, __, names: dict.fromkeys(names, of_activation[by])
+    corrupt = shuffled_tokens if by == "shuffled_tokens" else by
+    if isinstance(corrupt, str) or not callable(corrupt):
+        raise ValueError(f"by={by!r}: {suggest(str(by), get_args(Ablation))}, or a function")
+    return lambda model, tokens, names: capture(model, corrupt(tokens.clone()), names)
+
+
+def _groups(
+    positions: Mapping[str, Sequence[int]] | None,
+) -> Mapping[str, Sequence[int] | None]:
+    if positions is None:
+        return {ALL: None}
+    if not isinstance(positions, Mapping):
+        wanted = "must be groups by name, such as {'late': [19, 20]}"
+        raise ValueError(f"positions={positions!r}: {wanted}")
+    return positions
