@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,10 +19,8 @@ from mesaopt.tasks import Batch, Task
 Corruption = Callable[[Tensor], Tensor]
 """From the tokens of a batch to the tokens of another run, of the same shape."""
 
-Ablation = Literal["zero", "mean", "other_sequence", "shuffled_tokens"]
-
-ALL = "all"
-"""Name of the group of all positions."""
+REPLACEMENTS = ("zero", "mean", "other_sequence", "shuffled_tokens")
+"""Replacements that have a name."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,12 @@ class AblationTable:
     effects: Mapping[tuple[str, str], Effect]
     """Effects by name of the part and name of the group of positions."""
 
-    def at(self, name: str, positions: str = ALL) -> Effect:
+    def at(self, name: str, positions: str | None = None) -> Effect:
         """Return one effect.
 
         Args:
             name: of the part.
-            positions: name of the group of positions; "all" where none were given.
+            positions: name of the group of positions; the first group if not given.
 
         Returns:
             The effect.
@@ -93,7 +90,8 @@ class AblationTable:
         Raises:
             KeyError: there is none.
         """
-        return self.effects[name, positions]
+        groups = (group for part, group in self.effects if part == name)
+        return self.effects[name, next(groups, "") if positions is None else positions]
 
     def __str__(self) -> str:
         """Write one line per effect: the loss, and its change with a standard error."""
@@ -113,8 +111,8 @@ def ablate(
     task: Task,
     names: Sequence[str],
     *,
-    by: Ablation | Corruption = "mean",
-    positions: Mapping[str, Sequence[int]] | None = None,
+    by: str | Corruption = "mean",
+    positions: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     evaluation: Evaluation = Evaluation(),
 ) -> AblationTable:
     """Measure how the in-context loss changes when a part of a model is replaced.
@@ -135,8 +133,9 @@ def ablate(
             each position; "other_sequence": the part in another sequence; "shuffled_tokens": the part in a
             run on the same tokens in random order; or a function from the tokens of a batch to the tokens
             of another run.
-        positions: groups of positions, counted from 1, by name: where the part is replaced. The loss is
-            always that of all scored positions. One group "all" if not given.
+        positions: where the part is replaced, counted from 1; everywhere if not given. Several groups of
+            positions have names, such as {"early": [1, 2], "late": [49, 50]}. The loss is always that of
+            all scored positions.
         evaluation: the sequences; 2560 test sequences if not given.
 
     Returns:
@@ -154,9 +153,8 @@ def ablate(
         >>> model = SequenceModel(ModelConfig(num_heads=1, head_dim=10))
         >>> _ = model.load_state_dict(proposition_1(10, step_size=0.03))
         >>> task = LinearSystem(LinearSystemConfig())
-        >>> late = {"late": range(41, 51)}
-        >>> table = ablate(model, task, ["blocks.0.mixer"], by="zero", positions=late)
-        >>> effect = table.at("blocks.0.mixer", "late")
+        >>> table = ablate(model, task, ["blocks.0.mixer"], by="zero", positions=range(41, 51))
+        >>> effect = table.at("blocks.0.mixer")
         >>> effect.change.low > 0, [t for t, c in zip(effect.patched.positions, effect.curve) if c][:2]
         (True, [41, 42])
     """
@@ -213,7 +211,7 @@ def shuffled_tokens(tokens: Float[Tensor, "batch time token"]) -> Tensor:
 _ReplacementsOn = Callable[[nn.Module, Tensor, Sequence[str]], Mapping[str, Replacement]]
 
 
-def _replacements(by: Ablation | Corruption) -> _ReplacementsOn:
+def _replacements(by: str | Corruption) -> _ReplacementsOn:
     """Make the function from a model, its tokens and names of parts to what replaces the parts."""
     of_activation: dict[str, Replacement] = {
         "zero": 0.0,
@@ -224,16 +222,14 @@ def _replacements(by: Ablation | Corruption) -> _ReplacementsOn:
         return lambda _, __, names: dict.fromkeys(names, of_activation[by])
     corrupt = shuffled_tokens if by == "shuffled_tokens" else by
     if isinstance(corrupt, str) or not callable(corrupt):
-        raise ValueError(f"by={by!r}: {suggest(str(by), get_args(Ablation))}, or a function")
+        raise ValueError(f"by={by!r}: {suggest(str(by), REPLACEMENTS)}, or a function")
     return lambda model, tokens, names: capture(model, corrupt(tokens.clone()), names)
 
 
 def _groups(
-    positions: Mapping[str, Sequence[int]] | None,
+    positions: Sequence[int] | Mapping[str, Sequence[int]] | None,
 ) -> Mapping[str, Sequence[int] | None]:
-    if positions is None:
-        return {ALL: None}
-    if not isinstance(positions, Mapping):
-        wanted = "must be groups by name, such as {'late': [19, 20]}"
-        raise ValueError(f"positions={positions!r}: {wanted}")
-    return positions
+    """Name the groups of positions."""
+    if isinstance(positions, Mapping):
+        return positions
+    return {"all": None} if positions is None else {"chosen": positions}

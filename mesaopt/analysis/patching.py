@@ -55,7 +55,7 @@ def patch(
         >>> patch(model, x, {"1.out": 0.0})
         Traceback (most recent call last):
         ...
-        ValueError: replacements: '1.out' is no part of the model; nearest: 1.output, output, 1.input
+        ValueError: replacements: '1.out' is no part of the model; nearest: 1.output, 1.input, 2.output
     """
     with torch.no_grad(), patching(model, replacements, positions=positions):
         return model(x)
