@@ -3,7 +3,7 @@
 The operators are in :mod:`mesaopt.ops`, stacks of layers in :mod:`mesaopt.models`.
 """
 
-from mesaopt.layers.attention import HeadInputs, LayerState, SelfAttention
+from mesaopt.layers.attention import SelfAttention
 from mesaopt.layers.frame import CausalConvolution, Frame, Gates, HeadNorm
 from mesaopt.layers.linear import (
     DeltaRuleLayer,
@@ -17,6 +17,7 @@ from mesaopt.layers.linear import (
 from mesaopt.layers.merged import MergedLinearSelfAttention
 from mesaopt.layers.mesa import MesaLayer
 from mesaopt.layers.softmax import SoftmaxSelfAttention
+from mesaopt.layers.state import HeadInputs, LayerState
 
 __all__ = [
     "CausalConvolution",

@@ -5,7 +5,7 @@ The base class of all layers is here. :mod:`mesaopt.layers.frame` has the parts 
 """
 
 from collections.abc import Collection
-from typing import Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from mesaopt.layers.frame import (
     normalise,
     sinusoids,
 )
+from mesaopt.layers.state import HeadInputs, LayerState
 from mesaopt.ops import KeyValueState, LinearState, MesaOutput, MesaState, Output
 
 Memory = TypeVar("Memory", bound=LinearState | MesaState | KeyValueState)
@@ -32,55 +33,6 @@ UNIT_KEYS = Frame(unit_keys=True)
 
 class _Resettable(Protocol):
     def reset_parameters(self) -> None: ...
-
-
-class LayerState(NamedTuple):
-    """State of a layer between two calls.
-
-    Example:
-        >>> from mesaopt.layers import LinearSelfAttention
-        >>> state = LinearSelfAttention(width=6, num_heads=2, head_dim=3).init_state(batch_size=4)
-        >>> state.memory.cross.shape
-        torch.Size([4, 2, 3, 3])
-    """
-
-    memory: LinearState | MesaState | KeyValueState
-    """State of the operator."""
-    recent: Float[Tensor, "batch before channel"] | None = None
-    """Last projections of q, k and v, concatenated, for the convolutions; None without them."""
-    seen: int = 0
-    """Number of tokens so far, for positions; stays 0 without them."""
-
-
-class HeadInputs(NamedTuple):
-    """Inputs of an operator: [batch, time, head, ...], or [batch, head, ...] for one token.
-
-    Example:
-        >>> from mesaopt.layers import LonghornLayer
-        >>> inputs = LonghornLayer(width=6, num_heads=2, head_dim=3).head_inputs(torch.randn(4, 7, 6))
-        >>> inputs.k.shape, inputs.beta.shape, inputs.log_decay is None
-        (torch.Size([4, 7, 2, 3]), torch.Size([4, 7, 2]), True)
-    """
-
-    q: Float[Tensor, "*position head key"]
-    """Queries."""
-    k: Float[Tensor, "*position head key"]
-    """Keys."""
-    v: Float[Tensor, "*position head value"]
-    """Values."""
-    log_decay: Float[Tensor, "*position head"] | None = None
-    """Log of the forget gate, None in layers without it."""
-    beta: Float[Tensor, "*position head"] | None = None
-    """Write strength, None in layers without it."""
-
-    def single(self) -> "HeadInputs":
-        """Drop the time axis of a single token.
-
-        Returns:
-            The inputs of a step.
-        """
-        log_decay, beta = (None if gate is None else gate.squeeze(1) for gate in self[3:])
-        return HeadInputs(self.q.squeeze(1), self.k.squeeze(1), self.v.squeeze(1), log_decay, beta)
 
 
 class SelfAttention(nn.Module, Generic[Memory]):

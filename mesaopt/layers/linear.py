@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt import ops
-from mesaopt.layers.attention import PLAIN, UNIT_KEYS, HeadInputs, SelfAttention
+from mesaopt.layers.attention import PLAIN, UNIT_KEYS, SelfAttention
 from mesaopt.layers.frame import Frame, GateName
+from mesaopt.layers.state import HeadInputs
 from mesaopt.ops import LinearState, Output
 from mesaopt.ops.state import working_type
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mesaopt.errors import ConfigError
-from mesaopt.layers.attention import PLAIN, HeadInputs, SelfAttention
+from mesaopt.layers.attention import PLAIN, SelfAttention
 from mesaopt.layers.frame import Frame, GateName
+from mesaopt.layers.state import HeadInputs
 from mesaopt.ops import (
     MesaOutput,
     MesaState,

@@ -4,8 +4,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt import ops
-from mesaopt.layers.attention import PLAIN, HeadInputs, SelfAttention
+from mesaopt.layers.attention import PLAIN, SelfAttention
 from mesaopt.layers.frame import Frame
+from mesaopt.layers.state import HeadInputs
 from mesaopt.ops import KeyValueState, Output
 
 

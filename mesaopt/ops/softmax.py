@@ -1,6 +1,5 @@
 """Softmax attention, called like the linear operators."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -156,14 +155,14 @@ def _attend_packed(
     scale: float | None,
 ) -> Output:
     """Attend in one sequence after another, so that the cost follows the tokens."""
-    pasts = [None] * len(lengths) if past is None else _single_states(past)
+    pasts = [None] * len(lengths) if past is None else past.split()
     queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
     results = [
         _attend(a, b, c, earlier, scale)
         for a, b, c, earlier in zip(queries, keys, values, pasts, strict=True)
     ]
     outputs, states = zip(*results, strict=True)
-    return Output(torch.cat(outputs, dim=1), _pack_states(states))
+    return Output(torch.cat(outputs, dim=1), KeyValueState.pack(states))
 
 
 def _attend(
@@ -210,25 +209,3 @@ def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "time total"] | Non
     total = state.keys.shape[1]
     every = torch.ones(length, total, dtype=torch.bool, device=state.keys.device)
     return every.tril(total - length)
-
-
-def _single_states(state: KeyValueState) -> list[KeyValueState]:
-    """Split a state by sequence."""
-    if state.lengths is None:
-        pairs = zip(state.keys.split(1), state.values.split(1), strict=True)
-    else:
-        lengths = state.lengths.tolist()
-        pairs = zip(state.keys.split(lengths, 1), state.values.split(lengths, 1), strict=True)
-    return [KeyValueState(keys, values) for keys, values in pairs]
-
-
-def _pack_states(states: Sequence[KeyValueState]) -> KeyValueState:
-    """Pack the states of single sequences; those of one length are a plain batch."""
-    lengths = [state.keys.shape[1] for state in states]
-    keys, values = (
-        torch.cat(xs, dim=1) for xs in ([s.keys for s in states], [s.values for s in states])
-    )
-    if min(lengths) == max(lengths):
-        batch = (len(lengths), lengths[0])
-        return KeyValueState(*(x.reshape(*batch, *x.shape[2:]) for x in (keys, values)))
-    return KeyValueState(keys, values, torch.tensor(lengths))

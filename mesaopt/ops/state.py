@@ -1,5 +1,6 @@
 """Recurrent states and single steps of the linear-attention variants."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -42,6 +43,58 @@ class KeyValueState(NamedTuple):
     """In the same order."""
     lengths: Int[Tensor, " sequence"] | None = None
     """Pairs of every packed sequence, best on the CPU; None where each has `past`."""
+
+    def split(self) -> list["KeyValueState"]:
+        """Split the state by sequence.
+
+        Returns:
+            A batch of one for every sequence.
+        """
+        if self.lengths is None:
+            pairs = zip(self.keys.split(1), self.values.split(1), strict=True)
+        else:
+            lengths = self.lengths.tolist()
+            pairs = zip(self.keys.split(lengths, 1), self.values.split(lengths, 1), strict=True)
+        return [KeyValueState(keys, values) for keys, values in pairs]
+
+    @classmethod
+    def pack(cls, states: Sequence["KeyValueState"]) -> "KeyValueState":
+        """Pack the states of single sequences; those of one length are a plain batch.
+
+        Args:
+            states: batches of one, as :meth:`split` returns them.
+
+        Returns:
+            One state.
+
+        Example:
+            >>> one, two = (KeyValueState(*torch.zeros(2, 1, past, 4, 3)) for past in (5, 7))
+            >>> KeyValueState.pack([one, two]).lengths, KeyValueState.pack([one, one]).keys.shape
+            (tensor([5, 7]), torch.Size([2, 5, 4, 3]))
+        """
+        lengths = [state.keys.shape[1] for state in states]
+        keys, values = (
+            torch.cat(xs, dim=1) for xs in ([s.keys for s in states], [s.values for s in states])
+        )
+        if min(lengths) == max(lengths):
+            batch = (len(lengths), lengths[0])
+            return cls(*(x.reshape(*batch, *x.shape[2:]) for x in (keys, values)))
+        return cls(keys, values, torch.tensor(lengths))
+
+    def index_select(self, indices: Int[Tensor, " selected"]) -> "KeyValueState":
+        """Choose sequences by number.
+
+        Args:
+            indices: numbers from 0, integers [selected], one or more where sequences are packed.
+
+        Returns:
+            Their pairs, in this order, packed where they are of several lengths.
+        """
+        if self.lengths is None:
+            chosen = indices.to(self.keys.device)
+            return KeyValueState(*(x.index_select(0, chosen) for x in self[:2]))
+        states = self.split()
+        return KeyValueState.pack([states[i] for i in indices.tolist()])
 
 
 class Output(NamedTuple):

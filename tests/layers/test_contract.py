@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from compiling import run_alone
 from layer_contract import Case, LayerContract
+from layer_sequences import SequenceContract
 
 from mesaopt.layers import (
     DeltaRuleLayer,
@@ -154,7 +155,7 @@ COMPILED = ("linear with positions", "softmax in full", "gated delta rule in ful
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
-class TestContract(LayerContract):
+class TestContract(LayerContract, SequenceContract):
     pass
 
 

@@ -273,6 +273,14 @@ def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
             lambda: DeltaRuleLayer(**SIZES).extend(x, SoftmaxSelfAttention(**SIZES).init_state(2)),
             "initial_state has type KeyValueState: must be LinearState",
         ),
+        (
+            lambda: state.index_select(torch.tensor([1.0])),
+            r"indices of torch.float32 has shape \(1,\): must be integers, \[selected\]",
+        ),
+        (
+            lambda: state.index_select(torch.tensor(1)),
+            r"indices of torch.int64 has shape \(\): must be integers, \[selected\]",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

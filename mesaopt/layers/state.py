@@ -1,0 +1,177 @@
+"""What a layer passes around: the inputs of its operator, and its state between two calls."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mesaopt.ops import KeyValueState, LinearState, MesaState
+from mesaopt.ops.state import working_type
+from mesaopt.ops.validation import readable
+
+
+class LayerState(NamedTuple):
+    """State of a layer between two calls.
+
+    Example:
+        >>> from mesaopt.layers import LinearSelfAttention
+        >>> state = LinearSelfAttention(width=6, num_heads=2, head_dim=3).init_state(batch_size=4)
+        >>> state.memory.cross.shape
+        torch.Size([4, 2, 3, 3])
+    """
+
+    memory: LinearState | MesaState | KeyValueState
+    """State of the operator."""
+    recent: Float[Tensor, "batch before channel"] | None = None
+    """Last projections of q, k and v, concatenated, for the convolutions; None without them."""
+    seen: int | Int[Tensor, " sequence"] = 0
+    """Number of tokens so far, for positions; stays 0 without them. One for each of sequences that were
+    packed or filled up."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "LayerState":
+        """Move the state to a device, or convert it to the type of a converted layer.
+
+        Args:
+            args: a device, a floating-point type, both, or a tensor that has them, as in
+                :meth:`torch.Tensor.to`.
+            kwargs: `device`, `dtype`, `non_blocking`, `copy`, as there.
+
+        Returns:
+            A state that a layer takes after the same call of its own `to`. The sums of an operator stay
+            in float32 at least, as in :meth:`mesaopt.layers.SelfAttention.init_state`; numbers of tokens
+            stay integers, and those of packed pairs stay where they are.
+
+        Raises:
+            ValueError: the type is not a floating-point type.
+
+        Example:
+            >>> from mesaopt.layers import MesaLayer
+            >>> layer = MesaLayer.mesanet2025(width=6, num_heads=2, head_dim=3)
+            >>> state = layer.extend(torch.randn(4, 7, 6))[1].to(torch.bfloat16)
+            >>> state.memory.gram.dtype, state.recent.dtype
+            (torch.float32, torch.bfloat16)
+            >>> y, state = layer.to(torch.bfloat16).step(torch.randn(4, 6, dtype=torch.bfloat16), state)
+        """
+
+        def move(x: Tensor) -> Tensor:
+            moved = x.to(*args, **kwargs)
+            if not x.is_floating_point():
+                return x.to(moved.device)
+            if not moved.is_floating_point():
+                raise ValueError(f"dtype={moved.dtype}: must be a floating-point type")
+            return moved
+
+        def move_sum(x: Tensor) -> Tensor:
+            moved = move(x)
+            kind = working_type(moved)
+            return moved if moved.dtype == kind else x.to(moved.device, kind)
+
+        if isinstance(self.memory, KeyValueState):
+            keys, values, lengths = self.memory
+            return self._around(KeyValueState(move(keys), move(values), lengths), move)
+        return self._around(self.memory._make(map(move_sum, self.memory)), move)
+
+    def detach(self) -> "LayerState":
+        """Cut the state off from the graph that computed it: gradients end here.
+
+        Returns:
+            The same values, without a history.
+
+        Example:
+            >>> from mesaopt.layers import LinearSelfAttention
+            >>> layer = LinearSelfAttention(width=6, num_heads=2, head_dim=3)
+            >>> state = layer.extend(torch.randn(4, 7, 6))[1]
+            >>> state.memory.cross.requires_grad, state.detach().memory.cross.requires_grad
+            (True, False)
+        """
+        parts = (None if part is None else part.detach() for part in self.memory)
+        return self._around(self.memory._make(parts), torch.Tensor.detach)
+
+    def index_select(self, indices: Int[Tensor, " selected"]) -> "LayerState":
+        """Choose sequences by number: to reorder them, to drop some, or to go on from one in several ways.
+
+        After a step of beam search, `state.index_select(parents)` is the state of the beams that are left.
+
+        Args:
+            indices: numbers of sequences from 0, integers [selected], repetitions allowed.
+
+        Returns:
+            The state of these sequences, in this order. Pairs that were packed become a plain batch where
+            all chosen sequences have equally many.
+
+        Raises:
+            ValueError: the indices are no list of integers or, where looking costs nothing, out of range.
+
+        Example:
+            >>> from mesaopt.layers import LinearSelfAttention
+            >>> layer = LinearSelfAttention(width=6, num_heads=2, head_dim=3)
+            >>> state = layer.extend(torch.randn(4, 7, 6))[1]
+            >>> state.index_select(torch.tensor([2, 2, 0])).memory.cross.shape
+            torch.Size([3, 2, 3, 3])
+        """
+        _check_indices(indices, self._num_sequences)
+
+        def select(x: Tensor) -> Tensor:
+            return x.index_select(0, indices.to(x.device))
+
+        if isinstance(self.memory, KeyValueState):
+            return self._around(self.memory.index_select(indices), select)
+        return self._around(self.memory._make(map(select, self.memory)), select)
+
+    @property
+    def _num_sequences(self) -> int:
+        if isinstance(self.memory, KeyValueState) and self.memory.lengths is not None:
+            return len(self.memory.lengths)
+        return len(self.memory[0])
+
+    def _around(
+        self, memory: LinearState | MesaState | KeyValueState, change: Callable[[Tensor], Tensor]
+    ) -> "LayerState":
+        """Replace the operator's state, and change the rest."""
+        recent = None if self.recent is None else change(self.recent)
+        seen = change(self.seen) if isinstance(self.seen, Tensor) else self.seen
+        return LayerState(memory, recent, seen)
+
+
+def _check_indices(indices: Tensor, count: int) -> None:
+    if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
+        given = f"indices of {indices.dtype} has shape {tuple(indices.shape)}"
+        raise ValueError(f"{given}: must be integers, [selected]")
+    if readable(indices) and len(indices):
+        smallest, largest = int(indices.min()), int(indices.max())
+        if smallest < 0 or largest >= count:
+            worst = smallest if smallest < 0 else largest
+            raise ValueError(f"indices has the value {worst}: must be from 0 to {count - 1}")
+
+
+class HeadInputs(NamedTuple):
+    """Inputs of an operator: [batch, time, head, ...], or [batch, head, ...] for one token.
+
+    Example:
+        >>> from mesaopt.layers import LonghornLayer
+        >>> inputs = LonghornLayer(width=6, num_heads=2, head_dim=3).head_inputs(torch.randn(4, 7, 6))
+        >>> inputs.k.shape, inputs.beta.shape, inputs.log_decay is None
+        (torch.Size([4, 7, 2, 3]), torch.Size([4, 7, 2]), True)
+    """
+
+    q: Float[Tensor, "*position head key"]
+    """Queries."""
+    k: Float[Tensor, "*position head key"]
+    """Keys."""
+    v: Float[Tensor, "*position head value"]
+    """Values."""
+    log_decay: Float[Tensor, "*position head"] | None = None
+    """Log of the forget gate, None in layers without it."""
+    beta: Float[Tensor, "*position head"] | None = None
+    """Write strength, None in layers without it."""
+
+    def single(self) -> "HeadInputs":
+        """Drop the time axis of a single token.
+
+        Returns:
+            The inputs of a step.
+        """
+        log_decay, beta = (None if gate is None else gate.squeeze(1) for gate in self[3:])
+        return HeadInputs(self.q.squeeze(1), self.k.squeeze(1), self.v.squeeze(1), log_decay, beta)
