@@ -3,12 +3,26 @@
 Run for each layer by tests/layers/test_contract.py, as :mod:`layer_contract` is.
 """
 
+from collections.abc import Sequence
+
 import pytest
 import torch
-from layer_contract import BATCH, Case, assert_close, draw
+from layer_contract import BATCH, WIDTH, Case, assert_close, draw
 from torch import Tensor
 
 from mesaopt.layers import LayerState
+
+# Several chunks, one token, none, part of a chunk; then others.
+FIRST, SECOND = (67, 1, 0, 9), (2, 66, 3, 0)
+
+
+def offsets(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def one_sequence(lengths: Sequence[int]) -> Tensor:
+    """Draw a batch of 1 that is as long as the lengths together."""
+    return draw(time=sum(lengths))[:1]
 
 
 def tensors(state: LayerState) -> list[Tensor]:
@@ -67,3 +81,45 @@ class SequenceContract:
         for indices, message in cases:
             with pytest.raises(ValueError, match=message):
                 state.index_select(indices)
+
+    def test_packed_sequences_are_what_each_is_alone(self, case: Case) -> None:
+        layer, x = case.make(), one_sequence(FIRST).requires_grad_()
+        y = layer(x, cu_seqlens=offsets(FIRST))
+        alone = [layer(part) for part in x.split(FIRST, dim=1) if part.numel()]
+        wanted = torch.cat(alone, dim=1)
+        assert_close(y, wanted)
+        learnt = [x, *layer.parameters()]
+        upstream = torch.randn_like(y)
+        slopes = (torch.autograd.grad(z, learnt, upstream) for z in (y, wanted))
+        for found, right in zip(*slopes, strict=True):
+            assert_close(found, right)
+
+    def test_packed_sequences_go_on(self, case: Case) -> None:
+        layer, first, second = case.make(), one_sequence(FIRST), one_sequence(SECOND)
+        rest = draw(time=20).reshape(len(FIRST), -1, WIDTH)
+        order = torch.tensor([3, 0, 0])
+        _, state = layer.extend(first, cu_seqlens=offsets(FIRST))
+        y, state = layer.extend(second, state, cu_seqlens=offsets(SECOND))
+        batch, state = layer.extend(rest[:, :-1], state)
+        token, state = layer.step(rest[:, -1], state)
+        chosen, _ = layer.step(rest[order, 0], state.index_select(order))
+
+        parts = zip(first.split(FIRST, 1), second.split(SECOND, 1), rest.split(1), strict=True)
+        alone = [layer.extend(torch.cat(three, dim=1)) for three in parts]
+        now = [z[:, n : n + m] for n, m, (z, _) in zip(FIRST, SECOND, alone, strict=True)]
+        assert_close(y, torch.cat(now, dim=1))
+        tails = torch.cat([z[:, -rest.shape[1] :] for z, _ in alone])
+        assert_close(batch, tails[:, :-1])
+        assert_close(token, tails[:, -1])
+        steps = [layer.step(rest[i : i + 1, 0], alone[i][1])[0] for i in order.tolist()]
+        assert_close(chosen, torch.cat(steps))
+
+    def test_offsets_that_do_not_fit_are_refused(self, case: Case) -> None:
+        layer, x = case.make(), draw(time=5)
+        with pytest.raises(ValueError, match="x has batch 2: must be 1 with cu_seqlens"):
+            layer(x, cu_seqlens=torch.tensor([0, 5]))
+        with pytest.raises(ValueError, match=r"cu_seqlens is \[0, 4\]: must start at 0, never"):
+            layer(x[:1], cu_seqlens=torch.tensor([0, 4]))
+        state = layer.init_state(3)
+        with pytest.raises(ValueError, match=r"state\.[a-z]+ has shape"):
+            layer.extend(x[:1], state, cu_seqlens=torch.tensor([0, 2, 5]))

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Generic, Protocol, TypeVar, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -22,6 +22,7 @@ from mesaopt.layers.frame import (
     normalise,
     sinusoids,
 )
+from mesaopt.layers.packed import Packed
 from mesaopt.layers.state import HeadInputs, LayerState
 from mesaopt.ops import KeyValueState, LinearState, MesaOutput, MesaState, Output
 
@@ -99,22 +100,32 @@ class SelfAttention(nn.Module, Generic[Memory]):
         for child in self.children():
             cast(_Resettable, child).reset_parameters()
 
-    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        """Process a whole sequence.
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        *,
+        cu_seqlens: Int[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        """Process whole sequences.
 
         Args:
             x: [batch, time, width].
+            cu_seqlens: see :meth:`extend`.
 
         Returns:
             The update of the residual stream, in the shape and type of x.
 
         Raises:
-            ValueError: x has the wrong shape.
+            ValueError: an argument has the wrong shape, type or values.
         """
-        return self.extend(x)[0]
+        return self.extend(x, cu_seqlens=cu_seqlens)[0]
 
     def extend(
-        self, x: Float[Tensor, "batch time width"], state: LayerState | None = None
+        self,
+        x: Float[Tensor, "batch time width"],
+        state: LayerState | None = None,
+        *,
+        cu_seqlens: Int[Tensor, "..."] | None = None,
     ) -> tuple[Float[Tensor, "batch time width"], LayerState]:
         """Process a chunk of tokens and return the updated state.
 
@@ -123,12 +134,17 @@ class SelfAttention(nn.Module, Generic[Memory]):
         Args:
             x: [batch, time, width], with time of 1 or more.
             state: returned by an earlier call of this method or of :meth:`step`; None at the beginning.
+                One for all sequences, which may have come packed or as a batch.
+            cu_seqlens: offsets [0, ..., time] of sequences that are packed along time, integers, best on
+                the CPU; equal neighbours are an empty sequence. The batch must be 1. None of the
+                sequences sees another one.
 
         Returns:
-            The outputs of :meth:`forward` at these positions, and the state after the last one.
+            The outputs of :meth:`forward` at these positions, and the state after the last one, of every
+            sequence.
 
         Raises:
-            ValueError: x or the state has the wrong shape or type.
+            ValueError: an argument has the wrong shape, type or values.
 
         Example:
             >>> from mesaopt.layers import MesaLayer
@@ -138,8 +154,10 @@ class SelfAttention(nn.Module, Generic[Memory]):
             >>> torch.allclose(torch.cat([start, end], dim=1), layer(x), atol=1e-5)
             True
         """
-        inputs, recent, seen = self._read(x, state)
-        result = self.mix(inputs, None if state is None else cast(Memory, state.memory))
+        packed = None if cu_seqlens is None else Packed.read(cu_seqlens, x)
+        inputs, recent, seen = self._read(x, state, packed)
+        memory = None if state is None else cast(Memory, state.memory)
+        result = self.mix(inputs, memory, None if packed is None else packed.cu_seqlens)
         return self._write(result.output), LayerState(result.state, recent, seen)
 
     def step(
@@ -192,12 +210,18 @@ class SelfAttention(nn.Module, Generic[Memory]):
         )
         return LayerState(self.init_memory(like), recent)
 
-    def mix(self, inputs: HeadInputs, memory: Memory | None) -> Output | MesaOutput:
+    def mix(
+        self,
+        inputs: HeadInputs,
+        memory: Memory | None,
+        cu_seqlens: Int[Tensor, " offset"] | None = None,
+    ) -> Output | MesaOutput:
         """Apply the operator to a sequence.
 
         Args:
             inputs: its inputs, [batch, time, head, ...].
             memory: its state before the first position; None at the beginning.
+            cu_seqlens: offsets of packed sequences, on the CPU; None for a plain batch.
 
         Returns:
             The outputs [batch, time, head, value], and the state after the last position.
@@ -294,8 +318,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
         return self.query.out_features // self.num_heads
 
     def _read(
-        self, x: Float[Tensor, "batch time width"], state: LayerState | None
-    ) -> tuple[HeadInputs, Float[Tensor, "batch before channel"] | None, int]:
+        self,
+        x: Float[Tensor, "batch time width"],
+        state: LayerState | None,
+        packed: Packed | None = None,
+    ) -> tuple[HeadInputs, Float[Tensor, "sequence before channel"] | None, int | Tensor]:
         """Compute the inputs of the operator, the next `recent` of the state, and the tokens so far."""
         width = self.value.in_features
         if x.dim() != 3 or x.shape[-1] != width:
@@ -306,10 +333,14 @@ class SelfAttention(nn.Module, Generic[Memory]):
         recent, seen = (None, 0) if state is None else state[1:]
         placed = x
         if self.frame.positions:
-            placed, seen = self._place(x, seen), seen + x.shape[1]
+            placed, seen = self._place(x, seen, packed)
         parts = [self.query(placed), self.key(placed), self.value(x)]
         if self.convolution is not None:
-            joined, recent = self.convolution(torch.cat(parts, dim=-1), recent)
+            joined = torch.cat(parts, dim=-1)
+            if packed is None:
+                joined, recent = self.convolution(joined, recent)
+            else:
+                joined, recent = self.convolution.convolve_packed(joined, recent, packed.lengths)
             parts = silu(joined).chunk(3, dim=-1)  # q, k, v: [B,T,H*K] each
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)  # [B,T,H,K]
         if self.frame.unit_keys or self.frame.unit_values:
@@ -322,14 +353,27 @@ class SelfAttention(nn.Module, Generic[Memory]):
         return HeadInputs(q, k, v, log_decay, beta), recent, seen
 
     def _place(
-        self, x: Float[Tensor, "batch time width"], start: int
-    ) -> Float[Tensor, "batch time placed"]:
-        """Concatenate positions with the stream, or with each of several streams: see `models.seeds`."""
+        self, x: Float[Tensor, "batch time width"], seen: int | Tensor, packed: Packed | None
+    ) -> tuple[Float[Tensor, "batch time placed"], int | Tensor]:
+        """Concatenate positions with the stream, or with each of several streams: see `models.seeds`.
+
+        Returns the tokens so far, too: one number, or one for each of sequences of several lengths.
+        """
+        time, device = x.shape[1], x.device
+        sequences = len(x) if packed is None else len(packed.lengths)
+        if isinstance(seen, Tensor) and seen.shape != (sequences,):
+            raise ValueError(f"state.seen has shape {tuple(seen.shape)}: must be ({sequences},)")
+        if packed is not None:
+            times = packed.positions(seen, device)  # [1,T]
+            seen = packed.count_seen(seen, device)
+        elif isinstance(seen, Tensor):
+            times, seen = seen.unsqueeze(1) + torch.arange(time, device=device), seen + time
+        else:
+            times, seen = torch.arange(seen, seen + time, device=device), seen + time
         streams = x.unflatten(-1, (-1, self.width))  # [B,T,stream,width]
-        positions = sinusoids(start, x.shape[1], self.width, like=x).unsqueeze(1)
-        return torch.cat([streams, positions.expand_as(streams)], dim=-1).flatten(
-            -2
-        )  # [B,T,placed]
+        positions = sinusoids(times, self.width, like=x).unsqueeze(-2)
+        joined = torch.cat([streams, positions.expand_as(streams)], dim=-1)
+        return joined.flatten(-2), seen  # [B,T,placed]
 
     def _write(
         self, out: Float[Tensor, "*position head value"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, rms_norm
 
@@ -122,19 +122,61 @@ class CausalConvolution(nn.Module):
             ValueError: `recent` has the wrong shape or type.
         """
         length, time = self.weight.shape[1], x.shape[1]
-        shape = (x.shape[0], length - 1, x.shape[2])
-        if recent is None:
-            recent = x.new_zeros(shape)
-        if tuple(recent.shape) != shape:
-            raise ValueError(f"state.recent has shape {tuple(recent.shape)}: must be {shape}")
-        if recent.dtype != x.dtype:
-            raise ValueError(f"state.recent has type {recent.dtype}: must be {x.dtype}")
+        recent = self._check_recent(x, recent, len(x))
         padded = torch.cat([recent, x], dim=1)
         weight = self.weight.to(x.dtype)  # autocast leaves products of elements alone
         # Shifted products cost what a grouped convolution costs, and are the same sums for one token.
         terms = [padded[:, j : j + time] * weight[:, j] for j in range(length)]
         # A copy, or a state would keep the whole sequence in memory.
         return sum(terms[1:], start=terms[0]), padded[:, time:].clone()
+
+    def convolve_packed(
+        self,
+        x: Float[Tensor, "1 time channel"],
+        recent: Float[Tensor, "sequence before channel"] | None,
+        lengths: tuple[int, ...],
+    ) -> tuple[Float[Tensor, "1 time channel"], Float[Tensor, "sequence before channel"]]:
+        """Convolve sequences that are packed along time, each by itself.
+
+        Args:
+            x: [1, time, channel].
+            recent: the length - 1 tokens before every sequence; zeros if None.
+            lengths: tokens of every sequence.
+
+        Returns:
+            The result, in the shape of x, and the last length - 1 tokens of every sequence.
+
+        Raises:
+            ValueError: `recent` has the wrong shape or type.
+        """
+        before, count = self.weight.shape[1] - 1, len(lengths)
+        recent = self._check_recent(x, recent, count)
+        # Every sequence with the tokens before it: [r_1, x_1, r_2, x_2, ...].
+        each, number = torch.tensor(lengths), torch.arange(count)
+        ends = each.cumsum(0) + before * (number + 1)
+        tokens = torch.arange(sum(lengths)) + (before * (number + 1)).repeat_interleave(each)
+        earlier, last = (
+            (first.unsqueeze(1) + torch.arange(before)).flatten()
+            for first in (ends - each - before, ends - before)
+        )
+        order = torch.cat([earlier, tokens]).argsort().to(x.device)
+        joined = torch.cat([recent.flatten(0, 1), x.squeeze(0)]).index_select(0, order)
+        out, _ = self(joined.unsqueeze(0))
+        return (
+            out.index_select(1, tokens.to(x.device)),
+            joined.index_select(0, last.to(x.device)).unflatten(0, (count, before)),
+        )
+
+    def _check_recent(self, x: Tensor, recent: Tensor | None, sequences: int) -> Tensor:
+        """Return the tokens before a call, zeros if there are none."""
+        shape = (sequences, self.weight.shape[1] - 1, x.shape[2])
+        if recent is None:
+            return x.new_zeros(shape)
+        if tuple(recent.shape) != shape:
+            raise ValueError(f"state.recent has shape {tuple(recent.shape)}: must be {shape}")
+        if recent.dtype != x.dtype:
+            raise ValueError(f"state.recent has type {recent.dtype}: must be {x.dtype}")
+        return recent
 
 
 class HeadNorm(nn.Module):
@@ -262,31 +304,29 @@ class Gates(nn.Module):
 
 
 def sinusoids(
-    start: int, length: int, width: int, *, like: Tensor
-) -> Float[Tensor, "length width"]:
+    times: Num[Tensor, "*position"], width: int, *, like: Tensor
+) -> Float[Tensor, "*position width"]:
     """Sinusoidal position encodings.
 
     p_t = (sin w_0 t, cos w_0 t, sin w_1 t, ...), w_i = 10000^(-2 i / width). They are computed by formula,
     so sequences may have any length.
 
     Args:
-        start: position of the first token, 0 or greater; positions count from 0.
-        length: number of tokens.
+        times: positions t, counted from 0.
         width: width of an encoding, even.
         like: a tensor with the type and device of the result.
 
     Returns:
-        Encodings [length, width], computed in float64 and rounded.
+        Encodings [..., width], computed in float64 and rounded.
 
     Source: Vaswani et al., "Attention Is All You Need", section 3.5.
 
     Example:
-        >>> [round(x, 3) for x in sinusoids(1, 1, 4, like=torch.zeros(())).flatten().tolist()]
+        >>> [round(x, 3) for x in sinusoids(torch.tensor(1), 4, like=torch.zeros(())).tolist()]
         [0.841, 0.54, 0.01, 1.0]
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float64, device=like.device) / width
-    times = torch.arange(start, start + length, dtype=torch.float64, device=like.device)
-    angles = times[:, None] * 10_000.0**-exponents  # [length,width/2]
+    angles = times.to(torch.float64).unsqueeze(-1) * 10_000.0**-exponents  # [...,width/2]
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(like.dtype)
 
 

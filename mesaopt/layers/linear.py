@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt import ops
@@ -70,13 +70,19 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
         super().__init__(width, num_heads, head_dim, frame=frame, gates=self.rule.gates)
         self.chunk_size = chunk_size
 
-    def mix(self, inputs: HeadInputs, memory: LinearState | None) -> Output:
+    def mix(
+        self,
+        inputs: HeadInputs,
+        memory: LinearState | None,
+        cu_seqlens: Int[Tensor, " offset"] | None = None,
+    ) -> Output:
         """Apply the operator of `rule` to a sequence."""
         return self.rule.operator(
             *inputs[:3],
             **self._gates(inputs),
             chunk_size=self.chunk_size,
             initial_state=memory,
+            cu_seqlens=cu_seqlens,
         )
 
     def mix_step(self, inputs: HeadInputs, memory: LinearState) -> Output:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -190,12 +190,18 @@ class MesaLayer(SelfAttention[MesaState]):
         super().reset_parameters()
         self._reset_ridge()
 
-    def mix(self, inputs: HeadInputs, memory: MesaState | None) -> MesaOutput:
+    def mix(
+        self,
+        inputs: HeadInputs,
+        memory: MesaState | None,
+        cu_seqlens: Int[Tensor, " offset"] | None = None,
+    ) -> MesaOutput:
         """See :func:`mesaopt.ops.mesa`."""
         return mesa(
             inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
             log_decay=inputs.log_decay, ridge_mode=self.ridge_mode, solver=self.solver,
-            chunk_size=self.chunk_size, initial_state=memory, on_failure=self.on_failure,
+            chunk_size=self.chunk_size, initial_state=memory, cu_seqlens=cu_seqlens,
+            on_failure=self.on_failure,
         )  # fmt: skip
 
     def mix_step(self, inputs: HeadInputs, memory: MesaState) -> MesaOutput:

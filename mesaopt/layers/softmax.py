@@ -1,6 +1,6 @@
 """Softmax self-attention, in the same frame as the layers that learn a linear map."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt import ops
@@ -46,9 +46,16 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         super().__init__(width, num_heads, head_dim, frame=frame)
         self.scale = scale
 
-    def mix(self, inputs: HeadInputs, memory: KeyValueState | None) -> Output:
+    def mix(
+        self,
+        inputs: HeadInputs,
+        memory: KeyValueState | None,
+        cu_seqlens: Int[Tensor, " offset"] | None = None,
+    ) -> Output:
         """Apply :func:`mesaopt.ops.softmax_attention` to a sequence."""
-        return ops.softmax_attention(*inputs[:3], scale=self.scale, initial_state=memory)
+        return ops.softmax_attention(
+            *inputs[:3], scale=self.scale, initial_state=memory, cu_seqlens=cu_seqlens
+        )
 
     def mix_step(self, inputs: HeadInputs, memory: KeyValueState) -> Output:
         """Apply :func:`mesaopt.ops.softmax_attention_step` to one token."""

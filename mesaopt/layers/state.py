@@ -95,7 +95,7 @@ class LayerState(NamedTuple):
         After a step of beam search, `state.index_select(parents)` is the state of the beams that are left.
 
         Args:
-            indices: numbers of sequences from 0, integers [selected], repetitions allowed.
+            indices: numbers of sequences from 0, integers [selected], one or more, repetitions allowed.
 
         Returns:
             The state of these sequences, in this order. Pairs that were packed become a plain batch where
@@ -136,10 +136,11 @@ class LayerState(NamedTuple):
 
 
 def _check_indices(indices: Tensor, count: int) -> None:
-    if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
+    fits = indices.dim() == 1 and len(indices) > 0
+    if not fits or indices.dtype not in (torch.int32, torch.int64):
         given = f"indices of {indices.dtype} has shape {tuple(indices.shape)}"
-        raise ValueError(f"{given}: must be integers, [selected]")
-    if readable(indices) and len(indices):
+        raise ValueError(f"{given}: must be integers, [selected], one or more")
+    if readable(indices):
         smallest, largest = int(indices.min()), int(indices.max())
         if smallest < 0 or largest >= count:
             worst = smallest if smallest < 0 else largest
