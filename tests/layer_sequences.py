@@ -16,6 +16,22 @@ from mesaopt.layers import LayerState
 FIRST, SECOND = (67, 1, 0, 9), (2, 66, 3, 0)
 
 
+# Three sequences: of several chunks, of some tokens, of one.
+_TIME = torch.arange(70)
+_SIZES = torch.tensor([[66], [9], [1]])
+PADDINGS = {
+    "left": _TIME >= 70 - _SIZES,
+    "right": _TIME < _SIZES,
+    "anywhere": (_TIME >= 3) & (_TIME < 3 + _SIZES) & (_TIME != 5),
+}
+
+
+def padded(mask: Tensor) -> Tensor:
+    """Draw a batch whose padding would spoil everything that it reached."""
+    x = draw(time=3 * 70).flatten(0, 1)[: 3 * 70].reshape(3, 70, WIDTH)
+    return x.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
+
+
 def offsets(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
@@ -32,6 +48,9 @@ def tensors(state: LayerState) -> list[Tensor]:
 
 def assert_same(found: LayerState, wanted: LayerState) -> None:
     assert type(found.memory) is type(wanted.memory)
+    if isinstance(found.seen, Tensor):
+        assert (found.seen == wanted.seen).all()
+        found, wanted = found._replace(seen=0), wanted._replace(seen=0)
     for a, b in zip(tensors(found), tensors(wanted), strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
@@ -123,3 +142,48 @@ class SequenceContract:
         state = layer.init_state(3)
         with pytest.raises(ValueError, match=r"state\.[a-z]+ has shape"):
             layer.extend(x[:1], state, cu_seqlens=torch.tensor([0, 2, 5]))
+
+    @pytest.mark.parametrize("where", PADDINGS)
+    def test_padding_changes_nothing(self, case: Case, where: str) -> None:
+        layer, mask = case.make(), PADDINGS[where]
+        x, rest = padded(mask), draw(time=6).reshape(len(mask), -1, WIDTH)
+        y, state = layer.extend(x, mask=mask)
+        alone = [layer.extend(row[real][None]) for row, real in zip(x, mask, strict=True)]
+        wanted = torch.zeros_like(y)
+        wanted[mask] = torch.cat([z[0] for z, _ in alone])
+        assert_close(y, wanted)
+        assert (y[~mask] == 0).all()
+        upstream, learnt = torch.randn_like(y), [x, *layer.parameters()]
+        slopes = (torch.autograd.grad(z, learnt, upstream, retain_graph=True) for z in (y, wanted))
+        for found, right in zip(*slopes, strict=True):
+            assert_close(found, right)
+        assert torch.equal(layer(x, mask=mask), y)
+        further, _ = layer.extend(rest, state)
+        steps = [layer.extend(row[None], end)[0] for row, (_, end) in zip(rest, alone, strict=True)]
+        assert_close(further, torch.cat(steps))
+
+    def test_a_sequence_of_padding_leaves_its_state_alone(self, case: Case) -> None:
+        layer, x = case.make(), draw(time=5)
+        _, before = layer.extend(x)
+        nothing = torch.zeros(BATCH, 5, dtype=torch.bool)
+        for state in (before, None):
+            y, after = layer.extend(x, state, mask=nothing)
+            assert (y == 0).all()
+            assert y.dtype == x.dtype
+            assert_same(after, layer.init_state(BATCH) if state is None else state)
+        one = nothing.clone()
+        one[0, 1:4] = True
+        y, after = layer.extend(x, before, mask=one)
+        assert (y[1] == 0).all()
+        kept, wanted = (z.index_select(torch.tensor([1])) for z in (after, before))
+        for found, right in zip(kept.memory, wanted.memory, strict=True):
+            if isinstance(right, Tensor) and right.any():
+                assert_close(found, right)  # mesa makes a state symmetric again
+        assert_same(kept._replace(memory=wanted.memory), wanted)
+
+    def test_a_mask_without_padding_costs_nothing(self, case: Case) -> None:
+        layer, x = case.make(), draw(time=9)
+        y, state = layer.extend(x, mask=torch.ones(BATCH, 9, dtype=torch.bool))
+        wanted, end = layer.extend(x)
+        assert torch.equal(y, wanted)
+        assert_same(state, end)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Generic, Protocol, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -22,7 +22,7 @@ from mesaopt.layers.frame import (
     normalise,
     sinusoids,
 )
-from mesaopt.layers.packed import Packed
+from mesaopt.layers.packed import Packed, Padding
 from mesaopt.layers.state import HeadInputs, LayerState
 from mesaopt.ops import KeyValueState, LinearState, MesaOutput, MesaState, Output
 
@@ -105,12 +105,14 @@ class SelfAttention(nn.Module, Generic[Memory]):
         x: Float[Tensor, "batch time width"],
         *,
         cu_seqlens: Int[Tensor, "..."] | None = None,
+        mask: Bool[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """Process whole sequences.
 
         Args:
             x: [batch, time, width].
-            cu_seqlens: see :meth:`extend`.
+            cu_seqlens: offsets of packed sequences, see :meth:`extend`.
+            mask: true where a token is and false where padding is, see :meth:`extend`.
 
         Returns:
             The update of the residual stream, in the shape and type of x.
@@ -118,7 +120,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         Raises:
             ValueError: an argument has the wrong shape, type or values.
         """
-        return self.extend(x, cu_seqlens=cu_seqlens)[0]
+        return self.extend(x, cu_seqlens=cu_seqlens, mask=mask)[0]
 
     def extend(
         self,
@@ -126,6 +128,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         state: LayerState | None = None,
         *,
         cu_seqlens: Int[Tensor, "..."] | None = None,
+        mask: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Float[Tensor, "batch time width"], LayerState]:
         """Process a chunk of tokens and return the updated state.
 
@@ -138,6 +141,10 @@ class SelfAttention(nn.Module, Generic[Memory]):
             cu_seqlens: offsets [0, ..., time] of sequences that are packed along time, integers, best on
                 the CPU; equal neighbours are an empty sequence. The batch must be 1. None of the
                 sequences sees another one.
+            mask: [batch, time], true where a token is and false where padding is, wherever that is.
+                Padding is left out of the computation: its outputs are zero, and no state and no position
+                counts it. Time and memory are those of the tokens packed along time, and of copying them;
+                on a GPU, the call waits for the mask. Not together with `cu_seqlens`.
 
         Returns:
             The outputs of :meth:`forward` at these positions, and the state after the last one, of every
@@ -154,11 +161,38 @@ class SelfAttention(nn.Module, Generic[Memory]):
             >>> torch.allclose(torch.cat([start, end], dim=1), layer(x), atol=1e-5)
             True
         """
-        packed = None if cu_seqlens is None else Packed.read(cu_seqlens, x)
+        if mask is not None:
+            return self._extend_padded(x, state, mask, cu_seqlens)
+        if cu_seqlens is None:
+            return self._extend(x, state)
+        self._check_width(x)
+        return self._extend(x, state, Packed.read(cu_seqlens, x))
+
+    def _extend(
+        self, x: Tensor, state: LayerState | None, packed: Packed | None = None
+    ) -> tuple[Tensor, LayerState]:
+        """Extend sequences without padding."""
         inputs, recent, seen = self._read(x, state, packed)
         memory = None if state is None else cast(Memory, state.memory)
         result = self.mix(inputs, memory, None if packed is None else packed.cu_seqlens)
         return self._write(result.output), LayerState(result.state, recent, seen)
+
+    def _extend_padded(
+        self, x: Tensor, state: LayerState | None, mask: Tensor, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """Extend the sequences without their padding, and fill up the outputs with zeros."""
+        if cu_seqlens is not None:
+            raise ValueError("mask and cu_seqlens are both given: must be one of them")
+        self._check_width(x)
+        padding = Padding.read(mask, x)
+        if padding.is_none:
+            return self._extend(x, state)
+        if padding.is_all:
+            none = self.value(x[:, :0])  # for its type
+            state = self.init_state(len(x), dtype=none.dtype) if state is None else state
+            return none.new_zeros(x.shape), state
+        y, state = self._extend(padding.pack(x), state, padding.packed)
+        return padding.fill_up(y), state
 
     def step(
         self, x: Float[Tensor, "batch width"], state: LayerState
@@ -324,12 +358,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         packed: Packed | None = None,
     ) -> tuple[HeadInputs, Float[Tensor, "sequence before channel"] | None, int | Tensor]:
         """Compute the inputs of the operator, the next `recent` of the state, and the tokens so far."""
-        width = self.value.in_features
-        if x.dim() != 3 or x.shape[-1] != width:
-            shape = tuple(x.shape)
-            raise ValueError(
-                f"x has shape {shape}: must be [batch, time, {width}], or one token of it"
-            )
+        self._check_width(x)
         recent, seen = (None, 0) if state is None else state[1:]
         placed = x
         if self.frame.positions:
@@ -351,6 +380,14 @@ class SelfAttention(nn.Module, Generic[Memory]):
             v = normalise(v)
         log_decay, beta = (None, None) if self.gates is None else self.gates(x)
         return HeadInputs(q, k, v, log_decay, beta), recent, seen
+
+    def _check_width(self, x: Tensor) -> None:
+        width = self.value.in_features
+        if x.dim() != 3 or x.shape[-1] != width:
+            shape = tuple(x.shape)
+            raise ValueError(
+                f"x has shape {shape}: must be [batch, time, {width}], or one token of it"
+            )
 
     def _place(
         self, x: Float[Tensor, "batch time width"], seen: int | Tensor, packed: Packed | None

@@ -1,9 +1,9 @@
-"""Sequences of several lengths in one call of a layer."""
+"""Sequences of several lengths in one call of a layer: packed along time, or filled up to one length."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mesaopt.ops.packing import read_lengths
@@ -72,3 +72,83 @@ class Packed:
             device: of the result.
         """
         return torch.tensor(self.lengths, device=device) + seen
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Tokens of a batch that is filled up to one length, and where they are.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False], [False, False, True]])
+        >>> x = torch.arange(6.0).reshape(2, 3, 1)
+        >>> padding = Padding.read(mask, x)
+        >>> padding.packed.lengths, padding.pack(x).flatten().tolist()
+        ((2, 1), [0.0, 1.0, 5.0])
+        >>> padding.fill_up(padding.pack(x)).squeeze(-1).tolist()
+        [[0.0, 1.0, 0.0], [0.0, 0.0, 5.0]]
+    """
+
+    shape: tuple[int, int]
+    """Batch and time."""
+    packed: Packed
+    """The sequences without their padding."""
+    places: Int[Tensor, " token"]
+    """Where each token is among all positions of the batch."""
+
+    @classmethod
+    def read(
+        cls, mask: Bool[Tensor, "batch time"], x: Float[Tensor, "batch time width"]
+    ) -> "Padding":
+        """Read a mask. Its values are needed on the host: on a GPU, this waits for the device.
+
+        Args:
+            mask: true where a token is.
+            x: [batch, time, width].
+
+        Returns:
+            The tokens.
+
+        Raises:
+            ValueError: the mask has the wrong shape or type.
+        """
+        shape = (x.shape[0], x.shape[1])
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask has type {mask.dtype}: must be torch.bool, true at tokens")
+        if tuple(mask.shape) != shape:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}: must be {shape}, as x")
+        lengths = tuple(int(length) for length in mask.sum(1).tolist())
+        return cls(shape, Packed(lengths), mask.flatten().nonzero().squeeze(1).to(x.device))
+
+    @property
+    def is_none(self) -> bool:
+        """Whether all positions are tokens."""
+        return len(self.places) == self.shape[0] * self.shape[1]
+
+    @property
+    def is_all(self) -> bool:
+        """Whether no position is a token."""
+        return len(self.places) == 0
+
+    def pack(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "1 token width"]:
+        """Leave out the padding.
+
+        Args:
+            x: [batch, time, width].
+
+        Returns:
+            The tokens, one sequence after another.
+        """
+        return x.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+
+    def fill_up(self, y: Float[Tensor, "1 token width"]) -> Float[Tensor, "batch time width"]:
+        """Undo :meth:`pack`, with zeros for the padding.
+
+        Args:
+            y: outputs for the tokens.
+
+        Returns:
+            [batch, time, width].
+        """
+        batch, time = self.shape
+        room = y.new_zeros(batch * time, y.shape[-1])
+        return room.index_copy(0, self.places, y.squeeze(0)).unflatten(0, self.shape)

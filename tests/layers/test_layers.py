@@ -274,6 +274,22 @@ def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
             "initial_state has type KeyValueState: must be LinearState",
         ),
         (
+            lambda: layer(x, mask=torch.ones(2, 3)),
+            "mask has type torch.float32: must be torch.bool, true at tokens",
+        ),
+        (
+            lambda: layer(x, mask=torch.ones(2, 4) > 0),
+            r"mask has shape \(2, 4\): must be \(2, 3\), as x",
+        ),
+        (
+            lambda: layer(x[:1], mask=torch.ones(1, 3) > 0, cu_seqlens=torch.tensor([0, 3])),
+            "mask and cu_seqlens are both given: must be one of them",
+        ),
+        (
+            lambda: layer(x[0], mask=torch.ones(2, 3) > 0),
+            r"x has shape \(3, 6\): must be \[batch, time, 6\]",
+        ),
+        (
             lambda: state.index_select(torch.tensor([1.0])),
             r"indices of torch.float32 has shape \(1,\): must be integers, \[selected\]",
         ),
