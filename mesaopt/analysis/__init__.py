@@ -12,7 +12,7 @@ from mesaopt.analysis.capture import (
     evaluating,
     up_to,
 )
-from mesaopt.analysis.diagnosis import Diagnosis, diagnose
+from mesaopt.analysis.diagnosis import Algorithm, Diagnosis, diagnose
 from mesaopt.analysis.estimate import Estimate, mean_and_error, variance_over_seeds
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.few_shot import (
@@ -79,6 +79,7 @@ from mesaopt.analysis.weights import (
 
 __all__ = [
     "AblationTable",
+    "Algorithm",
     "AttentionMaps",
     "Compressed",
     "Diagnosis",

@@ -1,13 +1,14 @@
 """Searches for the best parameter of a predictor, on validation sequences and never on test sequences."""
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
@@ -25,6 +26,8 @@ InputMap = Callable[[Tensor], Tensor]
 
 _SCAN_POINTS = 9
 _MOST_EXTENSIONS = 8
+_SOBOL_POINTS = 63
+_EVALUATIONS = 200  # of the loss in a simplex search, for each parameter
 _HUGE = 1e30  # in place of a loss that is not finite, so that differences are
 
 
@@ -90,14 +93,7 @@ def tune(
         True
     """
     _check_search(bounds, spacing, growth, tolerance)
-    batches = list(tuning_evaluation(evaluation).map(task, lambda batch: batch))
-
-    def loss(value: float) -> float:
-        predict = family(value)
-        means = current_workers().map(lambda batch: batch.losses(predict(batch)).mean(), batches)
-        mean = torch.stack(list(means)).mean().item()
-        return min(mean, _HUGE) if math.isfinite(mean) else _HUGE
-
+    loss = _mean_loss(family, task, evaluation)
     low, high = bounds
     for _ in range(_MOST_EXTENSIONS + 1):
         place, best = _search(loss, low, high, spacing, tolerance)
@@ -107,6 +103,65 @@ def tune(
             return best
         high *= growth
     raise ValueError(f"bounds={bounds}: the loss still falls at {high / (growth or 1):g}")
+
+
+@torch.no_grad()
+def tune_together(
+    family: Callable[[Sequence[float]], Predictor],
+    task: Task,
+    *,
+    number: int,
+    evaluation: Evaluation = Evaluation(split="validation"),
+) -> list[float]:
+    """Find the parameters with which a family of predictors has the smallest mean loss.
+
+    One parameter is tuned as in :func:`tune`. Of several, 63 points of a Sobol sequence find the
+    neighbourhood of the best, and the simplex search of Nelder and Mead the best itself, which may be a
+    local one.
+
+    Args:
+        family: from values between 0 and 1, one per parameter, to a predictor.
+        task: source of the sequences.
+        number: of parameters, 0 or more.
+        evaluation: as in :func:`tune`.
+
+    Returns:
+        The best values.
+
+    Raises:
+        ValueError: the split is "test", or no values have a finite loss.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.tasks import LinearSystem
+        >>> from mesaopt.theory import gradient_descent
+        >>> family = lambda places: lambda batch: places[0] * gradient_descent(
+        ...     batch.observed, step_size=0.1 * places[1], num_steps=9
+        ... )
+        >>> task = LinearSystem(LinearSystemConfig(dim=3, length=12))
+        >>> few = Evaluation(num_sequences=256, split="validation")
+        >>> scale, step_size = tune_together(family, task, number=2, evaluation=few)
+        >>> 0.9 < scale <= 1.0
+        True
+    """
+    if number == 0:
+        return []
+    if number == 1:
+        one = lambda place: family([place])  # noqa: E731
+        return [tune(one, task, bounds=(0.0, 1.0), evaluation=evaluation).value]
+    loss = _mean_loss(family, task, evaluation)
+    points = SobolEngine(number).fast_forward(1).draw(_SOBOL_POINTS)  # the first is a corner
+    best = points[int(np.argmin([loss(point.tolist()) for point in points]))]
+    found = minimize(
+        lambda point: loss(point.tolist()),
+        best.numpy(),
+        method="Nelder-Mead",
+        bounds=[(0.0, 1.0)] * number,
+        options={"xatol": 1e-4, "fatol": math.inf, "maxfev": _EVALUATIONS * number},
+    )
+    if found.fun >= _HUGE:
+        raise ValueError("family: no values between the bounds have a finite loss")
+    return found.x.tolist()
 
 
 def line_search_step_size(
@@ -219,6 +274,21 @@ def _check_search(
         raise ValueError(f"growth={growth}: must be greater than 1, and the upper bound positive")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance={tolerance}: must be between 0 and 1")
+
+
+def _mean_loss(
+    family: Callable[[Any], Predictor], task: Task, evaluation: Evaluation
+) -> Callable[[Any], float]:
+    """Make the function from parameters to the mean loss of the predictor on the same sequences."""
+    batches = list(tuning_evaluation(evaluation).map(task, lambda batch: batch))
+
+    def loss(parameters: Any) -> float:
+        predict = family(parameters)
+        means = current_workers().map(lambda batch: batch.losses(predict(batch)).mean(), batches)
+        mean = torch.stack(list(means)).mean().item()
+        return min(mean, _HUGE) if math.isfinite(mean) else _HUGE
+
+    return loss
 
 
 def tuning_evaluation(evaluation: Evaluation) -> Evaluation:

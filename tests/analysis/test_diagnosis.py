@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import Diagnosis, Estimate, Evaluation, diagnose, tune_ridge
+from mesaopt.analysis import Algorithm, Diagnosis, Estimate, Evaluation, diagnose, tune_ridge
 from mesaopt.analysis.diagnosis.candidates import Candidate, fit_ridge
 from mesaopt.analysis.diagnosis.evidence import Learning, probe_estimates
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
@@ -46,7 +46,7 @@ TASK = LinearSystem(PLAIN)
 FIXED_MAP = haar_orthogonal(generator(0, "test"), 1, 4)[0].float()
 
 
-class Algorithm(nn.Module):
+class Model(nn.Module):
     """A model that is an algorithm on plain tokens."""
 
     def __init__(self, predict: Callable[[Tensor], Tensor]):
@@ -57,10 +57,10 @@ class Algorithm(nn.Module):
         return self.predict(tokens)
 
 
-def coordinate_by_coordinate(states: Tensor) -> Tensor:
+def coordinate_by_coordinate(states: Tensor, ridge: float = 1e-3) -> Tensor:
     """Learns in context, by something not listed: every coordinate from its own past alone."""
     gram, cross = (x.diagonal(dim1=-2, dim2=-1) for x in context_statistics(states))
-    return cross / (gram + 1e-3) * states
+    return cross / (gram + ridge) * states
 
 
 ALGORITHMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -89,7 +89,7 @@ PARAMETERS = {
 
 @cache
 def diagnosis_of(name: str) -> Diagnosis:
-    return diagnose(Algorithm(ALGORITHMS[name]), TASK, num_sequences=256)
+    return diagnose(Model(ALGORITHMS[name]), TASK, num_sequences=256)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -110,11 +110,115 @@ def test_only_optimizers_get_a_yes(name: str) -> None:
 
 
 def test_an_unlisted_in_context_learner_is_unclear() -> None:
-    found = diagnose(Algorithm(coordinate_by_coordinate), TASK, num_sequences=256)
+    found = diagnose(Model(coordinate_by_coordinate), TASK, num_sequences=256)
     learns, explained, *_ = found.verdict.conditions
     assert learns.met
     assert not explained.met
     assert found.verdict.answer == "unclear"
+
+
+# Algorithms of the user's own.
+
+BY_COORDINATE = Algorithm(
+    name="coordinate by coordinate",
+    kind="optimizer",
+    predict=lambda states, ridge, scale: scale * coordinate_by_coordinate(states, ridge),
+    ranges={"ridge": (1e-4, 10.0), "scale": (0.0, 2.0)},
+)
+
+
+def most_similar(states: Tensor) -> Tensor:
+    """Copies what followed the past state that is nearest to the current one."""
+    distances = torch.cdist(states, states[:, :-1])
+    later = torch.ones_like(distances[0], dtype=torch.bool).triu()
+    nearest_one = distances.masked_fill(later, torch.inf).argmin(-1)
+    copied = torch.take_along_dim(states, nearest_one[..., None] + 1, dim=1)
+    return torch.where(torch.arange(states.shape[1])[:, None] > 0, copied, 0)
+
+
+def test_an_algorithm_of_ones_own_is_fitted_and_can_be_the_reason_for_a_yes() -> None:
+    model = Model(lambda x: 0.8 * coordinate_by_coordinate(x, 0.5))
+    found = diagnose(model, TASK, algorithms=[BY_COORDINATE], num_sequences=256)
+    assert found.verdict.answer == "yes"
+    assert "coordinate by coordinate" in found.verdict.sentence
+    agreement = found.agreement("coordinate by coordinate")
+    assert agreement.predictions.value == pytest.approx(1.0, abs=1e-5)
+    assert agreement.num_parameters == 2
+    assert agreement.parameters == pytest.approx({"ridge": 0.5, "scale": 0.8}, rel=5e-3)
+
+
+def test_an_algorithm_of_ones_own_can_be_the_reason_for_a_no() -> None:
+    copying = Algorithm(name="copying", kind="other", predict=most_similar)
+    found = diagnose(Model(most_similar), TASK, algorithms=[copying], num_sequences=256)
+    assert found.nearest == "copying"
+    assert found.verdict.answer == "no"
+    assert found.agreement("copying").parameters == {}
+
+
+def test_a_built_in_algorithm_is_found_with_one_parameter() -> None:
+    again = Algorithm(
+        name="mine", kind="optimizer", predict=gradient_descent, ranges={"step_size": (1e-3, 1.0)}
+    )
+    found = diagnose(
+        Model(ALGORITHMS["1 gradient step"]), TASK, algorithms=[again], num_sequences=256
+    )
+    assert found.agreement("mine").parameters["step_size"] == pytest.approx(0.05, rel=5e-3)
+    assert found.agreement("mine").predictions.value == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_algorithm_that_overflows_is_far_from_everything() -> None:
+    diverging = Algorithm(
+        name="diverging", kind="optimizer", predict=lambda x: torch.where(x > 1, torch.nan, x)
+    )
+    found = diagnose(
+        Model(ALGORITHMS["1 gradient step"]), TASK, algorithms=[diverging], num_sequences=256
+    )
+    assert found.agreements[-1].candidate == "diverging"
+    assert found.verdict.answer == "yes"
+
+
+def failing(states: Tensor, size: float) -> Tensor:
+    raise RuntimeError("no idea")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (
+            Algorithm(name="bad", kind="other", predict=failing, ranges={"size": (1.0, 100.0)}),
+            r"'bad': given states \(8, 12, 4\), size=10, it raised RuntimeError: no idea",
+        ),
+        (
+            Algorithm(name="bad", kind="other", predict=lambda x: None),
+            "'bad': it gives a NoneType: must be a tensor",
+        ),
+        (
+            Algorithm(name="bad", kind="other", predict=lambda x: x[:, -1]),
+            r"'bad': its output has shape \(8, 4\): must be \(8, 12, 4\), that of the states",
+        ),
+        (
+            Algorithm(name="bad", kind="other", predict=lambda x: x.mean(1, keepdim=True) + x),
+            "'bad': its predictions depend on later tokens: must be causal",
+        ),
+        (
+            Algorithm(name="twice", kind="other", predict=torch.zeros_like),
+            "'twice' is the name of several: must be of one",
+        ),
+        (
+            Algorithm(name="zero", kind="other", predict=torch.zeros_like),
+            "'zero' is the name of a built-in algorithm: must be another",
+        ),
+    ],
+)
+def test_algorithms_that_cannot_be_compared_are_refused(algorithm: Algorithm, message: str) -> None:
+    algorithms = [algorithm] * (1 + (algorithm.name == "twice"))
+    with pytest.raises(ValueError, match=f"^algorithms: {message}"):
+        diagnose(Model(torch.zeros_like), TASK, algorithms=algorithms, num_sequences=1)
+
+
+def test_ranges_have_to_increase() -> None:
+    with pytest.raises(ValueError, match=r"^ranges\['a'\]=\(2.0, 1.0\): must be finite and incr"):
+        Algorithm(name="a", kind="other", predict=torch.zeros_like, ranges={"a": (2.0, 1.0)})
 
 
 def test_an_algorithm_that_fails_under_shifts_is_unclear() -> None:
@@ -123,7 +227,7 @@ def test_an_algorithm_that_fails_under_shifts_is_unclear() -> None:
         size = states[:, :1].square().mean(-1, keepdim=True)  # 1/3 in training
         return gradient_descent(states, step_size=0.05) * (4 * (size - 0.333).abs() < 1.2)
 
-    found = diagnose(Algorithm(descend), TASK, num_sequences=256)
+    found = diagnose(Model(descend), TASK, num_sequences=256)
     *rest, carries = found.verdict.conditions
     assert all(condition.met for condition in rest)
     assert not carries.met
@@ -133,18 +237,14 @@ def test_an_algorithm_that_fails_under_shifts_is_unclear() -> None:
 def test_context_helps_where_states_grow() -> None:
     # With so much noise states grow along a sequence, and so does the loss of whoever predicts.
     noisy = LinearSystem(replace(PLAIN, length=24, noise_std=0.2))
-    found = diagnose(
-        Algorithm(lambda x: gradient_descent(x, step_size=0.01)), noisy, num_sequences=256
-    )
+    found = diagnose(Model(lambda x: gradient_descent(x, step_size=0.01)), noisy, num_sequences=256)
     assert found.learning.model[-1] > found.learning.model[0]
     assert found.verdict.answer == "yes"
     assert found.nearest == "1 gradient step"
 
 
 def test_a_small_step_is_learning_on_few_sequences_too() -> None:
-    found = diagnose(
-        Algorithm(lambda x: gradient_descent(x, step_size=4e-3)), TASK, num_sequences=256
-    )
+    found = diagnose(Model(lambda x: gradient_descent(x, step_size=4e-3)), TASK, num_sequences=256)
     assert found.learning.gain.value < 0.1
     assert found.verdict.answer == "yes"
 
@@ -242,8 +342,8 @@ class Binding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.copy = Algorithm(lambda x: tokens_from_states(x, ("current", "previous")))
-        self.solve = Algorithm(lambda x: ridge_least_squares(x[..., :4].contiguous(), ridge=0.1))
+        self.copy = Model(lambda x: tokens_from_states(x, ("current", "previous")))
+        self.solve = Model(lambda x: ridge_least_squares(x[..., :4].contiguous(), ridge=0.1))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.solve(self.copy(tokens))
@@ -268,7 +368,7 @@ def test_partly_observed_systems_are_solved_on_stacked_observations() -> None:
             states, ridge=0.5, inputs=tokens_from_states(states, stacked(HISTORY))
         )
 
-    found = diagnose(Algorithm(solve), task, num_sequences=256)
+    found = diagnose(Model(solve), task, num_sequences=256)
     assert found.nearest == "ridge least squares"
     assert found.agreement(found.nearest).parameters["ridge"] == pytest.approx(0.5, rel=5e-3)
     assert found.verdict.answer == "yes"
@@ -296,11 +396,11 @@ def test_modules_that_are_no_predictors_are_refused(
     predict: Callable[[Tensor], Tensor], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        diagnose(Algorithm(predict), TASK)
+        diagnose(Model(predict), TASK)
 
 
 def test_other_tasks_and_names_are_refused() -> None:
-    model = Algorithm(torch.zeros_like)
+    model = Model(torch.zeros_like)
     with pytest.raises(ValueError, match="task='few_shot': must be 'linear_system' or"):
         diagnose(model, FewShot(FewShotConfig()))
     with pytest.raises(ValueError, match="num_sequences=0"):
@@ -311,7 +411,7 @@ def test_other_tasks_and_names_are_refused() -> None:
 
 def test_sequences_may_be_of_one_token() -> None:
     one = LinearSystem(replace(PLAIN, length=1))
-    found = diagnose(Algorithm(torch.zeros_like), one, names=["input"], num_sequences=256)
+    found = diagnose(Model(torch.zeros_like), one, names=["input"], num_sequences=256)
     assert found.verdict.answer == "no"
 
 
@@ -321,7 +421,7 @@ def test_a_model_may_change_its_input() -> None:
         states.zero_()
         return found
 
-    found = diagnose(Algorithm(spoil), TASK, num_sequences=256)
+    found = diagnose(Model(spoil), TASK, num_sequences=256)
     assert (found.verdict.answer, found.nearest) == ("yes", "1 gradient step")
 
 

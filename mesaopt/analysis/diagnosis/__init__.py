@@ -1,11 +1,13 @@
 """The diagnosis of a model: whether it predicts by optimizing on its context."""
 
+from mesaopt.analysis.diagnosis.algorithms import Algorithm
 from mesaopt.analysis.diagnosis.diagnose import Diagnosis, diagnose
 from mesaopt.analysis.diagnosis.evidence import Learning, Memory, ProbeResult, ProbeResults
 from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, ShiftResult, Verdict
 
 __all__ = [
     "Agreement",
+    "Algorithm",
     "Condition",
     "Diagnosis",
     "Learning",

@@ -1,21 +1,21 @@
 """Candidate algorithms, their parameters fitted to the predictions of the model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from mesaopt.analysis.diagnosis.algorithms import Algorithm, Kind, between
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.analysis.tuning import InputMap, tune
+from mesaopt.analysis.tuning import InputMap, tune, tune_together
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
@@ -25,8 +25,6 @@ from mesaopt.theory import (
     kernel_regression,
     ridge_least_squares,
 )
-
-Kind = Literal["optimizer", "other"]
 
 _TUNING_SEQUENCES = 512
 _FITTING_SEQUENCES = 2560
@@ -55,6 +53,7 @@ class Candidate:
 def fit_candidates(
     target: ModelAsTarget,
     inputs: InputMap | None,
+    algorithms: Sequence[Algorithm] = (),
     *,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -68,11 +67,15 @@ def fit_candidates(
     Args:
         target: the task whose targets are the model's predictions.
         inputs: from observations to regression inputs; None: the observations.
+        algorithms: the user's own, besides the built-in ones.
         seed: of the sequences.
         on_progress: called with the finished and the total number of candidates.
 
     Returns:
-        The candidates, with fewest parameters first, then fewest steps.
+        The candidates, with fewest parameters first, then fewest steps; then the user's own.
+
+    Raises:
+        ValueError: an algorithm fails, or has the name of a built-in one.
     """
     fitter = _Fitter(target, inputs, seed)
     fits: list[Callable[[], Candidate]] = [
@@ -85,17 +88,22 @@ def fit_candidates(
         *(partial(fitter.polynomial, degree) for degree in _DEGREES),
         *(partial(fitter.iterations, number) for number in _ITERATIONS),
         fitter.fixed_map,
+        *(partial(fitter.own, algorithm) for algorithm in algorithms),
     ]
-    candidates = []
+    candidates: list[Candidate] = []
     for done, fit in enumerate(fits, start=1):
-        candidates.append(fit())
+        candidate = fit()
+        if candidate.name in [other.name for other in candidates]:
+            given = f"algorithms: {candidate.name!r} is the name of a built-in algorithm"
+            raise ValueError(f"{given}: must be another")
+        candidates.append(candidate)
         if on_progress is not None:
             on_progress(done, len(fits))
     return candidates
 
 
 NUM_CANDIDATES = 4 + 2 * len(_STEPS) + 1 + len(_DEGREES) + len(_ITERATIONS)
-"""Number of candidates that :func:`fit_candidates` fits."""
+"""Number of built-in candidates."""
 
 
 def fit_ridge(target: ModelAsTarget, inputs: InputMap | None = None, *, seed: int = 0) -> float:
@@ -223,6 +231,23 @@ class _Fitter:
             return ridge_least_squares(batch.observed, ridge=ridge, inputs=inputs)
 
         return Candidate("ridge least squares", "optimizer", {"ridge": ridge}, 1, predict)
+
+    def own(self, algorithm: Algorithm) -> Candidate:
+        """Fit the parameters of an algorithm of the user's own."""
+
+        def parameters_at(places: Sequence[float]) -> dict[str, float]:
+            items = zip(algorithm.ranges.items(), places, strict=True)
+            return {name: between(place, *ends) for (name, ends), place in items}
+
+        best = tune_together(
+            lambda places: algorithm.predictor(parameters_at(places)),
+            self.target,
+            number=len(algorithm.ranges),
+            evaluation=self._validation(_TUNING_SEQUENCES),
+        )
+        fitted = parameters_at(best)
+        predict = algorithm.predictor(fitted)
+        return Candidate(algorithm.name, algorithm.kind, fitted, len(fitted), predict)
 
     def polynomial(self, degree: int) -> Candidate:
         return self._preconditioned(f"polynomial of degree {degree}", degree, "sum", {})

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from mesaopt.analysis.capture import evaluating
+from mesaopt.analysis.diagnosis.algorithms import Algorithm, check_algorithms
 from mesaopt.analysis.diagnosis.candidates import NUM_CANDIDATES, Candidate, fit_candidates
 from mesaopt.analysis.diagnosis.evidence import (
     PROBE_BATCHES,
@@ -89,6 +90,7 @@ def diagnose(
     model: nn.Module,
     task: Task,
     *,
+    algorithms: Sequence[Algorithm] = (),
     names: Sequence[str] | None = None,
     num_sequences: int = 1024,
     seed: int = 0,
@@ -113,6 +115,8 @@ def diagnose(
             position t may depend on tokens up to t only.
         task: its training task: a :class:`mesaopt.tasks.LinearSystem`, or a
             :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five stacked observations.
+        algorithms: of your own, compared with the model like the built-in ones: their parameters are fitted
+            to it, and an optimizer among them can be the reason for a "yes".
         names: layers to be probed, first to last, as in :func:`mesaopt.analysis.capture`. The residual
             stream of a :class:`mesaopt.models.SequenceModel` if not given, and no layer of other modules.
         num_sequences: test sequences, rounded up to whole batches of 256.
@@ -124,8 +128,8 @@ def diagnose(
 
     Raises:
         ValueError: the task is not covered; the model fails on its tokens, returns something other than
-            predictions, or depends on later tokens; there is no such layer; or num_sequences is less than
-            1.
+            predictions, or depends on later tokens, or one of the algorithms does; two algorithms share a
+            name; there is no such layer; or num_sequences is less than 1.
 
     Source: von Oswald et al. compare losses and interpolate weights; distances in function space, on and
     off the training distribution, are those of von Oswald et al. 2023, "Transformers learn in-context by
@@ -148,12 +152,15 @@ def diagnose(
     problem = regression_of(task)
     with evaluating(model):
         predict = checked_predictor(model, problem.task)
+        check_algorithms(algorithms, problem.task)
         shifts, skipped = supported(predict, distribution_shifts(problem.task))
-        progress = _Progress(on_progress, _amount(test, len(shifts)))
+        progress = _Progress(on_progress, _amount(test, len(shifts), len(algorithms)))
         test = replace(test, on_progress=progress.advance)
         probes = probe_model(model, problem, names, seed=seed, on_progress=progress.advance)
         target = ModelAsTarget(problem.task, predict)
-        candidates = fit_candidates(target, problem.inputs, seed=seed, on_progress=progress.advance)
+        candidates = fit_candidates(
+            target, problem.inputs, algorithms, seed=seed, on_progress=progress.advance
+        )
         scores = score(predict, candidates, problem.task, test)
         optimizer = nearest(scores, [c for c in candidates if c.kind == "optimizer"])
         shifted = tuple(_shifted(predict, one, optimizer, candidates, test) for one in shifts)
@@ -227,9 +234,10 @@ def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreem
     )
 
 
-def _amount(evaluation: Evaluation, num_shifts: int) -> int:
+def _amount(evaluation: Evaluation, num_shifts: int, num_algorithms: int) -> int:
     """Count the pieces of work, which take about the same time each."""
-    return NUM_CANDIDATES + PROBE_BATCHES + (1 + num_shifts) * evaluation.num_batches
+    candidates = NUM_CANDIDATES + num_algorithms
+    return candidates + PROBE_BATCHES + (1 + num_shifts) * evaluation.num_batches
 
 
 class _Progress:

@@ -93,15 +93,26 @@ def _described(tokens: Tensor) -> str:
 
 def _check_predictor(predict: Predictor, batch: Batch) -> None:
     """Refuse predictions that are not finite or depend on later tokens."""
-    predictions = predict(batch)
-    if not predictions.isfinite().all():
+    if not predict(batch).isfinite().all():
         raise ValueError("model: its output is not finite")
+    check_causal(predict, batch, "model")
+
+
+def check_causal(predict: Predictor, batch: Batch, asked: str) -> None:
+    """Refuse predictions that depend on later tokens or states.
+
+    Raises:
+        ValueError: they do; the message begins with `asked`.
+    """
+    predictions = predict(batch)
     half = batch.tokens.shape[1] // 2
     if half == 0:
         return  # a single token has no later ones
     # Swap in the second halves of other sequences: unlike a flip, that changes every statistic of them.
-    tokens = batch.tokens.clone()
-    tokens[:, half:] = tokens[:, half:].roll(1, dims=0)
-    change = (predict(replace(batch, tokens=tokens)) - predictions)[:, :half].abs().max()
+    tokens, states = batch.tokens.clone(), batch.states.clone()
+    for x in (tokens, states):
+        x[:, half:] = x[:, half:].roll(1, dims=0)
+    swapped = replace(batch, tokens=tokens, states=states)
+    change = (predict(swapped) - predictions)[:, :half].abs().max()
     if change > 1e-3 * predictions.abs().max():  # rounding changes float32 by 1e-6
-        raise ValueError("model: its predictions depend on later tokens: must be causal")
+        raise ValueError(f"{asked}: its predictions depend on later tokens: must be causal")
