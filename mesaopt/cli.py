@@ -6,14 +6,16 @@ Only what parsing needs is imported here; torch and the rest come when a command
 import codecs
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import get_args, get_type_hints
 
 import tyro
 
 from mesaopt.arguments import Command
-from mesaopt.errors import MesaoptError, printable
+from mesaopt.errors import ConfigError, MesaoptError, printable, suggest
 
 _PLAIN = {"±": "+-", "²": "^2", "·": "-", "×": "x", "−": "-"}
 
@@ -52,6 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
     if list(arguments) in (["--version"], ["-V"]):
         print(f"mesaopt {metadata.version('mesaopt')}")
         return 0
+    _refuse_unknown_options(arguments)
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="mesaopt",
@@ -68,6 +71,52 @@ def _run(arguments: Sequence[str]) -> int:
     from mesaopt import commands
 
     return commands.run(command)
+
+
+def _refuse_unknown_options(arguments: Sequence[str]) -> None:
+    """Refuse an option that the command does not have, and name what may be meant."""
+    commands = {_dashed(kind.__name__): kind for kind in get_args(Command)}
+    if not arguments or arguments[0] not in commands:
+        return
+    known = ["--help", *_options(commands[arguments[0]])]
+    for option in (argument.split("=")[0] for argument in arguments[1:]):
+        if not option.startswith("--") or option.replace("_", "-") in known:
+            continue
+        if "--set" in known and (setting := _setting(option, arguments[1])):
+            raise ConfigError(f"{option}: is a setting: write --set {setting}=VALUE")
+        hint = suggest(option, known)
+        raise ConfigError(f"{option}: is no option of mesaopt {arguments[0]}; {hint}")
+
+
+def _options(command: type) -> list[str]:
+    """List the options of a command."""
+    options = []
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        extras = getattr(hint, "__metadata__", ())
+        if tyro.conf.Positional[int].__metadata__[0] not in extras:
+            given = [extra.name for extra in extras if getattr(extra, "name", None)]
+            options.append(f"--{_dashed(given[0] if given else name)}")
+    return options
+
+
+def _setting(option: str, recipe: str) -> str | None:
+    """Name the setting of a recipe that an option may mean, such as train.steps for --steps."""
+    from mesaopt import recipes
+    from mesaopt.config import to_dict
+
+    wanted = option.removeprefix("--").replace("-", "_")
+    config = to_dict(recipes.get(recipe if recipe in recipes.RECIPES else "lsa-1"))
+    for part in ("train", "model", "task"):
+        if wanted in config[part]:
+            return f"{part}.{wanted}"
+        if wanted.startswith(f"{part}.") and wanted.removeprefix(f"{part}.") in config[part]:
+            return wanted
+    return None
+
+
+def _dashed(name: str) -> str:
+    """Write a name as the command line does: ImportReleased and dry_run as import-released, dry-run."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).replace("_", "-").lower()
 
 
 def _explain(error: Exception) -> str | None:

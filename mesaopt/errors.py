@@ -63,6 +63,32 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(choices)
 
 
+def wrong_type(argument: str, given: object, wanted: str) -> TypeError:
+    """Return the error about an argument of a wrong type.
+
+    Args:
+        argument: its name.
+        given: its value.
+        wanted: what it must be, and perhaps how to get it.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> str(wrong_type("model", None, "a model")), str(wrong_type("task", int, "a task"))
+        ('model is None: must be a model', 'task is the class int: must be a task')
+    """
+    name = type(given).__name__
+    kind = f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+    if given is None:
+        kind = "None"
+    elif isinstance(given, type):
+        kind = f"the class {given.__name__}"
+    elif isinstance(given, str):
+        kind = printable(repr(given))
+    return TypeError(f"{argument} is {kind}: must be {wanted}")
+
+
 class SolveError(MesaoptError, RuntimeError):
     """A linear system was not solved to its tolerance. The message says where and how far it got."""
 

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from mesaopt.errors import ConfigError, RunError
+from mesaopt.errors import ConfigError, RunError, wrong_type
 
 TEMPORARY = ".part-"
 """Prefix of a file that is still being written; a file left behind by a kill does no harm."""
@@ -31,12 +31,16 @@ def as_path(path: str | Path) -> Path:
         The path.
 
     Raises:
+        TypeError: it is no path.
         ConfigError: there is no such home folder, or the path holds a null character.
 
     Example:
         >>> as_path("~/runs") == Path.home() / "runs"
         True
     """
+    if not isinstance(path, str | os.PathLike):
+        hint = ", such as its .path" if hasattr(path, "path") else ""
+        raise wrong_type("path", path, f"a path{hint}")
     if "\0" in str(path):
         raise ConfigError(f"path={str(path)!r}: must be without null characters")
     try:

@@ -27,7 +27,7 @@ ALLOWED = {
     "layers": BASE | {"ops"},
     "models": BASE | {"ops", "layers"},
     "training": BASE | {"ops", "layers", "models", "tasks", "recipes"},
-    "analysis": BASE | {"ops", "layers", "models", "tasks", "theory"},
+    "analysis": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
     "papers": BASE
     | {"ops", "layers", "models", "tasks", "theory", "training", "analysis", "recipes"},
     "report": BASE | {"papers", "analysis"},
@@ -38,7 +38,7 @@ ALLOWED["released"] = BASE | {"models", "recipes", "tasks", "training"}
 ALLOWED["arguments"] = set()
 ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)
-ALLOWED["cli"] = {"errors", "arguments", "commands"}
+ALLOWED["cli"] = {"errors", "arguments", "commands", "config", "recipes"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
 from mesaopt.analysis.in_context import InContextLoss
 from mesaopt.analysis.parts import find_part
 from mesaopt.analysis.patching import Replacement, patch
 from mesaopt.errors import suggest
-from mesaopt.tasks import Batch, Task
+from mesaopt.tasks import Batch
 
 Corruption = Callable[[Tensor], Tensor]
 """From the tokens of a batch to the tokens of another run, of the same shape."""
@@ -107,8 +108,8 @@ class AblationTable:
 
 @torch.no_grad()
 def ablate(
-    model: nn.Module,
-    task: Task,
+    model: AnyModel,
+    task: AnyTask,
     names: Sequence[str],
     *,
     by: str | Corruption = "mean",
@@ -158,6 +159,7 @@ def ablate(
         >>> effect.change.low > 0, [t for t, c in zip(effect.patched.positions, effect.curve) if c][:2]
         (True, [41, 42])
     """
+    model, task = as_model(model), as_task(task)
     names, replaced_at = distinct(names), _groups(positions)
     if not names or not replaced_at:
         raise ValueError("names, positions: must not be empty")

@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, like_weights, up_to
+from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
 from mesaopt.layers import SelfAttention
 from mesaopt.progress import OnProgress
+from mesaopt.tasks import Batch
 from mesaopt.workers import current_workers
 
 _BATCH = 128  # sequences whose maps are in memory at once
@@ -95,8 +97,8 @@ def attention_mass(
 
 @torch.no_grad()
 def attention_maps(
-    model: nn.Module,
-    tokens: Float[Tensor, "batch time token"],
+    model: AnyModel,
+    tokens: Float[Tensor, "batch time token"] | Batch,
     *,
     name: str,
     offsets: Sequence[int] = (0, 1),
@@ -106,8 +108,9 @@ def attention_maps(
     """Average the attention maps of a layer over sequences, a few at a time.
 
     Args:
-        model: with attention layers of the package in it; it computes in evaluation mode.
-        tokens: two sequences or more, [batch, time, token]; they get the type of the weights.
+        model: with attention layers of the package in it; it computes in evaluation mode. Or a Run or its
+            path.
+        tokens: two sequences or more, [batch, time, token], or a batch; they get the type of the weights.
         name: of the attention layer, such as "blocks.0.mixer".
         offsets: see :func:`attention_mass`.
         start: see :func:`attention_mass`.
@@ -130,6 +133,7 @@ def attention_maps(
         >>> maps.mean.shape, maps.mass.shape
         (torch.Size([2, 12, 12]), torch.Size([2, 2]))
     """
+    model, tokens = as_model(model), as_tokens(tokens)
     if len(tokens) < 2:
         shape = tuple(tokens.shape)
         raise ValueError(f"tokens has shape {shape}: must be two sequences or more, for a spread")

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.analysis.parts import LOCK, checked, find_part, remove
+from mesaopt.tasks import Batch
 
 _MODES: "weakref.WeakKeyDictionary[nn.Module, list[bool]]" = weakref.WeakKeyDictionary()
 """Modes that the parts now in evaluation mode come back in, a stack shared by all threads: the last to
 leave restores the first."""
 
 
-def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def capture(model: AnyModel, x: Tensor | Batch, names: Sequence[str]) -> dict[str, Tensor]:
     """Run a model once and return the activations of some of its parts.
 
     The name of a module, as in :meth:`torch.nn.Module.named_modules`, means its output. An end after the
@@ -26,8 +28,9 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
     module's `forward`, in whatever order the call names its arguments. Only what this thread runs counts.
 
     Args:
-        model: any module. Its mode does not change, so call `model.eval()` first if it has dropout.
-        x: its argument.
+        model: any module, a Run or its path. The mode does not change, so call `model.eval()` first if it
+            has dropout.
+        x: its argument, or a batch, whose tokens it gets.
         names: the parts, in a list; nothing else is kept in memory.
 
     Returns:
@@ -35,6 +38,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         tuple, as attention modules of PyTorch return it, the first element.
 
     Raises:
+        TypeError: there is no model, or x is something else.
         ValueError: `names` is a single name, there is no module of that name (the nearest are listed), it
             did not run, ran more than once, gave no tensor, or was called without its first argument.
 
@@ -50,6 +54,7 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
         ...
         ValueError: names: 'block.0' is no part of the model; nearest: blocks.0, blocks.2, blocks.1
     """
+    model, x = as_model(model), as_tokens(x, "x")
     with torch.no_grad(), capturing(model, names) as activations:
         model(x)
     for name in names:
@@ -59,11 +64,11 @@ def capture(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tens
 
 
 @contextlib.contextmanager
-def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def capturing(model: AnyModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Capture activations while a model runs inside the block, for models with other arguments.
 
     Args:
-        model: any module.
+        model: any module, a Run or its path.
         names: as in :func:`capture`.
 
     Yields:
@@ -79,6 +84,7 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
         >>> activations["0"].shape
         torch.Size([2, 4])
     """
+    model = as_model(model)
     parts = {name: find_part(model, name, "names") for name in distinct(names)}
     activations: dict[str, Tensor] = {}
     busy = False  # computing a tensor runs submodules again
@@ -104,13 +110,13 @@ def capturing(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
         yield activations
 
 
-def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+def up_to(model: AnyModel, name: str) -> Callable[[Tensor], Tensor]:
     """Cut a model off after one of its parts.
 
     Later parts are not computed. Gradients flow through the part and all before it.
 
     Args:
-        model: any module.
+        model: any module, a Run or its path.
         name: of a part, as in :func:`capture`. If it runs several times, the first one counts.
 
     Returns:
@@ -126,7 +132,8 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         >>> torch.equal(first_half(x), model[1](model[0](x)))
         True
     """
-    part = find_part(model, name, "name")
+    module = as_model(model)
+    part = find_part(module, name, "name")
 
     def stop(compute: Callable[[], Any]) -> None:
         raise _Reached(compute())
@@ -134,7 +141,7 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
         handle = part.on_run(stop)
         try:
-            model(x)
+            module(x)
         except _Reached as reached:
             return checked(part.asked, reached.value)
         finally:
@@ -145,7 +152,7 @@ def up_to(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: AnyModel) -> Iterator[None]:
     """Put a model into evaluation mode for a while, so that dropout and the like do nothing.
 
     Args:
@@ -159,6 +166,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         >>> [part.training for part in model]
         [True, False]
     """
+    model = as_model(model)
     parts = list(model.modules())
     with LOCK:
         for part in parts:

@@ -18,8 +18,10 @@ from mesaopt.analysis.capture import (
     like_weights,
 )
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyModel, as_model, as_task
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
-from mesaopt.config import require_whole
+from mesaopt.config import FewShotConfig, require_whole
+from mesaopt.errors import wrong_type
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch, FewShot, FewShotBatch
 
@@ -63,8 +65,8 @@ class EarlyAscent:
 
 @differentiating()
 def tune_prompt(
-    model: nn.Module,
-    task: FewShot,
+    model: AnyModel,
+    task: FewShot | FewShotConfig,
     *,
     separator: Float[Tensor, " dim"] | None = None,
     steps: int = 5000,
@@ -111,6 +113,7 @@ def tune_prompt(
         >>> prompt.separator.shape, prompt.norms.shape
         (torch.Size([2]), torch.Size([3, 1]))
     """
+    model, task = as_model(model), _as_few_shot(task)
     for name, number in (("steps", steps), ("batch_size", batch_size), ("seed", seed)):
         require_whole(name, number)
     if steps < 1 or not 0 < learning_rate < math.inf:
@@ -149,8 +152,8 @@ def tune_prompt(
 
 
 def few_shot_losses(
-    model: Callable[[Tensor], Tensor],
-    task: FewShot,
+    model: Callable[[Tensor], Tensor] | AnyModel,
+    task: FewShot | FewShotConfig,
     prompt: TunedPrompt | None = None,
     evaluation: Evaluation = Evaluation(),
 ) -> InContextLoss:
@@ -175,7 +178,9 @@ def few_shot_losses(
         >>> list(loss.positions), round(loss.mean, 1)
         ([1, 2, 3], 1.7)
     """
-    with_room = _with_room(task, prompt)
+    with_room = _with_room(_as_few_shot(task), prompt)
+    if not callable(model):
+        model = as_model(model)
     module = model if isinstance(model, nn.Module) else None
 
     def predict(batch: Batch) -> Tensor:
@@ -231,6 +236,13 @@ def early_ascent(loss: InContextLoss) -> EarlyAscent:
 def _highest(losses: Float[Tensor, "sequence position"]) -> int:
     """Give the index after the first where the mean loss is highest."""
     return 1 + int(losses[:, 1:].mean(0).argmax())
+
+
+def _as_few_shot(task: FewShot | FewShotConfig) -> FewShot:
+    """Return the task that is meant."""
+    if not isinstance(made := as_task(task), FewShot):
+        raise wrong_type("task", made, "a FewShot, or its settings")
+    return made
 
 
 def _with_room(task: FewShot, prompt: TunedPrompt | None) -> FewShot:

@@ -1,21 +1,24 @@
 """The in-context loss: the loss of a predictor by the position in the sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, task_of
 from mesaopt.config import TokenSlot
-from mesaopt.models import Model
-from mesaopt.tasks import Batch, Task, tokens_from_states
+from mesaopt.tasks import Batch, tokens_from_states
 
 Predictor = Callable[[Batch], Tensor]
 """From a batch to predictions [batch, time, dim]."""
+AnyPredictor = Predictor | AnyModel
+"""A predictor, or a model or run that makes one."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ class InContextLoss:
         return (self.losses.mean(1).std() / len(self.losses) ** 0.5).item()
 
 
-def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
+def model_predictor(model: AnyModel, slots: tuple[TokenSlot, ...]) -> Predictor:
     """Make a predictor of a model, for batches whose tokens may have other slots.
 
     Args:
-        model: it computes in evaluation mode, on tokens of the type of its weights.
+        model: it computes in evaluation mode, on tokens of the type of its weights; or a Run or its path.
         slots: slots of the tokens it was trained on.
 
     Returns:
@@ -83,48 +86,91 @@ def model_predictor(model: Model, slots: tuple[TokenSlot, ...]) -> Predictor:
         >>> predict(make_task(config.task).sample(2, seed=0)).shape
         torch.Size([2, 50, 10])
     """
+    return _predictor(as_model(model), lambda batch: tokens_from_states(batch.observed, slots))
+
+
+def _predictor(model: nn.Module, tokens_of: Callable[[Batch], Tensor]) -> Predictor:
+    """Let a model predict from tokens of a batch, in evaluation mode and the type of its weights."""
 
     def predict(batch: Batch) -> Tensor:
-        tokens = like_weights(model, tokens_from_states(batch.observed, slots))
+        tokens = like_weights(model, tokens_of(batch))
         with evaluating(model):
             return model(tokens).to(batch.targets.device)
 
     return predict
 
 
+def _as_predictor(given: AnyPredictor, name: str) -> Predictor:
+    """Return the predictor that is meant."""
+    if callable(given) and not isinstance(given, nn.Module | type):
+        return given
+    argument = f"predictors[{name!r}]" if name else "predictors"
+    return _predictor(as_model(given, argument), lambda batch: batch.tokens)
+
+
+@overload
+def in_context_loss(
+    predictors: Mapping[str, AnyPredictor],
+    task: AnyTask | None = None,
+    evaluation: Evaluation = ...,
+) -> dict[str, InContextLoss]: ...
+
+
+@overload
+def in_context_loss(
+    predictors: AnyPredictor,
+    task: AnyTask | None = None,
+    evaluation: Evaluation = ...,
+) -> InContextLoss: ...
+
+
 @torch.no_grad()
 def in_context_loss(
-    predictors: dict[str, Predictor],
-    task: Task,
+    predictors: Mapping[str, AnyPredictor] | AnyPredictor,
+    task: AnyTask | None = None,
     evaluation: Evaluation = Evaluation(),
-) -> dict[str, InContextLoss]:
+) -> dict[str, InContextLoss] | InContextLoss:
     """Score predictors on the same fresh sequences, so that they can be compared in pairs.
 
     Args:
-        predictors: by name; each maps a batch to predictions [batch, time, dim].
-        task: source of the sequences.
+        predictors: one, or several by name. Each is a model, a Run or its path, or a function from a batch
+            to predictions [batch, time, dim]. A model computes in evaluation mode, on the tokens of the
+            task in the type of its weights.
+        task: source of the sequences, or its settings; that of the run if not given with a single one.
         evaluation: the sequences; 2560 test sequences if not given.
 
     Returns:
-        The losses of each predictor, under its name.
+        The losses of the predictor; of several, the losses of each, under its name.
+
+    Raises:
+        TypeError: a predictor or the task is something else.
+        RunError: there is no run at a path.
 
     Example:
-        >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.config import LinearSystemConfig, ModelConfig
         >>> from mesaopt.tasks import LinearSystem
+        >>> from mesaopt.models import SequenceModel
+        >>> model, task = SequenceModel(ModelConfig()), LinearSystem(LinearSystemConfig())
         >>> zero = lambda batch: torch.zeros_like(batch.targets)
-        >>> loss = in_context_loss({"zero": zero}, LinearSystem(LinearSystemConfig()))["zero"]
-        >>> round(loss.mean, 1)
+        >>> losses = in_context_loss({"untrained": model, "zero": zero}, task)
+        >>> in_context_loss(model, task).mean == losses["untrained"].mean
+        True
+        >>> round(losses["zero"].mean, 1)
         1.7
     """
+    task = task_of(predictors, task)
+    if not isinstance(predictors, Mapping):
+        return in_context_loss({"": predictors}, task, evaluation)[""]
+    functions = {name: _as_predictor(given, name) for name, given in predictors.items()}
 
     def score(batch: Batch) -> tuple[range, dict[str, Tensor]]:
-        scored = {name: batch.losses(f(batch)).float() for name, f in predictors.items()}
+        scored = {name: batch.losses(f(batch)).float() for name, f in functions.items()}
         return batch.positions, scored
 
-    losses: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    losses: dict[str, list[Tensor]] = {name: [] for name in functions}
     positions = None
     for positions, scored in evaluation.map(task, score):  # noqa: B007
         for name, values in scored.items():
             losses[name].append(values)
     # pop() frees the memory of one predictor at a time.
-    return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in predictors}
+    return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in functions}

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, differentiating, evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
 from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.config import require_count
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
-from mesaopt.models import Model, SequenceModel
+from mesaopt.models import SequenceModel
 from mesaopt.models.mixers import make_mixer
 from mesaopt.models.random import keep_global_random
 from mesaopt.progress import OnProgress
-from mesaopt.tasks import Task, generator
+from mesaopt.tasks import generator
 from mesaopt.workers import current_workers
 
 LayerPairs = tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time width"]]
@@ -65,8 +66,8 @@ class Linearization:
 
 @differentiating()
 def linearize(
-    model: Model,
-    task: Task,
+    model: AnyModel,
+    task: AnyTask,
     *,
     layers: Sequence[int] | None = None,
     steps: int = 3000,
@@ -83,8 +84,8 @@ def linearize(
     sequences, as :func:`distil` does. All layers learn from the same passes of the model.
 
     Args:
-        model: a stack of attention layers. It is not changed, and computes in evaluation mode. Linear
-            layers have the type of its weights.
+        model: a stack of attention layers, a Run or its path. It is not changed, and computes in
+            evaluation mode. Linear layers have the type of its weights.
         task: its training task.
         layers: one or more layers, counted from 0; all of them if not given.
         steps: of the optimiser, 1 or more.
@@ -114,6 +115,7 @@ def linearize(
         >>> result.layers, round(result.ratios.item(), 3)  # an untrained layer does nothing yet
         ((0,), 1.0)
     """
+    model, task = as_model(model), as_task(task)
     if not isinstance(model, SequenceModel):
         wanted = "must be a SequenceModel; use distil for parts of others"
         raise ValueError(f"model: is a {type(model).__name__}: {wanted}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mesaopt.analysis.given import AnyModel, as_model
 from mesaopt.layers import SelfAttention
 
 ReadInput = Callable[[Any, Any], Any]
@@ -34,7 +35,7 @@ LOCK = threading.RLock()
 """Guards hooks and modes, which torch does not."""
 
 
-def captured_names(model: nn.Module) -> list[str]:
+def captured_names(model: AnyModel) -> list[str]:
     """List the names that :func:`mesaopt.analysis.capture` knows in a model.
 
     Args:
@@ -48,7 +49,7 @@ def captured_names(model: nn.Module) -> list[str]:
         ['input', 'output', '0', '0.input', '0.output']
     """
     names = []
-    for name, module in model.named_modules():
+    for name, module in as_model(model).named_modules():
         if type(module).forward is nn.Module.forward:
             continue  # a list of modules never runs
         start = f"{name}." if name else ""

@@ -5,18 +5,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.analysis.parts import Part, find_part, remove
 from mesaopt.config import require_count
+from mesaopt.tasks import Batch
 
 Replacement = float | Tensor | Callable[[Tensor], Tensor]
 """What an activation is replaced by: a number, a tensor, or a function of the activation."""
 
 
 def patch(
-    model: nn.Module,
-    x: Tensor,
+    model: AnyModel,
+    x: Tensor | Batch,
     replacements: Mapping[str, Replacement],
     *,
     positions: Sequence[int] | None = None,
@@ -57,13 +59,14 @@ def patch(
         ...
         ValueError: replacements: '1.out' is no part of the model; nearest: 1.output, 1.input, 2.output
     """
+    model, x = as_model(model), as_tokens(x, "x")
     with torch.no_grad(), patching(model, replacements, positions=positions):
         return model(x)
 
 
 @contextlib.contextmanager
 def patching(
-    model: nn.Module,
+    model: AnyModel,
     replacements: Mapping[str, Replacement],
     *,
     positions: Sequence[int] | None = None,
@@ -87,6 +90,7 @@ def patching(
         ...     model(torch.ones(1, 3)).tolist()
         [[0.0, 0.0]]
     """
+    model = as_model(model)
     parts = {name: find_part(model, name, "replacements") for name in replacements}
     for position in positions or ():
         require_count("positions", position, smallest=1)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from mesaopt.analysis.capture import differentiating
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.tuning import InputMap, tuning_evaluation
 from mesaopt.config import require_whole
-from mesaopt.tasks import Batch, Task
+from mesaopt.tasks import Batch
 from mesaopt.theory import (
     ApproximateInverse,
     Context,
@@ -34,7 +35,7 @@ _SINGLE_STEP = ApproximateInverse(step_sizes=(1.0,), momenta=(0.0,))  # neither 
 
 
 def fit_polynomial(
-    task: Task,
+    task: AnyTask,
     degree: int,
     *,
     inputs: InputMap | None = None,
@@ -77,7 +78,7 @@ def fit_polynomial(
     require_whole("degree", degree)
     if not 0 <= degree <= 20:
         raise ValueError(f"degree={degree}: must be between 0 and 20")
-    each = functools.partial(tuning_evaluation(evaluation).map, task)
+    each = functools.partial(tuning_evaluation(evaluation).map, as_task(task))
     loss = _quadratic_loss(each, degree, _SINGLE_STEP, inputs, pairs)
     best = np.linalg.lstsq(loss.gram.numpy(), loss.cross.numpy(), rcond=None)[0]
     powers = Chebyshev(best, domain=[0, loss.largest]).convert(kind=Polynomial).coef
@@ -86,7 +87,7 @@ def fit_polynomial(
 
 @differentiating()
 def learn_inverse(
-    task: Task,
+    task: AnyTask,
     start: ApproximateInverse,
     *,
     inputs: InputMap | None = None,
@@ -137,7 +138,7 @@ def learn_inverse(
     if iterations < 1 or not 0 < learning_rate < math.inf:
         given = f"iterations={iterations}, learning_rate={learning_rate}"
         raise ValueError(f"{given}: must be 1 or greater, and greater than 0")
-    each = functools.partial(tuning_evaluation(evaluation).map, task)
+    each = functools.partial(tuning_evaluation(evaluation).map, as_task(task))
     loss = _quadratic_loss(each, start.degree, start, inputs, pairs)
     nodes, to_coefficients = _interpolation(start.degree, loss.largest)
     learned = torch.tensor([start.step_sizes, start.momenta], dtype=torch.float64)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
 from mesaopt.analysis.probe_targets import Target, places
 from mesaopt.config import TokenSlot, require_whole
 from mesaopt.models import SequenceModel
-from mesaopt.tasks import Batch, Task, tokens_from_states
+from mesaopt.tasks import Batch, tokens_from_states
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class ProbeData:
 
 @torch.no_grad()
 def collect_activations(
-    model: nn.Module,
-    task: Task,
+    model: AnyModel,
+    task: AnyTask,
     targets: Mapping[str, Target],
     *,
     positions: Sequence[int],
@@ -72,6 +73,7 @@ def collect_activations(
         >>> {name: tuple(features.shape) for name, features in data.features.items()}
         {'blocks.0.input': (2048, 2, 40), 'blocks.0': (2048, 2, 40)}
     """
+    model, task = as_model(model), as_task(task)
     names = stream_names(model) if names is None else distinct(names)
     if not positions or not names:
         raise ValueError("positions, names: must not be empty")
@@ -91,7 +93,7 @@ def collect_activations(
     return ProbeData(_joined(kept), _joined(wanted), tuple(positions))
 
 
-def stream_names(model: nn.Module) -> list[str]:
+def stream_names(model: AnyModel) -> list[str]:
     """List the names of the residual stream of a model, before the first layer and after each.
 
     Args:
@@ -108,6 +110,7 @@ def stream_names(model: nn.Module) -> list[str]:
         >>> stream_names(SequenceModel(ModelConfig()))
         ['blocks.0.input', 'blocks.0']
     """
+    model = as_model(model)
     if not isinstance(model, SequenceModel):
         raise ValueError(f"names=None: must be given for a {type(model).__name__}")
     return ["blocks.0.input", *(f"blocks.{layer}" for layer in range(len(model.blocks)))]

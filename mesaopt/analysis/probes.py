@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mesaopt.analysis.capture import distinct
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
 from mesaopt.analysis.probe_data import ProbeData, collect_activations, features_of, stream_names
 from mesaopt.analysis.probe_targets import Target
 from mesaopt.config import TokenSlot, require_count
 from mesaopt.progress import OnProgress
-from mesaopt.tasks import Task, squared_error
+from mesaopt.tasks import squared_error
 
 RIDGE = 1e-9
 """Default penalty of a probe, relative to the variance of each feature. Features that are copies of others
@@ -338,8 +339,8 @@ def score_probes(
 
 
 def probe_layers(
-    model: nn.Module,
-    task: Task,
+    model: AnyModel,
+    task: AnyTask,
     targets: Mapping[str, Target],
     *,
     positions: Sequence[int],
@@ -390,6 +391,7 @@ def probe_layers(
         >>> [round(table.at(target, "blocks.0", 6).r2, 1) for target in ("current", "next")]
         [1.0, -0.1]
     """
+    model, task = as_model(model), as_task(task)
     fitted, scored = _evaluations(num_fit, num_score, seed, on_progress)
     names = stream_names(model) if names is None else distinct(names)
     one = task.sample(1, seed=seed, split="validation")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mesaopt.analysis.capture import (
     check_weights,
@@ -14,8 +14,10 @@ from mesaopt.analysis.capture import (
     like_weights,
     up_to,
 )
+from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
 from mesaopt.progress import OnProgress
+from mesaopt.tasks import Batch
 from mesaopt.workers import current_workers
 
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
@@ -59,8 +61,8 @@ class Sensitivity:
 
 @differentiating()
 def sensitivity(
-    model: nn.Module,
-    tokens: Float[Tensor, "batch time token"],
+    model: AnyModel,
+    tokens: Float[Tensor, "batch time token"] | Batch,
     *,
     name: str,
     position: int,
@@ -76,7 +78,8 @@ def sensitivity(
         model: any module from tokens [batch, time, token] that autograd can differentiate, and that does
             not mix sequences. It computes in evaluation mode, in which cuDNN has no backward pass of
             recurrent layers such as nn.LSTM: those need the CPU.
-        tokens: s_1 ... s_T [batch, time, token], one sequence or more; they get the type of the weights.
+        tokens: s_1 ... s_T [batch, time, token], one sequence or more, or a batch; they get the type of the
+            weights.
         name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream after
             the first layer; it gives [batch, time, ...].
         position: k, between 1 and T.
@@ -97,6 +100,7 @@ def sensitivity(
         >>> sensitivity(model, torch.randn(5, 4, 3), name="0", position=2).curve
         tensor([0., 2., 0., 0.])
     """
+    model, tokens = as_model(model), as_tokens(tokens)
     require_whole("position", position)
     if not tokens.is_floating_point():
         raise ValueError(f"tokens: of {tokens.dtype}: must be real, to be differentiated by")

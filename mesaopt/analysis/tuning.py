@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.tasks import Batch, Task
+from mesaopt.tasks import Batch
 from mesaopt.theory import (
     Objective,
     Pairs,
@@ -48,7 +49,7 @@ class Tuned(NamedTuple):
 @torch.no_grad()
 def tune(
     family: Callable[[float], Predictor],
-    task: Task,
+    task: AnyTask,
     *,
     bounds: tuple[float, float],
     spacing: Literal["linear", "log"] = "linear",
@@ -108,7 +109,7 @@ def tune(
 @torch.no_grad()
 def tune_together(
     family: Callable[[Sequence[float]], Predictor],
-    task: Task,
+    task: AnyTask,
     *,
     number: int,
     evaluation: Evaluation = Evaluation(split="validation"),
@@ -165,7 +166,7 @@ def tune_together(
 
 
 def line_search_step_size(
-    task: Task,
+    task: AnyTask,
     *,
     num_steps: int = 1,
     objective: Objective = "sum",
@@ -209,7 +210,7 @@ def line_search_step_size(
 
 
 def tune_ridge(
-    task: Task,
+    task: AnyTask,
     *,
     inputs: InputMap | None = None,
     pairs: Pairs = "all",
@@ -277,10 +278,10 @@ def _check_search(
 
 
 def _mean_loss(
-    family: Callable[[Any], Predictor], task: Task, evaluation: Evaluation
+    family: Callable[[Any], Predictor], task: AnyTask, evaluation: Evaluation
 ) -> Callable[[Any], float]:
     """Make the function from parameters to the mean loss of the predictor on the same sequences."""
-    batches = list(tuning_evaluation(evaluation).map(task, lambda batch: batch))
+    batches = list(tuning_evaluation(evaluation).map(as_task(task), lambda batch: batch))
 
     def loss(parameters: Any) -> float:
         predict = family(parameters)

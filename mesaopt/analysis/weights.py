@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesaopt.analysis.given import AnyModel, as_model
 from mesaopt.config import ModelConfig, differences
 from mesaopt.layers import Frame, MesaLayer, SelfAttention
-from mesaopt.models import Model, SequenceModel
+from mesaopt.models import SequenceModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Compressed:
 
 
 @torch.no_grad()
-def compress(model: Model) -> Compressed:
+def compress(model: AnyModel) -> Compressed:
     """Replace every [dim, dim] block of the products of a model's weights by c times the identity.
 
     With c the mean of the block's diagonal, the nearest such block, in W_k^T W_q and P W_v of every head
@@ -77,7 +78,8 @@ def compress(model: Model) -> Compressed:
         ...
         ValueError: mixers=('mesa',): must be linear_attention alone; others are no products of weights
     """
-    config, products = _checked(model).config, _products(model)
+    checked = _checked(model)
+    config, products = checked.config, _products(checked)
     _check_divides(config.width, config.output_dim, "output_dim")
     scalars = _Products(*(_diagonal_means(x, config.output_dim) for x in products))
     blocks = _Products(*(_identity_blocks(x, config.output_dim) for x in scalars))
@@ -86,7 +88,7 @@ def compress(model: Model) -> Compressed:
 
 
 @torch.no_grad()
-def interpolate(model: Model, other: Model, weight: float = 0.5) -> SequenceModel:
+def interpolate(model: AnyModel, other: AnyModel, weight: float = 0.5) -> SequenceModel:
     """Make the model whose products of weights are weighted means of those of two models.
 
     W_k^T W_q = (1 - weight) (W_k^T W_q)_model + weight (W_k^T W_q)_other, and so for P W_v, in every head
@@ -116,16 +118,17 @@ def interpolate(model: Model, other: Model, weight: float = 0.5) -> SequenceMode
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight}: must be between 0 and 1")
-    ours, theirs = _checked(model).config, _checked(other).config
+    models = _checked(model), _checked(other, "other")
+    ours, theirs = (each.config for each in models)
     alike = replace(theirs, head_dim=ours.head_dim, initial_std=ours.initial_std)
     if changes := differences(ours, alike):
         raise ValueError(f"other: must be as model but for its heads' width ({'; '.join(changes)})")
-    pairs = zip(_products(model), _products(other), strict=True)
+    pairs = zip(*map(_products, models), strict=True)
     return _model_of(ours, _Products(*(torch.lerp(a, b, weight) for a, b in pairs)))
 
 
 @torch.no_grad()
-def product_form(model: Model) -> SequenceModel:
+def product_form(model: AnyModel) -> SequenceModel:
     """Write a model of linear self-attention with heads as wide as its stream: the same function.
 
     W_q becomes W_k^T W_q, W_v becomes P W_v, and W_k and P become the identity, in every head.
@@ -144,7 +147,8 @@ def product_form(model: Model) -> SequenceModel:
         >>> product_form(model).mixers[0].query.weight.shape
         torch.Size([120, 40])
     """
-    return _model_of(_checked(model).config, _products(model))
+    checked = _checked(model)
+    return _model_of(checked.config, _products(checked))
 
 
 def effective_coefficients(
@@ -254,8 +258,8 @@ class _Products(NamedTuple):
     output_value: Float[Tensor, "layer head row column"]
 
 
-def _products(model: Model) -> _Products:
-    layers = [mixer.head_products() for mixer in _checked(model).mixers]
+def _products(model: SequenceModel) -> _Products:
+    layers = [mixer.head_products() for mixer in model.mixers]
     key_query, output_value = (torch.stack(matrices) for matrices in zip(*layers, strict=True))
     return _Products(key_query, output_value)
 
@@ -291,12 +295,13 @@ _WANTED: dict[str, tuple[object, str]] = {
 """Settings of a model that its products of weights determine, each with the reason."""
 
 
-def _checked(model: Model) -> SequenceModel:
+def _checked(model: AnyModel, argument: str = "model") -> SequenceModel:
     """Refuse models that their products of weights do not determine."""
+    model = as_model(model, argument)
     if not isinstance(model, SequenceModel):
         kind = type(model).__name__
         raise ValueError(
-            f"model: is a {kind}: must be a SequenceModel, a stack of attention layers"
+            f"{argument}: is a {kind}: must be a SequenceModel, a stack of attention layers"
         )
     if set(model.config.mixers) != {"linear_attention"}:
         wanted = "linear_attention alone; others are no products of weights"

@@ -5,7 +5,7 @@ with :func:`to_dict`, and read back with :func:`from_dict`, which is strict: an 
 key is an error that suggests the right one.
 """
 
-from mesaopt.config.checks import require_count, require_whole
+from mesaopt.config.checks import require_config, require_count, require_whole
 from mesaopt.config.models import (
     FORGETTING_MIXERS,
     MergedAttentionConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "differences",
     "from_dict",
     "override",
+    "require_config",
     "require_count",
     "require_whole",
     "stacked",

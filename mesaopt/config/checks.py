@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal, get_args, get_origin
 
-from mesaopt.errors import ConfigError, suggest
+from mesaopt.errors import ConfigError, suggest, wrong_type
 
 _LARGEST = 2**64 - 1
 
@@ -53,6 +53,27 @@ def require_matrix(config: object, name: str, *, rows: int, columns: int) -> Non
         for j, number in enumerate(row):
             if not _fits(float, number):
                 raise ConfigError(f"{name}[{i}][{j}]={shown(number)}: must be a finite number")
+
+
+def require_config(config: object, wanted: Any, *, part: str) -> None:
+    """Check that an argument is a configuration of a kind; one that is inside of it is named."""
+    kinds = get_args(wanted) or (wanted,)
+    if isinstance(config, kinds):
+        return
+    names = " or ".join(kind.__name__ for kind in kinds)
+    article = "an" if names[0] in "AEIOU" else "a"
+    inside = next((at for at in (part, f"config.{part}") if isinstance(_at(config, at), kinds)), "")
+    hint = f", such as its .{inside}" if inside else ""
+    if isinstance(config, str):
+        hint = f", such as recipes.get({config!r}).{part} if that is a recipe"
+    raise wrong_type("config", config, f"{article} {names}{hint}")
+
+
+def _at(value: object, path: str) -> object:
+    """Follow attributes; None where one is missing."""
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def require_whole(name: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from mesaopt.errors import ConfigError
+from mesaopt.layers.checks import check_input
 from mesaopt.layers.frame import (
     CausalConvolution,
     Frame,
@@ -165,7 +166,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             return self._extend_padded(x, state, mask, cu_seqlens)
         if cu_seqlens is None:
             return self._extend(x, state)
-        self._check_width(x)
+        self._check(x, ("batch", "time"), "step takes one token")
         return self._extend(x, state, Packed.read(cu_seqlens, x))
 
     def _extend(
@@ -183,7 +184,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Extend the sequences without their padding, and fill up the outputs with zeros."""
         if cu_seqlens is not None:
             raise ValueError("mask and cu_seqlens are both given: must be one of them")
-        self._check_width(x)
+        self._check(x, ("batch", "time"), "step takes one token")
         padding = Padding.read(mask, x)
         if padding.is_none:
             return self._extend(x, state)
@@ -217,6 +218,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             >>> torch.allclose(y, layer(x)[:, 0], atol=1e-6)
             True
         """
+        self._check(x, ("batch",), "extend takes several tokens")
         inputs, recent, seen = self._read(x.unsqueeze(1), state)
         result = self.mix_step(inputs.single(), cast(Memory, state.memory))
         return self._write(result.output), LayerState(result.state, recent, seen)
@@ -351,6 +353,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Width of a query, key and value of one head."""
         return self.query.out_features // self.num_heads
 
+    def _check(self, x: Tensor, axes: tuple[str, ...], hint: str) -> None:
+        """Refuse an input of another kind, shape or type."""
+        read = self.value
+        check_input("x", x, axes, width=read.in_features, dtype=read.weight.dtype, hint=hint)
+
     def _read(
         self,
         x: Float[Tensor, "batch time width"],
@@ -358,7 +365,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         packed: Packed | None = None,
     ) -> tuple[HeadInputs, Float[Tensor, "sequence before channel"] | None, int | Tensor]:
         """Compute the inputs of the operator, the next `recent` of the state, and the tokens so far."""
-        self._check_width(x)
+        self._check(x, ("batch", "time"), "step takes one token")
         recent, seen = (None, 0) if state is None else state[1:]
         placed = x
         if self.frame.positions:
@@ -380,14 +387,6 @@ class SelfAttention(nn.Module, Generic[Memory]):
             v = normalise(v)
         log_decay, beta = (None, None) if self.gates is None else self.gates(x)
         return HeadInputs(q, k, v, log_decay, beta), recent, seen
-
-    def _check_width(self, x: Tensor) -> None:
-        width = self.value.in_features
-        if x.dim() != 3 or x.shape[-1] != width:
-            shape = tuple(x.shape)
-            raise ValueError(
-                f"x has shape {shape}: must be [batch, time, {width}], or one token of it"
-            )
 
     def _place(
         self, x: Float[Tensor, "batch time width"], seen: int | Tensor, packed: Packed | None

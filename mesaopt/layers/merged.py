@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mesaopt import ops
 from mesaopt.errors import ConfigError
+from mesaopt.layers.checks import check_input
 
 
 class MergedLinearSelfAttention(nn.Module):
@@ -85,13 +86,8 @@ class MergedLinearSelfAttention(nn.Module):
         Raises:
             ValueError: tokens have the wrong shape or type.
         """
-        width = self.key_query.shape[0]
-        if tokens.dim() != 3 or tokens.shape[-1] != width:
-            raise ValueError(
-                f"tokens has shape {tuple(tokens.shape)}: must be [batch, time, {width}]"
-            )
-        if tokens.dtype != self.key_query.dtype:
-            raise ValueError(f"tokens has type {tokens.dtype}: must be {self.key_query.dtype}")
+        width, dtype = self.key_query.shape[0], self.key_query.dtype
+        check_input("tokens", tokens, ("batch", "time"), width=width, dtype=dtype)
         queries = tokens @ _trained(self.key_query, self.trained_key_query).mT
         values = tokens @ _trained(self.output_value, self.trained_output_value).mT
         q, k, v = (x.unsqueeze(2) for x in (queries, tokens.conj(), values))  # [B,T,1,width]

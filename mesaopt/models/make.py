@@ -1,6 +1,6 @@
 """Build a model from its settings."""
 
-from mesaopt.config import MergedAttentionConfig, NetworkConfig
+from mesaopt.config import MergedAttentionConfig, NetworkConfig, require_config
 from mesaopt.models.one_layer import OneLayerModel
 from mesaopt.models.sequence import SequenceModel
 
@@ -18,10 +18,14 @@ def make_model(config: NetworkConfig, *, seed: int = 0) -> Model:
     Returns:
         The model, on the CPU.
 
+    Raises:
+        TypeError: these are no settings of a model, such as those of a whole run.
+
     Example:
         >>> sum(p.numel() for p in make_model(MergedAttentionConfig(dim=5)).parameters())
         150
     """
+    require_config(config, NetworkConfig, part="model")
     if isinstance(config, MergedAttentionConfig):
         return OneLayerModel(config, seed=seed)
     return SequenceModel(config, seed=seed)

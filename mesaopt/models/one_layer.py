@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Inexact
 from torch import Tensor, nn
 
-from mesaopt.config import MergedAttentionConfig, require_count
+from mesaopt.config import MergedAttentionConfig, require_config, require_count
 from mesaopt.errors import InitialisationWarning
 from mesaopt.layers import MergedLinearSelfAttention
 from mesaopt.models.random import keep_global_random
@@ -53,6 +53,7 @@ class OneLayerModel(nn.Module):
         dtype: torch.dtype = torch.complex64,
     ):
         super().__init__()
+        require_config(config, MergedAttentionConfig, part="model")
         self.config = config
         slots, dim = config.token_slots, config.dim
         self._current, self._previous = (

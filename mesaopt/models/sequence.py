@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from mesaopt.config import ModelConfig, require_count
+from mesaopt.config import ModelConfig, require_config, require_count
 from mesaopt.layers import CausalConvolution, SelfAttention
+from mesaopt.layers.checks import check_input
 from mesaopt.models.mixers import make_mixer
 from mesaopt.models.random import keep_global_random
 
@@ -80,6 +81,7 @@ class SequenceModel(nn.Module):
     @keep_global_random()
     def __init__(self, config: ModelConfig, *, seed: int = 0):
         super().__init__()
+        require_config(config, ModelConfig, part="model")
         self.config = config
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         embeds, reads = config.embed_dim is not None, config.readout == "linear"
@@ -126,7 +128,15 @@ class SequenceModel(nn.Module):
 
         Returns:
             Predictions [batch, time, output_dim].
+
+        Raises:
+            TypeError: tokens is no tensor.
+            ValueError: its shape or type is another.
         """
+        none = isinstance(self.embedding, nn.Identity)
+        first = self.mixers[0].value if none else cast(nn.Linear, self.embedding)
+        width, dtype = first.in_features, first.weight.dtype
+        check_input("tokens", tokens, ("batch", "time"), width=width, dtype=dtype)
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x)

@@ -46,6 +46,7 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
         torch.complex64
     """
 
+    config_type = ARProcessConfig
     batch_type = Batch
 
     def __init__(self, config: ARProcessConfig, start: Sampler | InitialStates | None = None):

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import UnionType
 from typing import Generic, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mesaopt.config import Numbers, TaskConfig, require_count
+from mesaopt.config import Numbers, TaskConfig, require_config, require_count
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.tasks.batch import Batch, Split, tokens_from_states
 from mesaopt.tasks.random import generator
@@ -44,10 +45,13 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
         ((4, 3, 8), torch.float32)
     """
 
+    config_type: type[TaskConfig] | UnionType = TaskConfig
+    """The class of the settings."""
     batch_type: type[BatchT]
     """The class of the batches."""
 
     def __init__(self, config: ConfigT):
+        require_config(config, self.config_type, part="task")
         self.config = config
 
     @property

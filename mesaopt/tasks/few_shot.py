@@ -56,6 +56,7 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
         [2, 5]
     """
 
+    config_type = FewShotConfig
     batch_type = FewShotBatch
 
     @property

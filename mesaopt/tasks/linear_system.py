@@ -45,6 +45,7 @@ class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
         True
     """
 
+    config_type = LinearSystemConfig
     batch_type = Batch
 
     def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from mesaopt.config import (
     NonlinearSystemConfig,
     PartiallyObservedConfig,
     TaskConfig,
+    require_config,
 )
 from mesaopt.tasks.ar_process import ARProcess
 from mesaopt.tasks.batch import Task
@@ -36,8 +37,12 @@ def make_task(config: TaskConfig) -> Task:
     Returns:
         The task.
 
+    Raises:
+        TypeError: these are no settings of a task, such as those of a whole run.
+
     Example:
         >>> make_task(ARProcessConfig(dim=2, length=4)).sample(3, seed=0).states.shape
         torch.Size([3, 4, 2])
     """
+    require_config(config, TaskConfig, part="task")
     return _TASKS[type(config)](config)

@@ -41,6 +41,7 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
         True
     """
 
+    config_type = NonlinearSystemConfig
     batch_type = Batch
 
     def __init__(self, config: NonlinearSystemConfig):

@@ -55,6 +55,7 @@ class PartiallyObserved(GeneratedTask[PartiallyObservedConfig, PartiallyObserved
         ((2, 50, 80), (2, 50, 5))
     """
 
+    config_type = PartiallyObservedConfig
     batch_type = PartiallyObservedBatch
 
     def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from mesaopt.config import RunConfig
 from mesaopt.tasks import make_task
 from mesaopt.training.environment import resolve_device
+from mesaopt.training.loop import as_config
 from mesaopt.training.seeds import SeedsTrainer
 from mesaopt.training.trainer import Trainer
 from mesaopt.workers import num_threads, part_size
@@ -36,12 +37,12 @@ class StepCost:
 
 
 def step_cost(
-    config: RunConfig, device: str = "auto", *, seeds: Sequence[int] | None = None
+    config: RunConfig | str, device: str = "auto", *, seeds: Sequence[int] | None = None
 ) -> StepCost:
     """Time a few steps of a run, without a folder.
 
     Args:
-        config: of the run.
+        config: of the run, or the name of a recipe.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         seeds: trained side by side; the seed of the configuration alone if not given.
 
@@ -56,6 +57,7 @@ def step_cost(
         >>> step_cost(recipes.get("lsa-1"), "cpu").parameters
         6400
     """
+    config = as_config(config)
     configs = [replace(config, seed=seed) for seed in seeds or [config.seed]]
     where = resolve_device(device)
     with contextlib.ExitStack() as stack:

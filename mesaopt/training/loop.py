@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mesaopt import files
-from mesaopt.config import RunConfig, TrainConfig
-from mesaopt.errors import InitialisationWarning, RunError, SolveError
+from mesaopt import files, recipes
+from mesaopt.config import NetworkConfig, RunConfig, TaskConfig, TrainConfig
+from mesaopt.errors import InitialisationWarning, RunError, SolveError, wrong_type
 from mesaopt.models import Model, SequenceModel, make_model
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
@@ -94,7 +94,7 @@ def run_name(config: RunConfig) -> str:
 
 
 def train(
-    config: RunConfig,
+    config: RunConfig | str,
     out: str | Path,
     *,
     resume: bool = False,
@@ -108,7 +108,7 @@ def train(
     that has ended is loaded, not repeated.
 
     Args:
-        config: what to train.
+        config: what to train, or the name of a recipe, such as "lsa-1".
         out: folder of the run, new or empty unless resumed.
         resume: continue the run in `out` if there is one.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
@@ -118,6 +118,8 @@ def train(
         The trained model with its metrics.
 
     Raises:
+        TypeError: config is something else, such as settings of a model alone.
+        ConfigError: there is no such recipe.
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
         DivergedError: the loss is no longer a number.
 
@@ -131,12 +133,31 @@ def train(
         >>> [line["step"] for line in run.metrics]
         [0, 2]
     """
-    where = resolve_device(device)
+    config, where = as_config(config), resolve_device(device)
     folder = RunFolder.open(files.as_path(out), config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
             train_in(folder, where, on_step=on_step)
     return load_run(folder.path, device=device)
+
+
+def as_config(config: RunConfig | str, argument: str = "config") -> RunConfig:
+    """Return the settings that are meant: those of a run, or of a recipe.
+
+    Raises:
+        TypeError: they are of something else.
+        ConfigError: there is no such recipe.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, str):
+        return recipes.get(config)
+    hint = ", such as its .config" if isinstance(config, Run) else ""
+    parts = {"model": NetworkConfig, "task": TaskConfig, "train": TrainConfig}
+    for part, kinds in parts.items():
+        if isinstance(config, kinds):
+            hint = f", such as RunConfig(recipe='mine', {part}=...)"
+    raise wrong_type(argument, config, f"a RunConfig or the name of a recipe{hint}")
 
 
 def load_run(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:

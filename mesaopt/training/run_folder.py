@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mesaopt import files, json_files
+from mesaopt import files, json_files, recipes
 from mesaopt.config import RunConfig, differences, from_dict, to_dict
 from mesaopt.errors import RunError
 from mesaopt.training import environment
@@ -148,6 +148,7 @@ class RunFolder:
             ConfigError: a key is unknown or missing, or a value is wrong.
         """
         path = self.path / "config.json"
+        _refuse_other_folders(self.path)
         return from_dict(RunConfig, json_files.read(path), where=str(path))
 
     @property
@@ -429,6 +430,27 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
             "settings, others need a new folder"
         )
     return True
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """Say which run may be meant where a folder holds several, or results."""
+    if str(path).startswith("zoo:"):
+        name = str(path).removeprefix("zoo:")
+        raise RunError(f"run={str(path)!r}: mesaopt.load({name!r}) gives this model")
+    config, holds, inside = path / "config.json", "runs", path
+    if files.exists(config):
+        settings = json_files.read(config)
+        if not isinstance(settings, dict) or "what" not in settings:
+            return
+        holds, inside = "results", path / "runs"
+    runs = [name for name in files.names(inside) if files.exists(inside / name / "config.json")]
+    if not files.exists(path) and str(path) in recipes.RECIPES:
+        where = f"the trained model of the recipe is zoo:{path}, or mesaopt.load({str(path)!r})"
+        raise RunError(f"run={str(path)!r}: there is no such folder; {where}")
+    if not runs and holds == "runs":
+        return
+    example = f", such as {inside / runs[0]}" if runs else "; mesaopt.load gives trained ones"
+    raise RunError(f"run={str(path)!r}: holds {holds}: must be the folder of one run{example}")
 
 
 def _check_facts(path: Path, facts: Mapping[str, str], step: int) -> float:

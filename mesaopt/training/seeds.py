@@ -21,6 +21,7 @@ from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.loop import (
     OnStep,
     Run,
+    as_config,
     as_diverged_error,
     evaluation_steps,
     load_run,
@@ -75,6 +76,7 @@ def train_seeds(
         >>> [run.config.seed for run in runs]
         [0, 1]
     """
+    configs = [as_config(config, f"configs[{i}]") for i, config in enumerate(configs)]
     paths = [files.as_path(out) for out in outs]
     _check(configs, paths)
     where = resolve_device(device)
@@ -113,6 +115,7 @@ def seed_batches(configs: Sequence[RunConfig], device: str = "auto") -> list[lis
         >>> [len(group) for group in seed_batches(configs, "cpu")]
         [1, 1]
     """
+    configs = [as_config(config, f"configs[{i}]") for i, config in enumerate(configs)]
     together = resolve_device(device).type == "cuda" and isinstance(configs[0].model, ModelConfig)
     return [list(configs)] if together else [[config] for config in configs]
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from mesaopt.analysis.capture import evaluating
 from mesaopt.analysis.diagnosis.algorithms import Algorithm, check_algorithms
 from mesaopt.analysis.diagnosis.candidates import NUM_CANDIDATES, Candidate, fit_candidates
@@ -26,9 +24,9 @@ from mesaopt.analysis.diagnosis.shifts import DistributionShift, distribution_sh
 from mesaopt.analysis.diagnosis.verdict import Agreement, ShiftResult, Verdict, judge
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, task_of
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.progress import OnProgress
-from mesaopt.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ class Diagnosis:
 
 
 def diagnose(
-    model: nn.Module,
-    task: Task,
+    model: AnyModel,
+    task: AnyTask | None = None,
     *,
     algorithms: Sequence[Algorithm] = (),
     names: Sequence[str] | None = None,
@@ -112,8 +110,8 @@ def diagnose(
 
     Args:
         model: any module from tokens [batch, time, token] to predictions [batch, time, dim], on the CPU;
-            position t may depend on tokens up to t only.
-        task: its training task: a :class:`mesaopt.tasks.LinearSystem`, or a
+            position t may depend on tokens up to t only. Or a Run or its path.
+        task: its training task, that of the run if not given: a :class:`mesaopt.tasks.LinearSystem`, or a
             :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five stacked observations.
         algorithms: of your own, compared with the model like the built-in ones: their parameters are fitted
             to it, and an optimizer among them can be the reason for a "yes".
@@ -127,6 +125,7 @@ def diagnose(
         The diagnosis; `.verdict.answer` is "yes", "no" or "unclear".
 
     Raises:
+        TypeError: there is no model or no task.
         ValueError: the task is not covered; the model fails on its tokens, returns something other than
             predictions, or depends on later tokens, or one of the algorithms does; two algorithms share a
             name; there is no such layer; or num_sequences is less than 1.
@@ -149,6 +148,7 @@ def diagnose(
         ('yes', '1 gradient step')
     """
     test = Evaluation(num_sequences=num_sequences, seed=seed)
+    model, task = as_model(model), task_of(model, task)
     problem = regression_of(task)
     with evaluating(model):
         predict = checked_predictor(model, problem.task)
