@@ -78,9 +78,9 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     commands = {_dashed(kind.__name__): kind for kind in get_args(Command)}
     if not arguments or arguments[0] not in commands:
         return
-    known = ["--help", *_options(commands[arguments[0]])]
+    known = _options(commands[arguments[0]])
     for option in (argument.split("=")[0] for argument in arguments[1:]):
-        if not option.startswith("--") or option.replace("_", "-") in known:
+        if not option.startswith("--") or option.replace("_", "-") in (*known, "--help"):
             continue
         if "--set" in known and (setting := _setting(option, arguments[1])):
             raise ConfigError(f"{option}: is a setting: write --set {setting}=VALUE")

@@ -1,6 +1,7 @@
-"""What is given in the place of something else works where its meaning is plain, and else gets a sentence."""
+"""A wrong type works where its meaning is plain, and else gets a sentence."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,8 @@ def test_diagnose_takes_a_run_or_its_path(run: Run, monkeypatch: pytest.MonkeyPa
         assert task.config == run.config.task
         raise ValueError("stopped by the test")
 
-    monkeypatch.setattr("mesaopt.analysis.diagnosis.diagnose.regression_of", stop)
+    module = sys.modules["mesaopt.analysis.diagnosis.diagnose"]  # the function has this name, too
+    monkeypatch.setattr(module, "regression_of", stop)
     for model, task in ((run, None), (RUN, None), (str(RUN), run.config.task)):
         with pytest.raises(ValueError, match="stopped by the test"):
             analysis.diagnose(model, task)
@@ -386,7 +388,7 @@ def test_a_folder_of_something_else_than_a_run_gets_its_sentence(
             ("reproduce", "core", "--form", "x"),
             "--form: is no option of mesaopt reproduce; did you",
         ),
-        (("list", "--steps"), "--steps: is no option of mesaopt list; allowed: --help, --json"),
+        (("list", "--steps"), "--steps: is no option of mesaopt list; allowed: --json"),
     ],
 )
 def test_an_unknown_option_is_not_one_of_another_command(
