@@ -236,7 +236,7 @@ def test_a_model_that_fails_leaves_no_hooks() -> None:
     model, _ = make()
     with pytest.raises(ValueError, match="tokens has shape"):
         capture(model, torch.zeros(2, 7, 5), ["blocks.1", "blocks.0.mixer.attention"])
-    with pytest.raises(ValueError, match="x has shape"):
+    with pytest.raises(ValueError, match="tokens has shape"):
         up_to(model, "blocks.1")(torch.zeros(2, 7, 5))
     assert hooks_of(model) == 0
 

@@ -256,7 +256,7 @@ def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
     cases = [
         (lambda: layer(x[0]), r"x has shape \(3, 6\): must be \[batch, time, 6\]"),
         (lambda: layer(x[..., :5]), r"x has shape \(2, 3, 5\): must be \[batch, time, 6\]"),
-        (lambda: layer.step(x[0, 0], state), r"x has shape \(6, 1\): must be"),
+        (lambda: layer.step(x[0, 0], state), r"x has shape \(6,\): must be"),
         (
             lambda: layer.extend(x, layer.init_state(3)),
             r"state.recent has shape \(3, 3, 30\): must be \(2, 3, 30\)",
