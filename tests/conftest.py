@@ -1,9 +1,11 @@
 """Fixtures of all tests: one thread per worker, a run and results small enough for a test."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 import toy_study
@@ -19,6 +21,21 @@ from mesaopt.papers.uncovering2023 import core
 # Examples that are slow on a busy machine are not wrong.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Leave shapes unchecked in long tests and those of studies, where it is up to half of the time.
+
+    They are checked in the tests of the modules that studies are made of.
+    """
+    long = item.get_closest_marker("slow") or "papers" in item.path.parts
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", bool(long or before))
+    try:
+        return (yield)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,6 +7,7 @@ A :class:`Figure` is a declaration. :func:`save_figure` measures its panels and 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -22,6 +23,9 @@ from mesaopt.papers.plots import style
 from mesaopt.papers.rows import PanelData, read_table, table
 
 L = TypeVar("L", bound=Laboratory)
+
+FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Endings of the files of a drawing, and metadata that would differ every time and are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,15 +228,16 @@ def draw_figure(figure: Figure[Any], name: str, folder: Path) -> None:
         RunError: the numbers are missing or damaged, or the disk is full.
     """
     drawing = draw(figure, _read_panels(folder, name))
-
-    def save(path: Path, **metadata: Any) -> None:
-        transparent = path.suffix == ".svg"  # it takes the colour of its page
-        with style():
-            drawing.savefig(path, metadata=metadata, transparent=transparent)
-
-    files.write(folder / f"{name}.png", lambda path: save(path, Software=None))
-    files.write(folder / f"{name}.svg", lambda path: save(path, Date=None))
-    files.write(folder / f"{name}.pdf", lambda path: save(path, CreationDate=None))
+    with style():
+        if layout := drawing.get_layout_engine():  # once, and not again for each of the files
+            layout.execute(drawing)
+            drawing.set_layout_engine("none")
+        for ending, metadata in FORMATS.items():
+            transparent = ending == "svg"  # it takes the colour of its page
+            files.write(
+                folder / f"{name}.{ending}",
+                partial(drawing.savefig, metadata=metadata, transparent=transparent),
+            )
 
 
 def _settings(figure: Figure[L], lab: L) -> dict[str, Any]:
