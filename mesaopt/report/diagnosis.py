@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mesaopt.analysis import Estimate
-from mesaopt.analysis.diagnosis import Agreement, Diagnosis, Learning, ProbeResults, ShiftResult
+from mesaopt.analysis.diagnosis import (
+    Agreement,
+    Diagnosis,
+    Learning,
+    ProbeResults,
+    Rates,
+    ShiftResult,
+)
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
 
 QUESTION = "Is there a mesa-optimizer in {}?"
@@ -48,6 +55,7 @@ def sections(diagnosis: Diagnosis) -> list[Section]:
         _algorithms(diagnosis),
         _shifts(diagnosis),
         _probes(diagnosis.probes),
+        _rates(diagnosis.rates),
         _control(diagnosis),
     ]
     return [part for part in parts if part is not None]
@@ -206,6 +214,32 @@ def _probe_sentences(probes: ProbeResults) -> Iterator[str]:
         "A probe shows that a layer contains a variable, not that the model uses it: the verdict does not "
         "depend on probes."
     )
+
+
+def _rates(rates: Rates | None) -> Section | None:
+    if rates is None:
+        return None
+    sentences = {
+        "linear": "Gradient steps grow linearly with the depth.",
+        "exponential": "Gradient steps grow exponentially with the depth, as in Newton's method.",
+        "unclear": "That gradient steps grow linearly or exponentially with the depth is not clear.",
+    }
+    summary = (
+        "Steps whose predictions are nearest to those of a linear readout of each layer, up to a factor, "
+        "with the largest step size that is safe everywhere. " + sentences[rates.growth]
+    )
+    rows = [
+        {
+            "layer": label(layer.layer),
+            "gradient steps": str(layer.gradient_steps) if layer.matched else "no match",
+            "explain": share(layer.gradient),
+            "Newton steps": str(layer.newton_steps) if layer.matched else "no match",
+            "explain of it": share(layer.newton),
+            "of the next state": share(layer.readout),
+        }
+        for layer in rates.layers
+    ]
+    return Section("How many steps is each layer worth?", summary, rows)
 
 
 def _control(diagnosis: Diagnosis) -> Section | None:

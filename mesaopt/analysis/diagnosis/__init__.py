@@ -3,6 +3,7 @@
 from mesaopt.analysis.diagnosis.algorithms import Algorithm
 from mesaopt.analysis.diagnosis.diagnose import Diagnosis, diagnose
 from mesaopt.analysis.diagnosis.evidence import Learning, Memory, ProbeResult, ProbeResults
+from mesaopt.analysis.diagnosis.rates import LayerSteps, Rates
 from mesaopt.analysis.diagnosis.verdict import Agreement, Condition, ShiftResult, Verdict
 
 __all__ = [
@@ -10,10 +11,12 @@ __all__ = [
     "Algorithm",
     "Condition",
     "Diagnosis",
+    "LayerSteps",
     "Learning",
     "Memory",
     "ProbeResult",
     "ProbeResults",
+    "Rates",
     "ShiftResult",
     "Verdict",
     "diagnose",

@@ -26,6 +26,9 @@ from mesaopt.theory import (
     ridge_least_squares,
 )
 
+LEAST_SQUARES = "ridge least squares"
+"""Name of the candidate whose parameter is the ridge."""
+
 _TUNING_SEQUENCES = 512
 _FITTING_SEQUENCES = 2560
 _STEPS = range(1, 7)
@@ -230,7 +233,7 @@ class _Fitter:
             inputs = self._mapped(batch.observed)
             return ridge_least_squares(batch.observed, ridge=ridge, inputs=inputs)
 
-        return Candidate("ridge least squares", "optimizer", {"ridge": ridge}, 1, predict)
+        return Candidate(LEAST_SQUARES, "optimizer", {"ridge": ridge}, 1, predict)
 
     def own(self, algorithm: Algorithm) -> Candidate:
         """Fit the parameters of an algorithm of the user's own."""

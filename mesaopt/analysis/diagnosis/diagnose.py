@@ -7,7 +7,12 @@ from typing import Any
 
 from mesaopt.analysis.capture import evaluating
 from mesaopt.analysis.diagnosis.algorithms import Algorithm, check_algorithms
-from mesaopt.analysis.diagnosis.candidates import NUM_CANDIDATES, Candidate, fit_candidates
+from mesaopt.analysis.diagnosis.candidates import (
+    LEAST_SQUARES,
+    NUM_CANDIDATES,
+    Candidate,
+    fit_candidates,
+)
 from mesaopt.analysis.diagnosis.evidence import (
     PROBE_BATCHES,
     Learning,
@@ -18,6 +23,7 @@ from mesaopt.analysis.diagnosis.evidence import (
     probe_model,
 )
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget, checked_predictor
+from mesaopt.analysis.diagnosis.rates import RATE_BATCHES, Rates, matched_steps
 from mesaopt.analysis.diagnosis.regression import regression_of
 from mesaopt.analysis.diagnosis.scores import Scores, nearest, score
 from mesaopt.analysis.diagnosis.shifts import DistributionShift, distribution_shifts, supported
@@ -53,6 +59,8 @@ class Diagnosis:
     """Shifts whose sequences the model cannot process, such as longer ones; none that count."""
     probes: ProbeResults | None
     """Probes of the layers; None where no layers are known."""
+    rates: Rates | None
+    """Steps of gradient descent and of Newton's method by layer; None where no layers are known."""
     memory: Memory | None
     """The negative control, for a model trained on a single system."""
     num_sequences: int
@@ -104,7 +112,7 @@ def diagnose(
 
     with the model's predictions f, the algorithm's predictions g and the next states y. This is repeated,
     with the same parameters, on states that are rescaled and damped. Linear probes show the content of
-    layers.
+    layers, and linear readouts of them are matched with numbers of steps.
 
     Every sequence has a new system, also for a model that was trained on a single one.
 
@@ -115,8 +123,9 @@ def diagnose(
             :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five stacked observations.
         algorithms: of your own, compared with the model like the built-in ones: their parameters are fitted
             to it, and an optimizer among them can be the reason for a "yes".
-        names: layers to be probed, first to last, as in :func:`mesaopt.analysis.capture`. The residual
-            stream of a :class:`mesaopt.models.SequenceModel` if not given, and no layer of other modules.
+        names: layers to be probed and matched, first to last, as in :func:`mesaopt.analysis.capture`. The
+            residual stream of a :class:`mesaopt.models.SequenceModel` if not given, and no layer of other
+            modules.
         num_sequences: test sequences, rounded up to whole batches of 256.
         seed: of all sequences.
         on_progress: called with the finished and the total number of batches and fits.
@@ -161,6 +170,10 @@ def diagnose(
         candidates = fit_candidates(
             target, problem.inputs, algorithms, seed=seed, on_progress=progress.advance
         )
+        ridge = next(c for c in candidates if c.name == LEAST_SQUARES).parameters["ridge"]
+        rates = matched_steps(
+            model, problem, names, ridge=ridge, seed=seed, on_progress=progress.advance
+        )
         scores = score(predict, candidates, problem.task, test)
         optimizer = nearest(scores, [c for c in candidates if c.kind == "optimizer"])
         shifted = tuple(_shifted(predict, one, optimizer, candidates, test) for one in shifts)
@@ -183,6 +196,7 @@ def diagnose(
         shifts=shifted,
         skipped=skipped,
         probes=probes,
+        rates=rates,
         memory=memory,
         num_sequences=len(scores.size),
     )
@@ -237,7 +251,7 @@ def _agreements(scores: Scores, candidates: Sequence[Candidate]) -> tuple[Agreem
 def _amount(evaluation: Evaluation, num_shifts: int, num_algorithms: int) -> int:
     """Count the pieces of work, which take about the same time each."""
     candidates = NUM_CANDIDATES + num_algorithms
-    return candidates + PROBE_BATCHES + (1 + num_shifts) * evaluation.num_batches
+    return candidates + RATE_BATCHES + PROBE_BATCHES + (1 + num_shifts) * evaluation.num_batches
 
 
 class _Progress:

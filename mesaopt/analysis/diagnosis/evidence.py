@@ -206,10 +206,7 @@ def probe_model(
     Raises:
         ValueError: there is no such layer.
     """
-    if names is None:
-        if not isinstance(model, SequenceModel):
-            return None
-        names = stream_names(model)
+    names = layers_of(model, names)
     if not names:
         return None
     config = problem.task.config
@@ -238,6 +235,13 @@ def probe_model(
         for (target, name, position), score in table.scores.items()
     )
     return ProbeResults(tuple(names), _input_offsets(config.token_slots), results)
+
+
+def layers_of(model: nn.Module, names: Sequence[str] | None) -> Sequence[str]:
+    """List the layers to look into: those given, or the residual stream of a SequenceModel, or none."""
+    if names is None:
+        return stream_names(model) if isinstance(model, SequenceModel) else ()
+    return names
 
 
 PROBE_BATCHES = 3 * _PROBE_SEQUENCES // 2 // EVALUATION_BATCH
