@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from helpers import exit_status
 
 import mesaopt
 from mesaopt import analysis, recipes, training
-from mesaopt.config import FewShotConfig, LinearSystemConfig, ModelConfig, TrainConfig
+from mesaopt.config import (
+    ARProcessConfig,
+    FewShotConfig,
+    LinearSystemConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from mesaopt.errors import RunError
 from mesaopt.layers import MergedLinearSelfAttention, MesaLayer, SoftmaxSelfAttention
 from mesaopt.models import OneLayerModel, SequenceModel, make_model
-from mesaopt.tasks import FewShot, LinearSystem, make_task
+from mesaopt.tasks import ARProcess, FewShot, LinearSystem, make_task
 from mesaopt.training import Run, RunFolder, load_run, train
 from mesaopt.zoo import FOLDER
 
@@ -249,6 +256,29 @@ def test_a_task_is_made_of_its_own_settings(make: Callable[[Any], Any], run: Run
         make(run.config)
     with pytest.raises(TypeError, match="^config is a Run: must be .*, such as its .config.task$"):
         make(run)
+
+
+@pytest.mark.parametrize("name", recipes.TASKS)
+def test_a_task_takes_settings_by_keyword_or_a_config(name: str) -> None:
+    config = recipes.TASKS[name]
+    task = type(make_task(config))
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    assert task(**settings).config == config
+    longer = config.length + 1
+    assert task(config, length=longer).config == replace(config, length=longer)
+    assert task().config == type(config)()
+    with pytest.raises(
+        ValueError, match="^lenght: is no setting of this task; did you mean 'length'"
+    ):
+        task(lenght=7)
+    with pytest.raises(ValueError, match="^length=0: must be"):
+        task(length=0)
+
+
+def test_a_keyword_names_the_start_of_an_autoregressive_process() -> None:
+    by_name, by_config = ARProcess(start="full_one"), ARProcess(ARProcessConfig(start="full_one"))
+    assert by_name.config == by_config.config
+    assert torch.equal(by_name.sample(2, seed=0).states, by_config.sample(2, seed=0).states)
 
 
 def test_train_takes_the_name_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

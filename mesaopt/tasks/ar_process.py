@@ -10,7 +10,7 @@ from jaxtyping import Complex
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mesaopt.config import ARProcessConfig
+from mesaopt.config import ARProcessConfig, StartName
 from mesaopt.tasks.base import GeneratedTask, Streams, check_sample, streams_of
 from mesaopt.tasks.batch import Batch, Split
 from mesaopt.tasks.distributions import InitialStates, SampledStates, Sampler
@@ -29,7 +29,7 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
 
     Args:
         config: dimension, length, distribution of x_1 and token layout.
-        start: the distribution of x_1, in place of the configuration's: a
+        start: the distribution of x_1, in place of the configuration's: a name, a
             :class:`mesaopt.tasks.InitialStates`, or a function of a NumPy generator, a count and a
             dimension that returns states [count, dim].
 
@@ -49,10 +49,17 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
     config_type = ARProcessConfig
     batch_type = Batch
 
-    def __init__(self, config: ARProcessConfig, start: Sampler | InitialStates | None = None):
-        super().__init__(config)
+    def __init__(
+        self,
+        config: ARProcessConfig | None = None,
+        start: Sampler | InitialStates | StartName | None = None,
+        **settings: Any,
+    ):
+        if isinstance(start, str):
+            settings["start"], start = start, None
+        super().__init__(config, **settings)
         if start is None:
-            self.start = initial_states(config.start, scale=config.start_scale)
+            self.start = initial_states(self.config.start, scale=self.config.start_scale)
         else:
             self.start = start if isinstance(start, InitialStates) else SampledStates(start)
 

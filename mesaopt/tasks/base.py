@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields, replace
 from types import UnionType
-from typing import Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -28,7 +29,12 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
     tokens show s_1 ... s_T as `config.token_slots` says (:func:`mesaopt.tasks.tokens_from_states`).
 
     Args:
-        config: settings of the task.
+        config: settings of the task; the defaults if not given.
+        settings: some of them by keyword, instead of a config or to change one: `LinearSystem(dim=4)`.
+
+    Raises:
+        TypeError: config is something else, such as the settings of a whole run.
+        ConfigError: there is no setting of that name, or a value is out of range.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -50,9 +56,14 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
     batch_type: type[BatchT]
     """The class of the batches."""
 
-    def __init__(self, config: ConfigT):
-        require_config(config, self.config_type, part="task")
-        self.config = config
+    def __init__(self, config: ConfigT | None = None, **settings: Any):
+        defaults = self.config_type() if isinstance(self.config_type, type) else None
+        given = cast(ConfigT, defaults if config is None else config)
+        require_config(given, self.config_type, part="task")
+        for name in settings:
+            if name not in (known := [field.name for field in fields(given)]):
+                raise ConfigError(f"{name}: is no setting of this task; {suggest(name, known)}")
+        self.config: ConfigT = replace(given, **settings) if settings else given
 
     @property
     def scored(self) -> slice:

@@ -40,7 +40,7 @@ class LinearSystem(GeneratedTask[LinearSystemConfig, Batch]):
         >>> batch = task.sample(2, seed=0)
         >>> tuple(batch.tokens.shape), tuple(batch.targets.shape)
         ((2, 5, 12), (2, 5, 3))
-        >>> fixed = LinearSystem(LinearSystemConfig(dim=3, length=5, transition="fixed"))
+        >>> fixed = LinearSystem(dim=3, length=5, transition="fixed")
         >>> bool((fixed.sample(1, seed=0).transition == fixed.sample(1, seed=1).transition).all())
         True
     """

@@ -44,8 +44,9 @@ class NonlinearSystem(GeneratedTask[NonlinearSystemConfig, Batch]):
     config_type = NonlinearSystemConfig
     batch_type = Batch
 
-    def __init__(self, config: NonlinearSystemConfig):
-        super().__init__(config)
+    def __init__(self, config: NonlinearSystemConfig | None = None, **settings: Any):
+        super().__init__(config, **settings)
+        config = self.config
         if config.teacher_hidden is not None:
             self._first = np.array(config.teacher_hidden, dtype=np.float64)
             self._second = np.array(config.teacher_output, dtype=np.float64)
