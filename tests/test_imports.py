@@ -1,6 +1,8 @@
 """Data flows one way, and so do imports."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import mesaopt
 
 ROOT = Path(mesaopt.__file__).parent
+INIT = ROOT / "__init__.py"
 
 # What each part of the package may import besides itself. `base` is what everything may.
 BASE = {"errors", "config", "files", "json_files", "progress", "workers"}
@@ -40,7 +43,7 @@ ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)
 ALLOWED["cli"] = {"errors", "arguments", "commands", "config", "recipes"}
 ALLOWED["__main__"] = {"cli"}
-ALLOWED["__init__"] = set()
+ALLOWED["__init__"] = set(ALLOWED)  # for type checkers, and on first use
 
 
 def part_of(path: Path) -> str:
@@ -115,8 +118,28 @@ def test_the_parser_needs_neither_torch_nor_matplotlib() -> None:
 
 
 def test_submodules_load_on_first_use() -> None:
-    code = "import mesaopt; print(mesaopt.recipes.get('lsa-1').seed, 'theory' in dir(mesaopt))"
+    code = (
+        "import sys, mesaopt; print(mesaopt.recipes.get('lsa-1').seed, 'theory' in dir(mesaopt));"
+        "print('torch' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["0", "True"]
+    assert out.stdout.split() == ["0", "True", "False"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mesaopt.nothing
+
+
+def test_every_name_of_the_top_level_is_there_and_documented() -> None:
+    for name in mesaopt.__all__:
+        assert name in dir(mesaopt)
+        assert getattr(mesaopt, name).__doc__, name
+    assert mesaopt.train is mesaopt.training.train
+    assert mesaopt.load("lsa-1").config.recipe == "lsa-1"
+    shown = pydoc.plain(pydoc.render_doc(mesaopt))
+    for name in ("train", "load_run", "diagnose", "MesaLayer"):
+        assert re.search(rf"^    (class )?{name}\(", shown, re.MULTILINE), name
+
+
+def test_type_checkers_see_every_name_of_the_top_level() -> None:
+    (block,) = (node for node in ast.parse(INIT.read_text()).body if isinstance(node, ast.If))
+    seen = {alias.name for line in block.body for alias in line.names}
+    assert seen == set(mesaopt.__all__)
