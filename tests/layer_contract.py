@@ -106,7 +106,8 @@ class LayerContract:
         inputs, maps = layer.head_inputs(x), layer.attention_map(x)
         assert maps.shape == (BATCH, HEADS, TIME, TIME)
         assert (maps.triu(1) == 0).all()
-        mixed = torch.einsum("bhts,bshv->bthv", maps, inputs.v)
+        values = inputs.v.repeat_interleave(HEADS // inputs.v.shape[2], dim=2)
+        mixed = torch.einsum("bhts,bshv->bthv", maps, values)
         assert_close(mixed, layer.mix(inputs, None).output)
         normed = mixed if layer.head_norm is None else layer.head_norm(mixed)
         assert_close(layer.output(normed.flatten(-2)), layer(x))
@@ -203,7 +204,7 @@ class LayerContract:
 
     def test_every_argument_changes_something(self, case: Case) -> None:
         sizes = {"width": WIDTH + 2, "num_heads": HEADS + 1, "head_dim": DIM + 1}
-        changes = sizes | case.changes
+        changes = sizes | {"num_key_value_heads": 1} | case.changes
         # What happens on failure shows in `test_the_solver_obeys`.
         assert set(changes) == set(inspect.signature(case.build).parameters) - {"on_failure"}
         layer, x = case.make(torch.float32), draw(torch.float32)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from layer_contract import BATCH, WIDTH, Case, assert_close, draw
+from layer_contract import BATCH, DIM, HEADS, WIDTH, Case, assert_close, draw
 from torch import Tensor
 
 from mesaopt.layers import LayerState
+from mesaopt.ops import KeyValueState
 
 # Several chunks, one token, none, part of a chunk; then others.
 FIRST, SECOND = (67, 1, 0, 9), (2, 66, 3, 0)
@@ -30,6 +31,16 @@ def padded(mask: Tensor) -> Tensor:
     """Draw a batch whose padding would spoil everything that it reached."""
     x = draw(time=3 * 70).flatten(0, 1)[: 3 * 70].reshape(3, 70, WIDTH)
     return x.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
+
+
+def repeated(name: str, x: Tensor) -> Tensor:
+    """Repeat a parameter of one key-value head for every head."""
+    if name == "convolution.weight":
+        q, k, v = x.split([HEADS * DIM, DIM, DIM])
+        return torch.cat([q, k.repeat(HEADS, 1), v.repeat(HEADS, 1)])
+    if name.split(".")[0] in ("key", "value", "gates"):
+        return torch.cat([x] * HEADS)
+    return x
 
 
 def offsets(lengths: Sequence[int]) -> Tensor:
@@ -187,3 +198,27 @@ class SequenceContract:
         wanted, end = layer.extend(x)
         assert torch.equal(y, wanted)
         assert_same(state, end)
+
+    def test_queries_may_share_keys_values_and_states(self, case: Case) -> None:
+        layer, full = case.make(num_key_value_heads=1), case.make(num_key_value_heads=HEADS)
+        copied = {name: repeated(name, x) for name, x in layer.named_parameters()}
+        full.load_state_dict(copied)
+        x = draw(time=67)
+        (y, state), (wanted, end) = layer.extend(x), full.extend(x)
+        assert_close(y, wanted)
+        for found, right in zip(state.memory, end.memory, strict=True):
+            pairs = isinstance(state.memory, KeyValueState)
+            heads = 2 if pairs else 1
+            if isinstance(found, Tensor) and right.any():
+                assert pairs or found.untyped_storage().nbytes() == found.nbytes
+                assert_close(found, right.narrow(heads, 0, 1))
+        (more, state), (right, end) = layer.extend(x[:, :5], state), full.extend(x[:, :5], end)
+        assert_close(more, right)
+        assert_close(layer.step(x[:, 0], state)[0], full.step(x[:, 0], end)[0])
+        upstream = torch.randn_like(y)
+        slopes = torch.autograd.grad(y, list(layer.parameters()), upstream)
+        rights = torch.autograd.grad(wanted, list(full.parameters()), upstream)
+        for name, slope, right in zip(copied, slopes, rights, strict=True):
+            parameter = torch.zeros_like(slope, requires_grad=True)
+            (wanted,) = torch.autograd.grad(repeated(name, parameter), parameter, right)
+            assert_close(slope, wanted)

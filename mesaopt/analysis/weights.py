@@ -222,7 +222,8 @@ def effective_ridges(layer: MesaLayer, *, dim: int, slot: int) -> Float[Tensor, 
         raise ValueError(f"dim={dim}: must be at most {layer.head_dim}, the width of a key")
     if layer.frame != Frame() or ridge.dim() != 1:
         raise ValueError("layer: must have one ridge per head, and keys without positions or norms")
-    keys = layer.key.weight.double().unflatten(0, (layer.num_heads, layer.head_dim))
+    keys = layer.key.weight.double().unflatten(0, (layer.num_key_value_heads, layer.head_dim))
+    keys = keys.repeat_interleave(layer.num_heads // layer.num_key_value_heads, dim=0)
     keys = keys[..., slot * dim : (slot + 1) * dim]  # [H,K,D]
     return ridge[:, None] / torch.linalg.eigvalsh(keys.mT @ keys).flip(-1)
 

@@ -5,7 +5,7 @@ The base class of all layers is here. :mod:`mesaopt.layers.frame` has the parts 
 """
 
 from collections.abc import Collection
-from typing import Generic, Protocol, TypeVar, cast
+from typing import ClassVar, Generic, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,10 +24,8 @@ from mesaopt.layers.frame import (
     sinusoids,
 )
 from mesaopt.layers.packed import Packed, Padding
-from mesaopt.layers.state import HeadInputs, LayerState
-from mesaopt.ops import KeyValueState, LinearState, MesaOutput, MesaState, Output
-
-Memory = TypeVar("Memory", bound=LinearState | MesaState | KeyValueState)
+from mesaopt.layers.state import HeadInputs, LayerState, Memory, keep_one_of, repeat_heads
+from mesaopt.ops import MesaOutput, Output
 
 PLAIN = Frame()
 UNIT_KEYS = Frame(unit_keys=True)
@@ -51,6 +49,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         head_dim: width of a query, key and value of one head.
         frame: positions, convolutions, norms and the cap on forgetting.
         gates: names of the gates that the operator takes, of "log_decay" and "beta".
+        num_key_value_heads: heads of keys, values, gates and states, a divisor of `num_heads`; each is
+            shared by as many neighbouring queries. `num_heads` if None.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -61,6 +61,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
         torch.Size([10, 6])
     """
 
+    shares_pairs: ClassVar[bool] = False
+    """Whether the operator takes fewer keys than queries; otherwise they are repeated for it."""
+
     def __init__(
         self,
         width: int,
@@ -69,28 +72,34 @@ class SelfAttention(nn.Module, Generic[Memory]):
         *,
         frame: Frame = PLAIN,
         gates: Collection[GateName] = (),
+        num_key_value_heads: int | None = None,
     ):
         super().__init__()
         for name, size in (("width", width), ("num_heads", num_heads), ("head_dim", head_dim)):
             if size < 1:
                 raise ConfigError(f"{name}={size}: must be 1 or greater")
+        groups = num_heads if num_key_value_heads is None else num_key_value_heads
+        if groups < 1 or num_heads % groups:
+            wanted = f"must be a divisor of num_heads={num_heads}"
+            raise ConfigError(f"num_key_value_heads={groups}: {wanted}")
         if frame.positions and width % 2:
             raise ConfigError(f"width={width}: must be even, for pairs of a sine and a cosine")
         self.width = width
         self.num_heads = num_heads
+        self.num_key_value_heads = groups
         self.frame = frame
-        inner = num_heads * head_dim
+        inner, shared = num_heads * head_dim, groups * head_dim
         placed = 2 * width if frame.positions else width
         self.query = nn.Linear(placed, inner, bias=False)
-        self.key = nn.Linear(placed, inner, bias=False)
-        self.value = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(placed, shared, bias=False)
+        self.value = nn.Linear(width, shared, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
         self.gates = None
         if gates or frame.forget_cap is not None:
-            self.gates = Gates(width, num_heads, gates, frame.forget_cap)
+            self.gates = Gates(width, groups, gates, frame.forget_cap)
         self.convolution = None
         if frame.convolution is not None:
-            self.convolution = CausalConvolution(3 * inner, frame.convolution)
+            self.convolution = CausalConvolution(inner + 2 * shared, frame.convolution)
         self.head_norm = HeadNorm(num_heads, head_dim) if frame.head_norm else None
 
     def reset_parameters(self) -> None:
@@ -174,9 +183,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
     ) -> tuple[Tensor, LayerState]:
         """Extend sequences without padding."""
         inputs, recent, seen = self._read(x, state, packed)
-        memory = None if state is None else cast(Memory, state.memory)
+        memory = None if state is None else self._spread(state)
         result = self.mix(inputs, memory, None if packed is None else packed.cu_seqlens)
-        return self._write(result.output), LayerState(result.state, recent, seen)
+        return self._write(result.output), self._join(result, recent, seen)
 
     def _extend_padded(
         self, x: Tensor, state: LayerState | None, mask: Tensor, cu_seqlens: Tensor | None
@@ -220,8 +229,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """
         self._check(x, ("batch",), "extend takes several tokens")
         inputs, recent, seen = self._read(x.unsqueeze(1), state)
-        result = self.mix_step(inputs.single(), cast(Memory, state.memory))
-        return self._write(result.output), LayerState(result.state, recent, seen)
+        result = self.mix_step(inputs.single(), self._spread(state))
+        return self._write(result.output), self._join(result, recent, seen)
 
     def init_state(self, batch_size: int, *, dtype: torch.dtype | None = None) -> LayerState:
         """Return the state of an empty past, on the device of the weights.
@@ -242,7 +251,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             shape = (batch_size, length - 1, channels)
             recent = torch.zeros(shape, dtype=dtype, device=weight.device)
         like = torch.empty(
-            batch_size, self.num_heads, self.head_dim, dtype=dtype, device=weight.device
+            batch_size, self.num_key_value_heads, self.head_dim, dtype=dtype, device=weight.device
         )
         return LayerState(self.init_memory(like), recent)
 
@@ -280,7 +289,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Return the operator's state of an empty past.
 
         Args:
-            like: queries, whose shape, type and device the state follows.
+            like: keys, whose shape, type and device the state follows.
 
         Returns:
             Zeros.
@@ -343,9 +352,12 @@ class SelfAttention(nn.Module, Generic[Memory]):
 
         Source: von Oswald et al., Proposition 1 is stated in these products.
         """
-        heads = (self.num_heads, -1)
-        q, k, v = (p.weight.unflatten(0, heads) for p in (self.query, self.key, self.value))
-        p = self.output.weight.unflatten(1, heads).transpose(0, 1)  # [H,width,V]
+        q = self.query.weight.unflatten(0, (self.num_heads, -1))  # [H,K,placed]
+        p = self.output.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1)  # [H,width,V]
+        groups = (self.num_key_value_heads, -1)
+        k, v = (part.weight.unflatten(0, groups) for part in (self.key, self.value))
+        if self._sharing > 1:
+            k, v = (x.repeat_interleave(self._sharing, dim=0) for x in (k, v))
         return k.mT @ q, p @ v
 
     @property
@@ -357,6 +369,24 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Refuse an input of another kind, shape or type."""
         read = self.value
         check_input("x", x, axes, width=read.in_features, dtype=read.weight.dtype, hint=hint)
+
+    @property
+    def _sharing(self) -> int:
+        """Queries that share a key and a value."""
+        return self.num_heads // self.num_key_value_heads
+
+    @property
+    def _repeats(self) -> int:
+        """How often keys, values, gates and states are repeated for the operator."""
+        return 1 if self.shares_pairs else self._sharing
+
+    def _spread(self, state: LayerState) -> Memory:
+        return repeat_heads(cast(Memory, state.memory), self._repeats)
+
+    def _join(
+        self, result: Output | MesaOutput, recent: Tensor | None, seen: int | Tensor
+    ) -> LayerState:
+        return LayerState(keep_one_of(result.state, self._repeats), recent, seen)
 
     def _read(
         self,
@@ -377,8 +407,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
                 joined, recent = self.convolution(joined, recent)
             else:
                 joined, recent = self.convolution.convolve_packed(joined, recent, packed.lengths)
-            parts = silu(joined).chunk(3, dim=-1)  # q, k, v: [B,T,H*K] each
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)  # [B,T,H,K]
+            parts = silu(joined).split([part.shape[-1] for part in parts], dim=-1)
+        q = parts[0].unflatten(-1, (self.num_heads, -1))  # [B,T,H,K]
+        k, v = (part.unflatten(-1, (self.num_key_value_heads, -1)) for part in parts[1:])
         if self.frame.unit_keys or self.frame.unit_values:
             q = normalise(q)
         if self.frame.unit_keys:
@@ -386,7 +417,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         if self.frame.unit_values:
             v = normalise(v)
         log_decay, beta = (None, None) if self.gates is None else self.gates(x)
-        return HeadInputs(q, k, v, log_decay, beta), recent, seen
+        inputs = HeadInputs(q, k, v, log_decay, beta).repeat_heads(self._repeats)
+        return inputs, recent, seen
 
     def _place(
         self, x: Float[Tensor, "batch time width"], seen: int | Tensor, packed: Packed | None

@@ -44,6 +44,8 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
         frame: positions, convolutions, norms and cap on forgetting around the operator; that of `rule` if
             None.
         chunk_size: positions processed in parallel, 1 or more; it changes rounding only.
+        num_key_value_heads: heads of keys, values, gates and states, see
+            :class:`mesaopt.layers.SelfAttention`.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -65,9 +67,16 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
         *,
         frame: Frame | None = None,
         chunk_size: int = 64,
+        num_key_value_heads: int | None = None,
     ):
-        frame = self.rule.frame if frame is None else frame
-        super().__init__(width, num_heads, head_dim, frame=frame, gates=self.rule.gates)
+        super().__init__(
+            width,
+            num_heads,
+            head_dim,
+            frame=self.rule.frame if frame is None else frame,
+            gates=self.rule.gates,
+            num_key_value_heads=num_key_value_heads,
+        )
         self.chunk_size = chunk_size
 
     def mix(

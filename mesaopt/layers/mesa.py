@@ -50,6 +50,8 @@ class MesaLayer(SelfAttention[MesaState]):
         solver: how to solve: a solver of :mod:`mesaopt.ops` or the name of one. Steps are solved directly.
         chunk_size: most positions processed in parallel, 1 or more; it changes rounding only.
         on_failure: "raise", "warn" or "ignore" a failed solve; "ignore" never waits for a GPU.
+        num_key_value_heads: heads of keys, values, gates and states, see
+            :class:`mesaopt.layers.SelfAttention`. Every query has a ridge of its own.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -78,8 +80,12 @@ class MesaLayer(SelfAttention[MesaState]):
         solver: SolverLike = "auto",
         chunk_size: int = 64,
         on_failure: OnFailure = "raise",
+        num_key_value_heads: int | None = None,
     ):
-        super().__init__(width, num_heads, head_dim, frame=frame, gates=gates)
+        super().__init__(
+            width, num_heads, head_dim, frame=frame, gates=gates,
+            num_key_value_heads=num_key_value_heads,
+        )  # fmt: skip
         if ridge_floor is not None and not 0 < ridge_floor < 1:
             raise ConfigError(f"ridge_floor={ridge_floor}: must be above 0 and below 1")
         self.ridge_floor = ridge_floor
@@ -105,6 +111,7 @@ class MesaLayer(SelfAttention[MesaState]):
         solver: SolverLike = "auto",
         chunk_size: int = 64,
         on_failure: OnFailure = "raise",
+        num_key_value_heads: int | None = None,
     ) -> "MesaLayer":
         """Return the layer of "Uncovering mesa-optimization algorithms in Transformers".
 
@@ -118,6 +125,7 @@ class MesaLayer(SelfAttention[MesaState]):
             solver: as in the class.
             chunk_size: as in the class.
             on_failure: as in the class.
+            num_key_value_heads: as in the class.
 
         Returns:
             The layer; with the switches off, the one that `MesaLayer` makes by itself.
@@ -134,7 +142,7 @@ class MesaLayer(SelfAttention[MesaState]):
         return cls(
             width, num_heads, head_dim, frame=Frame(unit_keys=unit_keys), gates=gates,
             ridge_mode="decayed" if forget else "static", solver=solver,
-            chunk_size=chunk_size, on_failure=on_failure,
+            chunk_size=chunk_size, on_failure=on_failure, num_key_value_heads=num_key_value_heads,
         )  # fmt: skip
 
     @classmethod
@@ -149,6 +157,7 @@ class MesaLayer(SelfAttention[MesaState]):
         solver: SolverLike = "auto",
         chunk_size: int = 64,
         on_failure: OnFailure = "raise",
+        num_key_value_heads: int | None = None,
     ) -> "MesaLayer":
         """Return the layer of MesaNet: convolutions, unit keys, both gates, a ridge per channel, norms.
 
@@ -161,6 +170,7 @@ class MesaLayer(SelfAttention[MesaState]):
             solver: as in the class; `Auto(rtol=1e-4)` loses no quality in the paper.
             chunk_size: as in the class.
             on_failure: as in the class.
+            num_key_value_heads: as in the class.
 
         Returns:
             The layer.
@@ -175,7 +185,7 @@ class MesaLayer(SelfAttention[MesaState]):
         return cls(
             width, num_heads, head_dim, frame=Frame.mesanet2025(forget_cap=forget_cap),
             gates=("log_decay", "beta"), ridge_floor=ridge_floor, solver=solver,
-            chunk_size=chunk_size, on_failure=on_failure,
+            chunk_size=chunk_size, on_failure=on_failure, num_key_value_heads=num_key_value_heads,
         )  # fmt: skip
 
     @property

@@ -21,11 +21,13 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         head_dim: width of a query, key and value of one head.
         frame: positions, convolutions and norms around the operator.
         scale: factor on the scores, > 0; 1 / sqrt(head_dim) if None.
+        num_key_value_heads: heads of keys, values and states, a divisor of `num_heads`: grouped-query
+            attention. As many as queries if None.
 
     Raises:
         ConfigError: a setting is out of range.
 
-    Source: Vaswani et al., "Attention Is All You Need".
+    Source: Vaswani et al., "Attention Is All You Need"; Ainslie et al. 2023, "GQA", for fewer keys.
 
     Example:
         >>> import torch
@@ -33,6 +35,8 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         >>> layer(torch.randn(4, 7, 6)).shape
         torch.Size([4, 7, 6])
     """
+
+    shares_pairs = True
 
     def __init__(
         self,
@@ -42,8 +46,11 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         *,
         frame: Frame = PLAIN,
         scale: float | None = None,
+        num_key_value_heads: int | None = None,
     ):
-        super().__init__(width, num_heads, head_dim, frame=frame)
+        super().__init__(
+            width, num_heads, head_dim, frame=frame, num_key_value_heads=num_key_value_heads
+        )
         self.scale = scale
 
     def mix(

@@ -1,7 +1,7 @@
 """What a layer passes around: the inputs of its operator, and its state between two calls."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,8 @@ from torch import Tensor
 from mesaopt.ops import KeyValueState, LinearState, MesaState
 from mesaopt.ops.state import working_type
 from mesaopt.ops.validation import readable
+
+Memory = TypeVar("Memory", bound=LinearState | MesaState | KeyValueState)
 
 
 class LayerState(NamedTuple):
@@ -159,14 +161,29 @@ class HeadInputs(NamedTuple):
 
     q: Float[Tensor, "*position head key"]
     """Queries."""
-    k: Float[Tensor, "*position head key"]
-    """Keys."""
-    v: Float[Tensor, "*position head value"]
-    """Values."""
-    log_decay: Float[Tensor, "*position head"] | None = None
+    k: Float[Tensor, "*position group key"]
+    """Keys, of as many heads; in softmax attention, of as many as the layer has key-value heads."""
+    v: Float[Tensor, "*position group value"]
+    """Values, of as many heads as the keys."""
+    log_decay: Float[Tensor, "*position group"] | None = None
     """Log of the forget gate, None in layers without it."""
-    beta: Float[Tensor, "*position head"] | None = None
+    beta: Float[Tensor, "*position group"] | None = None
     """Write strength, None in layers without it."""
+
+    def repeat_heads(self, times: int) -> "HeadInputs":
+        """Repeat everything but the queries, for operators that take as many of each.
+
+        Args:
+            times: queries that share a key, a value and gates; they are neighbours.
+
+        Returns:
+            The inputs of all heads.
+        """
+        if times == 1:
+            return self
+        k, v = (x.repeat_interleave(times, dim=-2) for x in self[1:3])
+        gates = (None if x is None else x.repeat_interleave(times, dim=-1) for x in self[3:])
+        return HeadInputs(self.q, k, v, *gates)
 
     def single(self) -> "HeadInputs":
         """Drop the time axis of a single token.
@@ -176,3 +193,35 @@ class HeadInputs(NamedTuple):
         """
         log_decay, beta = (None if gate is None else gate.squeeze(1) for gate in self[3:])
         return HeadInputs(self.q.squeeze(1), self.k.squeeze(1), self.v.squeeze(1), log_decay, beta)
+
+
+def repeat_heads(memory: Memory, times: int) -> Memory:
+    """Give every query the state of its group.
+
+    Args:
+        memory: state of an operator, one per key-value head.
+        times: queries that share one.
+
+    Returns:
+        One state per query.
+    """
+    if times == 1:
+        return memory
+    parts = cast(Sequence[Tensor], memory)
+    return cast(Any, memory)._make(x.repeat_interleave(times, dim=1) for x in parts)
+
+
+def keep_one_of(memory: Memory, times: int) -> Memory:
+    """Undo :func:`repeat_heads`.
+
+    Args:
+        memory: state of an operator, the same for each of `times` neighbouring heads.
+        times: queries that share one.
+
+    Returns:
+        One state per key-value head, in memory of its own.
+    """
+    if times == 1:
+        return memory
+    parts = cast(Sequence[Tensor], memory)
+    return cast(Any, memory)._make(x[:, ::times].clone() for x in parts)

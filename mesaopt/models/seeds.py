@@ -145,6 +145,7 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module:
         joined = copy.deepcopy(first)
     if isinstance(joined, SelfAttention):
         joined.num_heads *= len(modules)
+        joined.num_key_value_heads *= len(modules)
     own = join([dict(module.named_parameters(recurse=False)) for module in modules])
     for name, parameter in own.items():  # such as a ridge per head
         setattr(joined, name, nn.Parameter(parameter.detach()))

@@ -16,8 +16,8 @@ from mesaopt.ops.validation import check_number, check_shapes, check_state, chec
 
 def softmax_attention(
     q: Float[Tensor, "batch time head key"],
-    k: Float[Tensor, "batch time head key"],
-    v: Float[Tensor, "batch time head value"],
+    k: Float[Tensor, "batch time group key"],
+    v: Float[Tensor, "batch time group value"],
     *,
     scale: float | None = None,
     initial_state: KeyValueState | None = None,
@@ -32,8 +32,9 @@ def softmax_attention(
 
     Args:
         q: queries [batch, time, head, key], any floating-point type.
-        k: keys, the same shape and type.
-        v: values [batch, time, head, value], the same type.
+        k: keys, the same shape and type, or with fewer heads, a divisor of those of q: then each is shared
+            by as many neighbouring queries, and the state is so much smaller.
+        v: values [batch, time, head, value], the same type, with as many heads as k.
         scale: of the scores, > 0; 1 / sqrt(key) if None.
         initial_state: from an earlier call or step, to continue it; one per sequence.
         cu_seqlens: offsets [0, ..., time] of sequences packed along time, integers, best on the CPU;
@@ -54,7 +55,7 @@ def softmax_attention(
         >>> softmax_attention(q, q, v).output.flatten()  # equal scores: the mean of the values
         tensor([3.0000, 4.5000, 3.0000])
     """
-    check_shapes(q, k, v)
+    check_shapes(q, k, v, shared_heads=True)
     check_number("scale", scale)
     lengths = None if cu_seqlens is None else read_lengths(cu_seqlens, len(q), q.shape[1])
     sequences = len(q) if lengths is None else len(lengths)
@@ -66,8 +67,8 @@ def softmax_attention(
 
 def softmax_attention_step(
     q: Float[Tensor, "batch head key"],
-    k: Float[Tensor, "batch head key"],
-    v: Float[Tensor, "batch head value"],
+    k: Float[Tensor, "batch group key"],
+    v: Float[Tensor, "batch group value"],
     state: KeyValueState | None = None,
     *,
     scale: float | None = None,
@@ -78,8 +79,8 @@ def softmax_attention_step(
 
     Args:
         q: query [batch, head, key], any floating-point type.
-        k: key, the same shape and type.
-        v: value [batch, head, value], the same type.
+        k: key, the same shape and type, or with fewer heads, as in :func:`softmax_attention`.
+        v: value [batch, head, value], the same type, with as many heads as k.
         state: from an earlier call or step; None at the first position. One of packed sequences takes a
             loop over them.
         scale: of the scores, > 0; 1 / sqrt(key) if None.
@@ -97,7 +98,7 @@ def softmax_attention_step(
         >>> softmax_attention_step(zero, zero, torch.full((1, 1, 1), 6.0), state).output
         tensor([[[4.5000]]])
     """
-    check_step(q, k, v)
+    check_step(q, k, v, shared_heads=True)
     check_number("scale", scale)
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # [B,1,H,K], [B,1,H,V]
     output, new = _attend_batch(q, k, v, _past_of(state, len(q), k, v), scale)
@@ -132,8 +133,8 @@ def _num_pairs(lengths: Tensor, sequences: int, name: str) -> int:
 
 def _attend_batch(
     q: Float[Tensor, "batch time head key"],
-    k: Float[Tensor, "batch time head key"],
-    v: Float[Tensor, "batch time head value"],
+    k: Float[Tensor, "batch time group key"],
+    v: Float[Tensor, "batch time group value"],
     past: KeyValueState | None,
     scale: float | None,
 ) -> Output:
@@ -143,13 +144,13 @@ def _attend_batch(
     lengths = (q.shape[1],) * len(q)
     q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))  # [B,T,H,K] -> [1,B*T,H,K]
     output, state = _attend_packed(q, k, v, lengths, past, scale)
-    return Output(output.reshape(len(lengths), lengths[0], *v.shape[2:]), state)
+    return Output(output.reshape(len(lengths), lengths[0], *output.shape[2:]), state)
 
 
 def _attend_packed(
     q: Float[Tensor, "1 time head key"],
-    k: Float[Tensor, "1 time head key"],
-    v: Float[Tensor, "1 time head value"],
+    k: Float[Tensor, "1 time group key"],
+    v: Float[Tensor, "1 time group value"],
     lengths: tuple[int, ...],
     past: KeyValueState | None,
     scale: float | None,
@@ -167,15 +168,16 @@ def _attend_packed(
 
 def _attend(
     q: Float[Tensor, "batch time head key"],
-    k: Float[Tensor, "batch time head key"],
-    v: Float[Tensor, "batch time head value"],
+    k: Float[Tensor, "batch time group key"],
+    v: Float[Tensor, "batch time group value"],
     past: KeyValueState | None,
     scale: float | None,
 ) -> tuple[Tensor, KeyValueState]:
     """Return the outputs and all pairs so far."""
     length = q.shape[1]
     if length == 0:  # an empty sequence
-        return v, KeyValueState(k, v) if past is None else past
+        nothing = v.new_zeros(*q.shape[:3], v.shape[-1])
+        return nothing, KeyValueState(k, v) if past is None else past
     state, mask = KeyValueState(k, v), None
     if past is not None:
         state = KeyValueState(torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1))
@@ -188,6 +190,7 @@ def _attend(
             # A bool and not a symbol of a compiled graph; of a single position, either is right.
             is_causal=past is None,
             scale=scale,
+            enable_gqa=q.shape[2] != k.shape[2],
         )
     return out.transpose(1, 2), state
 

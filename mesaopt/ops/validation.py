@@ -18,16 +18,23 @@ OnFailure = Literal["raise", "warn", "ignore"]
 
 
 def check_shapes(
-    q: Tensor, k: Tensor, v: Tensor, chunk_size: int = 1, *, allow_complex: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_size: int = 1,
+    *,
+    allow_complex: bool = False,
+    shared_heads: bool = False,
 ) -> None:
     """Refuse queries, keys and values that do not fit together.
 
     Args:
         q: queries, must be [batch, time, head, key].
         k: keys, must be the shape of q.
-        v: values, must be [batch, time, head, value] with the first three as in q.
+        v: values, must be [batch, time, head, value] with the first three as in k.
         chunk_size: must be 1 or more.
         allow_complex: whether complex numbers make sense to the operator.
+        shared_heads: whether keys and values may have fewer heads, a divisor of those of q.
 
     Raises:
         ValueError: naming the argument, its value and what it must be.
@@ -42,8 +49,7 @@ def check_shapes(
     shape = tuple(q.shape)
     if len(shape) != 4 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, time, head, key], none of them 0")
-    if tuple(k.shape) != shape:
-        raise ValueError(f"k has shape {tuple(k.shape)}: must be {shape}, as q")
+    shape = _check_keys(q, k, shared_heads)
     if v.dim() != 4 or tuple(v.shape[:3]) != shape[:3]:
         wanted = ", ".join(map(str, shape[:3]))
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({wanted}, value)")
@@ -51,13 +57,14 @@ def check_shapes(
     check_number("chunk_size", chunk_size, least=1)
 
 
-def check_step(q: Tensor, k: Tensor, v: Tensor) -> None:
+def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -> None:
     """Refuse one token's queries, keys and values that do not belong together.
 
     Args:
         q: queries, must be [batch, head, key].
         k: keys, must be the shape of q.
-        v: values, must be [batch, head, value] with the first two as in q.
+        v: values, must be [batch, head, value] with the first two as in k.
+        shared_heads: as for :func:`check_shapes`.
 
     Raises:
         ValueError: naming the argument, its value and what it must be.
@@ -72,8 +79,7 @@ def check_step(q: Tensor, k: Tensor, v: Tensor) -> None:
     shape = tuple(q.shape)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, head, key], none of them 0")
-    if tuple(k.shape) != shape:
-        raise ValueError(f"k has shape {tuple(k.shape)}: must be {shape}, as q")
+    shape = _check_keys(q, k, shared_heads)
     if v.dim() != 3 or tuple(v.shape[:2]) != shape[:2]:
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({shape[0]}, {shape[1]}, value)")
     _check_kind(q, k=k, v=v)
@@ -260,6 +266,19 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
     # One pass that finds no NaN nor infinity is the usual case; large numbers may still overflow it.
     total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
     return bool(total.isfinite()) or bool(x.isfinite().all())
+
+
+def _check_keys(q: Tensor, k: Tensor, shared_heads: bool) -> tuple[int, ...]:
+    """Return the shape of the keys, if it is that of the queries but for the number of shared heads."""
+    shape, given = tuple(q.shape), tuple(k.shape)
+    wanted = f"{shape}, as q"
+    if shared_heads and len(given) == len(shape) and given[-2] > 0 and shape[-2] % given[-2] == 0:
+        shape = (*shape[:-2], given[-2], shape[-1])
+    if shared_heads:
+        wanted += f", or with a divisor of its {q.shape[-2]} heads"
+    if given != shape:
+        raise ValueError(f"k has shape {given}: must be {wanted}")
+    return shape
 
 
 def _check_kind(q: Tensor, *, allow_complex: bool = False, **others: Tensor) -> None:

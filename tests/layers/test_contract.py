@@ -148,7 +148,31 @@ POSITIONS = (
         chunk_size=chunks,
     ),
 )
-CASES = {case.name: case for case in (*VARIANTS, *MESA, *POSITIONS)}
+# One key-value head for both queries, in the fullest frames.
+ONE, TWO = {"num_key_value_heads": 1}, {"num_key_value_heads": 2}
+SHARED = (
+    Case(
+        "softmax with shared keys",
+        SoftmaxSelfAttention,
+        {"frame": FULL} | ONE,
+        {"frame": Frame(unit_keys=True), "scale": 1.0} | TWO,
+    ),
+    Case(
+        "gated delta rule with shared keys",
+        GatedDeltaRuleLayer,
+        {"frame": Frame.mesanet2025(forget_cap=0.9)} | ONE,
+        CHANGES | TWO,
+        chunk_size=chunks,
+    ),
+    Case(
+        "mesa with shared keys",
+        MesaLayer.mesanet2025,
+        ONE,
+        {"ridge_floor": 0.5, "forget_cap": 0.9} | SOLVER_CHANGE | TWO,
+        chunk_size=chunks,
+    ),
+)
+CASES = {case.name: case for case in (*VARIANTS, *MESA, *POSITIONS, *SHARED)}
 # Every part of a frame. What operators of other layers do is in tests/ops/test_compile.py, and a mesa layer
 # in tests/models/test_sequence.py.
 COMPILED = ("linear with positions", "softmax in full", "gated delta rule in full")

@@ -54,6 +54,16 @@ def test_head_products_are_all_that_matters(layer: type[SelfAttention]) -> None:
     assert key_query.shape == value_output.shape == (2, 6, 6)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_products_of_shared_heads(layer: type[SelfAttention]) -> None:
+    module = small_layer(layer, num_key_value_heads=1)
+    key_query, value_output = module.head_products()
+    q, p = module.query.weight.unflatten(0, (2, 5)), module.output.weight.unflatten(1, (2, 5))
+    for head in range(2):
+        assert torch.equal(key_query[head], module.key.weight.mT @ q[head])
+        assert torch.equal(value_output[head], p[:, head] @ module.value.weight)
+
+
 def test_the_mesa_layer_learns_its_ridge() -> None:
     module, x = small_layer(MesaLayer), small_input()
     module.inverse_ridge.data = torch.tensor([0.5, 4.0], dtype=torch.float64)
@@ -239,6 +249,14 @@ def test_the_cap_needs_no_write_strength() -> None:
         (
             lambda: MesaLayer(6, 2, 5, ridge_floor=1.0),
             "ridge_floor=1.0: must be above 0 and below 1",
+        ),
+        (
+            lambda: MesaLayer(6, 2, 5, num_key_value_heads=3),
+            "num_key_value_heads=3: must be a divisor of num_heads=2",
+        ),
+        (
+            lambda: SoftmaxSelfAttention(6, 2, 5, num_key_value_heads=0),
+            "num_key_value_heads=0: must be a divisor of num_heads=2",
         ),
         (lambda: Gates(6, 2, ["bete"]), "gates: 'bete': "),
     ],
