@@ -271,14 +271,13 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
 def _check_keys(q: Tensor, k: Tensor, shared_heads: bool) -> tuple[int, ...]:
     """Return the shape of the keys, if it is that of the queries but for the number of shared heads."""
     shape, given = tuple(q.shape), tuple(k.shape)
-    wanted = f"{shape}, as q"
-    if shared_heads and len(given) == len(shape) and given[-2] > 0 and shape[-2] % given[-2] == 0:
-        shape = (*shape[:-2], given[-2], shape[-1])
-    if shared_heads:
-        wanted += f", or with a divisor of its {q.shape[-2]} heads"
-    if given != shape:
-        raise ValueError(f"k has shape {given}: must be {wanted}")
-    return shape
+    if given == shape:
+        return shape
+    divides = len(given) == len(shape) and given[-2] > 0 and shape[-2] % given[-2] == 0
+    if shared_heads and divides and given == (*shape[:-2], given[-2], shape[-1]):
+        return given
+    also = f", or with a divisor of its {shape[-2]} heads" if shared_heads else ""
+    raise ValueError(f"k has shape {given}: must be {shape}, as q{also}")
 
 
 def _check_kind(q: Tensor, *, allow_complex: bool = False, **others: Tensor) -> None:
