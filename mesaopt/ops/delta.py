@@ -28,6 +28,7 @@ from mesaopt.ops.state import (
     online_step,
     working_type,
 )
+from mesaopt.ops.triangular import solve_unit_triangular
 from mesaopt.ops.validation import check_gates, check_shapes
 
 
@@ -332,27 +333,22 @@ def _write(
     Float[Tensor, "sequence head value key"],
 ]:
     """Return the writes of all positions, the state before each chunk (None if all zero) and the last."""
-    coupling = keys @ keys.mT
-    early_keys = late_keys = keys
+    written = keys if strength is None else keys * strength
+    coupling = written @ keys.mT
+    early_keys, late_keys = written, keys
     kept = torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
     if decay is not None:
         coupling = coupling * decay.between
-        early_keys, late_keys = keys * decay.from_start, keys * decay.to_end
+        early_keys, late_keys = early_keys * decay.from_start, keys * decay.to_end
         kept = kept * decay.total
     if strength is not None:
-        coupling = coupling * strength
-        values, early_keys = values * strength, early_keys * strength
+        values = values * strength
     if not layout.has_past(cross):
-        writes = _solve(coupling, values)
+        writes = solve_unit_triangular(coupling, values)
         return writes, *layout.carry(chunks.chain_states, None, writes.mT @ late_keys)
-    solved = _solve(coupling, torch.cat([values, early_keys], dim=-1))
+    solved = solve_unit_triangular(coupling, torch.cat([values, early_keys], dim=-1))
     fresh, erased = solved.split([values.shape[-1], keys.shape[-1]], dim=-1)  # U_0, E
     starts, last = layout.carry(
         chunks.chain_states, cross, fresh.mT @ late_keys, kept - erased.mT @ late_keys
     )
     return fresh - erased @ cast(Tensor, starts).mT, starts, last
-
-
-def _solve(coupling: Tensor, right: Tensor) -> Tensor:
-    """Solve the writes' triangular systems, from the entries below a diagonal taken as 1."""
-    return torch.linalg.solve_triangular(coupling, right, upper=False, unitriangular=True)
