@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from mesaopt import recipes
 from mesaopt.analysis import (
     Evaluation,
+    ablate,
     attention_maps,
     collect_activations,
     diagnose,
@@ -97,6 +98,14 @@ ANALYSES: Mapping[str, Callable[[], Any]] = {
     "tune_ridge": lambda: tune_ridge(TASK, evaluation=VALIDATION),
     "sensitivity": lambda: sensitivity(softmax(), tokens(150), name="blocks.0", position=5),
     "attention_maps": lambda: attention_maps(softmax(), tokens(300), name="blocks.1.mixer"),
+    "ablate": lambda: ablate(
+        softmax(),
+        TASK,
+        ["blocks.0", "blocks.1.mixer"],
+        by="shuffled_tokens",
+        positions=[2, 8],
+        evaluation=Evaluation(num_sequences=700),
+    ),
     "linearize": lambda: linearize(softmax(), TASK, steps=5, num_sequences=512),
     "diagnose": lambda: diagnose(softmax(), TASK, num_sequences=512).to_json(),
 }
