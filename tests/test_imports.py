@@ -3,6 +3,7 @@
 import ast
 import pydoc
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ ALLOWED = {
     "report": BASE | {"papers", "analysis"},
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
+ALLOWED["looks"] = set()
+ALLOWED["papers"].add("looks")
+ALLOWED["report"].add("looks")
 ALLOWED["zoo"] = ALLOWED["papers"] | {"papers"}
 ALLOWED["released"] = BASE | {"models", "recipes", "tasks", "training"}
 ALLOWED["arguments"] = set()
@@ -143,3 +147,38 @@ def test_type_checkers_see_every_name_of_the_top_level() -> None:
     (block,) = (node for node in ast.parse(INIT.read_text()).body if isinstance(node, ast.If))
     seen = {alias.name for line in block.body for alias in line.names}
     assert seen == set(mesaopt.__all__)
+
+
+_WITHOUT_TORCH = """
+import sys
+
+
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {"torch", "matplotlib", "numpy", "scipy"}:
+            raise AssertionError(f"{name} is imported")
+
+
+sys.meta_path.insert(0, Refuse())
+from mesaopt import cli
+
+for line in sys.argv[1:]:
+    try:
+        cli.main(line.split())
+    except SystemExit as end:
+        print("status", end.code, "of", line)
+"""
+
+
+def test_commands_that_show_what_there_is_need_neither_torch_nor_numpy(
+    results: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(results, tmp_path / "results")
+    names = ("train", "evaluate", "diagnose", "reproduce", "demo", "bench", "doctor")
+    helps = ["--help", *(f"{name} --help" for name in names)]
+    lines = [*helps, "list", "list zoo --json", f"claims {folder}", f"report {folder}"]
+    command = [sys.executable, "-c", _WITHOUT_TORCH, *lines]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == ""
+    status = {line: f"status {int(line.startswith('claims'))} of {line}" for line in lines}
+    assert [line for line in lines if status[line] not in done.stdout] == []

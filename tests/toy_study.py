@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 
 from matplotlib.axes import Axes
 
+from mesaopt.looks import PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Laboratory, Plan, Scale, measurement
 from mesaopt.papers.plan import Study
-from mesaopt.papers.plots import PALETTE
 from mesaopt.papers.rows import PanelData
 
 FIGURES = ("fig1", "fig2", "fig3")

@@ -3,16 +3,13 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
 from mesaopt import arguments as args
 from mesaopt import recipes
 from mesaopt.config import TaskConfig, require_count
 from mesaopt.console import print_json, print_table, words
 from mesaopt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mesaopt.papers.plan import Study
 
 
 def list_names(command: args.List) -> int:
@@ -27,9 +24,9 @@ def list_names(command: args.List) -> int:
 
         lists["zoo"] = [{"name": f"zoo:{name}"} | zoo.get(name).describe() for name in zoo.names()]
     if command.what in ("all", "figures"):
-        from mesaopt.papers.reproduce import STUDIES, get_study
+        from mesaopt.papers.index import read_index
 
-        lists["figures"] = [row for name in STUDIES for row in _names(get_study(name))]
+        lists["figures"] = read_index()
     if command.what in ("all", "tasks"):
         lists["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
@@ -41,18 +38,6 @@ def list_names(command: args.List) -> int:
     for title, rows in lists.items():
         print_table(title, rows)
     return 0
-
-
-def _names(study: "Study[Any]") -> list[dict[str, str]]:
-    """Give a row for a study and one for each of its figures."""
-    scales = ", ".join(study.plans)
-    return [
-        {"name": study.name, "summary": study.summary, "scales": scales},
-        *(
-            {"name": f"{study.name}/{figure.name}", "summary": figure.summary, "scales": ""}
-            for figure in study.figures
-        ),
-    ]
 
 
 def doctor(command: args.Doctor) -> int:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.image import AxesImage
 
-from mesaopt.papers.plots import INK, PALETTE
+from mesaopt.looks import INK, PALETTE
 from mesaopt.papers.rows import PanelData
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
+from mesaopt.papers.index import STUDIES
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.untrained import Untrained, write_untrained
@@ -31,13 +32,6 @@ from mesaopt.training import (
     train_seeds,
 )
 from mesaopt.workers import parallel
-
-STUDIES: dict[str, str] = {
-    "core": "mesaopt.papers.uncovering2023.core",
-    "uncovering2023": "mesaopt.papers.uncovering2023.item",
-    "emergence2024": "mesaopt.papers.emergence2024.item",
-}
-"""All that can be reproduced: by name, the module whose `STUDY` it is. It is imported when needed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from mesaopt import files
 from mesaopt.analysis import Diagnosis, Estimate
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
-from mesaopt.papers.plots import INK, LOOKS, PALETTE, Look, series, style
+from mesaopt.looks import INK, LOOKS, PALETTE, Look
+from mesaopt.papers.plots import series, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import page_templates
 from mesaopt.report.svg import inline

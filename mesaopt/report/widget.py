@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from mesaopt import json_files
 from mesaopt.errors import RunError
-from mesaopt.papers.plots import LOOKS, Look
+from mesaopt.looks import LOOKS, Look
 from mesaopt.papers.rows import Rows, read_table
 
 LAYER = "layer"

@@ -9,15 +9,17 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mesaopt
 from mesaopt import files, json_files
-from mesaopt.analysis import Estimate
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
-from mesaopt.training import Run, load_run
+
+if TYPE_CHECKING:  # torch is loaded with the first model
+    from mesaopt.analysis import Estimate
+    from mesaopt.training import Run
 
 PREFIX = "zoo:"
 """In front of a name where a run folder can be given too."""
@@ -52,10 +54,19 @@ class Entry:
     """Its recipe, and its name."""
     steps: tuple[int, ...]
     """Steps of its checkpoints, ascending; the last is the end of training."""
-    loss: Estimate
+    loss_value: float
     """Mean loss on 10,240 fresh test sequences."""
+    loss_error: float
+    """Its standard error."""
     digests: dict[str, str]
     """SHA-256 of every file of the run folder, by path in it."""
+
+    @property
+    def loss(self) -> "Estimate":
+        """Mean loss on 10,240 fresh test sequences, with its standard error."""
+        from mesaopt.analysis import Estimate
+
+        return Estimate(self.loss_value, self.loss_error)
 
     @property
     def path(self) -> Path:
@@ -76,7 +87,7 @@ class Entry:
         published = self.published_loss
         return {
             "steps": f"{self.steps[-1]:,}",
-            "loss": f"{self.loss.value:.4f} ± {self.loss.error:.4f}",
+            "loss": f"{self.loss_value:.4f} ± {self.loss_error:.4f}",
             "published": "" if published is None else f"{published:.4f}",
             "checkpoints": str(len(self.steps)),
             "kB": f"{self.num_bytes / 1000:,.0f}",
@@ -147,12 +158,13 @@ def get(name: str) -> Entry:
     return Entry(
         recipe=name,
         steps=tuple(facts["steps"]),
-        loss=Estimate(facts["loss"], facts["loss_error"]),
+        loss_value=facts["loss"],
+        loss_error=facts["loss_error"],
         digests=facts["files"],
     )
 
 
-def load(name: str, *, step: int | None = None, device: str = "cpu") -> Run:
+def load(name: str, *, step: int | None = None, device: str = "cpu") -> "Run":
     """Load a trained model of the zoo, with its configuration and learning curve.
 
     Args:
@@ -172,6 +184,8 @@ def load(name: str, *, step: int | None = None, device: str = "cpu") -> Run:
         >>> run.config.recipe, run.metrics[-1]["step"]
         ('lsa-1', 3500)
     """
+    from mesaopt.training import load_run
+
     entry = get(name)
     entry.verify()
     return load_run(entry.path, step=step, device=device)

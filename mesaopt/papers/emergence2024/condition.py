@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import SubFigure
 
+from mesaopt.looks import DASHED, INK, PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.laboratory import LENGTH, Laboratory
 from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import DASHED, INK, PALETTE
 from mesaopt.papers.rows import PanelData
 from mesaopt.tasks import FiniteStates, InitialStates, generalised_gaussian, initial_states
 from mesaopt.theory.ar_process import (

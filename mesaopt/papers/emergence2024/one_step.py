@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from mesaopt.config import StartName
+from mesaopt.looks import PALETTE
 from mesaopt.papers.claims import ROUNDING, Claim
 from mesaopt.papers.emergence2024.drawing import draw_level, draw_training, training_rows
 from mesaopt.papers.emergence2024.laboratory import (
@@ -29,7 +30,6 @@ from mesaopt.papers.emergence2024.laboratory import (
 )
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import PALETTE
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import ClosedForm, descend, one_step_identity, tied_loss

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mesaopt.analysis import AttentionMaps, attention_maps
 from mesaopt.analysis.estimate import Estimate
+from mesaopt.looks import GRID, INK, PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import Scale, measurement
-from mesaopt.papers.plots import GRID, INK, PALETTE
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import Laboratory

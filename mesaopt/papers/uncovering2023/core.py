@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
+from mesaopt.looks import DASHED, INK
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Plan, Scale, Training
 from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
 from mesaopt.papers.plan import Headline, Study
-from mesaopt.papers.plots import DASHED, INK, circles, plain_ticks
+from mesaopt.papers.plots import circles, plain_ticks
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023 import core_claims
 from mesaopt.papers.uncovering2023.core_milestones import LSA_1, LSA_2, MESA

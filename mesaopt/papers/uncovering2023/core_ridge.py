@@ -15,10 +15,10 @@ from mesaopt.analysis.diagnosis.candidates import fit_ridge
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.layers import MesaLayer
+from mesaopt.looks import DASHED, DOTTED, INK
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import DASHED, DOTTED, INK
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.core_milestones import MESA, milestones
 from mesaopt.papers.uncovering2023.curves import color_of

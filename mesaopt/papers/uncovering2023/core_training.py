@@ -10,10 +10,10 @@ from matplotlib.figure import SubFigure
 
 from mesaopt import recipes
 from mesaopt.analysis import Evaluation, in_context_loss
+from mesaopt.looks import LOOKS
 from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.matrices import color_bar, draw_matrix, mark_blocks, sum_over_heads
-from mesaopt.papers.plots import LOOKS
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.core_milestones import LSA_1
 from mesaopt.papers.uncovering2023.curves import by_predictor, curve_row, look_of

@@ -6,9 +6,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from mesaopt.looks import DOTTED, LOOKS, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Panel
-from mesaopt.papers.plots import DOTTED, LOOKS, Look, band, circles
+from mesaopt.papers.plots import band, circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import (
     CONSTRUCTION,

@@ -17,10 +17,11 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from mesaopt.analysis import Estimate, InContextLoss, early_ascent, variance_over_seeds
+from mesaopt.looks import DASHED, DOTTED, INK, PALETTE
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale
-from mesaopt.papers.plots import DASHED, DOTTED, INK, PALETTE, band
+from mesaopt.papers.plots import band
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import (
     Comparison,

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from mesaopt.analysis import InContextLoss
+from mesaopt.looks import DASHED, DOTTED, INK, LOOKS
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.plots import DASHED, DOTTED, INK, LOOKS, circles
+from mesaopt.papers.plots import circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.compression import (
     INTERPOLATED,

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
-from mesaopt.papers.plots import PALETTE
+from mesaopt.looks import PALETTE
 from mesaopt.papers.rows import PanelData, Rows
 
 HELD_OUT_CAPTION = (

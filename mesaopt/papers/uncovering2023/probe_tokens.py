@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from mesaopt.analysis.estimate import Estimate
+from mesaopt.looks import PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.plots import PALETTE
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.curves import color_of, label_of
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory, network_note

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mesaopt.analysis import Estimate, Evaluation, Predictor, in_context_loss, tune
 from mesaopt.config import LinearSystemConfig
+from mesaopt.looks import DOTTED, LOOKS
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import DOTTED, LOOKS, circles
+from mesaopt.papers.plots import circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LOSS_PER_DIMENSION

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mesaopt.analysis import Sensitivity, sensitivity
 from mesaopt.analysis.estimate import Estimate, mean_and_error
+from mesaopt.looks import INK, PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale, measurement
-from mesaopt.papers.plots import INK, PALETTE
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import (
