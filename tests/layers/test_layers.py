@@ -331,8 +331,11 @@ def _unchecked() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_unchecked")
-def test_the_example_of_the_documentation_runs() -> None:
+def test_the_examples_of_the_documentation_run() -> None:
     page = (Path(__file__).parents[2] / "docs" / "layers.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    names: dict[str, object] = {}
     with torch.random.fork_rng():
-        exec(compile(code, "layers.md", "exec"), {})
+        for code in examples:
+            exec(compile(code, "layers.md", "exec"), names)
