@@ -103,7 +103,8 @@ def train(
             with torch.no_grad():
                 test_loss = loss_on(model, test_text, args).item()
             seconds = time.monotonic() - begin
-            print(f"step {step}: loss {loss:.2f}, held out {test_loss:.2f}, {seconds:.0f} s")
+            line = f"step {step}: loss {loss:.2f}, held out {test_loss:.2f}, {seconds:.0f} s"
+            print(line, flush=True)
     return test_loss
 
 
