@@ -12,7 +12,12 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class List:
-    """Show what there is: recipes to train, trained models, figures to reproduce, tasks."""
+    """Show what there is: recipes to train, trained models, figures to reproduce, tasks.
+
+    mesaopt list recipes
+
+    mesaopt list zoo --json
+    """
 
     what: Positional[Literal["all", "recipes", "zoo", "figures", "tasks"]] = "all"
     """Which of them."""
@@ -22,7 +27,12 @@ class List:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check this machine: versions, devices, threads, speed, disk."""
+    """Check this machine: versions, devices, threads, speed, disk.
+
+    mesaopt doctor
+
+    mesaopt doctor --json
+    """
 
     json: bool = False
     """Print JSON."""
@@ -33,6 +43,10 @@ class Train:
     """Train a recipe in a run folder.
 
     Ctrl-C or a kill leave a folder that --resume continues, on the CPU bit for bit.
+
+    mesaopt train lsa-1
+
+    mesaopt train lsa-1 --seeds 3 --set train.steps=500
     """
 
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
@@ -56,7 +70,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a trained run by position, compared with gradient descent and least squares."""
+    """Score a trained run by position, compared with gradient descent and least squares.
+
+    mesaopt evaluate zoo:lsa-1
+
+    mesaopt evaluate runs/lsa-1-seed0 --json
+    """
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run, or a trained model of the package, such as zoo:tf-7."""
@@ -71,6 +90,10 @@ class Diagnose:
     """Say whether there is a mesa-optimizer in a trained run: yes, no or unclear, and why.
 
     The status is 0 whatever the answer.
+
+    mesaopt diagnose zoo:tf-3
+
+    mesaopt diagnose runs/lsa-1-seed0 --out page.html
     """
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
@@ -90,6 +113,10 @@ class Reproduce:
     """Train, measure and judge a study, whole or some of its figures, and write its report.
 
     Exits with 0 if all claims hold, 1 if one fails, 2 after a usage error.
+
+    mesaopt reproduce core --from-zoo
+
+    mesaopt reproduce emergence2024 --only fig1 --dry-run
     """
 
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
@@ -120,6 +147,10 @@ class Demo:
 
     Loads three trained models of the package, scores them next to gradient descent and least squares, takes
     one apart, asks of one whether it is a mesa-optimizer, and shows the report in the web browser.
+
+    mesaopt demo
+
+    mesaopt demo --out shown --no-open
     """
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
@@ -136,6 +167,10 @@ class ImportReleased:
 
     Give a clone of github.com/mtavit/transformers_mesa_optimization_paper with its first commit, c8c1e37,
     checked out. Only arrays are read from its pickles.
+
+    mesaopt import-released clone
+
+    mesaopt import-released clone --out released --overwrite
     """
 
     clone: Annotated[Positional[Path], tyro.conf.arg(metavar="PATH")]
@@ -150,7 +185,12 @@ class ImportReleased:
 
 @dataclass(frozen=True)
 class Claims:
-    """Show the claims of a folder of results with their verdicts."""
+    """Show the claims of a folder of results with their verdicts.
+
+    mesaopt claims results
+
+    mesaopt claims results --json
+    """
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
     """Folder that reproduce has written."""
@@ -160,7 +200,12 @@ class Claims:
 
 @dataclass(frozen=True)
 class Report:
-    """Write the report of a folder of results anew."""
+    """Write the report of a folder of results anew.
+
+    mesaopt report results --open
+
+    mesaopt report results --redraw
+    """
 
     folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
     """Folder that reproduce has written."""
@@ -172,7 +217,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed on this machine, and the operators' errors."""
+    """Measure speed on this machine, and the operators' errors.
+
+    mesaopt bench train --recipe lsa-1
+
+    mesaopt bench ops --quick
+    """
 
     what: Positional[Literal["train", "ops"]]
     """train: one optimiser step of a recipe. ops: the operators, in minutes."""

@@ -60,7 +60,8 @@ def _run(arguments: Sequence[str]) -> int:
         prog="mesaopt",
         description=(
             "Mesa-optimization in sequence models: train small models that learn in context, take them "
-            "apart, and judge the claims of the papers. Start with: mesaopt demo"
+            "apart, and judge the claims of the papers. Start with: mesaopt demo. "
+            "mesaopt --version prints the version."
         ),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),

@@ -1,18 +1,22 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import tyro
 from helpers import exit_status as run
 from toy_study import Toy
 
 from mesaopt import recipes
+from mesaopt.arguments import Command
 from mesaopt.config import RunConfig
 from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
@@ -68,6 +72,20 @@ def test_the_options_are_these(
     assert set(shown) == options
 
 
+def test_every_help_text_ends_with_two_examples_that_can_be_typed() -> None:
+    for command in get_args(Command):
+        examples = (command.__doc__ or "").split("\n\n")[-2:]
+        for example in (line.strip() for line in examples):
+            program, *arguments = shlex.split(example)
+            assert program == "mesaopt"
+            assert isinstance(tyro.cli(Command, args=arguments), command)  # type: ignore[arg-type]
+
+
+def test_the_help_says_how_to_see_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "mesaopt --version" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("recipe", "positions"), [("lsa-1", [1, 8]), ("ar-gaussian", [2, 7])], ids=["real", "complex"]
 )
@@ -78,7 +96,9 @@ def test_the_whole_way_of_a_run(
     arguments = ["train", recipe, "--out", out, "--seed", "5", "--device", "cpu"]
     arguments += ["--set", *SHORT]
     assert run(*arguments) == 0
-    assert "test loss" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "test loss" in shown
+    assert shown.splitlines()[-1] == f"Next: mesaopt diagnose {out}"
     assert RunFolder(Path(out)).config.seed == 5
     assert run(*arguments) == 2
     assert "--resume goes on with" in capsys.readouterr().err
@@ -578,6 +598,7 @@ def test_the_demo_shows_trained_models_on_a_page(
     printed = capsys.readouterr().out
     assert printed.startswith("Measuring three models: about ")
     assert "It learns in context and predicts like an optimizer" in printed
+    assert printed.splitlines()[-1] == "Next: mesaopt diagnose zoo:tf-3"
     assert "lsa-1" in (out / "diagnosis.html").read_text()
     assert opened == [(out / "index.html").as_uri()]
     assert not (out / "runs").exists()

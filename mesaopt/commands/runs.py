@@ -1,6 +1,7 @@
 """Commands about runs: `train`, `evaluate`, `diagnose`, `import-released`."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ def _train_groups(
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
         print_line(f"{loss}, {run.seconds:.0f} s: {run.path}")
+    print_line(f"Next: mesaopt diagnose {shlex.quote(str(runs[0].path))}")
     return 0
 
 

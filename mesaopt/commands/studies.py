@@ -41,6 +41,7 @@ def demo(command: args.Demo) -> int:
     print_line(diagnosis.verdict.sentence)
     print_line(f"Report: {page}")
     print_line(f"Diagnosis of lsa-1: {command.out / 'diagnosis.html'}")
+    print_line("Next: mesaopt diagnose zoo:tf-3")
     if not command.no_open:
         webbrowser.open(page.resolve().as_uri())
     return 0
