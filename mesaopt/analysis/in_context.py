@@ -72,7 +72,8 @@ def model_predictor(model: AnyModel, slots: tuple[TokenSlot, ...]) -> Predictor:
 
     Args:
         model: it computes in evaluation mode, on tokens of the type of its weights; or a Run or its path.
-        slots: slots of the tokens it was trained on.
+        slots: slots of the tokens it was trained on; none for a model of a task of your own, which gets the
+            tokens of the batch.
 
     Returns:
         The predictor.
@@ -86,7 +87,11 @@ def model_predictor(model: AnyModel, slots: tuple[TokenSlot, ...]) -> Predictor:
         >>> predict(make_task(config.task).sample(2, seed=0)).shape
         torch.Size([2, 50, 10])
     """
-    return _predictor(as_model(model), lambda batch: tokens_from_states(batch.observed, slots))
+
+    def tokens_of(batch: Batch) -> Tensor:
+        return tokens_from_states(batch.observed, slots) if slots else batch.tokens
+
+    return _predictor(as_model(model), tokens_of)
 
 
 def _predictor(model: nn.Module, tokens_of: Callable[[Batch], Tensor]) -> Predictor:

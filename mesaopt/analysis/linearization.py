@@ -128,7 +128,8 @@ def linearize(
     evaluation = Evaluation(num_sequences=num_sequences, seed=seed)
 
     def pairs_of(step: int) -> list[LayerPairs]:
-        return _pairs(model, chosen, task.sample(batch_size, seed=seed, step=step).tokens)
+        batch = task.sample(batch_size, seed=seed, step=step, split="train")
+        return _pairs(model, chosen, batch.tokens)
 
     random = generator(seed, _STREAM)
     distilled = [_linear_twin(model.mixers[index], random) for index in chosen]

@@ -394,7 +394,7 @@ def probe_layers(
     model, task = as_model(model), as_task(task)
     fitted, scored = _evaluations(num_fit, num_score, seed, on_progress)
     names = stream_names(model) if names is None else distinct(names)
-    one = task.sample(1, seed=seed, split="validation")
+    one = task.sample(1, seed=seed, step=0, split="validation")
     for name, features in features_of(model, one, names, slots).items():
         shape = (fitted.num_batches * EVALUATION_BATCH, features.shape[-1])
         _check_enough(f"num_fit={num_fit}", shape, of=f" of {name!r}")

@@ -12,12 +12,15 @@ from mesaopt.config.models import (
     MixerName,
     ModelConfig,
     NetworkConfig,
+    OwnModelConfig,
 )
 from mesaopt.config.reading import (
     differences,
     from_dict,
     override,
+    parse_value,
     to_dict,
+    with_objects,
 )
 from mesaopt.config.run import (
     RunConfig,
@@ -26,10 +29,12 @@ from mesaopt.config.run import (
 from mesaopt.config.tasks import (
     ARProcessConfig,
     FewShotConfig,
+    GeneratedTaskConfig,
     LinearSystemConfig,
     Matrix,
     NonlinearSystemConfig,
     Numbers,
+    OwnTaskConfig,
     PartiallyObservedConfig,
     SlotName,
     StartName,
@@ -44,6 +49,7 @@ __all__ = [
     "FORGETTING_MIXERS",
     "ARProcessConfig",
     "FewShotConfig",
+    "GeneratedTaskConfig",
     "LinearSystemConfig",
     "Matrix",
     "MergedAttentionConfig",
@@ -52,6 +58,8 @@ __all__ = [
     "NetworkConfig",
     "NonlinearSystemConfig",
     "Numbers",
+    "OwnModelConfig",
+    "OwnTaskConfig",
     "PartiallyObservedConfig",
     "RunConfig",
     "SlotName",
@@ -64,9 +72,11 @@ __all__ = [
     "differences",
     "from_dict",
     "override",
+    "parse_value",
     "require_config",
     "require_count",
     "require_whole",
     "stacked",
     "to_dict",
+    "with_objects",
 ]

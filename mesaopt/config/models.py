@@ -1,7 +1,7 @@
 """Settings of the models: :mod:`mesaopt.models` builds them."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
 
 from mesaopt.config.checks import require, require_positive, require_types
 from mesaopt.config.tasks import Numbers, TokenSlot
@@ -178,5 +178,34 @@ class MergedAttentionConfig:
         return len(self.token_slots) * self.dim
 
 
-NetworkConfig = ModelConfig | MergedAttentionConfig
+@dataclass(frozen=True, kw_only=True)
+class OwnModelConfig:
+    """A module of your own: how it is recognised, and the object itself, which is not saved.
+
+    :func:`mesaopt.models.own_model` makes one from a module.
+
+    Example:
+        >>> OwnModelConfig(name="my_models:Net", weights={"out.weight": "float32 [1, 3]"}).kind
+        'own'
+    """
+
+    must_match_task: ClassVar[dict[str, str]] = {}
+    """Settings that must equal a setting of the task: none, since the module itself is tried out."""
+
+    kind: Literal["own"] = "own"
+    """The kind of model, in config.json."""
+    name: str
+    """"module:Class", or the class alone where the object was made in Python."""
+    keywords: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the class, where it has been named."""
+    weights: dict[str, str] = field(hash=False)
+    """Type and shape of every tensor of the `state_dict`, by name."""
+    model: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
+    """The module, or a function that makes it; None in settings that were read from a file."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+NetworkConfig = ModelConfig | MergedAttentionConfig | OwnModelConfig
 """The settings of any model; in JSON, `kind` names it."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ def to_dict(config: Any) -> dict[str, Any]:
         config: any configuration.
 
     Returns:
-        Nested dictionaries, with lists in place of tuples.
+        Nested dictionaries, with lists in place of tuples; without objects, which are not saved.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -30,11 +31,44 @@ def to_dict(config: Any) -> dict[str, Any]:
     """
 
     def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in _saved(value)}
         if isinstance(value, dict):
             return {name: plain(item) for name, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return plain(dataclasses.asdict(config))
+    return plain(config)
+
+
+def _saved(config: Any) -> list[dataclasses.Field]:
+    """List the fields that are settings; the others hold objects of the user."""
+    return [f for f in dataclasses.fields(config) if f.metadata.get("saved", True)]
+
+
+def with_objects(config: Config, source: Config) -> Config:
+    """Put objects that no file holds, a task or a model of your own, into settings read from one.
+
+    Args:
+        config: settings of a run.
+        source: settings of the same run, with the objects.
+
+    Returns:
+        `config` with the objects of `source`.
+
+    Example:
+        >>> from mesaopt.config import OwnModelConfig
+        >>> saved = OwnModelConfig(name="Net", weights={})
+        >>> with_objects(saved, OwnModelConfig(name="Net", weights={}, model=len)).model
+        <built-in function len>
+    """
+    changes = {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        ours, theirs = getattr(config, f.name), getattr(source, f.name)
+        if not f.metadata.get("saved", True):
+            changes[f.name] = theirs
+        elif dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
+            changes[f.name] = with_objects(ours, theirs)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
@@ -60,7 +94,7 @@ def from_dict(cls: type[Config], data: Any, *, where: str = "config") -> Config:
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: {shown(data)}: must be an object")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in _saved(cls)}
     hints = typing.get_type_hints(cls)
     for name in data:
         if name not in fields:
@@ -83,6 +117,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {
+            name: _convert(arguments[1], item, f"{where}.{name}") for name, item in value.items()
+        }
+    if hint is Any:
+        return value
     if origin is types.UnionType and types.NoneType in arguments:  # only `X | None` occurs
         return None if value is None else _convert(arguments[0], value, where)
     if origin is types.UnionType:
@@ -145,11 +185,27 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             place = place[parent]
         if last == "kind" and place.get(last) != text:
             place.clear()
-        try:
-            place[last] = json.loads(text.replace("'", '"'))
-        except (ValueError, RecursionError):
-            place[last] = text
+        place[last] = parse_value(text)
     return from_dict(type(config), data)
+
+
+def parse_value(text: str) -> Any:
+    """Read the value of a setting given as text: JSON, or else the words as they are.
+
+    Args:
+        text: what stands behind the equals sign.
+
+    Returns:
+        The value.
+
+    Example:
+        >>> parse_value("['mesa']"), parse_value("mesa"), parse_value("1e-3")
+        (['mesa'], 'mesa', 0.001)
+    """
+    try:
+        return json.loads(text.replace("'", '"'))
+    except (ValueError, RecursionError):
+        return text
 
 
 def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
@@ -171,10 +227,24 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
     lines = []
     if type(ours) is not type(theirs):
         return [f"{where}kind: {ours.kind!r}, not {theirs.kind!r}"]
-    for f in dataclasses.fields(ours):
+    for f in _saved(ours):
         a, b = getattr(ours, f.name), getattr(theirs, f.name)
         if dataclasses.is_dataclass(a):
             lines += differences(a, b, where=f"{where}{f.name}.")
-        elif a != b:
+        elif isinstance(a, dict):
+            for name in sorted(a.keys() | b.keys()):
+                if a.get(name) != b.get(name):
+                    lines.append(
+                        f"{where}{f.name}.{name}: {shown(a.get(name))}, not {shown(b.get(name))}"
+                    )
+        elif not (_close(a, b) if f.metadata.get("measured") else a == b):
             lines.append(f"{where}{f.name}: {shown(a)}, not {shown(b)}")
     return lines
+
+
+def _close(ours: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
+    """Compare measured numbers, whose last digits differ from machine to machine."""
+    near = (
+        math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3) for a, b in zip(ours, theirs, strict=False)
+    )
+    return len(ours) == len(theirs) and all(near)

@@ -9,8 +9,8 @@ from mesaopt.config.checks import (
     require_positive,
     require_types,
 )
-from mesaopt.config.models import ModelConfig, NetworkConfig
-from mesaopt.config.tasks import LinearSystemConfig, TaskConfig
+from mesaopt.config.models import MergedAttentionConfig, ModelConfig, NetworkConfig
+from mesaopt.config.tasks import LinearSystemConfig, OwnTaskConfig, TaskConfig
 from mesaopt.errors import ConfigError
 
 
@@ -97,6 +97,9 @@ class RunConfig:
         require(
             plain, self, "recipe", "a name of 1 to 200 bytes that fits in a folder's, without /"
         )
+        if isinstance(self.task, OwnTaskConfig) and isinstance(self.model, MergedAttentionConfig):
+            wanted = "must be 'sequence' or a module of your own, for a task of your own"
+            raise ConfigError(f"model.kind='merged_attention': {wanted}")
         for ours, theirs in self.model.must_match_task.items():
             have, want = getattr(self.model, ours), getattr(self.task, theirs)
             if have != want:

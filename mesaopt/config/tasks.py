@@ -2,8 +2,8 @@
 
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
 
 from mesaopt.config.checks import (
     require,
@@ -342,11 +342,59 @@ class FewShotConfig(_Slotted):
         return -(-(self.length - self.prefix_length) // self.period)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnTaskConfig:
+    """A task of your own: how it is recognised, and the object itself, which is not saved.
+
+    :func:`mesaopt.tasks.own_task` makes one from an object.
+
+    Example:
+        >>> sizes = {"token_dim": 3, "dim": 1, "length": 8}
+        >>> OwnTaskConfig(name="my_tasks:Sparse", keywords={"dim": 2}, **sizes, first_batch=()).numbers
+        'real'
+    """
+
+    kind: Literal["own"] = "own"
+    """Names the task in config.json."""
+    name: str
+    """"module:Class", or the class alone where the object was made in Python."""
+    keywords: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the class, where it has been named."""
+    numbers: Numbers = "real"
+    """Kind of numbers in a token."""
+    token_dim: int
+    """Width of a token."""
+    dim: int
+    """Width of a target."""
+    length: int
+    """Tokens in a sequence."""
+    first_batch: tuple[float, ...] = field(metadata={"measured": True})
+    """Numbers computed from the first sequences, by which the task is recognised."""
+    task: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
+    """The object; None in settings that were read from a file."""
+
+    token_slots: ClassVar[tuple[TokenSlot, ...]] = ()
+    """None: tokens are what the task makes them."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "token_dim", "dim", "length")
+
+
+GeneratedTaskConfig = (
+    LinearSystemConfig
+    | ARProcessConfig
+    | PartiallyObservedConfig
+    | NonlinearSystemConfig
+    | FewShotConfig
+)
+"""The settings of a task of the library."""
 TaskConfig = (
     LinearSystemConfig
     | ARProcessConfig
     | PartiallyObservedConfig
     | NonlinearSystemConfig
     | FewShotConfig
+    | OwnTaskConfig
 )
 """The settings of any task; `kind` says in JSON which."""

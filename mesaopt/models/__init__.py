@@ -5,6 +5,7 @@
 
 from mesaopt.models.make import Model, make_model
 from mesaopt.models.one_layer import OneLayerModel
+from mesaopt.models.own import own_model, try_model
 from mesaopt.models.seeds import SideBySide, join, separate
 from mesaopt.models.sequence import SequenceModel
 
@@ -15,5 +16,7 @@ __all__ = [
     "SideBySide",
     "join",
     "make_model",
+    "own_model",
     "separate",
+    "try_model",
 ]

@@ -1,10 +1,13 @@
 """Build a model from its settings."""
 
-from mesaopt.config import MergedAttentionConfig, NetworkConfig, require_config
+from torch import nn
+
+from mesaopt.config import MergedAttentionConfig, NetworkConfig, OwnModelConfig, require_config
 from mesaopt.models.one_layer import OneLayerModel
+from mesaopt.models.own import build_own
 from mesaopt.models.sequence import SequenceModel
 
-Model = SequenceModel | OneLayerModel
+Model = SequenceModel | OneLayerModel | nn.Module
 """Any model: tokens [batch, time, token] to predictions [batch, time, dim]."""
 
 
@@ -20,12 +23,15 @@ def make_model(config: NetworkConfig, *, seed: int = 0) -> Model:
 
     Raises:
         TypeError: these are no settings of a model, such as those of a whole run.
+        ConfigError: it is a module of your own, and the settings were read from a file.
 
     Example:
         >>> sum(p.numel() for p in make_model(MergedAttentionConfig(dim=5)).parameters())
         150
     """
     require_config(config, NetworkConfig, part="model")
+    if isinstance(config, OwnModelConfig):
+        return build_own(config, seed=seed)
     if isinstance(config, MergedAttentionConfig):
         return OneLayerModel(config, seed=seed)
     return SequenceModel(config, seed=seed)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mesaopt.config import MixerName, ModelConfig, RunConfig
+from mesaopt.config import MergedAttentionConfig, MixerName, ModelConfig, RunConfig
 
 Source = Literal["uncovering2023", "emergence2024", "family"]
 TaskName = Literal["linear", "contracting", "fixed", "partial", "nonlinear", "ar_process"]
@@ -51,8 +51,9 @@ class Recipe:
     @property
     def width(self) -> int:
         """Width of the residual stream; of a token in models without one."""
-        model = self.config.model
-        return model.width if isinstance(model, ModelConfig) else model.token_dim
+        if isinstance(self.config.model, MergedAttentionConfig):
+            return self.config.model.token_dim
+        return self.config.sequence_model.width
 
     @property
     def head_dim(self) -> int | None:

@@ -27,6 +27,7 @@ from mesaopt.tasks.named_distributions import (
     uniform,
 )
 from mesaopt.tasks.nonlinear_system import NonlinearSystem
+from mesaopt.tasks.own import OwnTask, own_task
 from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
 from mesaopt.tasks.random import contracting, generator, haar_orthogonal
 
@@ -41,6 +42,7 @@ __all__ = [
     "InitialStates",
     "LinearSystem",
     "NonlinearSystem",
+    "OwnTask",
     "PartiallyObserved",
     "PartiallyObservedBatch",
     "RealStates",
@@ -59,6 +61,7 @@ __all__ = [
     "haar_orthogonal",
     "initial_states",
     "make_task",
+    "own_task",
     "rademacher",
     "squared_error",
     "tokens_from_states",

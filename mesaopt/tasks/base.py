@@ -10,12 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mesaopt.config import Numbers, TaskConfig, require_config, require_count
+from mesaopt.config import (
+    GeneratedTaskConfig,
+    Numbers,
+    TaskConfig,
+    require_config,
+    require_count,
+)
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.tasks.batch import Batch, Split, tokens_from_states
 from mesaopt.tasks.random import generator
 
-ConfigT = TypeVar("ConfigT", bound=TaskConfig)
+ConfigT = TypeVar("ConfigT", bound=GeneratedTaskConfig)
 BatchT = TypeVar("BatchT", bound=Batch)
 
 Streams = Callable[..., np.random.Generator]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Inexact
@@ -12,11 +12,14 @@ from mesaopt.config import TokenSlot, check_slots, require_count
 from mesaopt.tasks.losses import squared_error
 
 Split = Literal["train", "validation", "test"]
+_Batch = TypeVar("_Batch", bound="Batch")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences as a model sees them, with the states and matrices behind them.
+    """Sequences as a model sees them, and what is behind them where it is known.
+
+    Tokens and targets are enough. Subclasses may hold more, one row per sequence in every tensor.
 
     Example:
         >>> x = torch.arange(1.0, 5.0).view(1, 4, 1)
@@ -24,15 +27,19 @@ class Batch:
         >>> batch = Batch(known, next_ones, x, torch.zeros(1, 1, 1), scored=slice(1, None))
         >>> batch.positions, batch.losses(known).tolist()
         (range(2, 4), [[0.5, 0.5]])
+        >>> Batch(known, next_ones).observed
+        Traceback (most recent call last):
+        ...
+        ValueError: batch.states: is missing; must be given where states are asked for
     """
 
     tokens: Inexact[Tensor, "batch time token"]
     """Inputs of a model; position t holds nothing later than time t."""
     targets: Inexact[Tensor, "batch time dim"]
     """Targets; at position t the state at time t + 1."""
-    states: Inexact[Tensor, "batch time_and_one dim"]
+    states: Inexact[Tensor, "batch time_and_one dim"] | None = None
     """All states (observations where a system is partially observed), the last target included."""
-    transition: Inexact[Tensor, "batch hidden hidden"]
+    transition: Inexact[Tensor, "batch hidden hidden"] | None = None
     """The matrix W of each sequence, which turns a state into the next one."""
     scored: slice = field(default_factory=lambda: slice(None))
     """The places along time where a prediction counts."""
@@ -40,7 +47,24 @@ class Batch:
     @property
     def observed(self) -> Inexact[Tensor, "batch time dim"]:
         """The states that the tokens show: all but the last."""
-        return self.states[:, :-1]
+        return self.require("states")[:, :-1]
+
+    def require(self, name: str) -> Tensor:
+        """Return a tensor that a batch may lack.
+
+        Args:
+            name: "states" or "transition".
+
+        Returns:
+            The tensor.
+
+        Raises:
+            ValueError: it is missing.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"batch.{name}: is missing; must be given where {name} are asked for")
+        return value
 
     @property
     def positions(self) -> range:
@@ -73,15 +97,36 @@ class Batch:
             The parts in order, as views.
         """
         require_count("size", size, smallest=1)
-        names = [f.name for f in fields(self) if f.name != "scored"]
-        parts = (getattr(self, name).split(size) for name in names)
+        tensors = self.tensors
+        parts = (tensor.split(size) for tensor in tensors.values())
         for pieces in zip(*parts, strict=True):
-            yield replace(self, **dict(zip(names, pieces, strict=True)))
+            yield replace(self, **dict(zip(tensors, pieces, strict=True)))
+
+    def to(self: _Batch, device: torch.device | str) -> _Batch:
+        """Move the batch to a device.
+
+        Args:
+            device: "cpu" or "cuda", for example.
+
+        Returns:
+            The batch itself where it is there already, else a copy.
+        """
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        same = all(moved[name] is tensor for name, tensor in self.tensors.items())
+        return self if same else replace(self, **moved)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the batch, by the names of their fields."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @runtime_checkable
 class Task(Protocol):
     """Anything that draws batches. The tasks of the library are each a :class:`GeneratedTask`.
+
+    One of your own needs this method and nothing else: see :func:`mesaopt.tasks.own_task`.
 
     Example:
         >>> from mesaopt.tasks import LinearSystem
@@ -95,21 +140,19 @@ class Task(Protocol):
         batch_size: int,
         *,
         seed: int,
-        step: int = 0,
-        split: Split = "train",
-        device: torch.device | str = "cpu",
+        step: int,
+        split: Split,
     ) -> Batch:
-        """Draw one batch, a pure function of (seed, split, step).
+        """Draw one batch, a pure function of its arguments. Several threads may call it at once.
 
         Args:
             batch_size: sequences, 1 or more.
             seed: 0 or greater.
             step: 0 or greater.
             split: stream to draw from; streams never overlap.
-            device: where the batch is put.
 
         Returns:
-            The batch.
+            The batch, on any device.
         """
         ...
 

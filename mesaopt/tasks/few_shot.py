@@ -91,7 +91,7 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
         Raises:
             ValueError: there is no room for such a vector.
         """
-        config, states = self.config, batch.states.clone()
+        config, states = self.config, batch.require("states").clone()
         if separator is not None:
             if config.layout == "pairs":
                 raise ValueError(

@@ -8,27 +8,33 @@ from mesaopt.config import (
     FewShotConfig,
     LinearSystemConfig,
     NonlinearSystemConfig,
+    OwnTaskConfig,
     PartiallyObservedConfig,
     TaskConfig,
     require_config,
 )
 from mesaopt.tasks.ar_process import ARProcess
-from mesaopt.tasks.batch import Task
+from mesaopt.tasks.base import GeneratedTask
 from mesaopt.tasks.few_shot import FewShot
 from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.nonlinear_system import NonlinearSystem
+from mesaopt.tasks.own import OwnTask
 from mesaopt.tasks.partially_observed import PartiallyObserved
 
-_TASKS: dict[type, Callable[[Any], Task]] = {
+AnyTask = GeneratedTask[Any, Any] | OwnTask
+"""A task made from its settings."""
+
+_TASKS: dict[type, Callable[[Any], AnyTask]] = {
     LinearSystemConfig: LinearSystem,
     ARProcessConfig: ARProcess,
     PartiallyObservedConfig: PartiallyObserved,
     NonlinearSystemConfig: NonlinearSystem,
     FewShotConfig: FewShot,
+    OwnTaskConfig: OwnTask,
 }
 
 
-def make_task(config: TaskConfig) -> Task:
+def make_task(config: TaskConfig) -> AnyTask:
     """Make the task of the given settings.
 
     Args:
@@ -39,6 +45,7 @@ def make_task(config: TaskConfig) -> Task:
 
     Raises:
         TypeError: these are no settings of a task, such as those of a whole run.
+        ConfigError: it is a task of your own, and the settings were read from a file.
 
     Example:
         >>> make_task(ARProcessConfig(dim=2, length=4)).sample(3, seed=0).states.shape

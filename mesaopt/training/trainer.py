@@ -66,7 +66,7 @@ class Data:
             256 of the `evaluation_sequences` sequences; the last batch may be smaller.
         """
         size = min(TEST_BATCH, self.config.train.evaluation_sequences - number * TEST_BATCH)
-        return self.task.sample(size, seed=TEST_SEED, step=number, split="test", device=self.device)
+        return self.task.sample(size, seed=TEST_SEED, step=number, split="test").to(self.device)
 
     def loss(
         self, batch: Batch, predictions: Inexact[Tensor, "batch time dim"]
@@ -90,8 +90,8 @@ class Data:
         return self._draw(0)
 
     def _draw(self, step: int) -> Batch:
-        size = self.config.train.batch_size
-        return self.task.sample(size, seed=self.config.seed, step=step, device=self.device)
+        size, seed = self.config.train.batch_size, self.config.seed
+        return self.task.sample(size, seed=seed, step=step, split="train").to(self.device)
 
 
 class Trainer:

@@ -46,7 +46,7 @@ class ModelAsTarget:
         """Draw one batch, or return it if it was drawn before."""
         key = (batch_size, seed, step, split)
         if key not in self._batches:
-            batch = self._task.sample(batch_size, seed=seed, step=step, split=split, device=device)
+            batch = self._task.sample(batch_size, seed=seed, step=step, split=split).to(device)
             self._batches[key] = replace(batch, targets=self._predict(batch))
         return self._batches[key]
 
@@ -84,7 +84,7 @@ def checked_predictor(model: nn.Module, task: Task) -> Predictor:
 
 def few_sequences(task: Task) -> Batch:
     """Draw the sequences on which a model is tested first."""
-    return task.sample(8, seed=0, split="validation")
+    return task.sample(8, seed=0, step=0, split="validation")
 
 
 def _described(tokens: Tensor) -> str:

@@ -95,9 +95,9 @@ class Rescaled:
     ) -> Batch:
         """Draw one batch."""
         batch = self.task.sample(batch_size, seed=seed, step=step, split=split, device=device)
-        times = torch.arange(batch.states.shape[1], device=device)
+        times = torch.arange(batch.require("states").shape[1], device=device)
         factors = (self.scale * self.decay**times)[:, None]
-        states = batch.states * factors
+        states = batch.require("states") * factors
         if isinstance(batch, PartiallyObservedBatch):
             batch = replace(batch, hidden=batch.hidden * factors)
         tokens = tokens_from_states(states[:, :-1], self.task.config.token_slots)
@@ -106,7 +106,7 @@ class Rescaled:
             tokens=tokens,
             targets=states[:, 1:],
             states=states,
-            transition=self.decay * batch.transition,
+            transition=self.decay * batch.require("transition"),
         )
 
 
