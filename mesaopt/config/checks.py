@@ -1,6 +1,7 @@
 """Checks of the values of a configuration, used in `__post_init__`, and of the arguments of samplers."""
 
 import dataclasses
+import json
 import numbers
 import sys
 import types
@@ -40,6 +41,17 @@ def require_types(config: Any) -> None:
                 raise ConfigError(f"{name}={value!r}: {suggest(str(value), get_args(choices[0]))}")
             wanted = " or ".join(_words(hint) for hint in choices)
             raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
+
+
+def require_json(config: object, name: str) -> None:
+    """Check that a setting is made of what JSON can hold."""
+    value = getattr(config, name)
+    try:
+        same = json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError):
+        same = False
+    wanted = "made of numbers, text, lists and dictionaries with text as keys"
+    require(same, config, name, wanted)
 
 
 def require_matrix(config: object, name: str, *, rows: int, columns: int) -> None:
@@ -103,7 +115,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and abs(value) <= sys.float_info.max
-    return isinstance(value, get_origin(hint) or hint)
+    return hint is Any or isinstance(value, get_origin(hint) or hint)
 
 
 def _words(hint: Any) -> str:

@@ -3,7 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from mesaopt.config.checks import require, require_positive, require_types
+from mesaopt.config.checks import (
+    require,
+    require_json,
+    require_positive,
+    require_types,
+)
 from mesaopt.config.tasks import Numbers, TokenSlot
 from mesaopt.errors import ConfigError, suggest
 
@@ -205,6 +210,7 @@ class OwnModelConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
+        require_json(self, "keywords")
 
 
 NetworkConfig = ModelConfig | MergedAttentionConfig | OwnModelConfig

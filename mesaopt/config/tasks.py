@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from mesaopt.config.checks import (
     require,
+    require_json,
     require_matrix,
     require_not_negative,
     require_positive,
@@ -378,6 +379,7 @@ class OwnTaskConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
+        require_json(self, "keywords")
         require_positive(self, "token_dim", "dim", "length")
 
 

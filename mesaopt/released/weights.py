@@ -12,7 +12,7 @@ from torch import Tensor
 from mesaopt.config import ModelConfig
 from mesaopt.errors import RunError
 from mesaopt.released.networks import Network
-from mesaopt.training.tensors import initial_weights
+from mesaopt.training.tensors import initial_model
 
 _PARTS = {
     "mixer.query.weight": "self_attn/q_proj/kernel",
@@ -52,7 +52,7 @@ def weights_of(
     prefix = f"{network.keys}/"
     theirs = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     weights = {}
-    for name, wanted in initial_weights(config).items():
+    for name, wanted in initial_model(config).state_dict().items():
         key = _their_key(name, config)
         if key not in theirs:
             raise RunError(f"{path}: {prefix}{key} is missing")

@@ -4,13 +4,13 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mesaopt.config import OwnTaskConfig, TrainConfig
+from mesaopt.config import OwnTaskConfig
 from mesaopt.errors import ConfigError
 from mesaopt.tasks.batch import Batch, Split, Task
 
@@ -84,7 +84,7 @@ def own_task(
     *,
     name: str | None = None,
     keywords: Mapping[str, Any] | None = None,
-    data: str = "fresh",
+    data: Literal["fresh", "fixed"] = "fresh",
 ) -> OwnTaskConfig:
     """Try a task of your own out, and make the settings that stand for it.
 
@@ -117,16 +117,13 @@ def own_task(
         9
     """
     _check_signature(task)
-    first = _pure_batch(task)
-    if data == TrainConfig.data:
-        _check_other(
-            first,
-            _draw(task, _FEW, step=1),
-            "step=1",
-            "for the same ones at every step set train.data='fixed'",
-        )
-    why = "or the test loss is that of the training sequences"
-    _check_other(first, _draw(task, _FEW, split="test"), "split='test'", why)
+    first, later = _pure_batches(task)
+    same = "gives the sequences of step=0, split='train': must be others"
+    if data == "fresh" and _equal(first, later):
+        hint = "or train.data='fixed', for the same ones at every step"
+        raise ConfigError(f"task.sample(step=1): {same}, {hint}")
+    if _equal(first, _draw(task, _FEW, split="test")):
+        raise ConfigError(f"task.sample(split='test'): {same}, on which a model is not trained")
     config = OwnTaskConfig(
         name=type(task).__name__ if name is None else name,
         keywords=dict(keywords or {}),
@@ -153,10 +150,10 @@ def _check_signature(task: Any) -> None:
         raise ConfigError(f"task.sample: {error}: must be {_SIGNATURE}") from None
 
 
-def _pure_batch(task: Any) -> Batch:
-    """Draw the first batch twice, and refuse a task whose batches depend on more than the arguments."""
+def _pure_batches(task: Any) -> tuple[Batch, Batch]:
+    """Draw the batches of two steps, and refuse a task whose batches depend on more than the arguments."""
     before = _global_random()
-    first, _, again = (_draw(task, _FEW), _draw(task, _FEW, step=1), _draw(task, _FEW))
+    first, later, again = (_draw(task, _FEW), _draw(task, _FEW, step=1), _draw(task, _FEW))
     if _global_random() != before:
         raise ConfigError(
             "task.sample: uses the global random numbers of torch or NumPy, which several threads "
@@ -167,20 +164,13 @@ def _pure_batch(task: Any) -> Batch:
             "task.sample: gives another batch for the same seed, step and split: must be a function of "
             "these, such as by mesaopt.tasks.generator(seed, split, step)"
         )
-    return first
+    return first, later
 
 
 def _global_random() -> tuple[Any, ...]:
     """Read the states of the generators that all threads share."""
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     return torch.get_rng_state().tolist(), repr(numpy)
-
-
-def _check_other(first: Batch, other: Batch, what: str, why: str) -> None:
-    if _equal(first, other):
-        raise ConfigError(
-            f"task.sample({what}): gives the sequences of step=0, split='train': must be others, {why}"
-        )
 
 
 def _equal(one: Batch, other: Batch) -> bool:

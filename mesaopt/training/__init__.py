@@ -4,6 +4,7 @@ from mesaopt.training.environment import describe, peak_memory_bytes, resolve_de
 from mesaopt.training.estimate import StepCost, StepCosts, step_cost
 from mesaopt.training.loop import DivergedError, OnStep, Run, load_run, run_name, train
 from mesaopt.training.optimizer import Optimizer, learning_rate
+from mesaopt.training.own import fitted_to, named_model, named_task, own_run
 from mesaopt.training.run_folder import Checkpoint, RunFolder, reserve_folder
 from mesaopt.training.seeds import SeedsTrainer, seed_batches, train_seeds
 from mesaopt.training.trainer import Trainer
@@ -20,8 +21,12 @@ __all__ = [
     "StepCosts",
     "Trainer",
     "describe",
+    "fitted_to",
     "learning_rate",
     "load_run",
+    "named_model",
+    "named_task",
+    "own_run",
     "peak_memory_bytes",
     "reserve_folder",
     "resolve_device",

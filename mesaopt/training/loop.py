@@ -6,7 +6,6 @@
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ from torch import Tensor
 
 from mesaopt import files, recipes
 from mesaopt.config import NetworkConfig, RunConfig, TaskConfig, TrainConfig
-from mesaopt.errors import InitialisationWarning, RunError, SolveError, wrong_type
-from mesaopt.models import Model, SequenceModel, make_model
+from mesaopt.errors import ConfigError, RunError, SolveError, wrong_type
+from mesaopt.models import Model, SequenceModel
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
+from mesaopt.training.own import ModelLike, TaskLike, give_again, own_run
 from mesaopt.training.run_folder import RunFolder
+from mesaopt.training.tensors import initial_model
 from mesaopt.training.trainer import Trainer
 from mesaopt.workers import num_threads
 
@@ -48,6 +49,7 @@ class Run:
 
     Example:
         >>> config = RunConfig(recipe="mine")
+        >>> from mesaopt.models import make_model
         >>> run = Run(Path("runs/mine"), config, make_model(config.model), [], 0.0)
         >>> run.sequence_model.mixers[0].num_heads
         4
@@ -94,32 +96,44 @@ def run_name(config: RunConfig) -> str:
 
 
 def train(
-    config: RunConfig | str,
-    out: str | Path,
+    config: RunConfig | str | None = None,
+    out: str | Path | None = None,
     *,
+    model: ModelLike | None = None,
+    task: TaskLike | None = None,
     resume: bool = False,
     device: str = "auto",
     on_step: OnStep | None = None,
+    **settings: Any,
 ) -> Run:
-    """Train a model in a run folder.
+    """Train a model in a run folder: `train(config, out)`, or `train(model=..., task=..., out=...)`.
+
+    The task may be any object with `sample(batch_size, *, seed, step, split) -> Batch`, the model any
+    `ModelConfig` or `torch.nn.Module`; :func:`own_run` says more. Such runs have the same folders, of which
+    `config.json` holds all but the code of the task and of the module.
 
     The folder is whole at every moment. After Ctrl-C, a kill or a full disk, `resume=True` goes on from
     the newest checkpoint and gives the numbers of an uninterrupted run, on the CPU bit for bit. A run
     that has ended is loaded, not repeated.
 
     Args:
-        config: what to train, or the name of a recipe, such as "lsa-1".
-        out: folder of the run, new or empty unless resumed.
+        config: what to train, or the name of a recipe, such as "lsa-1"; none if a model and a task are given.
+        out: folder of the run, new or empty unless resumed; `runs/<name>-seed<seed>` if not given.
+        model: of any kind, with `task`, in place of `config`.
+        task: of any kind.
         resume: continue the run in `out` if there is one.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         on_step: called with the number of finished steps and the newest training loss, every 10 steps.
+        **settings: with `model` and `task`: `seed`, `name`, and fields of
+            :class:`mesaopt.config.TrainConfig`, such as `steps=500`.
 
     Returns:
         The trained model with its metrics.
 
     Raises:
         TypeError: config is something else, such as settings of a model alone.
-        ConfigError: there is no such recipe.
+        ConfigError: there is no such recipe, the task or the model is not what it must be, or a setting is
+            wrong.
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
         DivergedError: the loss is no longer a number.
 
@@ -133,12 +147,14 @@ def train(
         >>> [line["step"] for line in run.metrics]
         [0, 2]
     """
-    config, where = as_config(config), resolve_device(device)
-    folder = RunFolder.open(files.as_path(out), config, resume=resume)
+    where = resolve_device(device)
+    config = _run_config(config, model, task, settings)
+    path = Path("runs") / run_name(config) if out is None else files.as_path(out)
+    folder = RunFolder.open(path, config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
             train_in(folder, where, on_step=on_step)
-    return load_run(folder.path, device=device)
+    return load_folder(folder, device=device)
 
 
 def as_config(config: RunConfig | str, argument: str = "config") -> RunConfig:
@@ -160,20 +176,52 @@ def as_config(config: RunConfig | str, argument: str = "config") -> RunConfig:
     raise wrong_type(argument, config, f"a RunConfig or the name of a recipe{hint}")
 
 
-def load_run(path: str | Path, *, step: int | None = None, device: str = "auto") -> Run:
+def _run_config(
+    config: RunConfig | str | None,
+    model: ModelLike | None,
+    task: TaskLike | None,
+    settings: dict[str, Any],
+) -> RunConfig:
+    """Return the settings given to :func:`train`, in one of its two ways."""
+    if config is not None:
+        for name, value in {"model": model, "task": task, **settings}.items():
+            if value is not None:
+                raise ConfigError(f"{name}: must not be given with config, which has all settings")
+        return as_config(config)
+    if model is None or task is None:
+        missing = "model" if model is None else "task"
+        raise ConfigError(f"{missing}: is missing: give config, or model and task")
+    return own_run(model, task, **settings)
+
+
+def load_run(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    device: str = "auto",
+    task: TaskLike | None = None,
+    model: ModelLike | None = None,
+) -> Run:
     """Load the model of a run.
+
+    No code is taken from a folder: a module of your own has to be given again, and a task of your own where
+    it is needed, as objects or by name ("module:Class", which is imported and called with the arguments
+    that the folder has).
 
     Args:
         path: folder of the run.
         step: of the weights; the newest if not given.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
+        task: of your own, on which it was trained; `run.config.task` then holds it.
+        model: of your own, as it was given to :func:`train`.
 
     Returns:
         The run; its metrics are those of all steps.
 
     Raises:
-        RunError: there is no run, no such checkpoint or no such device, or a file is damaged.
-        ConfigError: its configuration has an unknown key or a wrong value.
+        RunError: there is no run, no such checkpoint or no such device, a file is damaged, or the task or
+            the model is another one.
+        ConfigError: its configuration has an unknown key or a wrong value, or a model is missing.
 
     Example:
         >>> load_run("no/such/run")
@@ -181,13 +229,20 @@ def load_run(path: str | Path, *, step: int | None = None, device: str = "auto")
         ...
         mesaopt.errors.RunError: no/such/run/config.json: there is no such file
     """
-    folder, where = RunFolder(files.as_path(path)), resolve_device(device)
+    folder = RunFolder(files.as_path(path))
+    if task is not None or model is not None:
+        config = give_again(folder.config, folder.path, task=task, model=model)
+        folder = RunFolder(folder.path, config)
+    return load_folder(folder, step=step, device=device)
+
+
+def load_folder(folder: RunFolder, *, step: int | None = None, device: str = "auto") -> Run:
+    """Load the model of a run from its folder, as :func:`load_run` does from its path."""
+    where = resolve_device(device)
     config, checkpoint, metrics = folder.config, folder.load(step), folder.metrics
     if not metrics or (folder.is_done and metrics[-1]["step"] < config.train.steps):
         raise RunError(f"{folder.path / 'metrics.jsonl'}: is damaged: lines are missing")
-    with warnings.catch_warnings(), single_precision():
-        warnings.simplefilter("ignore", InitialisationWarning)  # about weights that are replaced
-        model = make_model(config.model)
+    model = initial_model(config.model)
     model.load_state_dict(checkpoint.model)  # checked when it was read
     return Run(folder.path, config, model.to(where), metrics, checkpoint.seconds)
 

@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesaopt import files, json_files, recipes
-from mesaopt.config import RunConfig, differences, from_dict, to_dict
+from mesaopt.config import RunConfig, differences, from_dict, to_dict, with_objects
 from mesaopt.errors import RunError
 from mesaopt.training import environment
-from mesaopt.training.tensors import check_optimizer, check_weights, initial_weights, read_tensors
+from mesaopt.training.tensors import (
+    check_optimizer,
+    check_weights,
+    initial_model,
+    read_tensors,
+    trained_parameters,
+)
 from mesaopt.workers import part_size
 
 _RESUMABLE_CHECKPOINTS = 2
@@ -55,6 +61,7 @@ class RunFolder:
 
     Args:
         path: of the folder; use :meth:`open` to make or continue one.
+        objects: settings of this run with the task or model of your own, whose code no file holds.
 
     Example:
         >>> import tempfile
@@ -63,8 +70,8 @@ class RunFolder:
         ('mine', [], [], False)
     """
 
-    def __init__(self, path: Path):
-        self.path = files.as_path(path)
+    def __init__(self, path: Path, objects: RunConfig | None = None):
+        self.path, self._objects = files.as_path(path), objects
 
     @classmethod
     def open_all(
@@ -102,7 +109,7 @@ class RunFolder:
             RunError: one holds other files, or a run of another configuration.
         """
         for path, config in zip(paths, configs, strict=True):
-            cls(path)._reserve(config, resume=resume)
+            cls(path, config)._reserve(config, resume=resume)
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, *, resume: bool) -> "RunFolder":
@@ -119,7 +126,7 @@ class RunFolder:
         Raises:
             RunError: the folder holds other files, or a run of another configuration.
         """
-        folder = cls(path)
+        folder = cls(path, config)
         if not folder._reserve(config, resume=resume):
             json_files.write(folder.path / "config.json", to_dict(config))
         if not files.exists(folder.path / "meta.json"):
@@ -149,7 +156,8 @@ class RunFolder:
         """
         path = self.path / "config.json"
         _refuse_other_folders(self.path)
-        return from_dict(RunConfig, json_files.read(path), where=str(path))
+        config = from_dict(RunConfig, json_files.read(path), where=str(path))
+        return config if self._objects is None else with_objects(config, self._objects)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -296,9 +304,7 @@ class RunFolder:
         files.remove(temporary)
         files.make_folder(temporary)
         for name in ("model", "optimizer") if resumable else ("model",):
-            tensors = {
-                k: v.detach().cpu().contiguous() for k, v in getattr(checkpoint, name).items()
-            }
+            tensors = _apart(getattr(checkpoint, name))
             files.write(
                 temporary / f"{name}.safetensors",
                 lambda path, tensors=tensors: save_file(tensors, path, metadata=facts),
@@ -330,18 +336,19 @@ class RunFolder:
             )
         path = self._checkpoint_path(step) / "model.safetensors"
         model, facts = read_tensors(path)
-        check_weights(path, model, self._initial_weights)
+        check_weights(path, model, self._new_model.state_dict())
         seconds = _check_facts(path, facts, step)
         optimizer, path = {}, self._optimizer_path(step)
         if files.exists(path):
             optimizer, facts = read_tensors(path)
             _check_facts(path, facts, step)
-            check_optimizer(path, optimizer, self._initial_weights, self.config.train, step=step)
+            parameters = trained_parameters(self._new_model)
+            check_optimizer(path, optimizer, parameters, self.config.train, step=step)
         return Checkpoint(step, seconds, model, optimizer)
 
     @functools.cached_property
-    def _initial_weights(self) -> Mapping[str, Tensor]:
-        return initial_weights(self.config.model)
+    def _new_model(self) -> nn.Module:
+        return initial_model(self.config.model)
 
     @property
     def resumable_steps(self) -> list[int]:
@@ -451,6 +458,17 @@ def _refuse_other_folders(path: Path) -> None:
         return
     example = f", such as {inside / runs[0]}" if runs else "; mesaopt.load gives trained ones"
     raise RunError(f"run={str(path)!r}: holds {holds}: must be the folder of one run{example}")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, each into memory of its own: a module may use a weight in two places."""
+    apart, known = {}, set()
+    for name, tensor in tensors.items():
+        saved = tensor.detach().cpu().contiguous()
+        place = saved.untyped_storage().data_ptr()
+        apart[name] = saved.clone() if place in known else saved
+        known.add(place)
+    return apart
 
 
 def _check_facts(path: Path, facts: Mapping[str, str], step: int) -> float:

@@ -24,7 +24,7 @@ from mesaopt.training.loop import (
     as_config,
     as_diverged_error,
     evaluation_steps,
-    load_run,
+    load_folder,
     metrics_line,
     train_in,
 )
@@ -90,7 +90,7 @@ def train_seeds(
                 train_in(group[0], where, start=start, on_step=on_step)
             else:
                 _train_together(group, where, start=start, on_step=on_step)
-    return [load_run(folder.path, device=device) for folder in folders]
+    return [load_folder(folder, device=device) for folder in folders]
 
 
 def seed_batches(configs: Sequence[RunConfig], device: str = "auto") -> list[list[RunConfig]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from mesaopt import files
 from mesaopt.config import NetworkConfig, TrainConfig
 from mesaopt.errors import InitialisationWarning, RunError
 from mesaopt.models import make_model
+from mesaopt.models.own import kind
 from mesaopt.training.environment import single_precision
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,11 +43,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {_name(name): tensor for name, tensor in tensors.items()}, facts
 
 
-def initial_weights(config: NetworkConfig) -> dict[str, Tensor]:
-    """Return the `state_dict` of a new model, whose names, shapes and dtypes a checkpoint must have."""
+def initial_model(config: NetworkConfig) -> nn.Module:
+    """Return a new model, whose weights have the names, shapes and dtypes that a checkpoint must have."""
     with warnings.catch_warnings(), single_precision():
-        warnings.simplefilter("ignore", InitialisationWarning)
-        return make_model(config).state_dict()
+        warnings.simplefilter("ignore", InitialisationWarning)  # about weights that are replaced
+        return make_model(config)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a training changes, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -64,7 +70,7 @@ def check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
         names = ", ".join(sorted(found.keys() ^ wanted.keys())[:3])
         raise RunError(f"{path}: the weights do not fit config.json: {names} missing or unknown")
     for name, tensor in found.items():
-        ours, theirs = (_kind(t) for t in (wanted[name], tensor))
+        ours, theirs = (kind(t) for t in (wanted[name], tensor))
         if ours != theirs:
             problem = f"{name} is {theirs}: must be {ours}"
             raise RunError(f"{path}: the weights do not fit config.json: {problem}")
@@ -75,7 +81,7 @@ def check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
 def check_optimizer(
     path: Path,
     found: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     config: TrainConfig,
     *,
     step: int,
@@ -85,22 +91,22 @@ def check_optimizer(
     Args:
         path: of its file.
         found: the state, "<parameter>/<name>" to tensor.
-        weights: parameters of a new model, by name.
+        parameters: those that are trained, of a new model, by name.
         config: of the training.
         step: steps done.
 
     Raises:
         RunError: a tensor is missing, unknown, or of another shape, dtype or range.
     """
-    names = list(weights) if config.optimizer == "adamw" and step > 0 else []
+    names = list(parameters) if config.optimizer == "adamw" and step > 0 else []
     count = torch.tensor(float(step), dtype=torch.float32)
     wanted = {f"{name}/step": count for name in names}
-    wanted |= {f"{name}/{moment}": weights[name] for name in names for moment in _MOMENTS}
+    wanted |= {f"{name}/{moment}": parameters[name] for name in names for moment in _MOMENTS}
     if found.keys() != wanted.keys():
         wrong = ", ".join(sorted(found.keys() ^ wanted.keys())[:3])
         raise _damaged(path, f"{wrong} missing or unknown")
     for name, tensor in found.items():
-        ours, theirs = (_kind(t) for t in (wanted[name], tensor))
+        ours, theirs = (kind(t) for t in (wanted[name], tensor))
         if ours != theirs:
             raise _damaged(path, f"{name} is {theirs}: must be {ours}")
         if name.endswith("/step") and tensor != count:
@@ -108,10 +114,6 @@ def check_optimizer(
         squares = name.endswith("/exp_avg_sq") and not tensor.is_complex()
         if tensor.isnan().any() or (squares and (tensor < 0).any()):
             raise _damaged(path, f"{name} holds a number out of range")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _damaged(path: Path, problem: str) -> RunError:

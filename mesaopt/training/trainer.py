@@ -14,6 +14,7 @@ from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
+from mesaopt.training.tensors import trained_parameters
 from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers, part_size, training_workers
 
 TEST_SEED = 0
@@ -123,7 +124,7 @@ class Trainer:
         self.data = Data(config, device)
         with single_precision():
             self.model = make_model(config.model, seed=config.seed).to(device)
-        self.parameters = dict(self.model.named_parameters())
+        self.parameters = trained_parameters(self.model)
         self.optimizer = Optimizer(config.train, self.parameters)
         self._next: tuple[int, Callable[[], Batch]] | None = None
 
