@@ -2,9 +2,6 @@
 
 import torch
 
-import mesaopt
-from mesaopt.analysis import in_context_loss, model_predictor
-from mesaopt.config import ModelConfig
 from mesaopt.tasks import Batch, generator
 
 

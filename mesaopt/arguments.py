@@ -40,7 +40,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe in a run folder.
+    """Train a recipe in a run folder, or with --task a task of your own.
 
     Ctrl-C or a kill leave a folder that --resume continues, on the CPU bit for bit.
 
@@ -49,8 +49,13 @@ class Train:
     mesaopt train lsa-1 --seeds 3 --set train.steps=500
     """
 
-    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
-    """Name of a recipe; mesaopt list recipes shows them."""
+    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    """Name of a recipe; mesaopt list recipes shows them. With --task its model and training are taken
+    [tf-3]."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """A task of your own; its module is imported. --set task.NAME=VALUE gives arguments to its class."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="RECIPE|MODULE:CLASS")] = None
+    """The model of another recipe, or a torch.nn.Module of your own, with arguments as of --task."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the run, new or empty [runs/<recipe>-seed<seed>]; of several seeds, the folder of their
     folders [runs]."""
@@ -79,6 +84,10 @@ class Evaluate:
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run, or a trained model of the package, such as zoo:tf-7."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """The task of your own that it was trained on; its module is imported."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """The torch.nn.Module of your own that it is."""
     sequences: int = 2560
     """Fresh test sequences, rounded up to batches of 256."""
     json: bool = False

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesaopt import arguments as args
-from mesaopt import files, recipes
-from mesaopt.config import MergedAttentionConfig, RunConfig, override, require_count, to_dict
+from mesaopt import files
+from mesaopt.commands import own
+from mesaopt.config import (
+    MergedAttentionConfig,
+    OwnTaskConfig,
+    RunConfig,
+    require_count,
+    to_dict,
+)
 from mesaopt.console import console, duration, print_json, print_line, print_table
 from mesaopt.errors import ConfigError, RunError, printable
 
@@ -24,10 +31,9 @@ _POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
 
 
 def train(command: args.Train) -> int:
-    """Train seeds of a recipe, or print what that would cost."""
+    """Train seeds of a recipe, or of a task of one's own, or print what that would cost."""
     require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
-    seeds = range(command.seed, command.seed + command.seeds)
-    configs = [override(recipes.get(command.recipe, seed=seed), command.set) for seed in seeds]
+    configs = own.configs_of(command)
     from mesaopt.training import RunFolder, run_name, seed_batches, step_cost
 
     groups = seed_batches(configs, command.device)
@@ -86,13 +92,11 @@ def _train_groups(
 def evaluate(command: args.Evaluate) -> int:
     """Print the in-context losses of a run and of the baselines."""
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
-    from mesaopt import zoo
     from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
     from mesaopt.tasks import make_task
-    from mesaopt.training import load_run
     from mesaopt.workers import parallel
 
-    run = load_run(zoo.locate(command.path), device="cpu")
+    run = own.load(command)
     with parallel():
         baselines = _tuned_baselines(run)
         predictors = {name: baseline.predictor for name, baseline in baselines.items()}
@@ -106,7 +110,7 @@ def evaluate(command: args.Evaluate) -> int:
     if command.json:
         print_json({n: _loss_to_json(loss) | settings.get(n, {}) for n, loss in losses.items()})
         return 0
-    titles = {name: f"{name} {baseline.label}" for name, baseline in baselines.items()}
+    titles = {name: f"{name} {baseline.label}".strip() for name, baseline in baselines.items()}
     rows = [{"predictor": titles.get(n, n)} | _loss_row(loss) for n, loss in losses.items()]
     count = len(next(iter(losses.values())).losses)
     print_table(f"in-context loss by position, {count:,} test sequences", rows)
@@ -123,18 +127,25 @@ class _Baseline:
 
 
 def _tuned_baselines(run: "Run") -> dict[str, _Baseline]:
-    """Tune gradient descent and least squares on the task of a run."""
+    """Tune gradient descent and least squares on the task of a run, where it has states."""
     from mesaopt.analysis import line_search_step_size, tune_ridge
     from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
 
     task = make_task(run.config.task)
+    zero = {"predict zero": _Baseline(lambda batch: 0 * batch.targets, {}, "")}
+    if not isinstance(run.config.task, OwnTaskConfig):
+        zero = {}
+    else:
+        batch = task.sample(1, seed=0, split="validation")
+        if batch.states is None or batch.states[:, 1:].shape != batch.targets.shape:
+            return zero
     # Merged attention divides by the number of pairs: its step is one on their mean.
     merged = isinstance(run.config.model, MergedAttentionConfig)
     objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
     step_size = line_search_step_size(task, objective=objective)
     ridge = tune_ridge(task).value
-    return {
+    return zero | {
         "one gradient step": _Baseline(
             lambda batch: gradient_descent(
                 batch.observed, step_size=step_size, objective=objective
