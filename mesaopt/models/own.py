@@ -1,7 +1,7 @@
 """Modules of the user's own: recognised by their weights, and tried out before they are trained."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,9 @@ from mesaopt.config import OwnModelConfig
 from mesaopt.errors import ConfigError
 from mesaopt.models.random import keep_global_random
 
-ModuleMaker = nn.Module | Callable[[], nn.Module]
-"""A module, or a function or class that makes one when it is called without arguments."""
-
 
 def own_model(
-    model: ModuleMaker,
+    model: Any,
     *,
     name: str | None = None,
     keywords: Mapping[str, Any] | None = None,
@@ -29,7 +26,7 @@ def own_model(
     torch's global generator at the seed of the run, so that every seed has weights of its own.
 
     Args:
-        model: the module, or a function or class that makes it.
+        model: the module, or a function or class that makes it when it is called without arguments.
         name: "module:Class", if it can be made from there; the name of its class if not given.
         keywords: arguments that `Class` is called with by `model`.
 
@@ -76,16 +73,18 @@ def build_own(config: OwnModelConfig, *, seed: int) -> nn.Module:
 
 
 @keep_global_random()
-def _build(model: ModuleMaker, *, seed: int) -> nn.Module:
+def _build(model: Any, *, seed: int) -> nn.Module:
     if isinstance(model, nn.Module):
         return copy.deepcopy(model).train()
     if not callable(model):
         wanted = "must be a ModelConfig, a torch.nn.Module, or a function that makes one"
-        raise ConfigError(f"model: is a {type(model).__name__}: {wanted}")
+        raise ConfigError(f"model: is of type {type(model).__name__}: {wanted}")
     torch.default_generator.manual_seed(seed)
     module = model()
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"model: makes a {type(module).__name__}: must make a torch.nn.Module")
+        raise ConfigError(
+            f"model: makes something of type {type(module).__name__}: must make a torch.nn.Module"
+        )
     return module.train()
 
 
@@ -129,7 +128,7 @@ targets
     drew = not before.equal(torch.get_rng_state())
     torch.set_rng_state(before)
     if not isinstance(once, Tensor):
-        raise ConfigError(f"model: its output is a {type(once).__name__}: must be a tensor")
+        raise ConfigError(f"model: its output is of type {type(once).__name__}: must be a tensor")
     if once.shape != targets.shape:
         wanted = f"must be {tuple(targets.shape)}, that of the targets"
         raise ConfigError(f"model: its output has shape {tuple(once.shape)}: {wanted}")

@@ -142,7 +142,11 @@ def _check_signature(task: Any) -> None:
     """Refuse what has no `sample` with the arguments that are used."""
     sample = getattr(task, "sample", None)
     if isinstance(task, type) or not callable(sample):
-        what = f"the class {task.__name__}" if isinstance(task, type) else type(task).__name__
+        what = (
+            f"the class {task.__name__}"
+            if isinstance(task, type)
+            else f"of type {type(task).__name__}"
+        )
         raise ConfigError(f"task: is {what}: must be an object with {_SIGNATURE}")
     try:
         inspect.signature(sample).bind(1, seed=0, step=0, split="train")
@@ -185,7 +189,7 @@ def _draw(
     batch = task.sample(batch_size, seed=seed, step=step, split=split)
     if not isinstance(batch, Batch):
         raise ConfigError(
-            f"task.sample: returns a {type(batch).__name__}: must be a mesaopt.tasks.Batch"
+            f"task.sample: returns something of type {type(batch).__name__}: must be a mesaopt.tasks.Batch"
         )
     for name in ("tokens", "targets"):
         _check_tensor(name, getattr(batch, name))
@@ -210,7 +214,9 @@ def _draw(
 def _check_tensor(name: str, value: Any) -> None:
     """Refuse tokens and targets that are no tensors of numbers with three axes."""
     if not isinstance(value, Tensor):
-        raise ConfigError(f"task.sample: {name} is a {type(value).__name__}: must be a tensor")
+        raise ConfigError(
+            f"task.sample: {name} is of type {type(value).__name__}: must be a tensor"
+        )
     if value.dim() != 3 or 0 in value.shape:
         shape = tuple(value.shape)
         raise ConfigError(f"task.sample: {name} has shape {shape}: must be [batch, time, width]")

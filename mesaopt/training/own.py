@@ -1,10 +1,12 @@
 """Runs of tasks and models of the user's own: their settings, and their objects given again to a folder."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from mesaopt.config import (
     ModelConfig,
@@ -18,13 +20,12 @@ from mesaopt.config import (
 )
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.models import make_model, own_model, try_model
-from mesaopt.models.own import ModuleMaker
 from mesaopt.tasks import Task, make_task, own_task
 from mesaopt.training.environment import single_precision
 
 TaskLike = Task | TaskConfig | str
 """A task of your own: the object, its settings or those of the library's, or "module:Class"."""
-ModelLike = ModuleMaker | NetworkConfig | str
+ModelLike = nn.Module | Callable[[], nn.Module] | NetworkConfig | str
 """A model: settings, a module, a function that makes one, or "module:Class"."""
 
 
@@ -61,7 +62,7 @@ def own_run(
         >>> from mesaopt.config import LinearSystemConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> mine = LinearSystem(LinearSystemConfig(dim=2, token_slots=("current",)))
-        >>> own_run(torch.nn.Linear(2, 2), mine, steps=5).recipe
+        >>> own_run(nn.Linear(2, 2), mine, steps=5).recipe
         'LinearSystem'
     """
     known = [field.name for field in fields(TrainConfig)]
