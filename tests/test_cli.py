@@ -50,8 +50,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("list", {"json"}),
         ("doctor", {"json"}),
         ("demo", {"out", "train", "no-open"}),
-        ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds"}),
-        ("evaluate", {"sequences", "json"}),
+        ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds", "task", "model"}),
+        ("evaluate", {"sequences", "json", "task", "model"}),
         ("diagnose", {"step", "sequences", "out", "json"}),
         (
             "reproduce",
