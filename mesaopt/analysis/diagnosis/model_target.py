@@ -98,6 +98,11 @@ def _check_predictor(predict: Predictor, batch: Batch) -> None:
     check_causal(predict, batch, "model")
 
 
+def _swapped(x: Tensor, half: int) -> Tensor:
+    """Copy a tensor, with what comes after its first positions taken from the sequence before."""
+    return torch.cat([x[:, :half], x[:, half:].roll(1, dims=0)], dim=1)
+
+
 def check_causal(predict: Predictor, batch: Batch, asked: str) -> None:
     """Refuse predictions that depend on later tokens or states.
 
@@ -109,10 +114,8 @@ def check_causal(predict: Predictor, batch: Batch, asked: str) -> None:
     if half == 0:
         return  # a single token has no later ones
     # Swap in the second halves of other sequences: unlike a flip, that changes every statistic of them.
-    tokens, states = batch.tokens.clone(), batch.states.clone()
-    for x in (tokens, states):
-        x[:, half:] = x[:, half:].roll(1, dims=0)
-    swapped = replace(batch, tokens=tokens, states=states)
+    states = None if batch.states is None else _swapped(batch.states, half)
+    swapped = replace(batch, tokens=_swapped(batch.tokens, half), states=states)
     change = (predict(swapped) - predictions)[:, :half].abs().max()
     if change > 1e-3 * predictions.abs().max():  # rounding changes float32 by 1e-6
         raise ValueError(f"{asked}: its predictions depend on later tokens: must be causal")
