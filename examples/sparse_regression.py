@@ -6,7 +6,7 @@ y_i = w . x_i, where only two of the eight entries of w are not zero. A token is
 import torch
 
 import mesaopt
-from mesaopt.analysis import in_context_loss, model_predictor
+from mesaopt.analysis import in_context_loss
 from mesaopt.config import ModelConfig
 from mesaopt.tasks import Batch, generator
 
@@ -43,8 +43,7 @@ def main(out="runs/sparse", **settings):
         positions="first_layer", mlp_dim=64, initial_std=0.1, activation_clip=None,
     )  # fmt: skip
     run = mesaopt.train(model=model, task=task, out=out, resume=True, **settings)
-    predictors = {"model": model_predictor(run.model.cpu(), ()), "least squares": least_squares}
-    losses = in_context_loss(predictors, task)
+    losses = in_context_loss({"model": run, "least squares": least_squares}, task)
     for name, loss in losses.items():
         print(f"{name:14}", *(f"{loss.curve[i - 1]:.3f}" for i in (1, 4, 8, 12, 16, 24)))
     return losses

@@ -117,7 +117,7 @@ def train(
     that has ended is loaded, not repeated.
 
     Args:
-        config: what to train, or the name of a recipe, such as "lsa-1"; none if a model and a task are given.
+        config: what to train, or the name of a recipe, such as "lsa-1"; none with a model and a task.
         out: folder of the run, new or empty unless resumed; `runs/<name>-seed<seed>` if not given.
         model: of any kind, with `task`, in place of `config`.
         task: of any kind.

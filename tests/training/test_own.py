@@ -38,9 +38,14 @@ def test_a_task_of_tokens_and_targets_is_learnt_and_evaluated(tmp_path: Path) ->
     losses = [line["test_loss"] for line in run.metrics]
     assert losses[-1] < 0.9 * losses[0]
     assert run.config.recipe == "Regression"
-    task = make_task(run.config.task)
     predict = model_predictor(run.model, run.config.task.token_slots)
-    loss = in_context_loss({"model": predict}, task, Evaluation(num_sequences=256))["model"]
+    evaluation = Evaluation(num_sequences=256)
+    losses_of = in_context_loss({"model": predict, "run": run}, Regression(), evaluation)
+    loss = losses_of["model"]
+    assert loss.mean == losses_of["run"].mean
+    # The run's own task is rounded to float32, the object given here is not.
+    by_itself = in_context_loss(run, evaluation=evaluation).mean
+    assert by_itself == pytest.approx(loss.mean, rel=1e-6)
     assert loss.mean == pytest.approx(losses[-1], rel=1e-5)  # the same sequences
     assert list(loss.positions) == [1, 2, 3, 4, 5, 6]
 
@@ -282,8 +287,8 @@ def test_a_wrong_task_or_model_gets_its_sentence(
 
 
 def test_wrong_arguments_of_train_get_their_sentence(short_config: RunConfig) -> None:
-    with pytest.raises(ConfigError, match="config='lsa-1': must be a RunConfig"):
-        train("lsa-1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="config is an int: must be a RunConfig"):
+        train(3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="steps: must not be given with config"):
         train(short_config, steps=3)
     with pytest.raises(ConfigError, match="stesp: is no setting.*did you mean 'steps'"):
