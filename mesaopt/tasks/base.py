@@ -13,7 +13,6 @@ from torch import Tensor
 from mesaopt.config import (
     GeneratedTaskConfig,
     Numbers,
-    TaskConfig,
     require_config,
     require_count,
 )
@@ -57,7 +56,7 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
         ((4, 3, 8), torch.float32)
     """
 
-    config_type: type[TaskConfig] | UnionType = TaskConfig
+    config_type: type[GeneratedTaskConfig] | UnionType = GeneratedTaskConfig
     """The class of the settings."""
     batch_type: type[BatchT]
     """The class of the batches."""
