@@ -118,7 +118,8 @@ def train(
 
     Args:
         config: what to train, or the name of a recipe, such as "lsa-1"; none with a model and a task.
-        out: folder of the run, new or empty unless resumed; `runs/<name>-seed<seed>` if not given.
+        out: folder of the run, new or empty unless resumed; with a model and a task
+            `runs/<name>-seed<seed>` if not given.
         model: of any kind, with `task`, in place of `config`.
         task: of any kind.
         resume: continue the run in `out` if there is one.
@@ -149,8 +150,8 @@ def train(
     """
     where = resolve_device(device)
     config = _run_config(config, model, task, settings)
-    path = Path("runs") / run_name(config) if out is None else files.as_path(out)
-    folder = RunFolder.open(path, config, resume=resume)
+    chosen: Any = out if out is not None or model is None else Path("runs") / run_name(config)
+    folder = RunFolder.open(files.as_path(chosen), config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
             train_in(folder, where, on_step=on_step)
