@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -196,7 +195,7 @@ def test_one_layer_does_not_see_the_current_state_twice() -> None:
             assert task.token_slots == wanted, name
 
 
-def test_the_page_on_models_names_them_all_and_its_examples_run() -> None:
+def test_the_page_on_models_names_them_all() -> None:
     page = (Path(mesaopt.__file__).parent.parent / "docs/models.md").read_text()
     for name in [*PUBLISHED, *FAMILY, *recipes.MODELS]:
         assert f"`{name}`" in page, name
@@ -205,7 +204,3 @@ def test_the_page_on_models_names_them_all_and_its_examples_run() -> None:
         assert f"| `{name}` | `{mixer}` | {count:,} |" in page
     for fact in [*get_args(MixerName), *get_args(TaskName), *get_args(Variant)]:
         assert f"`{fact}`" in page, fact
-    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 2
-    for code in examples:
-        exec(code, {})

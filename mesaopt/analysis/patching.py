@@ -46,6 +46,7 @@ def patch(
             not run; a replacement has another shape; or there is no such position.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> x = torch.randn(5, 7, 3)
         >>> bool((patch(model, x, {"1": 0.0}) == model[2].bias).all())
@@ -85,6 +86,7 @@ def patching(
         ValueError: see :func:`patch`.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
         >>> with patching(model, {"1": 0.0}):
         ...     model(torch.ones(1, 3)).tolist()

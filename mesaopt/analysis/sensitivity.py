@@ -95,6 +95,7 @@ def sensitivity(
     Source: von Oswald et al., figures 16, 22 and 23: layer 1, 64 sequences, k first, middle and last.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh())
         >>> model[0].weight.data = 2 * torch.eye(3)
         >>> sensitivity(model, torch.randn(5, 4, 3), name="0", position=2).curve

@@ -1,6 +1,6 @@
 """A model over continuous tokens: mixers on a residual stream. The mixers are in `models.mixers`."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -134,9 +134,10 @@ class SequenceModel(nn.Module):
             ValueError: its shape or type is another.
         """
         none = isinstance(self.embedding, nn.Identity)
-        first = self.mixers[0].value if none else cast(nn.Linear, self.embedding)
-        width, dtype = first.in_features, first.weight.dtype
-        check_input("tokens", tokens, ("batch", "time"), width=width, dtype=dtype)
+        first: Any = self.mixers[0].value if none else self.embedding
+        if hasattr(first, "in_features"):  # what a user put in its place checks for itself
+            width, dtype = first.in_features, first.weight.dtype
+            check_input("tokens", tokens, ("batch", "time"), width=width, dtype=dtype)
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x)

@@ -148,6 +148,7 @@ def diagnose(
         >>> from mesaopt.config import LinearSystemConfig
         >>> from mesaopt.tasks import LinearSystem
         >>> from mesaopt.theory import gradient_descent
+        >>> from torch import nn
         >>> class Descent(nn.Module):
         ...     def forward(self, tokens):
         ...         return gradient_descent(tokens, step_size=0.05)
