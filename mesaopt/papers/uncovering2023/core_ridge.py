@@ -150,14 +150,14 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
     """Judge the ridge and the late positions of a mesa layer that was trained as published."""
     if (MESA, 4400) not in milestones(lab):
         return
-    ratio = compare(lab, "core").ratio(MESA, LEAST_SQUARES, LATE)
-    yield Claim(
+    yield compare(lab, "core").claim(
+        MESA,
+        LEAST_SQUARES,
+        LATE,
         name="mesa-1-late-positions",
         figure="beyond the paper",
         statement="Where the context determines W, at positions 11 to 50, the mesa layer is within a "
         "factor of ten of least squares (ratio of losses)",
-        measured=ratio,
-        recipes=(MESA,),
         high=10.0,
         basis="no number of this layer is published; hybrid-mesa's are 12 times least squares at position "
         "11, and 3.4 to 5.3 times at 21 to 50",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from mesaopt.config import RunConfig, TaskConfig, stacked
 from mesaopt.errors import RunError
 from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
+from mesaopt.papers.claims import Claim
 from mesaopt.papers.laboratory import Plan, Source, measurement
 from mesaopt.papers.uncovering2023.settings import SETTINGS, Settings
 from mesaopt.recipes import RECIPES
@@ -185,6 +186,16 @@ class Comparison:
             for name in (first, second)
         )
         return Estimate.ratio_of_models(a, b, above_seeds=above, below_seeds=below)
+
+    def claim(
+        self, first: str, second: str, positions: slice = slice(None), **fields: Any
+    ) -> Claim:
+        """Make a claim about :meth:`ratio`, which waits for the models among the two."""
+        return Claim(
+            measured=self.ratio(first, second, positions),
+            recipes=tuple(name for name in (first, second) if name in RECIPES),
+            **fields,
+        )
 
     def mean(self, name: str, positions: slice | list[int] = slice(None)) -> Estimate:
         """Give a mean loss with the error of its difference to a published one.

@@ -41,29 +41,31 @@ def _fig6c_claims(lab: Laboratory) -> Iterable[Claim]:
     yield from published_means(lab, "linear", "Fig. 6C", ("tf-3", "tf-7"))
     official = (_THREE + OFFICIAL, _SEVEN + OFFICIAL)
     yield from published_means(lab, "linear", "Fig. 6C", official, tolerance=0.02)
-    yield Claim(
+    yield linear.claim(
+        _SEVEN,
+        _SEVEN + OFFICIAL,
         name="fig6c-newest-pair",
         figure="Fig. 6C",
         statement="The published steps do better with the newest pair (ratio of mean losses, seven layers)",
-        measured=linear.ratio(_SEVEN, _SEVEN + OFFICIAL),
         high=0.92,
         basis="0.2042/0.2275 = 0.898, and 2 %",
     )
-    yield Claim(
+    yield linear.claim(
+        "tf-7",
+        "tf-3",
         name="fig6c-depth-helps",
         figure="Fig. 6C",
         statement="Seven softmax layers do better than three (ratio of mean losses)",
-        measured=linear.ratio("tf-7", "tf-3"),
-        recipes=("tf-7", "tf-3"),
         high=1.0,
         basis="0.73 published; smaller counts",
     )
-    yield Claim(
+    yield linear.claim(
+        "tf-7",
+        "tf-3",
+        LATE,
         name="fig6c-depth-helps-late",
         figure="Fig. 6C",
         statement="So they do at positions 11 to 50, where the context determines W (ratio of losses)",
-        measured=linear.ratio("tf-7", "tf-3", LATE),
-        recipes=("tf-7", "tf-3"),
         high=1.0,
         basis="0.2 published at positions 21 to 50; smaller counts",
     )
@@ -123,70 +125,75 @@ def _fig7_claims(lab: Laboratory) -> Iterable[Claim]:
     official = (_ONE_OBSERVATION + OFFICIAL, _STACKED + OFFICIAL)
     yield from published_means(lab, "partial", "Fig. 7B", official, 0.02)
     yield from published_means(lab, "nonlinear", "Fig. 7C", (_FEATURES + OFFICIAL,), 0.05)
-    yield Claim(
+    yield partial.claim(
+        _STACKED + OFFICIAL,
+        _ONE_OBSERVATION + OFFICIAL,
         name="fig7-stacking-helps",
         figure="Fig. 7B",
         statement="Partially observed: one observation does not do, sixteen in one token make the task "
         "linear (ratio of mean losses of the steps on them)",
-        measured=partial.ratio(_STACKED + OFFICIAL, _ONE_OBSERVATION + OFFICIAL),
         high=0.5,
         basis="0.44 published; half counts",
     )
-    yield Claim(
+    yield nonlinear.claim(
+        _FEATURES + OFFICIAL,
+        _STATES + OFFICIAL,
         name="fig7-features-help",
         figure="Fig. 7C",
         statement="Nonlinear: the true features make the task linear (ratio of mean losses of the "
         "steps on features and on states)",
-        measured=nonlinear.ratio(_FEATURES + OFFICIAL, _STATES + OFFICIAL),
         high=0.6,
         basis="0.51 published; 0.6 counts",
     )
-    yield Claim(
+    yield linear.claim(
+        "hybrid-mesa",
+        "tf-7",
         name="fig7-hybrid-beats-tf-7",
         figure="Fig. 7A",
         statement="Linear: a mesa layer behind a softmax layer does better than seven softmax layers "
         "(ratio of mean losses)",
-        measured=linear.ratio("hybrid-mesa", "tf-7"),
-        recipes=("hybrid-mesa", "tf-7"),
         high=1.0,
         basis="0.86 published; smaller counts",
     )
-    yield Claim(
+    yield linear.claim(
+        "hybrid-mesa",
+        "tf-7",
+        LATE,
         name="fig7-hybrid-beats-tf-7-late",
         figure="Fig. 7A",
         statement="Linear: so it does at positions 11 to 50, where the context determines W (ratio of "
         "losses)",
-        measured=linear.ratio("hybrid-mesa", "tf-7", LATE),
-        recipes=("hybrid-mesa", "tf-7"),
         high=1.0,
         basis="0.2 published at positions 21 to 50; smaller counts",
     )
-    yield Claim(
+    yield partial.claim(
+        "hybrid-mesa-partial",
+        "tf-7-partial",
+        _LATE,
         name="fig7-hybrid-partial-late",
         figure="Fig. 7B",
         statement="Partially observed: late in the sequence the mesa layer does better than seven softmax "
         "layers (ratio of losses from position 21 on)",
-        measured=partial.ratio("hybrid-mesa-partial", "tf-7-partial", _LATE),
-        recipes=("hybrid-mesa-partial", "tf-7-partial"),
         high=1.0,
         basis="0.6 published; smaller counts",
     )
     note = network_note(lab, "hybrid-mesa-nonlinear")
-    yield Claim(
+    yield nonlinear.claim(
+        "hybrid-mesa-nonlinear",
+        "tf-7-nonlinear",
         name="fig7-hybrid-nonlinear",
         figure="Fig. 7C",
         statement="Nonlinear: the mesa layer does no worse than seven softmax layers (ratio of losses)",
-        measured=nonlinear.ratio("hybrid-mesa-nonlinear", "tf-7-nonlinear"),
-        recipes=("hybrid-mesa-nonlinear", "tf-7-nonlinear"),
         high=1.0,
         basis=f"0.96 published; smaller counts; {note}".rstrip("; "),
     )
-    yield Claim(
+    yield nonlinear.claim(
+        "hybrid-mesa-nonlinear",
+        "tf-7-nonlinear",
+        LATE,
         name="fig7-hybrid-nonlinear-late",
         figure="Fig. 7C",
         statement="Nonlinear: the same at positions 11 to 50 (ratio of losses)",
-        measured=nonlinear.ratio("hybrid-mesa-nonlinear", "tf-7-nonlinear", LATE),
-        recipes=("hybrid-mesa-nonlinear", "tf-7-nonlinear"),
         high=1.0,
         basis=f"0.6 published at positions 21 to 50; smaller counts; {note}".rstrip("; "),
     )
@@ -298,61 +305,63 @@ def _fig11_claims(lab: Laboratory) -> Iterable[Claim]:
     losses = compare(lab, "contracting")
     names = (*COMPARED["contracting"], GRADIENT_STEP)
     yield from published_means(lab, "contracting", "Fig. 11", names)
-    yield Claim(
+    yield losses.claim(
+        "contracting-lsa-1",
+        GRADIENT_STEP,
         name="fig11-one-layer",
         figure="Fig. 11",
         statement="Contracting: one linear layer is at one step of gradient descent (ratio of mean losses)",
-        measured=losses.ratio("contracting-lsa-1", GRADIENT_STEP),
-        recipes=("contracting-lsa-1",),
         low=0.93,
         high=1.03,
         basis="0.98 published, 5 % either way",
     )
-    yield Claim(
+    yield losses.claim(
+        "contracting-lsa-2",
+        GRADIENT_STEP,
         name="fig11-two-layers",
         figure="Fig. 11",
         statement="Contracting: two linear layers do better than one step (ratio of mean losses)",
-        measured=losses.ratio("contracting-lsa-2", GRADIENT_STEP),
-        recipes=("contracting-lsa-2",),
         high=0.85,
         basis="0.44 published for 5000 steps; a quarter of the gain counts",
     )
-    yield Claim(
+    yield losses.claim(
+        "contracting-lsa-2",
+        GRADIENT_STEP,
+        LATE,
         name="fig11-two-layers-late",
         figure="Fig. 11",
         statement="Contracting: so they do at positions 11 to 50, where the context determines the matrix "
         "(ratio of losses)",
-        measured=losses.ratio("contracting-lsa-2", GRADIENT_STEP, LATE),
-        recipes=("contracting-lsa-2",),
         high=0.85,
         basis="no number of these positions is published; as of the mean",
     )
-    yield Claim(
+    yield losses.claim(
+        "contracting-mesa-1",
+        "contracting-lsa-2",
         name="fig11-mesa",
         figure="Fig. 11",
         statement="Contracting: the mesa layer does better than two linear layers (ratio of mean losses)",
-        measured=losses.ratio("contracting-mesa-1", "contracting-lsa-2"),
-        recipes=("contracting-mesa-1", "contracting-lsa-2"),
         high=1.0,
         basis="0.39 published; smaller counts",
     )
-    yield Claim(
+    yield losses.claim(
+        "contracting-mesa-1",
+        LEAST_SQUARES,
         name="fig11-mesa-beyond-least-squares",
         figure="beyond the paper",
         statement="Contracting: the mesa layer is no worse than least squares with the best ridge (ratio "
         "of mean losses)",
-        measured=losses.ratio("contracting-mesa-1", LEAST_SQUARES),
-        recipes=("contracting-mesa-1",),
         high=1.1,
         basis="no worse, and 10 %; 0.1536 published, without a tuned ridge to compare with",
     )
-    yield Claim(
+    yield losses.claim(
+        "contracting-mesa-1",
+        "contracting-lsa-2",
+        LATE,
         name="fig11-mesa-late",
         figure="Fig. 11",
         statement="Contracting: so it does at positions 11 to 50, where the context determines the matrix "
         "(ratio of losses of the mesa layer and two linear layers)",
-        measured=losses.ratio("contracting-mesa-1", "contracting-lsa-2", LATE),
-        recipes=("contracting-mesa-1", "contracting-lsa-2"),
         high=1.0,
         basis="no number of these positions is published; smaller counts, as of the mean",
     )
@@ -375,23 +384,24 @@ fig11 = _other_matrices(
 
 def _fig12_claims(lab: Laboratory) -> Iterable[Claim]:
     losses = compare(lab, "fixed")
-    yield Claim(
+    yield losses.claim(
+        "fixed-lsa-1",
+        GRADIENT_STEP,
         name="fig12-memorised",
         figure="Fig. 12",
         statement="One fixed matrix: one linear layer is far below one step of gradient descent (ratio of "
         "mean losses)",
-        measured=losses.ratio("fixed-lsa-1", GRADIENT_STEP),
-        recipes=("fixed-lsa-1",),
         high=0.2,
         basis="a fifth or less, as the paper's picture shows",
     )
-    yield Claim(
+    yield losses.claim(
+        "fixed-lsa-1",
+        LEAST_SQUARES,
+        slice(1, 5),
         name="fig12-before-the-context",
         figure="Fig. 12",
         statement="One fixed matrix: at positions 2 to 5 one linear layer knows more than least "
         "squares on the context can (ratio of losses)",
-        measured=losses.ratio("fixed-lsa-1", LEAST_SQUARES, slice(1, 5)),
-        recipes=("fixed-lsa-1",),
         high=0.8,
         basis="1 is all that the context tells; a fifth less counts",
     )
