@@ -1,6 +1,7 @@
 """What analyses are given: a model or the run that has it, a task or its settings."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,14 +37,18 @@ def as_model(model: object, argument: str = "model") -> nn.Module:
         ...
         TypeError: model is a RunConfig: must be a model, a Run or its path; train makes a Run of settings
     """
+    model = loaded(model)
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, Run):
         return model.model
-    if isinstance(model, str | Path):
-        return load_run(model, device="cpu").model
     hint = "; train makes a Run of settings" if hasattr(model, "train") else ""
     raise wrong_type(argument, model, f"a model, a Run or its path{hint}")
+
+
+def loaded(model: Any) -> Any:
+    """Load the run of a path, for those who need both its model and its task; all else stays as it is."""
+    return load_run(model, device="cpu") if isinstance(model, str | Path) else model
 
 
 def as_task(task: object, argument: str = "task") -> Task:
@@ -78,9 +83,7 @@ def as_task(task: object, argument: str = "task") -> Task:
 
 
 def task_of(model: object, task: AnyTask | None) -> Task:
-    """Return the task that is meant; that of a run where none is given."""
-    if task is None and isinstance(model, str | Path):
-        model = load_run(model, device="cpu")
+    """Return the task that is meant; that of a loaded run where none is given."""
     if task is None and isinstance(model, Run):
         return make_task(model.config.task)
     return as_task(task)

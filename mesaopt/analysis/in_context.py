@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
-from mesaopt.analysis.given import AnyModel, AnyTask, as_model, task_of
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task, loaded, task_of
 from mesaopt.config import TokenSlot
 from mesaopt.tasks import Batch, tokens_from_states
 
@@ -163,9 +163,10 @@ def in_context_loss(
         >>> round(losses["zero"].mean, 1)
         1.7
     """
-    task = task_of(predictors, task)
     if not isinstance(predictors, Mapping):
-        return in_context_loss({"": predictors}, task, evaluation)[""]
+        given = loaded(predictors)
+        return in_context_loss({"": given}, task_of(given, task), evaluation)[""]
+    task = as_task(task)
     functions = {name: _as_predictor(given, name) for name, given in predictors.items()}
 
     def score(batch: Batch) -> tuple[range, dict[str, Tensor]]:

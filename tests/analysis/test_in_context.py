@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from mesaopt.analysis import Evaluation, in_context_loss
+from mesaopt import training, zoo
+from mesaopt.analysis import Evaluation, diagnose, in_context_loss
 from mesaopt.config import ARProcessConfig, LinearSystemConfig
 from mesaopt.tasks import ARProcess, LinearSystem
 
@@ -37,6 +40,26 @@ def test_standard_errors_are_those_of_the_mean() -> None:
     claimed = in_context_loss(zero, TASK, Evaluation(num_sequences=256))["zero"].estimate.error
     # The deviation of 60 means is known to 1 / sqrt(2 * 59) = 9 %; four of these.
     assert abs(torch.tensor(means).std().item() / claimed - 1) < 0.4
+
+
+@pytest.mark.parametrize("analyse", [in_context_loss, diagnose])
+def test_the_run_of_a_path_is_loaded_once_for_its_model_and_its_task(
+    analyse: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+
+    def load_run(*args: object, **kwargs: object) -> object:
+        loaded.append(args)
+        return training.load_run(*args, **kwargs)
+
+    def enough(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("mesaopt.analysis.given.load_run", load_run)
+    monkeypatch.setattr(LinearSystem, "sample", enough)  # once model and task are there
+    with pytest.raises(InterruptedError):
+        analyse(zoo.folder() / "lsa-1")
+    assert len(loaded) == 1
 
 
 def test_no_sequences_are_refused() -> None:

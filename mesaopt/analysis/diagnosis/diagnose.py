@@ -30,7 +30,7 @@ from mesaopt.analysis.diagnosis.shifts import DistributionShift, distribution_sh
 from mesaopt.analysis.diagnosis.verdict import Agreement, ShiftResult, Verdict, judge
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
-from mesaopt.analysis.given import AnyModel, AnyTask, as_model, task_of
+from mesaopt.analysis.given import AnyModel, AnyTask, as_model, loaded, task_of
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.progress import OnProgress
 
@@ -158,8 +158,8 @@ def diagnose(
         ('yes', '1 gradient step')
     """
     test = Evaluation(num_sequences=num_sequences, seed=seed)
-    model, task = as_model(model), task_of(model, task)
-    problem = regression_of(task)
+    given = loaded(model)
+    model, problem = as_model(given), regression_of(task_of(given, task))
     with evaluating(model):
         predict = checked_predictor(model, problem.task)
         check_algorithms(algorithms, problem.task)
