@@ -61,7 +61,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         torch.Size([10, 6])
     """
 
-    shares_pairs: ClassVar[bool] = False
+    takes_fewer_keys: ClassVar[bool] = False
     """Whether the operator takes fewer keys than queries; otherwise they are repeated for it."""
 
     def __init__(
@@ -171,12 +171,10 @@ class SelfAttention(nn.Module, Generic[Memory]):
             >>> torch.allclose(torch.cat([start, end], dim=1), layer(x), atol=1e-5)
             True
         """
+        self._check(x, ("batch", "time"), "step takes one token")
         if mask is not None:
             return self._extend_padded(x, state, mask, cu_seqlens)
-        if cu_seqlens is None:
-            return self._extend(x, state)
-        self._check(x, ("batch", "time"), "step takes one token")
-        return self._extend(x, state, Packed.read(cu_seqlens, x))
+        return self._extend(x, state, None if cu_seqlens is None else Packed.read(cu_seqlens, x))
 
     def _extend(
         self, x: Tensor, state: LayerState | None, packed: Packed | None = None
@@ -193,7 +191,6 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Extend the sequences without their padding, and fill up the outputs with zeros."""
         if cu_seqlens is not None:
             raise ValueError("mask and cu_seqlens are both given: must be one of them")
-        self._check(x, ("batch", "time"), "step takes one token")
         padding = Padding.read(mask, x)
         if padding.is_none:
             return self._extend(x, state)
@@ -308,6 +305,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         Raises:
             ValueError: x has the wrong shape.
         """
+        self._check(x, ("batch", "time"), "step takes one token")
         return self._read(x, None)[0]
 
     def attention_map(
@@ -378,7 +376,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
     @property
     def _repeats(self) -> int:
         """How often keys, values, gates and states are repeated for the operator."""
-        return 1 if self.shares_pairs else self._sharing
+        return 1 if self.takes_fewer_keys else self._sharing
 
     def _spread(self, state: LayerState) -> Memory:
         return repeat_heads(cast(Memory, state.memory), self._repeats)
@@ -395,7 +393,6 @@ class SelfAttention(nn.Module, Generic[Memory]):
         packed: Packed | None = None,
     ) -> tuple[HeadInputs, Float[Tensor, "sequence before channel"] | None, int | Tensor]:
         """Compute the inputs of the operator, the next `recent` of the state, and the tokens so far."""
-        self._check(x, ("batch", "time"), "step takes one token")
         recent, seen = (None, 0) if state is None else state[1:]
         placed = x
         if self.frame.positions:

@@ -36,7 +36,7 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         torch.Size([4, 7, 6])
     """
 
-    shares_pairs = True
+    takes_fewer_keys = True
 
     def __init__(
         self,
