@@ -52,7 +52,6 @@ class OwnTask:
         seed: int,
         step: int = 0,
         split: Split = "train",
-        device: torch.device | str = "cpu",
     ) -> Batch:
         """Draw one batch.
 
@@ -61,7 +60,6 @@ class OwnTask:
             seed: 0 or greater.
             step: 0 or greater.
             split: "train", "validation" or "test".
-            device: where the batch is put.
 
         Returns:
             The batch.
@@ -76,7 +74,7 @@ class OwnTask:
             if shape != wanted:
                 where = f"task.sample(step={step}, split={split!r})"
                 raise ConfigError(f"{where}: {name} has shape {shape}: must be {wanted}, as before")
-        return batch.to(device)
+        return batch
 
 
 def own_task(

@@ -41,12 +41,11 @@ class ModelAsTarget:
         seed: int,
         step: int = 0,
         split: Split = "train",
-        device: torch.device | str = "cpu",
     ) -> Batch:
         """Draw one batch, or return it if it was drawn before."""
         key = (batch_size, seed, step, split)
         if key not in self._batches:
-            batch = self._task.sample(batch_size, seed=seed, step=step, split=split).to(device)
+            batch = self._task.sample(batch_size, seed=seed, step=step, split=split)
             self._batches[key] = replace(batch, targets=self._predict(batch))
         return self._batches[key]
 

@@ -91,11 +91,10 @@ class Rescaled:
         seed: int,
         step: int = 0,
         split: Split = "train",
-        device: torch.device | str = "cpu",
     ) -> Batch:
         """Draw one batch."""
-        batch = self.task.sample(batch_size, seed=seed, step=step, split=split, device=device)
-        times = torch.arange(batch.require("states").shape[1], device=device)
+        batch = self.task.sample(batch_size, seed=seed, step=step, split=split)
+        times = torch.arange(batch.require("states").shape[1])
         factors = (self.scale * self.decay**times)[:, None]
         states = batch.require("states") * factors
         if isinstance(batch, PartiallyObservedBatch):
