@@ -83,7 +83,7 @@ class Evaluate:
     """
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """Folder of the run, or a trained model of the package, such as zoo:tf-7."""
+    """Folder of the run, or a trained model of the package, such as zoo:tf-3."""
     task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
     """The task of your own that it was trained on; its module is imported."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
@@ -106,7 +106,7 @@ class Diagnose:
     """
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """Folder of the run, or a trained model of the package, such as zoo:tf-7."""
+    """Folder of the run, or a trained model of the package, such as zoo:tf-3."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Step of the checkpoint to diagnose [the last]."""
     sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 1024

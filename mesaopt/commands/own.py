@@ -1,4 +1,4 @@
-"""The settings of `mesaopt train --task module:Class --model ...`."""
+"""Tasks and models of the user's own on the command line: `--task module:Class`, `--model ...`."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ def _own_configs(command: args.Train, seeds: list[int]) -> list[RunConfig]:
     base = recipes.get(command.recipe or _RECIPE)
     settings = _by_part(command.set)
     train = override(base.train, settings["train"])
-    task = _task(command, base, settings["task"])
+    task = _task(command, base, settings["task"], data=train.data)
     model = _model(command, base, task, settings["model"])
     name = f"{_short(command.task) or base.recipe}-{_short(command.model) or base.recipe}"
     config = own_run(model, task, name=name, train=train)
@@ -62,13 +62,12 @@ def _by_part(assignments: tuple[str, ...]) -> dict[str, list[str]]:
     return parts
 
 
-def _task(command: args.Train, base: RunConfig, settings: list[str]) -> TaskConfig:
+def _task(command: args.Train, base: RunConfig, settings: list[str], *, data: Any) -> TaskConfig:
     if command.task is None:
         return override(base.task, settings)
     from mesaopt.training import named_task
 
     find_modules_here()
-    data = override(base.train, _by_part(command.set)["train"]).data
     return named_task(command.task, _keywords(settings), data=data)
 
 

@@ -132,20 +132,18 @@ def _tuned_baselines(run: "Run") -> dict[str, _Baseline]:
     from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
 
-    task = make_task(run.config.task)
-    zero = {"predict zero": _Baseline(lambda batch: 0 * batch.targets, {}, "")}
-    if not isinstance(run.config.task, OwnTaskConfig):
-        zero = {}
-    else:
-        batch = task.sample(1, seed=0, split="validation")
+    task, baselines = make_task(run.config.task), {}
+    if isinstance(run.config.task, OwnTaskConfig):
+        baselines["predict zero"] = _Baseline(lambda batch: 0 * batch.targets, {}, "")
+        batch = task.sample(1, seed=0, step=0, split="validation")
         if batch.states is None or batch.states[:, 1:].shape != batch.targets.shape:
-            return zero
+            return baselines
     # Merged attention divides by the number of pairs: its step is one on their mean.
     merged = isinstance(run.config.model, MergedAttentionConfig)
     objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
     step_size = line_search_step_size(task, objective=objective)
     ridge = tune_ridge(task).value
-    return zero | {
+    return baselines | {
         "one gradient step": _Baseline(
             lambda batch: gradient_descent(
                 batch.observed, step_size=step_size, objective=objective
@@ -211,18 +209,12 @@ def diagnose_run(run: "Run", name: str, *, num_sequences: int = 1024) -> "Diagno
     """Diagnose the model of a run, with a progress bar and as many threads as torch computes with."""
     from mesaopt import analysis
     from mesaopt.progress import ProgressDisplay, Stage
-    from mesaopt.tasks import make_task
     from mesaopt.workers import parallel
 
     stage = Stage(f"diagnosis of {name}", steps=1, seconds_per_step=DIAGNOSIS_SECONDS)
     with ProgressDisplay([stage]) as display, parallel():
         display.begin(stage.name)
-        return analysis.diagnose(
-            run.model,
-            make_task(run.config.task),
-            num_sequences=num_sequences,
-            on_progress=display.advance,
-        )
+        return analysis.diagnose(run, num_sequences=num_sequences, on_progress=display.advance)
 
 
 def print_diagnosis(diagnosis: "Diagnosis", name: str) -> None:
