@@ -31,6 +31,9 @@ _PART = re.compile(r"(<!-- ledger: (\S+) -->\n).*?(<!-- end of ledger -->)", re.
 _REPEATED = re.compile(r"(, |^)plus [\d.]+ standard errors of \S+$|; not trained yet")
 """Parts of a basis that say again what other columns do."""
 
+_KINDS = ((True, "claims"), (False, "waiting"))
+"""Whether claims were judged, and where a ledger has them."""
+
 _META = {"started": str, "git": (str, None), "processor": str, "cores": int}
 _RUN = {"name": str, "steps": int}
 
@@ -130,19 +133,19 @@ def _tables(study: str, entry: dict[str, Any]) -> list[str]:
         f"{entry['minutes']} minutes on {entry['machine']}.",
     ]
     names = {figure.name: figure.title for figure in get_study(study).figures}
-    everything = [*entry["claims"], *entry["waiting"]]
-    for shown_in in dict.fromkeys([*names, *(claim["shown_in"] for claim in everything)]):
-        rows = [claim for claim in everything if claim["shown_in"] == shown_in]
+    everything = [(claim, judged) for judged, kind in _KINDS for claim in entry[kind]]
+    for shown_in in dict.fromkeys([*names, *(claim["shown_in"] for claim, _ in everything)]):
+        rows = [(claim, judged) for claim, judged in everything if claim["shown_in"] == shown_in]
         if rows:
             lines += ["", f"**{names.get(shown_in, 'Checks of rounding')}** (`{shown_in}`)", ""]
             lines += ["| claim | published, limits | ours | passes | verdict | training |"]
             lines += ["|---|---|---|---|---|---|"]
-            lines += [_claim_row(claim, entry) for claim in rows]
+            lines += [_claim_row(claim, judged, entry["models"]) for claim, judged in rows]
     return lines
 
 
-def _claim_row(data: dict[str, Any], entry: dict[str, Any]) -> str:
-    claim, judged = Claim.from_json(data), data in entry["claims"]
+def _claim_row(data: dict[str, Any], judged: bool, models: dict[str, Any]) -> str:
+    claim = Claim.from_json(data)
     number = f"{claim.value:.4g}" + (f" ± {claim.error:.2g}" if claim.error else "")
     verdict = "holds" if claim.passed else "**fails**"
     return _row(
@@ -151,7 +154,7 @@ def _claim_row(data: dict[str, Any], entry: dict[str, Any]) -> str:
         number if judged else "",
         claim.threshold if judged else "",
         verdict if judged else "not trained yet",
-        "; ".join(_training(recipe, entry["models"]) for recipe in claim.recipes),
+        "; ".join(_training(recipe, models) for recipe in claim.recipes),
     )
 
 

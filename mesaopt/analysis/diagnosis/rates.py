@@ -21,14 +21,12 @@ from mesaopt.theory import context_of
 
 _FITTING_SEQUENCES, _SCORING_SEQUENCES = 2048, 512
 _MOST_POSITIONS = 4
-_LOG_STEPS = range(
-    21
-)  # Newton steps that are tried; as many steps of gradient descent as two to these
-_BETWEEN = 4  # further numbers of gradient steps for each factor of two
+# Newton steps that are tried; gradient steps are two to these, and some between.
+_LOG_STEPS = range(21)
+_BETWEEN = 4  # numbers of gradient steps for each factor of two
 _MOST = 0.5
-_AS_GOOD = (
-    1e-5  # shares that differ by less are equal: converged iterations, and rounding of float32
-)
+# Shares that differ by less are equal: converged iterations, and rounding of float32.
+_AS_GOOD = 1e-5
 
 RATE_BATCHES = (_FITTING_SEQUENCES + _SCORING_SEQUENCES) // EVALUATION_BATCH
 """Number of batches that :func:`matched_steps` runs."""
