@@ -12,8 +12,7 @@ __all__ = ["write_diagnosis", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name == "write_diagnosis"
-    ):  # it draws a figure, and a report of results need not wait for that
+    # It draws a figure, and a report of results need not wait for that.
+    if name == "write_diagnosis":
         return importlib.import_module("mesaopt.report.diagnosis_page").write_diagnosis
     raise AttributeError(f"module 'mesaopt.report' has no attribute {name!r}")

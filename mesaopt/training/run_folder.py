@@ -155,8 +155,12 @@ class RunFolder:
             ConfigError: a key is unknown or missing, or a value is wrong.
         """
         path = self.path / "config.json"
-        _refuse_other_folders(self.path)
-        config = from_dict(RunConfig, json_files.read(path), where=str(path))
+        if not files.exists(path):
+            _say_what_is_meant(self.path)
+        saved = json_files.read(path)
+        if isinstance(saved, dict) and "what" in saved:
+            raise _not_one_run(self.path, "results", _runs_in(self.path / "runs"))
+        config = from_dict(RunConfig, saved, where=str(path))
         return config if self._objects is None else with_objects(config, self._objects)
 
     @property
@@ -439,25 +443,27 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
     return True
 
 
-def _refuse_other_folders(path: Path) -> None:
-    """Say which run may be meant where a folder holds several, or results."""
+def _say_what_is_meant(path: Path) -> None:
+    """Refuse a path that is no run folder, where another run may be meant."""
     if str(path).startswith("zoo:"):
         name = str(path).removeprefix("zoo:")
         raise RunError(f"run={str(path)!r}: mesaopt.load({name!r}) gives this model")
-    config, holds, inside = path / "config.json", "runs", path
-    if files.exists(config):
-        settings = json_files.read(config)
-        if not isinstance(settings, dict) or "what" not in settings:
-            return
-        holds, inside = "results", path / "runs"
-    runs = [name for name in files.names(inside) if files.exists(inside / name / "config.json")]
     if not files.exists(path) and str(path) in recipes.RECIPES:
         where = f"the trained model of the recipe is zoo:{path}, or mesaopt.load({str(path)!r})"
         raise RunError(f"run={str(path)!r}: there is no such folder; {where}")
-    if not runs and holds == "runs":
-        return
-    example = f", such as {inside / runs[0]}" if runs else "; mesaopt.load gives trained ones"
-    raise RunError(f"run={str(path)!r}: holds {holds}: must be the folder of one run{example}")
+    if runs := _runs_in(path):
+        raise _not_one_run(path, "runs", runs)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """List the run folders in a folder."""
+    inside = (folder / name for name in files.names(folder))
+    return [path for path in inside if files.exists(path / "config.json")]
+
+
+def _not_one_run(path: Path, holds: str, runs: list[Path]) -> RunError:
+    example = f", such as {runs[0]}" if runs else "; mesaopt.load gives trained ones"
+    return RunError(f"run={str(path)!r}: holds {holds}: must be the folder of one run{example}")
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -118,6 +118,11 @@ class Laboratory(laboratory.Laboratory):
         """Say whether one of these recipes has no runs: claims about it wait."""
         return not all(map(self.trained, recipes))
 
+    def claim(self, *recipes: str, measure: Callable[[], Estimate], **fields: Any) -> Claim:
+        """Make a claim about models; where one of them has no runs nothing is measured, and it waits."""
+        measured = None if self.lacks(*recipes) else measure()
+        return Claim(measured=measured, recipes=recipes, **fields)
+
     def as_published(self, recipe: str) -> bool:
         """Say whether all runs of a recipe were trained as published; runs that are missing will be."""
         return all(as_published(run.config) for run in self.trained(recipe))

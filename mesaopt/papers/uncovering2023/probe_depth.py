@@ -196,19 +196,18 @@ def _falls(
 
     The next token behind the last layer, the preconditioned input halfway.
     """
-    ratio, depth = None, _depth(lab, recipe)
+    depth = _depth(lab, recipe)
     layer = depth if target == NEXT else (depth + 1) // 2
-    if not lab.lacks(recipe):
-        ratio = probe_depth(lab, recipe).ratio((target, layer, _JUDGED), (target, 0, _JUDGED))
+    behind, before = (target, layer, _JUDGED), (target, 0, _JUDGED)
     errors = _PUBLISHED[target].get(recipe, {}).get(_JUDGED)
     fall = f"{errors[layer] / errors[0]:.2g} published for full training; " if errors else ""
-    return Claim(
+    return lab.claim(
+        recipe,
+        measure=lambda: probe_depth(lab, recipe).ratio(behind, before),
         name=f"{name}-{recipe}-{'next' if target == NEXT else 'preconditioned'}-falls",
         figure=figure,
         statement=f"{recipe}: the {target} is decoded better behind layer {layer} than before the first, "
         f"at position {_JUDGED} (ratio of held-out errors)",
-        measured=ratio,
-        recipes=(recipe,),
         high=high,
         basis=f"{fall}{why}; {training_length(lab, recipe)}",
     )
@@ -224,16 +223,14 @@ def _in_sample_optimism(lab: Laboratory, recipe: str, *, name: str) -> Claim:
     sees_previous = "previous" in task.token_slots
     rank, known = (2 * task.dim, 0.01) if sees_previous else (task.dim, 0.0)
     expected = (1 - rank / 256) * (1 - known)
-    return Claim(
+    return lab.claim(
+        recipe,
+        measure=lambda: probe_depth(lab, recipe).in_sample_share((NEXT, 0, LAST)),
         name=f"{name}-{recipe}-in-sample-is-too-good",
         figure="beyond the paper",
         statement=f"{recipe}: before the first layer a probe fitted and scored on the same 256 sequences "
         f"seems to know more of the next token than the {known:.0%} there is (its error, as a share of "
         "that of the mean)",
-        measured=None
-        if lab.lacks(recipe)
-        else probe_depth(lab, recipe).in_sample_share((NEXT, 0, LAST)),
-        recipes=(recipe,),
         low=expected - 0.01,
         high=expected + 0.01,
         basis=f"1 - {rank}/256 for the {rank} directions of the input, times {1 - known:g}, and 0.01; "

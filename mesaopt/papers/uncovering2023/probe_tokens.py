@@ -1,6 +1,7 @@
 """Figures 2, 17 and 21: the past tokens that layers hold at the last position."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -136,13 +137,13 @@ def _finish(drawing: Drawing) -> None:
 def _bound_claim(lab: Laboratory, recipe: str, tokens: range, high: float, basis: str) -> Claim:
     """Judge the published numbers of a model trained in full, measured as they were."""
     these = f"token {tokens[0]}" if len(tokens) == 1 else f"tokens {tokens[0]} to {tokens[-1]}"
-    return Claim(
+    return lab.claim(
+        recipe,
+        measure=lambda: _largest_error(probe_tokens(lab, recipe), tokens),
         name=f"fig2-{recipe}-bound-tokens",
         figure="Fig. 2A",
         statement=f"{recipe}: {these} can be decoded behind the first layer (largest mean square of a "
         "probe fitted and scored on the same 256 sequences)",
-        measured=None if lab.lacks(recipe) else _largest_error(probe_tokens(lab, recipe), tokens),
-        recipes=(recipe,),
         high=high,
         basis=f"{basis}; {training_length(lab, recipe)}",
     )
@@ -250,20 +251,21 @@ def _fig2b_claims(lab: Laboratory) -> Iterable[Claim]:
     for recipe in COMPARED["nonlinear"]:
         note = network_note(lab, recipe)
         for token in (49, LAST):
-            key: Key = (f"{TEACHER} {token}", 1, LAST)
-            ratio = None
-            if not lab.lacks(recipe):
-                ratio = probe_tokens(lab, recipe).ratio(key, key, probe_untrained(lab, recipe))
-            yield Claim(
+            yield lab.claim(
+                recipe,
+                measure=partial(_gain_of_training, lab, recipe, (f"{TEACHER} {token}", 1, LAST)),
                 name=f"fig2b-{recipe}-teacher-{token}",
                 figure="Fig. 2B",
                 statement=f"{recipe}: the teacher's output for token {token} is decoded better behind the "
                 "trained first layer than behind the untrained one (ratio of held-out errors)",
-                measured=ratio,
-                recipes=(recipe,),
                 high=0.5,
                 basis="; ".join(filter(None, (why, training_length(lab, recipe), note))),
             )
+
+
+def _gain_of_training(lab: Laboratory, recipe: str, key: Key) -> Estimate:
+    """Give the error of a probe of the trained models over that of the untrained ones."""
+    return probe_tokens(lab, recipe).ratio(key, key, probe_untrained(lab, recipe))
 
 
 fig2b = Figure(
@@ -287,19 +289,19 @@ fig2b = Figure(
 
 
 def _fig17_claims(lab: Laboratory) -> Iterable[Claim]:
-    recipes, ratio = ("hybrid-mesa", "full-mesa-published"), None
-    if not lab.lacks(*recipes):
-        softmax, linear = (
-            probe_tokens(lab, recipe).unexplained(("token 49", 1, LAST)) for recipe in recipes
-        )
-        ratio = softmax / linear
-    yield Claim(
+    softmax, linear = "hybrid-mesa", "full-mesa-published"
+
+    def previous_token(recipe: str) -> Estimate:
+        return probe_tokens(lab, recipe).unexplained(("token 49", 1, LAST))
+
+    yield lab.claim(
+        softmax,
+        linear,
+        measure=lambda: previous_token(softmax) / previous_token(linear),
         name="fig17-full-mesa-binds-nothing",
         figure="Fig. 17C",
         statement="Without softmax in the first layer the previous token is not bound (its unexplained "
         "share behind the softmax layer of hybrid-mesa over that behind the linear one, held out)",
-        measured=ratio,
-        recipes=recipes,
         high=_LESS,
         basis="0.0048 of 0.206 published, 0.02; a third counts; "
         + training_length(lab, "full-mesa-published"),
@@ -361,24 +363,26 @@ def _fig21_claims(lab: Laboratory) -> Iterable[Claim]:
         if len(trained) < 2:
             trained = recipes
         narrow, wide = RECIPES[trained[0]], RECIPES[trained[-1]]
-        most, gain = narrow.width // narrow.dim, None
-        if not lab.lacks(narrow.name, wide.name):
-            wider, narrower = (
-                probe_tokens(lab, one.name).decodable_tokens(1) for one in (wide, narrow)
-            )
-            gain = wider - narrower
-        yield Claim(
+        most = narrow.width // narrow.dim
+        yield lab.claim(
+            wide.name,
+            narrow.name,
+            measure=partial(_more_tokens, lab, wide.name, narrow.name),
             name=f"fig21-{widest}-wider-holds-more",
             figure="Fig. 21",
             statement=f"{widest}: a stream of width {wide.width} holds more past tokens than one of width "
             f"{narrow.width} (difference of the numbers of decodable tokens, held out)",
-            measured=gain,
-            recipes=(wide.name, narrow.name),
             low=1.0,
             basis=f"a stream of width {narrow.width} cannot hold more than {most} of five coordinates, "
             "and 4 to 5 are published at width 80; one more counts; "
             + training_length(lab, wide.name),
         )
+
+
+def _more_tokens(lab: Laboratory, *recipes: str) -> Estimate:
+    """Give by how many decodable tokens the first of two recipes exceeds the second."""
+    first, second = (probe_tokens(lab, recipe).decodable_tokens(1) for recipe in recipes)
+    return first - second
 
 
 fig21 = Figure(

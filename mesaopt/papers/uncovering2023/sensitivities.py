@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -395,27 +396,28 @@ _OBSERVED = {"tf-7-partial": "tf-7", "hybrid-mesa-partial": "hybrid-mesa"}
 def _fig22_claims(lab: Laboratory) -> Iterable[Claim]:
     yield from _binding_claims(lab, 22, tuple(_OBSERVED))
     for name, other in _OBSERVED.items():
-        more = None
-        if not lab.lacks(name, other):
-            many, few = (
-                Estimate.of(torch.stack([one.breadth for one in measured]))
-                for measured in (
-                    [history.last for history in histories(lab, name)],
-                    final_sensitivities(lab, other),
-                )
-            )
-            more = many - few
-        yield Claim(
+        yield lab.claim(
+            name,
+            other,
+            measure=partial(_more_breadth, lab, name, other),
             name=f"fig22-{name}-binds-more",
             figure="Fig. 22",
             statement=f"{label(name)}: the first layer depends on more tokens where states are partially "
             "observed than where they are seen (effective numbers of tokens, difference)",
-            measured=more,
-            recipes=(name, other),
             low=1.0,
             basis=f"{_published_breadth(name):.2g} and {_published_breadth(other):.2g} by the published "
             "means; one token more counts",
         )
+
+
+def _more_breadth(lab: Laboratory, name: str, other: str) -> Estimate:
+    """Give by how many tokens a first layer depends on more than that of another recipe."""
+    last = [history.last for history in histories(lab, name)]
+    many, few = (
+        Estimate.of(torch.stack([one.breadth for one in measured]))
+        for measured in (last, final_sensitivities(lab, other))
+    )
+    return many - few
 
 
 def _published_breadth(name: str) -> float:
