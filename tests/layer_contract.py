@@ -4,6 +4,7 @@ A new layer passes by adding a :class:`Case` there.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -195,6 +196,26 @@ class LayerContract:
                 layer(x)
         elif scale < 1e8 or case.at_1e8 == "finite":
             assert all(slope.isfinite().all() for slope in slopes(layer, x))
+
+    @pytest.mark.parametrize("bad", [math.inf, math.nan])
+    def test_gradients_that_are_not_finite_are_passed_on(self, case: Case, bad: float) -> None:
+        layer, x = case.make(torch.float32), draw(torch.float32).requires_grad_()
+        y = layer(x)
+        upstream = torch.ones_like(y)
+        (wanted,) = torch.autograd.grad(y, x, upstream, retain_graph=True)
+        upstream[0, 40, 0] = bad
+        found, *weights = torch.autograd.grad(y, [x, *layer.parameters()], upstream)
+        assert not found[0].isfinite().all()
+        assert not all(slope.isfinite().all() for slope in weights)
+        assert torch.equal(found[1], wanted[1]), "another sequence"
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+    def test_forward_mode_agrees_with_gradients(self, case: Case) -> None:
+        layer, x, direction = case.make(), draw().requires_grad_(), draw(time=TIME).flip(1)
+        y, along = torch.func.jvp(layer, (x.detach(),), (direction,))
+        upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)
+        (slope,) = torch.autograd.grad(layer(x), x, upstream)
+        assert_close((upstream * along).sum(), (slope * direction).sum())
 
     @pytest.mark.parametrize("scale", [1e-8, 1e8])
     def test_gradients_follow_the_upstream_gradient(self, case: Case, scale: float) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from layer_contract import BATCH, DIM, HEADS, WIDTH, Case, assert_close, draw
 from torch import Tensor
+from work import Work
 
 from mesaopt.layers import LayerState
 from mesaopt.ops import KeyValueState
@@ -123,6 +124,19 @@ class SequenceContract:
         slopes = (torch.autograd.grad(z, learnt, upstream) for z in (y, wanted))
         for found, right in zip(*slopes, strict=True):
             assert_close(found, right)
+
+    @pytest.mark.parametrize("lengths", [(256, *[4] * 64), (*[0] * 100, 512)], ids=len)
+    def test_cost_follows_tokens(self, case: Case, lengths: tuple[int, ...]) -> None:
+        layer, x = case.make(), one_sequence(lengths)
+        counted = []
+        for packed in ((512,), lengths):
+            with torch.no_grad(), Work() as work:
+                layer(x, cu_seqlens=offsets(packed))
+            counted.append(work)
+        one, many = counted
+        # As of the operators: chunks filled up to twice the tokens, and a state per sequence and chunk.
+        assert many.largest <= 2 * one.largest
+        assert many.total <= 6 * one.total
 
     def test_packed_sequences_go_on(self, case: Case) -> None:
         layer, first, second = case.make(), one_sequence(FIRST), one_sequence(SECOND)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from operator_rules import CLOSE, MESA, RULES, Rule, differentiate, draw, every, pick, window
-from torch.utils._python_dispatch import TorchDispatchMode
+from work import Work
 
 from mesaopt.ops import mesa
 from mesaopt.ops.packing import lay_out
@@ -103,21 +103,6 @@ def test_packing_needs_a_batch_of_one_and_a_state_per_sequence(rule: Rule) -> No
     state = rule.run(**inputs).state
     with pytest.raises(ValueError, match=r"initial_state.\w+ has shape \(1, .*must be \(2, "):
         rule.run(**inputs, cu_seqlens=torch.tensor([0, 2, 5]), initial_state=state)
-
-
-class Work(TorchDispatchMode):
-    """Count the numbers of the largest tensor and of all tensors that operations make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = self.total = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        results = function(*args, **(kwargs or {}))
-        for x in results if isinstance(results, tuple | list) else [results]:
-            if isinstance(x, torch.Tensor):
-                self.largest, self.total = max(self.largest, x.numel()), self.total + x.numel()
-        return results
 
 
 UNEQUAL = pytest.mark.parametrize(
