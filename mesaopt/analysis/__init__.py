@@ -39,6 +39,7 @@ from mesaopt.analysis.parts import captured_names
 from mesaopt.analysis.patching import patch, patching
 from mesaopt.analysis.polynomial_fits import fit_polynomial, learn_inverse
 from mesaopt.analysis.probe_data import ProbeData, collect_activations, stream_names
+from mesaopt.analysis.probe_fits import Probe, fit_probe, official_probe_error
 from mesaopt.analysis.probe_targets import (
     Target,
     current_token,
@@ -47,11 +48,8 @@ from mesaopt.analysis.probe_targets import (
     preconditioned_token,
 )
 from mesaopt.analysis.probes import (
-    Probe,
     ProbeScore,
     ProbeTable,
-    fit_probe,
-    official_probe_error,
     probe,
     probe_layers,
     score_probes,

@@ -13,8 +13,8 @@ from mesaopt.analysis.diagnosis.regression import InContextRegression
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_data import ProbeData, collect_activations
+from mesaopt.analysis.probe_fits import fit_probe
 from mesaopt.analysis.probe_targets import Target, next_token, places
-from mesaopt.analysis.probes import fit_probe
 from mesaopt.progress import OnProgress
 from mesaopt.tasks import Batch, Split
 from mesaopt.theory import context_of
