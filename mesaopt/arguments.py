@@ -73,48 +73,96 @@ class Train:
     """Print the settings and what the run would cost here, and stop."""
 
 
+_Runs = Annotated[
+    Positional[tuple[Path, ...]],
+    tyro.conf.arg(name="run", metavar="RUN ...", help_behavior_hint="(one or more)"),
+]
+_Picture = Annotated[Path | None, tyro.conf.arg(metavar="FILE.png|.svg|.html")]
+
+
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a trained run by position, compared with gradient descent and least squares.
+    """Score trained runs by position, compared with gradient descent and least squares.
+
+    Runs of one task are scored on the same sequences. Runs of several tasks give one table for each task.
 
     mesaopt evaluate zoo:lsa-1
 
-    mesaopt evaluate runs/lsa-1-seed0 --json
+    mesaopt evaluate zoo:lsa-1 zoo:mesa-1 runs/lsa-1-seed0 --csv
     """
 
-    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """Folder of the run, or a trained model of the package, such as zoo:tf-3."""
+    runs: _Runs
+    """Folders of runs, or trained models of the package, such as zoo:tf-3."""
     task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
-    """The task of your own that it was trained on; its module is imported."""
+    """The task of your own that they were trained on; its module is imported."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
-    """The torch.nn.Module of your own that it is."""
-    sequences: int = 2560
+    """The torch.nn.Module of your own that they are."""
+    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 2560
     """Fresh test sequences, rounded up to batches of 256."""
+    out: _Picture = None
+    """Write the figure here, or a page with the figure and the tables."""
     json: bool = False
     """Print JSON."""
+    csv: bool = False
+    """Print comma-separated values: a line for each predictor and position."""
 
 
 @dataclass(frozen=True)
 class Diagnose:
-    """Say whether there is a mesa-optimizer in a trained run: yes, no or unclear, and why.
+    """Say whether there is a mesa-optimizer in trained runs: yes, no or unclear, and why.
 
-    The status is 0 whatever the answer.
+    Several runs give a line each. The status is 0 whatever the answer.
 
     mesaopt diagnose zoo:tf-3
 
-    mesaopt diagnose runs/lsa-1-seed0 --out page.html
+    mesaopt diagnose zoo:lsa-1 zoo:lsa-2 runs/lsa-1-seed0 --out page.html
     """
 
-    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
-    """Folder of the run, or a trained model of the package, such as zoo:tf-3."""
+    runs: _Runs
+    """Folders of runs, or trained models of the package, such as zoo:tf-3."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """The task of your own that they were trained on; its module is imported."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """The torch.nn.Module of your own that they are."""
     step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Step of the checkpoint to diagnose [the last]."""
     sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 1024
     """Fresh test sequences, rounded up to batches of 256."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None
-    """Write the page with its figure here too."""
+    out: _Picture = None
+    """Write the figure here, or a page with the figure and the tables."""
     json: bool = False
     """Print JSON."""
+    csv: bool = False
+    """Print comma-separated values: lines for each run and algorithm."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare trained runs of one task with the first: losses, settings and training.
+
+    All runs are scored on the same sequences, so differences are far more exact than the losses are.
+
+    mesaopt compare zoo:lsa-1 zoo:lsa-2 zoo:mesa-1
+
+    mesaopt compare runs/lsa-1-seed0 runs/lsa-1-seed1 --to zoo:lsa-1 --out curves.png
+    """
+
+    runs: _Runs
+    """Folders of runs, or trained models of the package, such as zoo:tf-3."""
+    to: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Compare all others with this run, which may be one of them [the first]."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """The task of your own that they were trained on; its module is imported."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """The torch.nn.Module of your own that they are."""
+    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 2560
+    """Fresh test sequences, rounded up to batches of 256."""
+    out: _Picture = None
+    """Write the figure here, or a page with the figure and the tables."""
+    json: bool = False
+    """Print JSON."""
+    csv: bool = False
+    """Print comma-separated values: a line for each run, quantity and position."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +306,7 @@ Command = (
     | Train
     | Evaluate
     | Diagnose
+    | Compare
     | Reproduce
     | ImportReleased
     | Claims

@@ -1,7 +1,9 @@
-"""Printing for the commands: JSON, tables, durations."""
+"""Printing for the commands: JSON, CSV, tables, durations."""
 
+import csv
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +15,13 @@ from mesaopt.errors import printable
 def print_json(value: Any) -> None:
     """Print a value as readable JSON, in ASCII: it passes any locale and holds no control characters."""
     print(json.dumps(value, indent=2))
+
+
+def print_csv(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows as a table of comma-separated values, with the names of the columns first."""
+    table = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
 
 
 def print_line(text: object) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 from mesaopt import arguments as args
 from mesaopt import files
+from mesaopt.commands.comparison import compare
+from mesaopt.commands.diagnosis import diagnose
+from mesaopt.commands.evaluation import evaluate
 from mesaopt.commands.machine import bench, doctor, list_names
-from mesaopt.commands.runs import diagnose, evaluate, import_released, train
+from mesaopt.commands.runs import import_released, train
 from mesaopt.commands.studies import demo, reproduce, show_claims, write_report
 
 
@@ -27,9 +30,7 @@ def run(command: args.Command) -> int:
     Raises:
         MesaoptError: it cannot be carried out.
     """
-    values: dict[str, Any] = {f.name: getattr(command, f.name) for f in fields(command)}
-    paths = {name: path for name, path in values.items() if isinstance(path, Path)}
-    values |= {name: files.as_path(path) for name, path in paths.items()}
+    values = {f.name: _meant(getattr(command, f.name)) for f in fields(command)}
     command = type(command)(**values)
     match command:
         case args.List():
@@ -44,6 +45,8 @@ def run(command: args.Command) -> int:
             return evaluate(command)
         case args.Diagnose():
             return diagnose(command)
+        case args.Compare():
+            return compare(command)
         case args.Reproduce():
             return reproduce(command)
         case args.ImportReleased():
@@ -54,3 +57,10 @@ def run(command: args.Command) -> int:
             return write_report(command)
         case args.Bench():
             return bench(command)
+
+
+def _meant(value: Any) -> Any:
+    """Return a value with its paths as the user means them, such as those in the home folder."""
+    if isinstance(value, tuple):
+        return tuple(map(_meant, value))
+    return files.as_path(value) if isinstance(value, Path) else value

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesaopt import arguments as args
 from mesaopt import recipes
@@ -15,9 +15,6 @@ from mesaopt.config import (
     parse_value,
 )
 from mesaopt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mesaopt.training import Run
 
 _RECIPE = "tf-3"
 _PARTS = ("task", "model", "train")
@@ -94,17 +91,6 @@ def _keywords(settings: list[str]) -> dict[str, Any]:
 def _short(name: str | None) -> str:
     """Return a name for a folder: the class of "module:Class"."""
     return (name or "").rpartition(":")[2].rpartition(".")[2]
-
-
-def load(command: args.Evaluate) -> "Run":
-    """Load a run, with the task and the model that are named beside it."""
-    from mesaopt import zoo
-    from mesaopt.training import load_run
-
-    if command.task is not None or command.model is not None:
-        find_modules_here()
-    path = zoo.locate(command.path)
-    return load_run(path, device="cpu", task=command.task, model=command.model)
 
 
 def find_modules_here() -> None:

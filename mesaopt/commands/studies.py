@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
 from mesaopt import files
-from mesaopt.commands.runs import DIAGNOSIS_SECONDS, MOST_SEEDS, diagnose_run
+from mesaopt.commands.diagnosis import DIAGNOSIS_SECONDS, diagnose_runs
+from mesaopt.commands.runs import MOST_SEEDS
 from mesaopt.config import require_count
 from mesaopt.console import duration, print_json, print_line, print_table
 from mesaopt.errors import ConfigError, RunError
@@ -35,7 +36,7 @@ def demo(command: args.Demo) -> int:
     papers.reproduce("core", out=command.out, resume=True, device="cpu", runs=runs, runs_name=name)
     trained = command.out / "runs" / "lsa-1-seed0"
     run = load_run(trained, device="cpu") if command.train else zoo.load("lsa-1")
-    diagnosis = diagnose_run(run, "lsa-1")
+    diagnosis = diagnose_runs({"lsa-1": run})["lsa-1"]
     write_diagnosis(diagnosis, command.out / "diagnosis.html", name="lsa-1")
     page = write_page(command.out)
     print_line(diagnosis.verdict.sentence)

@@ -1,0 +1,132 @@
+"""Runs that are given on the command line: their names, their models, and what is written about them."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mesaopt import arguments as args
+from mesaopt import files
+from mesaopt.commands.own import find_modules_here
+from mesaopt.config import RunConfig, require_count
+from mesaopt.console import print_line
+from mesaopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mesaopt.report.page import Page
+    from mesaopt.training import Run
+
+_PICTURES = (".png", ".svg", ".html")
+_MOST_SEQUENCES = 10**8
+AnyCommand = args.Evaluate | args.Diagnose | args.Compare
+"""A command over several runs."""
+
+
+def check(command: AnyCommand) -> None:
+    """Refuse a wrong number, two formats at once, and a file that cannot be written."""
+    require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
+    if command.json and command.csv:
+        raise ConfigError("json: cannot be given with --csv")
+    out = command.out
+    if out is None:
+        return
+    if files.is_folder(out):
+        raise ConfigError(f"out={str(out)!r}: is a folder; give a file")
+    files.require_writable(out)
+    if out.suffix.lower() not in _PICTURES:
+        raise ConfigError(f"out={str(out)!r}: must end in {', '.join(_PICTURES)}")
+
+
+def find_runs(paths: Sequence[Path]) -> dict[str, Path]:
+    """Find the folders of runs, and name them: by their folder, or by the whole path if two are alike.
+
+    Raises:
+        ConfigError: none is given, one is given twice, or there is no such model in the zoo.
+        RunError: there is no run in a folder.
+    """
+    from mesaopt import zoo
+    from mesaopt.training import RunFolder
+
+    if not paths:
+        raise ConfigError(
+            "run: is missing: give a run folder, or a model that mesaopt list zoo shows"
+        )
+    short = [path.resolve().name for path in paths]
+    found: dict[str, Path] = {}
+    for path, name in zip(paths, short, strict=True):
+        folder = zoo.locate(path)
+        _ = RunFolder(folder).config  # or says what is wrong with it
+        if folder.resolve() in [other.resolve() for other in found.values()]:
+            raise ConfigError(f"run={str(path)!r}: is given twice")
+        found[name if short.count(name) == 1 else str(path)] = folder
+    return found
+
+
+def load_runs(
+    folders: Mapping[str, Path],
+    *,
+    task: str | None,
+    model: str | None,
+    step: int | None = None,
+) -> dict[str, "Run"]:
+    """Load runs, with the task and the model of the user's own for those that were trained on one."""
+    from mesaopt.training import RunFolder, load_run
+
+    if task is not None or model is not None:
+        find_modules_here()
+    configs = {name: RunFolder(folder).config for name, folder in folders.items()}
+    tasks = _meant_for(
+        [name for name in configs if configs[name].task.kind == "own"], folders, task
+    )
+    models = _meant_for(
+        [name for name in configs if configs[name].model.kind == "own"], folders, model
+    )
+    return {
+        name: load_run(folder, step=step, device="cpu", task=tasks[name], model=models[name])
+        for name, folder in folders.items()
+    }
+
+
+def _meant_for(
+    own: list[str], names: Mapping[str, Any], given: str | None
+) -> dict[str, str | None]:
+    """Give an object to the runs that have one of the user's own; where none has, to all, to be refused."""
+    return {name: given if name in own or not own else None for name in names}
+
+
+def write(page: "Page", command: AnyCommand) -> None:
+    """Write a page or its figure to the file that was asked for, and say so."""
+    from mesaopt.report.page import write as write_page
+
+    assert command.out is not None
+    write_page(page, command.out)
+    say_where(command)
+
+
+def say_where(command: AnyCommand) -> None:
+    """Print where the page or the figure is, unless the output is for a program."""
+    if command.out is not None and not (command.json or command.csv):
+        kind = "Page" if command.out.suffix.lower() == ".html" else "Figure"
+        print_line(f"{kind}: {command.out}")
+
+
+def lines(start: str, paths: Sequence[Path]) -> list[str]:
+    """Return what to type next, a line for each run."""
+    return [f"{start} {shlex.quote(str(path))}" for path in paths]
+
+
+def task_title(config: RunConfig) -> str:
+    """Name the task of a run, with the settings that are not the usual ones."""
+    from dataclasses import MISSING, fields
+
+    task = config.task
+    if task.kind == "own":
+        return task.name
+    changed = [
+        f"{f.name} {getattr(task, f.name)}"
+        for f in fields(task)
+        if f.name != "token_slots"
+        and f.default is not MISSING
+        and getattr(task, f.name) != f.default
+    ]
+    return f"{task.kind}{', ' if changed else ''}{', '.join(changed)}"

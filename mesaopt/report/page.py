@@ -1,0 +1,84 @@
+"""A figure with tables around it, as one HTML file, or the figure alone."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from mesaopt import files
+from mesaopt.papers.plots import style
+from mesaopt.report.html import page_templates
+from mesaopt.report.svg import inline
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page."""
+
+    title: str
+    rows: Sequence[dict[str, str]]
+    """All with the same columns; the text is shown alone where there is none."""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A figure with words and tables."""
+
+    title: str
+    lead: str
+    """A sentence or two below the title."""
+    figure: Figure
+    """In the house style."""
+    caption: str
+    tables: Sequence[Table] = ()
+    commands: Sequence[str] = ()
+    """What to type next."""
+
+
+def write(page: Page, path: Path) -> None:
+    """Write a page as one HTML file that needs nothing but itself, or its figure alone as PNG or SVG.
+
+    Args:
+        page: to be written.
+        path: of the file, whose ending says what is written; folders above it are made.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    if path.suffix.lower() != ".html":
+        save_figure(page.figure, path)
+        return
+    template = page_templates().get_template("page.html.j2")
+    svg = Markup(inline(_svg(page.figure), "figure", page.title))
+    files.write(path, template.render(page=page, svg=svg, version=version("mesaopt")))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the ending of the path.
+
+    Args:
+        figure: drawn in the house style.
+        path: of the file; folders above it are made.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    if path.suffix.lower() == ".svg":
+        files.write(path, _svg(figure))
+        return
+    picture = io.BytesIO()
+    with style():
+        figure.savefig(picture, format="png", dpi=200)
+    files.write(path, picture.getvalue())
+
+
+def _svg(figure: Figure) -> str:
+    svg = io.StringIO()
+    with style():
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return svg.getvalue()
