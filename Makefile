@@ -1,6 +1,8 @@
 # make demo    set up, measure three trained models and show results/index.html (about a minute after set-up)
 # make test    set up and run the tests
 # make check   set up, then lint, formatting, types and tests
+# make dist    build the wheel and the source archive into dist/, and compare them with the files in git
+# make notebooks    the tutorials as notebooks, in build/notebooks/
 # make clean   remove what the targets above made, results included
 
 PYTHON ?= python3
@@ -9,8 +11,11 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1
 OUT ?= results
+DIST ?= dist
+# What is installed: the clone, or a wheel.
+PACKAGE ?= --editable .
 
-.PHONY: demo demo-environment test check lint clean
+.PHONY: demo demo-environment test check lint dist notebooks clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/mesaopt demo --out $(OUT)
@@ -27,6 +32,17 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --summary=none
 
+dist: $(VENV)/ready-dev
+	rm -rf $(DIST)
+	$(VENV)/bin/python -m build --outdir $(DIST)
+	$(VENV)/bin/python .ci/check_dist.py $(DIST)
+
+notebooks: $(VENV)/ready-dev
+	mkdir -p build/notebooks
+	set -e; for page in docs/tutorials/*.md; do \
+		$(VENV)/bin/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$page .md).ipynb $$page; \
+	done
+
 # The package alone, as a user installs it.
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,7 +51,7 @@ $(VENV)/ready: pyproject.toml
 		{ echo "Python cannot make virtual environments; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
 	@echo "Installing torch (CPU build) and mesaopt into $(VENV) ..."
 	@$(PIP) --extra-index-url $(TORCH_INDEX) "$$($(PYTHON) -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb")); print(next(x for x in d["project"]["dependencies"] if x.startswith("torch")))')"
-	@$(PIP) --editable .
+	@$(PIP) $(PACKAGE)
 	@touch $@
 
 # And what developing it takes.
@@ -44,4 +60,4 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) $(DIST) build .pytest_cache .ruff_cache .hypothesis
