@@ -13,12 +13,14 @@ PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 QUICKEST = "your-own-task"
 
 TOLERANCE = 0.15
-"""Largest relative difference of a number from the one on the page, and largest difference of one below 1.
+"""Largest relative difference of a number from the one on the page; of a tenth of this, whatever the number.
 
-Short trainings differ between machines by rounding, which they amplify; numbers are printed with few digits.
+Short trainings differ between machines by rounding, which they amplify; pages show two or three digits.
 """
 
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+VARIES = "# yours will differ"
+"""In code that prints what chance has made."""
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -40,8 +42,12 @@ def cells(page: Path) -> list[Cell]:
     return shown
 
 
-def assert_alike(printed: str, shown: str) -> None:
-    """Compare words exactly, and numbers within the tolerance."""
+def check_output(printed: str, cell: Cell) -> None:
+    """Compare what was printed with what the page shows: words exactly, numbers within the tolerance."""
+    shown = cell.output
+    assert bool(printed) == bool(shown)
+    if VARIES in cell.code:
+        return
     assert words(printed) == words(shown), printed
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
     assert [float(a) for a, _ in pairs] == pytest.approx(
@@ -71,7 +77,7 @@ def test_a_tutorial_prints_what_it_shows(
     assert len(cells(page)) >= 4
     for number, cell in enumerate(cells(page), start=1):
         exec(compile(cell.code, f"{page.name}, block {number}", "exec"), session)
-        assert_alike(capsys.readouterr().out, cell.output)
+        check_output(capsys.readouterr().out, cell)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -103,4 +109,4 @@ def test_a_notebook_runs(tmp_path: Path) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, shown in zip(code, cells(page), strict=True):
         printed = "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
-        assert_alike(printed, shown.output)
+        check_output(printed, shown)
