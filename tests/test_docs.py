@@ -1,5 +1,6 @@
 import doctest
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,8 @@ def test_the_code_of_a_page_runs(page: str) -> None:
     assert len(blocks) >= 3
     for code in blocks:
         exec(compile(code, page, "exec"), {"__name__": page})
+
+
+def test_the_conceptual_figure_is_what_its_script_draws() -> None:
+    drawn = runpy.run_path(str(DOCS / "draw_mesa_optimizer.py"))["figure"]()
+    assert (DOCS / "images" / "mesa-optimizer.svg").read_text() == drawn

@@ -13,7 +13,7 @@ PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 QUICKEST = "your-own-task"
 
 TOLERANCE = 0.15
-"""Largest relative difference of a number from the one on the page; of a tenth of this, whatever the number.
+"""Largest relative difference of a number from the one on the page; near zero a tenth of it, absolute.
 
 Short trainings differ between machines by rounding, which they amplify; pages show two or three digits.
 """
