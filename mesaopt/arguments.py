@@ -27,13 +27,17 @@ class List:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check this machine: versions, devices, threads, speed, disk.
+    """Check this machine, with a verdict on each thing: ok, slow or missing, and what to do.
+
+    Exits with 1 if something is missing that is needed.
 
     mesaopt doctor
 
-    mesaopt doctor --json
+    mesaopt doctor --measure
     """
 
+    measure: bool = False
+    """Measure speed too, and estimate how long some commands take here: about ten seconds."""
     json: bool = False
     """Print JSON."""
 

@@ -174,9 +174,17 @@ def test_commands_that_show_what_there_is_need_neither_torch_nor_numpy(
     results: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(results, tmp_path / "results")
-    names = ("train", "evaluate", "diagnose", "reproduce", "demo", "bench", "doctor")
+    names = ("train", "evaluate", "diagnose", "compare", "reproduce", "demo", "bench", "doctor")
     helps = ["--help", *(f"{name} --help" for name in names)]
-    lines = [*helps, "list", "list zoo --json", f"claims {folder}", f"report {folder}"]
+    lines = [
+        *helps,
+        "list",
+        "list zoo --json",
+        "doctor",
+        "doctor --json",
+        f"claims {folder}",
+        f"report {folder}",
+    ]
     command = [sys.executable, "-c", _WITHOUT_TORCH, *lines]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr == ""

@@ -1,14 +1,13 @@
 """Commands about what there is and how fast it is: `list`, `doctor`, `bench`."""
 
-import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import get_args
 
 from mesaopt import arguments as args
 from mesaopt import recipes
+from mesaopt.commands.checks import quick_checks
 from mesaopt.config import GeneratedTaskConfig, require_count
-from mesaopt.console import print_json, print_table, words
+from mesaopt.console import print_json, print_line, print_table
 from mesaopt.errors import ConfigError
 
 
@@ -41,29 +40,31 @@ def list_names(command: args.List) -> int:
 
 
 def doctor(command: args.Doctor) -> int:
-    """Print what this machine has and does."""
-    import torch
+    """Print verdicts on this machine; the status is 1 if something is missing that is needed."""
+    checks, estimates = quick_checks(), []
+    fails = any(check.fails for check in checks)
+    if command.measure and not fails:
+        from mesaopt.commands.measured_checks import measure
 
-    from mesaopt.bench.train import matmul_flops
-    from mesaopt.training import describe
-
-    facts = describe()
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    facts |= {
-        "matrix product, float32": f"{matmul_flops(torch.float32) / 1e9:.0f} GFLOP/s",
-        "matrix product, float64": f"{matmul_flops(torch.float64) / 1e9:.0f} GFLOP/s",
-        "free disk here": f"{free:.1f} GiB",
-        "device that auto means": "cuda" if facts["gpus"] else "cpu",
-    }
-    del facts["started"], facts["command"]
+        measured, estimates = measure()
+        checks += measured
     if command.json:
-        print_json(facts)
-        return 0
-    rows = [{"": name.replace("_", " "), "here": words(value)} for name, value in facts.items()]
-    print_table("this machine", rows)
-    if free < 1:
-        print("Less than 1 GiB of disk is free: runs may stop for lack of it.")
-    return 0
+        print_json(
+            {"ok": not fails, "checks": [asdict(check) for check in checks]}
+            | {"estimates": [asdict(estimate) for estimate in estimates]}
+        )
+        return int(fails)
+    print_table("this machine", [check.describe() for check in checks])
+    if estimates:
+        print_table("time here", [estimate.describe() for estimate in estimates])
+    if fails:
+        missing = ", ".join(check.name for check in checks if check.fails)
+        print_line(f"Missing, and needed: {missing}.")
+    elif not command.measure:
+        print_line(
+            "Nothing that is needed is missing. Next: mesaopt doctor --measure (speed, times)"
+        )
+    return int(fails)
 
 
 def bench(command: args.Bench) -> int:
