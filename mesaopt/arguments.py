@@ -278,7 +278,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed on this machine, and the operators' errors.
+    """Measure time, tokens a second, memory and errors on this machine.
 
     mesaopt bench train --recipe lsa-1
 
@@ -299,6 +299,8 @@ class Bench:
     """Of train, with --official: an interpreter that has jax, flax and optax."""
     quick: bool = False
     """Of ops: small sizes, to see in seconds that everything runs."""
+    goals: bool = False
+    """Show also what the developers of the package look at: goals, and shares of what is possible."""
     json: bool = False
     """Print JSON."""
 

@@ -63,7 +63,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("import-released", {"out", "overwrite", "json"}),
         ("claims", {"json"}),
         ("report", {"open", "redraw"}),
-        ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "json"}),
+        ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "goals", "json"}),
     ],
 )
 def test_the_options_are_these(
@@ -387,8 +387,11 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
 def test_bench_prints_time_rate_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", "train", "--repeats", "1") == 0
     out = capsys.readouterr().out
-    for word in ("time of a step", "tokens", "peak memory", "share of that rate"):
+    for word in ("time of a step", "tokens", "the whole training", "peak memory"):
         assert word in out
+    assert "share of that rate" not in out
+    assert run("bench", "train", "--repeats", "1", "--goals") == 0
+    assert "share of that rate" in capsys.readouterr().out
     assert run("bench", "train", "--repeats", "1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["repeats"] == 1
 
@@ -399,8 +402,8 @@ def test_bench_prints_the_operators_tables(
     class Report:
         flash_linear_attention_skipped = "it is elsewhere"
 
-        def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
-            return [("speed", [{"operator": "mesa", "goal": "25 ms"}])]
+        def tables(self, *, goals: bool) -> list[tuple[str, list[dict[str, str]]]]:
+            return [("speed", [{"operator": "mesa"} | ({"goal": "25 ms"} if goals else {})])]
 
         def to_json(self) -> dict[str, list[str]]:
             return {"speed": []}
@@ -409,13 +412,15 @@ def test_bench_prints_the_operators_tables(
     monkeypatch.setattr(
         "mesaopt.bench.ops.measure_operators", lambda **how: asked.append(how) or Report()
     )
-    assert run("bench", "ops") == 0
+    assert run("bench", "ops", "--goals") == 0
     out = capsys.readouterr().out
     for word in ("speed", "mesa", "25 ms", "flash-linear-attention: skipped, it is elsewhere"):
         assert word in out
+    assert run("bench", "ops") == 0
+    assert "25 ms" not in capsys.readouterr().out
     assert run("bench", "ops", "--quick", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"speed": []}
-    assert asked == [{"quick": False}, {"quick": True}]
+    assert asked == [{"quick": False}, {"quick": False}, {"quick": True}]
 
 
 def test_it_runs_as_a_module_and_closes_quietly() -> None:

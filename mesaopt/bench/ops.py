@@ -17,6 +17,7 @@ from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import describe
 
 _HEADS = 4
+_GOALS = ("goal", "other codes (quoted)")  # columns for developers
 _FLA = "flash_linear_attention"
 
 
@@ -58,6 +59,8 @@ class SpeedRow:
     shape: str
     threads: int
     operator: str
+    tokens: int
+    """Of all sequences together."""
     milliseconds: float
     """Median."""
     fastest: float
@@ -88,6 +91,7 @@ class SpeedRow:
             "operator": self.operator,
             "ms, median": f"{self.milliseconds:.1f}",
             "fastest": f"{self.fastest:.1f}",
+            "tokens a second": f"{self.tokens / self.milliseconds * 1000:,.0f}",
             "times mesa": f"{self.ratio:.2f}",
             "error": f"{self.error:.0e}",
             "peak MiB": "" if self.peak_mib is None else f"{self.peak_mib:,.0f}",
@@ -175,12 +179,22 @@ class OperatorMeasurements:
         """Return all numbers by name."""
         return asdict(self) | {"exponents": self.exponents()}
 
-    def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
-        """Return the titles and rows of all tables, in the order to print them."""
+    def tables(self, *, goals: bool = False) -> list[tuple[str, list[dict[str, str]]]]:
+        """Return the titles and rows of the tables, in the order to print them.
+
+        Args:
+            goals: add what the developers of the package look at: goals, quoted times of other codes, the
+                steps of the solver.
+
+        Returns:
+            Titles and rows; all rows of one table have the same columns.
+        """
         rows: list[tuple[str, Sequence[_Row]]] = [
-            ("accuracy: relative error of float32 against float64", self.accuracy),
-            (f"solver: static ridge with forgetting, rtol {solver.RTOL:g}", self.solver),
+            ("accuracy: relative error of float32 against float64", self.accuracy)
         ]
+        if goals:
+            title = f"solver: static ridge with forgetting, rtol {solver.RTOL:g}"
+            rows.append((title, self.solver))
         for shape in dict.fromkeys(row.shape for row in self.speed):
             chosen = [row for row in self.speed if row.shape == shape]
             title = f"speed: {shape}, {chosen[0].threads} threads, {chosen[0].runs} runs"
@@ -193,7 +207,14 @@ class OperatorMeasurements:
         if self.flash_linear_attention:
             title = "flash-linear-attention: its CPU reference, one thread"
             rows.append((title, self.flash_linear_attention))
-        return [(title, [row.describe() for row in lines]) for title, lines in rows]
+        left_out = () if goals else _GOALS
+        return [
+            (title, [_without(left_out, row.describe()) for row in lines]) for title, lines in rows
+        ]
+
+
+def _without(columns: Sequence[str], row: dict[str, str]) -> dict[str, str]:
+    return {name: cell for name, cell in row.items() if name not in columns}
 
 
 @dataclass(frozen=True)
@@ -375,6 +396,7 @@ def _speed(setting: _Setting) -> list[SpeedRow]:
             shape=setting.title,
             threads=setting.threads,
             operator=name,
+            tokens=setting.batch * setting.length,
             milliseconds=statistics.median(times) * 1000,
             fastest=min(times) * 1000,
             runs=setting.runs,

@@ -24,6 +24,8 @@ class TrainingStep:
     """One optimiser step of a recipe, batch generation included."""
 
     recipe: str
+    steps: int
+    """Of its whole training."""
     batch_size: int
     length: int
     """Tokens in a sequence."""
@@ -55,25 +57,40 @@ class TrainingStep:
         """Share of the machine's matrix-product rate that the step reaches."""
         return self.flops / (self.milliseconds / 1000) / self.matmul_flops
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Return the lines that `mesaopt bench train` prints."""
+    def describe(self, *, goals: bool = False) -> list[tuple[str, str]]:
+        """Return the lines that `mesaopt bench train` prints.
+
+        Args:
+            goals: add what the developers of the package look at.
+
+        Returns:
+            Names and values.
+        """
         spread = f"{self.fastest:.1f} to {self.slowest:.1f} in {self.repeats} runs"
         memory = (
             f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
         )
         alone = f"{self.one_worker_milliseconds:.1f} ms"
+        whole = self.steps * self.milliseconds / 1000
         rows = [
             ("sequences", f"{self.batch_size} of {self.length} tokens"),
             ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
-            ("workers", f"{self.threads}; with one of them a step takes {alone}"),
-            ("drawing a batch", f"{self.data_milliseconds:.1f} ms"),
             ("tokens", f"{self.tokens_per_second:,.0f} a second"),
+            ("the whole training", f"{self.steps:,} steps, about {_minutes(whole)} here"),
             ("peak memory", memory),
+            ("workers", f"{self.threads}; with one of them a step takes {alone}"),
+        ]
+        rows += self._goals() if goals else []
+        return rows + (self.official.describe() if self.official else [])
+
+    def _goals(self) -> list[tuple[str, str]]:
+        """Say how far the step is from what the arithmetic of this machine allows."""
+        return [
+            ("drawing a batch", f"{self.data_milliseconds:.1f} ms"),
             ("matrix products", f"{self.flops / 1e9:.2f} GFLOP a step"),
             ("float32 rate", f"{self.matmul_flops / 1e9:.0f} GFLOP/s, {self.threads} threads"),
             ("share of that rate", f"{self.share_of_peak:.0%}"),
         ]
-        return rows + (self.official.describe() if self.official else [])
 
 
 def measure_training_step(
@@ -141,6 +158,7 @@ def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> 
             comparison = compare(config, official, lambda: trainer.step(next(steps)), steps=count)
     return TrainingStep(
         recipe=config.recipe,
+        steps=config.train.steps,
         batch_size=size,
         length=config.task.length,
         milliseconds=median * 1000,
@@ -157,6 +175,10 @@ def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> 
         repeats=repeats,
         official=comparison,
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _times(work: Callable[[], object], repeats: int) -> list[float]:

@@ -89,7 +89,7 @@ def _bench_training(command: args.Bench) -> int:
     if command.json:
         print_json(asdict(result))
         return 0
-    rows = [{"": name, "here": value} for name, value in result.describe()]
+    rows = [{"": name, "here": value} for name, value in result.describe(goals=command.goals)]
     print_table(f"training step of {result.recipe}", rows)
     return 0
 
@@ -101,7 +101,7 @@ def _bench_operators(command: args.Bench) -> int:
     if command.json:
         print_json(result.to_json())
         return 0
-    for title, rows in result.tables():
+    for title, rows in result.tables(goals=command.goals):
         print_table(title, rows)
     if reason := result.flash_linear_attention_skipped:
         print(f"flash-linear-attention: skipped, {reason}")

@@ -31,9 +31,10 @@ def measured() -> OperatorMeasurements:
 
 
 def test_every_section_has_rows_and_tables_and_json(measured: OperatorMeasurements) -> None:
-    titles = [title.split(":")[0] for title, rows in measured.tables() if rows]
+    tables = measured.tables(goals=True)
+    titles = [title.split(":")[0] for title, rows in tables if rows]
     assert titles == ["accuracy", "solver", "speed", "speed", "growth", "growth"]
-    for _, rows in measured.tables():
+    for _, rows in tables:
         assert len({tuple(row) for row in rows}) == 1, "rows of one table have the same columns"
     given = json.loads(json.dumps(measured.to_json()))
     assert {"accuracy", "solver", "speed", "growth", "steps", "flash_linear_attention"} < set(given)
@@ -41,6 +42,14 @@ def test_every_section_has_rows_and_tables_and_json(measured: OperatorMeasuremen
     assert given["machine"]["num_threads"] >= 1
     assert given["flash_linear_attention"] == []
     assert given["flash_linear_attention_skipped"] == "not wanted in a test"
+
+
+def test_goals_are_shown_on_request_only(measured: OperatorMeasurements) -> None:
+    columns = {name for _, rows in measured.tables() for name in rows[0]}
+    assert {"ms, median", "tokens a second", "peak MiB", "error"} <= columns
+    assert not columns & {"goal", "other codes (quoted)"}
+    with_goals = {name for _, rows in measured.tables(goals=True) for name in rows[0]}
+    assert {"goal", "other codes (quoted)"} <= with_goals
 
 
 def test_errors_are_small_at_small_sizes(measured: OperatorMeasurements) -> None:

@@ -16,7 +16,8 @@ def test_a_measurement_hangs_together() -> None:
     assert 2.5e9 < result.flops < 3.5e9
     assert 0 < result.share_of_peak < 1
     assert result.peak_memory_mib >= result.idle_memory_mib
-    assert len(result.describe()) == 9
+    assert len(result.describe()) == 6
+    assert len(result.describe(goals=True)) == 10
 
 
 def test_rates_are_positive() -> None:
