@@ -1,10 +1,14 @@
 import io
+import itertools
+import re
+import sys
+import types
 
 import pytest
 from rich.console import Console
 
 from mesaopt import progress
-from mesaopt.progress import ProgressDisplay, Stage
+from mesaopt.progress import AnyProgress, Progress, ProgressDisplay, Stage, reporting
 
 
 def test_plain_lines_when_not_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +19,7 @@ def test_plain_lines_when_not_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
         [Stage("one", 100, 1.0), Stage("two", 100, 1.0)], console=Console(file=out)
     ) as display:
         display.begin("one")
-        display.update(50, 0.5)
+        display.update(Progress(50, 100, metrics={"train_loss": 0.5}))
         display.begin("two")
     lines = out.getvalue().splitlines()
     assert lines[0] == "one: 100 steps"
@@ -30,7 +34,7 @@ def test_a_terminal_gets_one_live_line() -> None:
     console = Console(file=out, force_terminal=True, width=100)
     with ProgressDisplay([Stage("one", 100, 0.01)], console=console) as display:
         display.begin("one")
-        display.update(50, 0.25)
+        display.update(Progress(50, 100, metrics={"train_loss": 0.25}))
     assert "loss 0.2500" in out.getvalue()
     assert "50%" in out.getvalue()
 
@@ -43,3 +47,132 @@ def test_finished_stages_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -
     display.skip("one")
     display.begin("two")
     assert display.time_left() == "60 s left"
+
+
+def make_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Make the standard error a terminal, and a clock that jumps by a second whenever it is read.
+
+    No fixture: between fixtures and tests pytest puts another standard error into place.
+    """
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    clock = itertools.count()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress.sys, "stderr", screen)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    return screen
+
+
+def count(steps: int, how: AnyProgress, done: int = 0) -> None:
+    with reporting(how, "counting", done=done) as report:
+        for step in range(done + 1, steps + 1):
+            report(step, steps)
+
+
+def test_a_computation_of_two_seconds_gets_a_bar_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = make_terminal(monkeypatch)
+    count(1, True)
+    assert terminal.getvalue() == ""
+    count(30, True)
+    assert "counting" in terminal.getvalue()
+    assert "step 30/30" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[2K"), "it is wiped away at the end"
+
+
+def test_the_time_left_of_a_resumed_computation_counts_new_work_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = make_terminal(monkeypatch)
+    count(1040, True, done=1000)
+    lines = re.findall(r"step (\d+)/1040  (\d+) s left", terminal.getvalue())
+    left = {int(step): int(seconds) for step, seconds in lines}
+    assert max(left.values()) < 400, "a few seconds for each of 40 steps"
+
+
+@pytest.mark.parametrize("how", [False, [].append])
+def test_nothing_is_drawn_where_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, how: AnyProgress
+) -> None:
+    terminal = make_terminal(monkeypatch)
+    count(30, how)
+    assert terminal.getvalue() == ""
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with reporting(True, "counting") as report:
+        assert not report.is_heard
+        report(30, 30)
+    assert progress.sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("outer", [True, False, [].append])
+def test_the_outermost_computation_alone_shows_a_bar(
+    monkeypatch: pytest.MonkeyPatch, outer: AnyProgress
+) -> None:
+    terminal = make_terminal(monkeypatch)
+    with reporting(outer, "outer"), reporting(True, "inner") as report:
+        assert not report.is_heard
+        report(30, 30)
+    assert terminal.getvalue() == ""
+
+
+def test_a_display_of_stages_silences_computations_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_terminal(monkeypatch)
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with (
+        ProgressDisplay([Stage("one", 100, 0.01)], console=console),
+        reporting(True, "inner") as report,
+    ):
+        assert not report.is_heard
+    with reporting(True, "after it") as report:
+        assert report.is_heard
+
+
+def test_a_function_gets_all_progress_in_place_of_a_bar_and_its_errors_end_the_work() -> None:
+    seen: list[Progress] = []
+    count(2, seen.append)
+    assert seen == [Progress(1, 2, "counting"), Progress(2, 2, "counting")]
+
+    def fail(_: Progress) -> None:
+        raise KeyError("mine")
+
+    for _ in range(2):  # the second finds nothing left behind by the first
+        with pytest.raises(KeyError, match="mine"):
+            count(2, fail)
+    with reporting(seen.append, "outer"):
+        count(1, seen.append)
+    assert seen[-1] == Progress(1, 1, "counting"), "inside of another one, too"
+
+
+def test_something_else_is_refused() -> None:
+    wanted = "progress is None: must be True, False or a function of a Progress"
+    with pytest.raises(TypeError, match=wanted), reporting(None, "counting"):  # type: ignore
+        pass
+
+
+def test_a_notebook_gets_one_output_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, what: str) -> None:
+            shown.append(what)
+
+    display = types.SimpleNamespace(
+        HTML=str, display=lambda what, display_id: shown.append(what) or Handle()
+    )
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    clock = itertools.count()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with reporting(True, "a < b") as report:
+        for step in range(5):
+            report(step + 1, 5, train_loss=0.25)
+    assert shown[0] == shown[-1] == ""
+    assert "a &lt; b" in shown[-2]
+    assert 'value="1.000"' in shown[-2]
+    assert "step 5/5  loss 0.2500" in shown[-2]

@@ -11,6 +11,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Laboratory, Plan, Scale, measurement
 from mesaopt.papers.plan import Study
 from mesaopt.papers.rows import PanelData
+from mesaopt.progress import Progress
 
 FIGURES = ("fig1", "fig2", "fig3")
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
@@ -57,7 +58,7 @@ class Toy:
             self.log.append(name)
             if name == self.broken:
                 raise RuntimeError(f"{name} is broken")
-            lab.on_progress(1, 2)
+            lab.on_progress(Progress(1, 2))
             time.sleep(0.02)  # a time that is not rounded to none
             return PanelData(rows=[{"number": n} for n in self.numbers(lab, lab.plan.draws)])
 

@@ -182,7 +182,8 @@ def ablate(
                 scored += [losses({name: replacements[name]}, at) for at in replaced_at.values()]
         return batch.positions, scored
 
-    scored_at, scored = zip(*evaluation.map(task, score), strict=True)
+    with evaluation.reported("ablation") as reported:
+        scored_at, scored = zip(*reported.map(task, score), strict=True)
     original, *patched = (
         InContextLoss(torch.cat(parts), scored_at[0]) for parts in zip(*scored, strict=True)
     )

@@ -11,7 +11,7 @@ from mesaopt.analysis.capture import evaluating, like_weights, up_to
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
 from mesaopt.layers import SelfAttention
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch
 from mesaopt.workers import current_workers
 
@@ -103,7 +103,7 @@ def attention_maps(
     name: str,
     offsets: Sequence[int] = (0, 1),
     start: int = 6,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> AttentionMaps:
     """Average the attention maps of a layer over sequences, a few at a time.
 
@@ -114,7 +114,8 @@ def attention_maps(
         name: of the attention layer, such as "blocks.0.mixer".
         offsets: see :func:`attention_mass`.
         start: see :func:`attention_mass`.
-        on_progress: called with the finished and the total number of sequences.
+        progress: a bar, nothing, or a function of the number of finished sequences: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         Mean, spread and masses.
@@ -148,16 +149,16 @@ def attention_maps(
 
     masses, mean, squares, done = [], torch.zeros(()), torch.zeros(()), 0
     batches = like_weights(model, tokens).split(_BATCH)
-    for size, mass, batch_mean, batch_squares in current_workers().map(sums, batches):
-        masses.append(mass)
-        # Welford's sums, batch by batch: exact where the spread is much smaller than the mean.
-        shift = batch_mean - mean
-        squares = squares + batch_squares
-        squares = squares + shift.square() * done * size / (done + size)
-        mean = mean + shift * size / (done + size)
-        done += size
-        if on_progress is not None:
-            on_progress(done, len(tokens))
+    with reporting(progress, "attention maps") as report:
+        for size, mass, batch_mean, batch_squares in current_workers().map(sums, batches):
+            masses.append(mass)
+            # Welford's sums, batch by batch: exact where the spread is much smaller than the mean.
+            shift = batch_mean - mean
+            squares = squares + batch_squares
+            squares = squares + shift.square() * done * size / (done + size)
+            mean = mean + shift * size / (done + size)
+            done += size
+            report(done, len(tokens))
     spread = (squares / (done - 1)).sqrt()
     return AttentionMaps(mean, spread, tuple(offsets), torch.cat(masses))
 

@@ -1,12 +1,13 @@
 """The sequences on which an analysis is made."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from mesaopt.config import require_count
 from mesaopt.errors import ConfigError, suggest
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, Progress, reporting
 from mesaopt.tasks import Batch, Split, Task
 from mesaopt.workers import current_workers
 
@@ -26,7 +27,8 @@ class Evaluation:
         num_sequences: rounded up to whole batches of 256, 1 or more.
         seed: of the sequences.
         split: "test", or "validation" to fit or to choose something.
-        on_progress: called with the finished and the total number of batches.
+        progress: a bar, nothing, or a function of the number of finished batches: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Raises:
         ConfigError: num_sequences or seed is no whole number or too small, or there is no such split.
@@ -46,8 +48,8 @@ class Evaluation:
     """Seed of the sequences."""
     split: Split = "test"
     """Split of the task that they are drawn from."""
-    on_progress: OnProgress | None = None
-    """Called with the finished and the total number of batches; None: nothing is called."""
+    progress: AnyProgress = True
+    """A bar where the analysis is longer, nothing, or a function to be called with finished batches."""
 
     def __post_init__(self) -> None:
         require_count("num_sequences", self.num_sequences, smallest=1)
@@ -92,9 +94,22 @@ class Evaluation:
             yield result
             self._report(done)
 
+    @contextlib.contextmanager
+    def reported(self, stage: str) -> Generator["Evaluation"]:
+        """Give the same evaluation, whose progress is reported as long as this lasts.
+
+        Args:
+            stage: what is computed.
+
+        Yields:
+            The evaluation whose batches are reported.
+        """
+        with reporting(self.progress, stage) as report:
+            yield replace(self, progress=lambda batches: report(batches.done, batches.total))
+
     def _draw(self, task: Task, step: int) -> Batch:
         return task.sample(EVALUATION_BATCH, seed=self.seed, step=step, split=self.split)
 
     def _report(self, done: int) -> None:
-        if self.on_progress is not None:
-            self.on_progress(done, self.num_batches)
+        if callable(self.progress):
+            self.progress(Progress(done, self.num_batches))

@@ -22,7 +22,7 @@ from mesaopt.analysis.given import AnyModel, as_model, as_task
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
 from mesaopt.config import FewShotConfig, require_whole
 from mesaopt.errors import wrong_type
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch, FewShot, FewShotBatch
 
 
@@ -74,7 +74,7 @@ def tune_prompt(
     learning_rate: float = 1e-3,
     schedule: Literal["constant", "cosine"] = "constant",
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> TunedPrompt:
     """Learn the vectors of a few-shot sequence by the loss of a model whose weights stay as they are.
 
@@ -95,7 +95,8 @@ def tune_prompt(
         learning_rate: greater than 0.
         schedule: "constant", or "cosine" down to zero, which gets by with fewer steps.
         seed: of the first vectors and of the sequences.
-        on_progress: called with the finished and the total number of steps.
+        progress: a bar, nothing, or a function of the number of finished steps: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         The vectors, with the losses and norms on the way.
@@ -127,10 +128,8 @@ def tune_prompt(
     fixed = {} if separator is None else {"separator": separator.detach().to(like)}
     learned = _first_vectors(task, separator_given=separator is not None, seed=seed, like=like)
     optimizer = torch.optim.Adam(learned.values(), lr=learning_rate)
-    losses, norms = [], []
-    for step in range(steps):
-        if schedule == "cosine":
-            optimizer.param_groups[0]["lr"] = _cosine(learning_rate, step / steps)
+
+    def loss_at(step: int) -> Tensor:
         batch = task.sample(batch_size, seed=seed, step=step, dtype=like.dtype, device=like.device)
         tokens = task.fill(batch, **fixed, **learned).tokens
         with evaluating(model):
@@ -139,13 +138,20 @@ def tune_prompt(
             problem = "its predictions have no gradient by its tokens"
             wanted = "must not detach them, or run in torch.no_grad or inference_mode"
             raise ValueError(f"model: {problem}: {wanted}")
-        losses.append(loss.item())
-        norms.append(_norms(learned))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if on_progress is not None:
-            on_progress(step + 1, steps)
+        return loss
+
+    losses, norms = [], []
+    with reporting(progress, "learning a prompt") as report:
+        for step in range(steps):
+            if schedule == "cosine":
+                optimizer.param_groups[0]["lr"] = _cosine(learning_rate, step / steps)
+            loss = loss_at(step)
+            losses.append(loss.item())
+            norms.append(_norms(learned))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            report(step + 1, steps, train_loss=losses[-1])
     vectors = fixed | learned
     on_cpu = {name: vector.detach().cpu() for name, vector in vectors.items()}
     return TunedPrompt(losses=torch.tensor(losses), norms=torch.stack(norms), **on_cpu)

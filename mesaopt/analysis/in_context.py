@@ -175,8 +175,9 @@ def in_context_loss(
 
     losses: dict[str, list[Tensor]] = {name: [] for name in functions}
     positions = None
-    for positions, scored in evaluation.map(task, score):  # noqa: B007
-        for name, values in scored.items():
-            losses[name].append(values)
+    with evaluation.reported("in-context loss") as reported:
+        for positions, scored in reported.map(task, score):  # noqa: B007
+            for name, values in scored.items():
+                losses[name].append(values)
     # pop() frees the memory of one predictor at a time.
     return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in functions}

@@ -18,7 +18,7 @@ from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.models.mixers import make_mixer
 from mesaopt.models.random import keep_global_random
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, Report, reporting
 from mesaopt.tasks import generator
 from mesaopt.workers import current_workers
 
@@ -75,7 +75,7 @@ def linearize(
     learning_rate: float = 5e-3,
     num_sequences: int = 2560,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> Linearization:
     """Distil every attention layer into a linear one, swap each in alone, and compare losses.
 
@@ -93,7 +93,8 @@ def linearize(
         learning_rate: at the start, greater than 0.
         num_sequences: test sequences, rounded up to whole batches of 256, 1 or more.
         seed: of the first weights and of the sequences.
-        on_progress: called with the finished and the total number of steps.
+        progress: a bar, nothing, or a function of the number of finished steps: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         Ratios of losses, by layer; `.failed` names layers that could not be distilled, whose ratios mean
@@ -134,7 +135,8 @@ def linearize(
     random = generator(seed, _STREAM)
     distilled = [_linear_twin(model.mixers[index], random) for index in chosen]
     pairs = current_workers().map(pairs_of, range(steps))
-    _learn(distilled, pairs, steps, learning_rate, on_progress)
+    with reporting(progress, "linearization") as report:
+        _learn(distilled, pairs, steps, learning_rate, report)
 
     with evaluating(model):  # and copies of it
         predictors = {"original": _predictor(model)}
@@ -174,7 +176,7 @@ def distil(
     batch_size: int = 64,
     learning_rate: float = 3e-2,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> LinearSelfAttention:
     """Find the linear self-attention layer whose outputs come nearest to those of another layer.
 
@@ -196,7 +198,8 @@ def distil(
         batch_size: sequences in a step, drawn anew each time.
         learning_rate: at the start, greater than 0.
         seed: of the first weights and of the batches.
-        on_progress: called with the finished and the total number of steps.
+        progress: a bar, nothing, or a function of the number of finished steps: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         The layer, in the type and on the device of the inputs.
@@ -222,13 +225,9 @@ def distil(
         layer = LinearSelfAttention(inputs.shape[-1], num_heads, head_dim, frame=frame).to(inputs)
     _draw_weights(layer, random)
     drawn = (torch.from_numpy(random.integers(len(inputs), size=batch_size)) for _ in range(steps))
-    _learn(
-        [layer],
-        ([(inputs[rows], outputs[rows])] for rows in drawn),
-        steps,
-        learning_rate,
-        on_progress,
-    )
+    batches = ([(inputs[rows], outputs[rows])] for rows in drawn)
+    with reporting(progress, "distillation") as report:
+        _learn([layer], batches, steps, learning_rate, report)
     return layer
 
 
@@ -376,7 +375,7 @@ def _learn(
     batches: Iterable[Sequence[LayerPairs]],
     steps: int,
     learning_rate: float,
-    on_progress: OnProgress | None,
+    report: Report,
 ) -> None:
     """Fit each layer to its pairs, all in one optimiser; no layer's loss depends on another."""
     students, scales, optimizer, schedule = [], [], None, None
@@ -393,8 +392,7 @@ def _learn(
                 weight.grad = slope
         optimizer.step()
         schedule.step()
-        if on_progress is not None:
-            on_progress(done, steps)
+        report(done, steps)
     for student in students:
         student.fold()
 

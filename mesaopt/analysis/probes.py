@@ -26,7 +26,7 @@ from mesaopt.analysis.probe_fits import (
 )
 from mesaopt.analysis.probe_targets import Target
 from mesaopt.config import TokenSlot, require_count
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, Report, reporting
 from mesaopt.tasks import squared_error
 
 
@@ -232,7 +232,7 @@ def probe_layers(
     slots: tuple[TokenSlot, ...] | None = None,
     ridge: float = RIDGE,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> ProbeTable:
     """Probe layers of a model for several targets at several positions.
 
@@ -249,7 +249,8 @@ def probe_layers(
         slots: as in :func:`collect_activations`.
         ridge: see :func:`fit_probe`.
         seed: of the sequences, and of the order in which targets are shuffled for the control.
-        on_progress: called with the finished and the total number of batches of 256, fitting ones first.
+        progress: a bar, nothing, or a function of the number of finished batches of 256, fitting ones
+            first: see :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         The scores.
@@ -274,41 +275,45 @@ def probe_layers(
         [1.0, -0.1]
     """
     model, task = as_model(model), as_task(task)
-    fitted, scored = _evaluations(num_fit, num_score, seed, on_progress)
+    fitted, scored = _evaluations(num_fit, num_score, seed)
     names = stream_names(model) if names is None else distinct(names)
     one = task.sample(1, seed=seed, step=0, split="validation")
     for name, features in features_of(model, one, names, slots).items():
         shape = (fitted.num_batches * EVALUATION_BATCH, features.shape[-1])
         check_enough(f"num_fit={num_fit}", shape, of=f" of {name!r}")
-    fit, score = (
-        collect_activations(
-            model,
-            task,
-            targets,
-            positions=positions,
-            names=names,
-            slots=slots,
-            evaluation=evaluation,
+    with reporting(progress, "probing") as report:
+        fit, score = (
+            collect_activations(
+                model,
+                task,
+                targets,
+                positions=positions,
+                names=names,
+                slots=slots,
+                evaluation=evaluation,
+            )
+            for evaluation in _counted_together(fitted, scored, report)
         )
-        for evaluation in (fitted, scored)
-    )
     return score_probes(fit, score, ridge=ridge, seed=seed)
 
 
-def _evaluations(
-    num_fit: int, num_score: int, seed: int, on_progress: OnProgress | None
-) -> tuple[Evaluation, Evaluation]:
-    """Give the sequences to fit on and to score on, whose progress is counted together."""
+def _evaluations(num_fit: int, num_score: int, seed: int) -> tuple[Evaluation, Evaluation]:
+    """Give the sequences to fit on and to score on."""
     require_count("num_fit", num_fit, smallest=1)
     require_count("num_score", num_score, smallest=1)
     fit = Evaluation(num_sequences=num_fit, seed=seed, split="validation")
     score = Evaluation(num_sequences=num_score, seed=seed, split="test")
-    if on_progress is None:
-        return fit, score
-    total = fit.num_batches + score.num_batches
+    return fit, score
+
+
+def _counted_together(
+    fit: Evaluation, score: Evaluation, report: Report
+) -> tuple[Evaluation, Evaluation]:
+    """Give the same evaluations, whose batches are reported as those of one."""
+    before, total = fit.num_batches, fit.num_batches + score.num_batches
     return (
-        replace(fit, on_progress=lambda done, _: on_progress(done, total)),
-        replace(score, on_progress=lambda done, _: on_progress(fit.num_batches + done, total)),
+        replace(fit, progress=lambda batches: report(batches.done, total)),
+        replace(score, progress=lambda batches: report(before + batches.done, total)),
     )
 
 

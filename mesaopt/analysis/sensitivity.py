@@ -16,7 +16,7 @@ from mesaopt.analysis.capture import (
 )
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch
 from mesaopt.workers import current_workers
 
@@ -66,7 +66,7 @@ def sensitivity(
     *,
     name: str,
     position: int,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> Sensitivity:
     """Differentiate the output of a part at one position by every input token.
 
@@ -83,7 +83,8 @@ def sensitivity(
         name: of the part, as in :func:`mesaopt.analysis.capture`, such as "blocks.0" for the stream after
             the first layer; it gives [batch, time, ...].
         position: k, between 1 and T.
-        on_progress: called with the finished and the total number of sequences.
+        progress: a bar, nothing, or a function of the number of finished sequences: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         The norms, by sequence and token.
@@ -122,11 +123,11 @@ def sensitivity(
             return _gradient_norms(output, batch, name)
 
     rows, done = [], 0
-    for row in current_workers().map(norms_of, tokens.split(_BATCH)):
-        rows.append(row)
-        done += row.shape[1]
-        if on_progress is not None:
-            on_progress(done, len(tokens))
+    with reporting(progress, "sensitivity") as report:
+        for row in current_workers().map(norms_of, tokens.split(_BATCH)):
+            rows.append(row)
+            done += row.shape[1]
+            report(done, len(tokens))
     norms = torch.cat(rows, dim=1)  # [L,B,T]
     return Sensitivity(position, norms.mean(0), torch.linalg.vector_norm(norms, dim=0))
 

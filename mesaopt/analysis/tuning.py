@@ -13,6 +13,7 @@ from torch.quasirandom import SobolEngine
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import Predictor
+from mesaopt.progress import AnyProgress, Report, reporting
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
     Objective,
@@ -27,6 +28,7 @@ InputMap = Callable[[Tensor], Tensor]
 
 _SCAN_POINTS = 9
 _MOST_EXTENSIONS = 8
+_USUAL_LOSSES = 25  # in a search without extensions
 _SOBOL_POINTS = 63
 _EVALUATIONS = 200  # of the loss in a simplex search, for each parameter
 _HUGE = 1e30  # in place of a loss that is not finite, so that differences are
@@ -56,6 +58,7 @@ def tune(
     growth: float | None = None,
     tolerance: float = 1e-4,
     evaluation: Evaluation = Evaluation(split="validation"),
+    progress: AnyProgress = True,
 ) -> Tuned:
     """Find the parameter with which a family of predictors has the smallest mean loss.
 
@@ -71,6 +74,8 @@ def tune(
         growth: greater than 1; None: the bounds are final.
         tolerance: of the result, as a share of the interval (of the logarithms) of the last search.
         evaluation: the sequences, not of the test split; 2560 validation sequences if not given.
+        progress: a bar, nothing, or a function of the number of losses computed: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         The best value and its loss.
@@ -94,15 +99,16 @@ def tune(
         True
     """
     _check_search(bounds, spacing, growth, tolerance)
-    loss = _mean_loss(family, task, evaluation)
     low, high = bounds
-    for _ in range(_MOST_EXTENSIONS + 1):
-        place, best = _search(loss, low, high, spacing, tolerance)
-        if best.loss >= _HUGE:
-            raise ValueError(f"bounds=({low}, {high}): no value between them has a finite loss")
-        if growth is None or place <= 0.99:
-            return best
-        high *= growth
+    with reporting(progress, "tuning") as report:
+        loss = _reported(_mean_loss(family, task, evaluation), report)
+        for _ in range(_MOST_EXTENSIONS + 1):
+            place, best = _search(loss, low, high, spacing, tolerance)
+            if best.loss >= _HUGE:
+                raise ValueError(f"bounds=({low}, {high}): no value between them has a finite loss")
+            if growth is None or place <= 0.99:
+                return best
+            high *= growth
     raise ValueError(f"bounds={bounds}: the loss still falls at {high / (growth or 1):g}")
 
 
@@ -172,6 +178,7 @@ def line_search_step_size(
     objective: Objective = "sum",
     largest: float = 0.1,
     evaluation: Evaluation = Evaluation(split="validation"),
+    progress: AnyProgress = True,
 ) -> float:
     """Find the step size with which gradient descent on the context predicts best.
 
@@ -184,6 +191,7 @@ def line_search_step_size(
         objective: "sum" or "mean" over the pairs of the context.
         largest: upper end of the first search, > 0.
         evaluation: as in :func:`tune`.
+        progress: as in :func:`tune`.
 
     Returns:
         The step size, to about 1e-4 of the last upper end.
@@ -206,7 +214,8 @@ def line_search_step_size(
         )
 
     bounds = (0.0, largest)
-    return tune(family, task, bounds=bounds, growth=10.0, evaluation=evaluation).value
+    best = tune(family, task, bounds=bounds, growth=10.0, evaluation=evaluation, progress=progress)
+    return best.value
 
 
 def tune_ridge(
@@ -217,6 +226,7 @@ def tune_ridge(
     bounds: tuple[float, float] = (1e-5, 1e3),
     tolerance: float = 0.02,
     evaluation: Evaluation = Evaluation(num_sequences=512, split="validation"),
+    progress: AnyProgress = True,
 ) -> Tuned:
     """Find the ridge with which least squares on the context predicts best.
 
@@ -229,6 +239,7 @@ def tune_ridge(
         bounds: smallest and largest ridge, greater than 0.
         tolerance: as a share of the logarithms between the bounds; a loss is flat around its minimum.
         evaluation: as in :func:`tune`; 512 validation sequences if not given.
+        progress: as in :func:`tune`.
 
     Returns:
         The ridge and its loss.
@@ -258,6 +269,7 @@ def tune_ridge(
         spacing="log",
         tolerance=tolerance,
         evaluation=evaluation,
+        progress=progress,
     )
 
 
@@ -290,6 +302,19 @@ def _mean_loss(
         return min(mean, _HUGE) if math.isfinite(mean) else _HUGE
 
     return loss
+
+
+def _reported(loss: Callable[[float], float], report: Report) -> Callable[[float], float]:
+    """Report every loss that is computed; how many a search needs is known only roughly."""
+    done = 0
+
+    def reported(value: float) -> float:
+        nonlocal done
+        result, done = loss(value), done + 1
+        report(done, max(done, _USUAL_LOSSES))
+        return result
+
+    return reported
 
 
 def tuning_evaluation(evaluation: Evaluation) -> Evaluation:

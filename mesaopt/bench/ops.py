@@ -13,7 +13,7 @@ from mesaopt.bench import flash_linear_attention as fla
 from mesaopt.bench import problems, solver, timing
 from mesaopt.bench.problems import RIDGE, Operator, Problem, dense_mesa, mesa_with, random_problem
 from mesaopt.ops import mesa, mesa_step
-from mesaopt.progress import ProgressDisplay, Stage
+from mesaopt.progress import Progress, ProgressDisplay, Stage
 from mesaopt.training import describe
 
 _HEADS = 4
@@ -288,7 +288,7 @@ def measure_operators(
             measured[name] = []
             for number, work in enumerate(works, start=1):
                 measured[name] += work()
-                shown.update(number, math.nan)
+                shown.update(Progress(number, len(works)))
     return OperatorMeasurements(
         machine=describe(), quick=quick, **measured, flash_linear_attention_skipped=skipped
     )

@@ -52,7 +52,7 @@ def diagnose_runs(runs: dict[str, "Run"], *, num_sequences: int = 1024) -> dict[
             display.begin(stages[name].name)
             with _naming(name):
                 diagnoses[name] = analysis.diagnose(
-                    run, num_sequences=num_sequences, on_progress=display.advance
+                    run, num_sequences=num_sequences, progress=display.update
                 )
     return diagnoses
 

@@ -117,7 +117,7 @@ def score(runs: dict[str, "Run"], sequences: int, *, baselines: bool) -> list[Sc
                 display.begin(first.name)
                 group.baselines = _tuned_baselines(group)
             display.begin(second.name)
-            _score(group, replace(evaluation, on_progress=display.advance))
+            _score(group, replace(evaluation, progress=display.update))
     return groups
 
 

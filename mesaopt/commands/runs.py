@@ -70,7 +70,7 @@ def _train_groups(
         for title, group in zip(titles, groups, strict=True):
             display.begin(title)
             folders = [paths[config.seed] for config in group]
-            runs += train_seeds(group, folders, resume=True, device=device, on_step=display.update)
+            runs += train_seeds(group, folders, resume=True, device=device, progress=display.update)
     for run in runs:
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
@@ -86,7 +86,10 @@ def import_released(command: args.ImportReleased) -> int:
 
     with ProgressDisplay([Stage(network.run, 1, 3.0) for network in released.RELEASED]) as display:
         runs = released.import_released(
-            command.clone, command.out, overwrite=command.overwrite, on_run=display.begin
+            command.clone,
+            command.out,
+            overwrite=command.overwrite,
+            progress=lambda progress: display.begin(progress.stage),
         )
     if command.json:
         print_json([run.to_json() for run in runs])

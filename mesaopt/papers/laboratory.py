@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 from mesaopt import recipes
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError
-from mesaopt.progress import OnProgress
+from mesaopt.progress import OnProgress, Progress
 from mesaopt.training import Run, run_name
 
 Scale = Literal["smoke", "small", "paper"]
@@ -110,7 +110,7 @@ class Plan:
 R = TypeVar("R")
 
 
-def ignore_progress(done: int, total: int) -> None:
+def ignore_progress(progress: Progress) -> None:
     """Show nothing."""
 
 
@@ -137,7 +137,7 @@ class Laboratory:
     def __init__(self, plan: Plan, runs: Runs):
         self.plan, self.runs = plan, runs
         self.on_progress: OnProgress = ignore_progress
-        """Called by measurements with the finished and the total number of their steps."""
+        """Called by measurements with their progress."""
         self._measured: dict[tuple[Hashable, ...], Any] = {}
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], Any]) -> Any:

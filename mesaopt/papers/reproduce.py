@@ -17,7 +17,7 @@ from mesaopt.papers.index import STUDIES
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.untrained import Untrained, write_untrained
-from mesaopt.progress import ProgressDisplay, Stage
+from mesaopt.progress import AnyProgress, ProgressDisplay, Stage
 from mesaopt.training import (
     Run,
     RunFolder,
@@ -199,6 +199,7 @@ def reproduce(
     device: str = "auto",
     runs: str | Path | None = None,
     runs_name: str | None = None,
+    progress: AnyProgress = True,
 ) -> list[Claim]:
     """Train, measure and judge one study in a folder.
 
@@ -216,6 +217,8 @@ def reproduce(
         runs: folder of finished run folders, which are measured in place of training any; what has no runs
             there is left out, and named in `not-trained.json`.
         runs_name: what the report calls this folder; its path if not given.
+        progress: a display of all stages on the standard error, which are plain lines where that is no
+            terminal; nothing; or a function that is called with the steps of each stage.
 
     Returns:
         The claims, judged.
@@ -236,7 +239,7 @@ def reproduce(
     if files.exists(out / "DONE"):
         return read_claims(out)
     with files.only_one_process(out):
-        return _reproduce_in(out, study, plan, device, given)
+        return _reproduce_in(out, study, plan, device, given, progress)
 
 
 def redraw(out: str | Path) -> list[str]:
@@ -269,7 +272,12 @@ def redraw(out: str | Path) -> list[str]:
 
 
 def _reproduce_in(
-    out: Path, study: Study[Any], plan: Plan, device: str, given: Runs | None
+    out: Path,
+    study: Study[Any],
+    plan: Plan,
+    device: str,
+    given: Runs | None,
+    progress: AnyProgress,
 ) -> list[Claim]:
     started = time.perf_counter()
     figures = study.chosen(plan)
@@ -281,7 +289,7 @@ def _reproduce_in(
     ]
     seconds = measuring_seconds(plan, given)
     stages += [Stage(figure.name, 1, seconds[figure.name]) for figure in figures]
-    with ProgressDisplay(stages) as display:
+    with ProgressDisplay(stages, progress=progress) as display:
         runs = given or _train_all(groups, out / "runs", device, display)
         _compute_all(study, plan, runs, out, display)
     finished = [_read_finished(_file_of(figure, out)) for figure in figures]
@@ -394,7 +402,7 @@ def _train_all(
             display.skip(_title(group))
         else:
             display.begin(_title(group))
-        trained = train_seeds(group, paths, resume=True, device=device, on_step=display.update)
+        trained = train_seeds(group, paths, resume=True, device=device, progress=display.update)
         runs.setdefault(group[0].recipe, []).extend(trained)
     return runs
 
@@ -410,7 +418,7 @@ def _compute_all(
             continue
         display.begin(figure.name)
         lab = lab or study.laboratory(plan, runs)
-        lab.on_progress = display.advance
+        lab.on_progress = display.update
         with parallel():
             _compute(study, figure, lab, out)
 

@@ -1,7 +1,6 @@
 """Importing: a clone of the authors' repository in, run folders out."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from mesaopt import files, json_files
 from mesaopt.config import RunConfig
 from mesaopt.errors import RunError
+from mesaopt.progress import AnyProgress, reporting
 from mesaopt.released.networks import COMMIT, FOLDER, RELEASED, REPOSITORY, Network, config_of
 from mesaopt.released.reading import read_arrays
 from mesaopt.released.weights import weights_of
@@ -79,7 +79,7 @@ def import_released(
     out: str | Path,
     *,
     overwrite: bool = False,
-    on_run: Callable[[str], None] | None = None,
+    progress: AnyProgress = True,
 ) -> list[Imported]:
     """Turn the weights that the authors released into run folders.
 
@@ -91,7 +91,8 @@ def import_released(
         clone: working tree of the authors' repository at its first commit.
         out: folder of the run folders.
         overwrite: replace run folders that an earlier import wrote.
-        on_run: called with the name of a run before it is scored and written.
+        progress: a bar, or a function to be called before each run is scored and written, with its name as
+            the stage.
 
     Returns:
         The runs, in the order of `RELEASED`.
@@ -111,12 +112,12 @@ def import_released(
     _require_free([out / network.run for network in RELEASED], overwrite=overwrite)
     sources = [_read(network, clone) for network in RELEASED]
     imported = []
-    for source in sources:
-        if on_run is not None:
-            on_run(source.network.run)
-        loss = _test_loss(source)
-        path = _write(source, out, loss)
-        imported.append(Imported(source.network, path, source.config.train.steps, loss))
+    with reporting(progress, "importing") as report:
+        for done, source in enumerate(sources):
+            report(done, len(sources), stage=source.network.run)
+            loss = _test_loss(source)
+            path = _write(source, out, loss)
+            imported.append(Imported(source.network, path, source.config.train.steps, loss))
     return imported
 
 

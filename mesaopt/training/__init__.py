@@ -2,7 +2,7 @@
 
 from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
 from mesaopt.training.estimate import StepCost, StepCosts, step_cost
-from mesaopt.training.loop import DivergedError, OnStep, Run, load_run, run_name, train
+from mesaopt.training.loop import DivergedError, Run, load_run, run_name, train
 from mesaopt.training.optimizer import Optimizer, learning_rate
 from mesaopt.training.own import fitted_to, named_model, named_task, own_run
 from mesaopt.training.run_folder import Checkpoint, RunFolder, reserve_folder
@@ -12,7 +12,6 @@ from mesaopt.training.trainer import Trainer
 __all__ = [
     "Checkpoint",
     "DivergedError",
-    "OnStep",
     "Optimizer",
     "Run",
     "RunFolder",

@@ -6,7 +6,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from mesaopt import files, recipes
 from mesaopt.config import NetworkConfig, RunConfig, TaskConfig, TrainConfig
 from mesaopt.errors import ConfigError, RunError, SolveError, wrong_type
 from mesaopt.models import Model, SequenceModel
+from mesaopt.progress import NOBODY, AnyProgress, Report, reporting
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.own import ModelLike, TaskLike, give_again, own_run
@@ -26,10 +27,7 @@ from mesaopt.training.tensors import initial_model
 from mesaopt.training.trainer import Trainer
 from mesaopt.workers import num_threads
 
-OnStep = Callable[[int, float], None]
-"""Called with the number of finished steps and the newest training loss."""
-
-_CALL_EVERY = 10  # steps between two calls of `on_step`: reading a loss waits for the device
+_REPORT_EVERY = 10  # steps between two reports: reading a loss waits for the device
 
 
 class DivergedError(RunError):
@@ -103,7 +101,7 @@ def train(
     task: TaskLike | None = None,
     resume: bool = False,
     device: str = "auto",
-    on_step: OnStep | None = None,
+    progress: AnyProgress = True,
     **settings: Any,
 ) -> Run:
     """Train a model in a run folder: `train(config, out)`, or `train(model=..., task=..., out=...)`.
@@ -124,7 +122,8 @@ def train(
         task: of any kind.
         resume: continue the run in `out` if there is one.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        on_step: called with the number of finished steps and the newest training loss, every 10 steps.
+        progress: a bar, nothing, or a function that is called every 10 steps with the finished steps and
+            the newest training loss: see :data:`mesaopt.progress.AnyProgress`.
         **settings: with `model` and `task`: `seed`, `name`, and fields of
             :class:`mesaopt.config.TrainConfig`, such as `steps=500`.
 
@@ -154,7 +153,7 @@ def train(
     folder = RunFolder.open(files.as_path(chosen), config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
-            train_in(folder, where, on_step=on_step)
+            train_in(folder, where, progress=progress)
     return load_folder(folder, device=device)
 
 
@@ -253,7 +252,7 @@ def train_in(
     device: torch.device,
     *,
     start: int | None = None,
-    on_step: OnStep | None = None,
+    progress: AnyProgress = True,
 ) -> None:
     """Train the run of a folder to its end.
 
@@ -261,21 +260,24 @@ def train_in(
         folder: of a run that has not ended, which no other process works in.
         device: where to compute.
         start: one of the folder's :attr:`RunFolder.resumable_steps`; the newest if not given.
-        on_step: called with the number of finished steps and the newest training loss, every 10 steps.
+        progress: as in :func:`train`.
 
     Raises:
         RunError: a checkpoint is damaged, or the disk is full.
         DivergedError: the loss is no longer a number.
     """
     settings = folder.config.train
-    with single_precision(), _trainer(folder, device) as trainer:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(single_precision())
+        trainer = stack.enter_context(_trainer(folder, device))
         checkpoint = folder.rewind(start)
         if checkpoint is not None:
             trainer.restore(checkpoint)
         before = 0.0 if checkpoint is None else checkpoint.seconds
         started = time.perf_counter()
         first = -1 if checkpoint is None else checkpoint.step
-        for step, losses in evaluation_steps(trainer, settings, after=first, on_step=on_step):
+        report = stack.enter_context(reporting(progress, folder.path.name, done=max(first, 0)))
+        for step, losses in evaluation_steps(trainer, settings, after=first, report=report):
             with as_diverged_error(step):
                 test_loss = trainer.test_loss()
             folder.log(metrics_line(folder.config, step, losses, test_loss))
@@ -309,7 +311,7 @@ def evaluation_steps(
     settings: TrainConfig,
     *,
     after: int = -1,
-    on_step: OnStep | None = None,
+    report: Report = NOBODY,
     seeds: str = "",
 ) -> Iterator[tuple[int, Tensor | None]]:
     """Train, and stop wherever an evaluation is due.
@@ -318,7 +320,7 @@ def evaluation_steps(
         trainer: makes the steps.
         settings: how many steps, and how often to evaluate.
         after: the evaluation that was the last; -1 before the first, which comes before all steps.
-        on_step: called with the number of finished steps and the newest training loss, every 10 steps.
+        report: called with the finished steps and the newest training loss, every 10 steps.
         seeds: names what diverged in the message of an error.
 
     Yields:
@@ -339,8 +341,8 @@ def evaluation_steps(
         with as_diverged_error(step, seeds):
             losses.append(trainer.step(step))
         step += 1
-        if on_step is not None and (step % _CALL_EVERY == 0 or step == settings.steps):
-            on_step(step, losses[-1].mean().item())
+        if report.is_heard and (step % _REPORT_EVERY == 0 or step == settings.steps):
+            report(step, settings.steps, train_loss=losses[-1].mean().item())
 
 
 def metrics_line(

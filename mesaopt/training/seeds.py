@@ -16,10 +16,10 @@ from mesaopt import files
 from mesaopt.config import ModelConfig, RunConfig, differences
 from mesaopt.errors import ConfigError
 from mesaopt.models import SideBySide, join, make_model, separate
+from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.loop import (
-    OnStep,
     Run,
     as_config,
     as_diverged_error,
@@ -40,7 +40,7 @@ def train_seeds(
     *,
     resume: bool = False,
     device: str = "auto",
-    on_step: OnStep | None = None,
+    progress: AnyProgress = True,
 ) -> list[Run]:
     """Train runs that differ in their seeds alone side by side, as one model.
 
@@ -55,8 +55,7 @@ def train_seeds(
         outs: a folder for each.
         resume: continue the runs in `outs` where there are any.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        on_step: called with the number of finished steps and the newest training loss, the mean over the
-            seeds, every 10 steps.
+        progress: as in :func:`train`; the training loss is the mean over the seeds.
 
     Returns:
         The trained models with their metrics.
@@ -87,9 +86,9 @@ def train_seeds(
             stack.enter_context(files.only_one_process(folder.path))
         for start, group in _groups(unfinished):
             if len(group) == 1:
-                train_in(group[0], where, start=start, on_step=on_step)
+                train_in(group[0], where, start=start, progress=progress)
             else:
-                _train_together(group, where, start=start, on_step=on_step)
+                _train_together(group, where, start=start, progress=progress)
     return [load_folder(folder, device=device) for folder in folders]
 
 
@@ -205,13 +204,17 @@ class SeedsTrainer:
 
 
 def _train_together(
-    folders: Sequence[RunFolder], device: torch.device, *, start: int, on_step: OnStep | None
+    folders: Sequence[RunFolder], device: torch.device, *, start: int, progress: AnyProgress
 ) -> None:
     """Train the seeds of these folders, from a step that all of them can go on from."""
     configs = [folder.config for folder in folders]
     settings = configs[0].train
     which = f" in one of the seeds {', '.join(str(config.seed) for config in configs)}"
-    with num_threads(folders[0].num_threads), single_precision():
+    stage = ", ".join(folder.path.name for folder in folders)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(num_threads(folders[0].num_threads))
+        stack.enter_context(single_precision())
+        report = stack.enter_context(reporting(progress, stage, done=max(start, 0)))
         trainer = SeedsTrainer(configs, device)
         rewound = [folder.rewind(start) for folder in folders]
         checkpoints = [checkpoint for checkpoint in rewound if checkpoint is not None]
@@ -224,7 +227,7 @@ def _train_together(
             """Time of each run: its share."""
             return before + (time.perf_counter() - started) / len(folders)
 
-        steps = evaluation_steps(trainer, settings, after=start, on_step=on_step, seeds=which)
+        steps = evaluation_steps(trainer, settings, after=start, report=report, seeds=which)
         for step, losses in steps:
             with as_diverged_error(step, which):
                 test_losses = trainer.test_losses()

@@ -155,7 +155,9 @@ def test_positions_without_names() -> None:
 def test_evaluation_mode_and_progress() -> None:
     model = nn.Sequential(nn.Linear(4 * DIM, DIM), nn.Dropout(0.5))
     done: list[tuple[int, int]] = []
-    evaluation = Evaluation(num_sequences=300, on_progress=lambda *counts: done.append(counts))
+    evaluation = Evaluation(
+        num_sequences=300, progress=lambda counts: done.append((counts.done, counts.total))
+    )
     table = ablate(model, TASK, ["1.input"], by=lambda tokens: tokens, evaluation=evaluation)
     assert (table.at("1.input").curve == 0).all()
     assert model.training

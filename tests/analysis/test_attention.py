@@ -69,7 +69,7 @@ def test_mean_and_spread_of_many_are_those_of_all_at_once(mixer: str) -> None:
         name="blocks.0.mixer",
         offsets=(0, 2),
         start=3,
-        on_progress=lambda *progress: done.append(progress),
+        progress=lambda progress: done.append((progress.done, progress.total)),
     )
     maps = capture(model, tokens, ["blocks.0.mixer.attention"])["blocks.0.mixer.attention"]
     torch.testing.assert_close(found.mean, maps.mean(0))

@@ -10,7 +10,7 @@ TASK = LinearSystem(LinearSystemConfig(dim=2, length=3))
 def test_a_batch_is_reported_when_it_has_been_used() -> None:
     events: list[object] = []
     evaluation = Evaluation(
-        num_sequences=257, on_progress=lambda *progress: events.append(progress)
+        num_sequences=257, progress=lambda progress: events.append((progress.done, progress.total))
     )
     for batch in evaluation.batches(TASK):
         events.append(len(batch.states))

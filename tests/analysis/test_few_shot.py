@@ -202,7 +202,7 @@ def test_learning_sees_training_sequences_only() -> None:
         task,
         steps=3,
         batch_size=2,
-        on_progress=lambda *progress: done.append(progress),
+        progress=lambda progress: done.append((progress.done, progress.total)),
     )
     assert task.splits == {"train"}
     assert done == [(1, 3), (2, 3), (3, 3)]

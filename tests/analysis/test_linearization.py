@@ -210,7 +210,7 @@ def test_progress_is_reported_step_by_step() -> None:
         TASK,
         steps=3,
         num_sequences=1,
-        on_progress=lambda *progress: reported.append(progress),
+        progress=lambda progress: reported.append((progress.done, progress.total)),
     )
     assert reported == [(1, 3), (2, 3), (3, 3)]
 
@@ -233,7 +233,7 @@ def test_settings_out_of_range_are_refused_at_once() -> None:
             linearize(
                 model,
                 TASK,
-                on_progress=lambda *progress: reported.append(progress),
+                progress=lambda progress: reported.append((progress.done, progress.total)),
                 **{name: value},
             )
     assert not reported

@@ -150,7 +150,9 @@ def test_batches_are_computed_by_several_threads_in_order() -> None:
         return batch.states[0, 0, 0].item()
 
     reported = []
-    evaluation = Evaluation(num_sequences=5 * 256, on_progress=lambda *x: reported.append(x))
+    evaluation = Evaluation(
+        num_sequences=5 * 256, progress=lambda x: reported.append((x.done, x.total))
+    )
     with parallel(2):
         found = list(evaluation.map(TASK, first))
     assert found == [batch.states[0, 0, 0].item() for batch in evaluation.batches(TASK)]

@@ -162,7 +162,7 @@ def test_too_few_sequences_for_a_part_are_refused_before_they_are_run() -> None:
             {"current": current_token},
             names=["0.input", "0"],
             num_fit=250,
-            on_progress=lambda *progress: done.append(progress),
+            progress=lambda progress: done.append((progress.done, progress.total)),
             **settings,
         )
     assert model[0].seen == 1
@@ -335,7 +335,7 @@ def test_fitting_and_scoring_see_other_sequences_and_report() -> None:
         num_fit=512,
         num_score=256,
         seed=5,
-        on_progress=lambda *progress: done.append(progress),
+        progress=lambda progress: done.append((progress.done, progress.total)),
     )
     assert done == [(1, 3), (2, 3), (3, 3)]
     assert len(table.at("next", "blocks.0", 3).losses) == 256

@@ -141,7 +141,7 @@ def test_many_sequences_are_those_of_one_each() -> None:
         tokens,
         name="blocks.0",
         position=6,
-        on_progress=lambda *progress: done.append(progress),
+        progress=lambda progress: done.append((progress.done, progress.total)),
     )
     assert done == [(64, 130), (128, 130), (130, 130)]
     for i in (0, 63, 64, 129):

@@ -80,7 +80,9 @@ def test_a_run_folder_says_where_it_comes_from(
 ) -> None:
     write_clone(tmp_path / "clone", networks)
     named = []
-    runs = import_released(tmp_path / "clone", tmp_path / "out", on_run=named.append)
+    runs = import_released(
+        tmp_path / "clone", tmp_path / "out", progress=lambda run: named.append(run.stage)
+    )
     assert named == list(CHOSEN)
     folder, (network, *_) = RunFolder(runs[0].path), networks
     assert folder.config == networks[network]

@@ -15,6 +15,7 @@ from helpers import Interrupted, interrupt
 from mesaopt import files, json_files, recipes
 from mesaopt.config import RunConfig, TrainConfig, override
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError
+from mesaopt.progress import Progress
 from mesaopt.tasks import make_task
 from mesaopt.training import (
     DivergedError,
@@ -437,13 +438,15 @@ def test_weight_decay_is_decoupled(short_config: RunConfig) -> None:
 def test_progress_is_called_every_ten_steps_and_at_the_end(
     short_config: RunConfig, tmp_path: Path
 ) -> None:
-    called: list[tuple[int, float]] = []
+    called: list[Progress] = []
     config = replace(short_config, train=replace(short_config.train, steps=25))
-    train(config, tmp_path, device="cpu", on_step=lambda step, loss: called.append((step, loss)))
-    assert [step for step, _ in called] == [10, 20, 25]
+    train(config, tmp_path, device="cpu", progress=called.append)
+    assert [(one.done, one.total, one.stage) for one in called] == [
+        (step, 25, tmp_path.name) for step in (10, 20, 25)
+    ]
     trainer = Trainer(config, torch.device("cpu"))
     losses = [trainer.step(step).item() for step in range(25)]
-    assert [loss for _, loss in called] == [losses[9], losses[19], losses[24]]
+    assert [one.metrics["train_loss"] for one in called] == [losses[9], losses[19], losses[24]]
 
 
 def test_a_resumed_run_keeps_its_threads_its_origin_and_its_time(

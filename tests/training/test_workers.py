@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mesaopt import recipes
 from mesaopt.config import RunConfig
+from mesaopt.progress import Progress
 from mesaopt.training import RunFolder, Trainer, train
 from mesaopt.workers import Workers, part_size, training_workers
 
@@ -95,14 +96,14 @@ def test_a_run_resumes_bit_for_bit_with_other_workers(tmp_path: Path) -> None:
     train(config, tmp_path / "whole", device="cpu")
     torch.set_num_threads(2)
 
-    def stop(step: int, loss: float) -> None:
+    def stop(_: Progress) -> None:
         raise KeyboardInterrupt
 
     half = tmp_path / "half"
     folder = RunFolder.open(half, config, resume=False)
     assert folder.part_size == 64
     with pytest.raises(KeyboardInterrupt):
-        train(config, half, device="cpu", resume=True, on_step=stop)
+        train(config, half, device="cpu", resume=True, progress=stop)
     torch.set_num_threads(3)
     train(config, half, device="cpu", resume=True)
     assert bits_of(half) == bits_of(tmp_path / "whole")

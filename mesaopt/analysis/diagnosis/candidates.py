@@ -16,7 +16,7 @@ from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.analysis.tuning import InputMap, tune, tune_together
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, Progress
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
     Objective,
@@ -59,7 +59,7 @@ def fit_candidates(
     algorithms: Sequence[Algorithm] = (),
     *,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = False,
 ) -> list[Candidate]:
     """Fit every candidate to a model, on validation sequences.
 
@@ -72,7 +72,7 @@ def fit_candidates(
         inputs: from observations to regression inputs; None: the observations.
         algorithms: the user's own, besides the built-in ones.
         seed: of the sequences.
-        on_progress: called with the finished and the total number of candidates.
+        progress: called with the finished and the total number of candidates.
 
     Returns:
         The candidates, with fewest parameters first, then fewest steps; then the user's own.
@@ -100,8 +100,8 @@ def fit_candidates(
             given = f"algorithms: {candidate.name!r} is the name of a built-in algorithm"
             raise ValueError(f"{given}: must be another")
         candidates.append(candidate)
-        if on_progress is not None:
-            on_progress(done, len(fits))
+        if callable(progress):
+            progress(Progress(done, len(fits)))
     return candidates
 
 

@@ -32,7 +32,7 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, loaded, task_of
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, Progress, Report, reporting
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def diagnose(
     names: Sequence[str] | None = None,
     num_sequences: int = 1024,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> Diagnosis:
     """Decide whether a model predicts by optimizing on its context.
 
@@ -128,7 +128,8 @@ def diagnose(
             modules.
         num_sequences: test sequences, rounded up to whole batches of 256.
         seed: of all sequences.
-        on_progress: called with the finished and the total number of batches and fits.
+        progress: a bar, nothing, or a function of the number of finished batches and fits: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         The diagnosis; `.verdict.answer` is "yes", "no" or "unclear".
@@ -160,25 +161,25 @@ def diagnose(
     test = Evaluation(num_sequences=num_sequences, seed=seed)
     given = loaded(model)
     model, problem = as_model(given), regression_of(task_of(given, task))
-    with evaluating(model):
+    with evaluating(model), reporting(progress, "diagnosis") as report:
         predict = checked_predictor(model, problem.task)
         check_algorithms(algorithms, problem.task)
         shifts, skipped = supported(predict, distribution_shifts(problem.task))
-        progress = _Progress(on_progress, _amount(test, len(shifts), len(algorithms)))
-        test = replace(test, on_progress=progress.advance)
-        probes = probe_model(model, problem, names, seed=seed, on_progress=progress.advance)
+        pieces = _Pieces(report, _amount(test, len(shifts), len(algorithms)))
+        test = replace(test, progress=pieces.advance)
+        probes = probe_model(model, problem, names, seed=seed, progress=pieces.advance)
         target = ModelAsTarget(problem.task, predict)
         candidates = fit_candidates(
-            target, problem.inputs, algorithms, seed=seed, on_progress=progress.advance
+            target, problem.inputs, algorithms, seed=seed, progress=pieces.advance
         )
         ridge = next(c for c in candidates if c.name == LEAST_SQUARES).parameters["ridge"]
         rates = matched_steps(
-            model, problem, names, ridge=ridge, seed=seed, on_progress=progress.advance
+            model, problem, names, ridge=ridge, seed=seed, progress=pieces.advance
         )
         scores = score(predict, candidates, problem.task, test)
         optimizer = nearest(scores, [c for c in candidates if c.kind == "optimizer"])
         shifted = tuple(_shifted(predict, one, optimizer, candidates, test) for one in shifts)
-        silent = replace(test, on_progress=None)
+        silent = replace(test, progress=False)
         learning = learning_in_context(predict, optimizer.predict, problem, silent)
         memory = memory_of(predict, problem, silent) if problem.training_task is not None else None
     agreements = _agreements(scores, candidates)
@@ -255,16 +256,15 @@ def _amount(evaluation: Evaluation, num_shifts: int, num_algorithms: int) -> int
     return candidates + RATE_BATCHES + PROBE_BATCHES + (1 + num_shifts) * evaluation.num_batches
 
 
-class _Progress:
+class _Pieces:
     """Counts the pieces of work of all stages together."""
 
-    def __init__(self, on_progress: OnProgress | None, total: int):
-        self._on_progress, self._total, self._done = on_progress, total, 0
+    def __init__(self, report: Report, total: int):
+        self._report, self._total, self._done = report, total, 0
 
-    def advance(self, *_: int) -> None:
+    def advance(self, _: Progress) -> None:
         self._done += 1
-        if self._on_progress is not None:
-            self._on_progress(min(self._done, self._total), self._total)
+        self._report(min(self._done, self._total), self._total)
 
 
 def _plain(value: Any) -> Any:

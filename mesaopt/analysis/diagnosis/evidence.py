@@ -23,7 +23,7 @@ from mesaopt.analysis.probes import (
     stream_names,
 )
 from mesaopt.models import SequenceModel
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress
 from mesaopt.tasks import Batch
 from mesaopt.theory import PUBLISHED_INVERSES
 
@@ -188,7 +188,7 @@ def probe_model(
     names: Sequence[str] | None,
     *,
     seed: int,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = False,
 ) -> ProbeResults | None:
     """Probe layers for neighbouring states, the next state and the preconditioned input.
 
@@ -198,7 +198,7 @@ def probe_model(
         names: layers, as in :func:`mesaopt.analysis.capture`; None: the residual stream before and after
             every layer of a :class:`mesaopt.models.SequenceModel`, and no layer of another module.
         seed: of the sequences.
-        on_progress: called with the finished and the total number of batches.
+        progress: called with the finished and the total number of batches.
 
     Returns:
         The scores, or None where no layers are known.
@@ -224,7 +224,7 @@ def probe_model(
         num_fit=_PROBE_SEQUENCES,
         num_score=_PROBE_SEQUENCES // 2,
         seed=seed,
-        on_progress=on_progress,
+        progress=progress,
     )
 
     def first(target: str, position: int) -> ProbeScore:

@@ -15,7 +15,7 @@ from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_data import ProbeData, collect_activations
 from mesaopt.analysis.probe_fits import fit_probe
 from mesaopt.analysis.probe_targets import Target, next_token, places
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress
 from mesaopt.tasks import Batch, Split
 from mesaopt.theory import context_of
 
@@ -113,7 +113,7 @@ def matched_steps(
     *,
     ridge: float,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = False,
 ) -> Rates | None:
     """Match every layer with a number of steps of gradient descent, and of Newton's method.
 
@@ -133,7 +133,7 @@ def matched_steps(
         names: layers, as in :func:`mesaopt.analysis.diagnosis.evidence.probe_model`.
         ridge: greater than 0.
         seed: of the sequences.
-        on_progress: called with the finished and the total number of batches.
+        progress: called with the finished and the total number of batches.
 
     Returns:
         The steps by layer, or None where no layers are known.
@@ -161,9 +161,7 @@ def matched_steps(
             {name: targets[name] for name in wanted},
             positions=positions,
             names=names,
-            evaluation=Evaluation(
-                num_sequences=number, seed=seed, split=split, on_progress=on_progress
-            ),
+            evaluation=Evaluation(num_sequences=number, seed=seed, split=split, progress=progress),
         )
 
     fit = collect(_FITTING_SEQUENCES, "validation", ["next"])

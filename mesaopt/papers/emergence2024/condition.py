@@ -14,6 +14,7 @@ from mesaopt.papers.emergence2024.laboratory import LENGTH, Laboratory
 from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.rows import PanelData
+from mesaopt.progress import Progress
 from mesaopt.tasks import FiniteStates, InitialStates, generalised_gaussian, initial_states
 from mesaopt.theory.ar_process import (
     SignFlipTest,
@@ -70,7 +71,7 @@ def symmetries(lab: Laboratory) -> dict[str, Symmetry]:
         run = descend(engine, first, learning_rate=learning_rate, steps=_STEPS)
         test = sign_flip_test(start, dim=_DIM)
         measured[start.name] = Symmetry(run.weights.off_diagonal, test)
-        lab.on_progress(done, len(distributions))
+        lab.on_progress(Progress(done, len(distributions)))
     return measured
 
 

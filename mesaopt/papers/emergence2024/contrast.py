@@ -14,6 +14,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import band, series
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.progress import Progress
 from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
     descent_limit,
@@ -47,7 +48,7 @@ def unexplained_shares(lab: Laboratory) -> dict[str, tuple[np.ndarray, np.ndarra
     shares = {}
     for name, predict in predictors.items():
         shares[name] = unexplained(predict, test)
-        lab.on_progress(len(shares), len(predictors))
+        lab.on_progress(Progress(len(shares), len(predictors)))
     return shares
 
 

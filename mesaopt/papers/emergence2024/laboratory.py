@@ -10,6 +10,7 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import ARProcessConfig, StartName
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Scale, measurement
+from mesaopt.progress import Progress
 from mesaopt.tasks import ARProcess, initial_states
 from mesaopt.theory.ar_process import (
     Engine,
@@ -120,7 +121,7 @@ def samples(lab: Laboratory, start: StartName) -> list[Sample]:
     drawn = []
     for seed in range(lab.plan.seeds):
         drawn.append(draw_sample(start, seed, lab.plan.sequences, lab.plan.test_sequences))
-        lab.on_progress(seed + 1, lab.plan.seeds)
+        lab.on_progress(Progress(seed + 1, lab.plan.seeds))
     return drawn
 
 

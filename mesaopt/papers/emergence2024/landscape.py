@@ -16,6 +16,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import series
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.progress import Progress
 from mesaopt.tasks import (
     InitialStates,
     from_distribution,
@@ -100,7 +101,7 @@ def two_magnitude_shares(lab: Laboratory) -> Float[np.ndarray, "probability rati
         for j, ratio in enumerate(_RATIOS):
             if ratio != 0 or probability != 1:
                 values[i, j] = _share(two_magnitudes(ratio, probability))
-        lab.on_progress(i + 1, len(_PROBABILITIES))
+        lab.on_progress(Progress(i + 1, len(_PROBABILITIES)))
     return values
 
 

@@ -190,7 +190,7 @@ def random_starts(lab: Laboratory, start: StartName) -> RandomStarts:
         first,
         learning_rate=_RANDOM_RATES[start],
         steps=steps,
-        on_progress=lab.on_progress,
+        progress=lab.on_progress,
     )
     return RandomStarts(start, run)
 

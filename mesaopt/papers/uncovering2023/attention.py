@@ -55,7 +55,7 @@ def first_maps(lab: Laboratory, recipe: str) -> list[AttentionMaps]:
         tokens = make_task(run.config.task).sample(count, seed=0, split="test").tokens
         model = run.sequence_model.cpu()
         maps.append(
-            attention_maps(model, tokens, name=PART, offsets=OFFSETS, on_progress=lab.on_progress)
+            attention_maps(model, tokens, name=PART, offsets=OFFSETS, progress=lab.on_progress)
         )
     return maps
 

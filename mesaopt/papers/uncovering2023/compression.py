@@ -73,7 +73,7 @@ def _compress(lab: Laboratory, run: Run) -> CompressedRun:
         for step, model in by_step.items()
     }
     count = run.config.train.evaluation_sequences
-    evaluation = Evaluation(num_sequences=count, on_progress=lab.on_progress)
+    evaluation = Evaluation(num_sequences=count, progress=lab.on_progress)
     losses = in_context_loss(predictors, make_task(run.config.task), evaluation)
     by_kind = {
         kind: {step: losses[f"{kind}/{step}"] for step in by_step}

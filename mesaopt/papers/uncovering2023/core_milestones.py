@@ -51,5 +51,5 @@ def test_set(lab: Laboratory) -> tuple[Any, Evaluation]:
     """Give the task and the test sequences of all losses on this page."""
     count = lab.plan.num_sequences
     return make_task(recipes.TASKS["linear"]), Evaluation(
-        num_sequences=count, on_progress=lab.on_progress
+        num_sequences=count, progress=lab.on_progress
     )

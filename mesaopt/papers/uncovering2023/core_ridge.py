@@ -30,6 +30,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
     least_squares,
     predictor_of,
 )
+from mesaopt.progress import Progress
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
 
@@ -58,13 +59,13 @@ def ridges(lab: Laboratory) -> list[dict[int, Ridges]]:
     """Measure the ridges of the mesa layer while it trains, one result per seed, by optimiser step."""
     runs = lab.trained(MESA)
     steps = _chosen_steps(runs[0])
-    lab.on_progress(0, len(runs) * len(steps))
+    lab.on_progress(Progress(0, len(runs) * len(steps)))
     measured: list[dict[int, Ridges]] = []
     for run in runs:
         measured.append({})
         for step in steps:
             measured[-1][step] = _ridges(load_run(run.path, step=step, device="cpu"))
-            lab.on_progress(sum(map(len, measured)), len(runs) * len(steps))
+            lab.on_progress(Progress(sum(map(len, measured)), len(runs) * len(steps)))
     return measured
 
 
@@ -201,7 +202,7 @@ def _ratio_to_own_ridge(lab: Laboratory, fitted: list[float]) -> Estimate:
     """Divide losses late in the sequence by those of least squares with the ridge of each seed."""
     task = make_task(lab.trained(MESA)[0].config.task)
     predictors = {str(seed): least_squares(ridge) for seed, ridge in enumerate(fitted)}
-    evaluation = Evaluation(num_sequences=lab.plan.num_sequences, on_progress=lab.on_progress)
+    evaluation = Evaluation(num_sequences=lab.plan.num_sequences, progress=lab.on_progress)
     own = in_context_loss(predictors, task, evaluation)
     ours = compare(lab, "core").seed_losses[MESA]
     above, below = (

@@ -55,7 +55,7 @@ def _measure(lab: Laboratory) -> PanelData:
     size, ridge = step_sizes(lab).mean().item(), PUBLISHED_SETTINGS["fully-observed/ridge"].value
     predictors = {f"step {step}": predictor_of(run) for step, run in runs.items()}
     predictors |= {GRADIENT_STEP: gradient_step(size), LEAST_SQUARES: least_squares(ridge)}
-    evaluation = Evaluation(num_sequences=_sequences(lab), on_progress=lab.on_progress)
+    evaluation = Evaluation(num_sequences=_sequences(lab), progress=lab.on_progress)
     losses = in_context_loss(predictors, make_task(recipes.TASKS["linear"]), evaluation)
     rows: Rows = [
         curve_row("loss by position", name, position, value)

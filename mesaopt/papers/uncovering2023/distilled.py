@@ -64,7 +64,7 @@ def linearised(lab: Laboratory, recipe: str) -> list[Linearization]:
             learning_rate=lab.settings.distillation_rate,
             num_sequences=lab.settings.distillation_sequences,
             seed=run.config.seed,
-            on_progress=lab.on_progress,
+            progress=lab.on_progress,
         )
         for run in lab.trained(recipe)
     ]

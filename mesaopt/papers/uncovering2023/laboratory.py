@@ -249,7 +249,7 @@ def compare(lab: Laboratory, task: str) -> Comparison:
         for recipe, runs in trained.items()
         for seed, run in enumerate(runs)
     }
-    evaluation = Evaluation(num_sequences=lab.plan.num_sequences, on_progress=lab.on_progress)
+    evaluation = Evaluation(num_sequences=lab.plan.num_sequences, progress=lab.on_progress)
     losses = in_context_loss(predictors, where, evaluation)
     seed_losses = {
         recipe: [losses[f"{recipe}/{seed}"] for seed in range(len(runs))]

@@ -29,6 +29,7 @@ from mesaopt.papers.figure import Panel
 from mesaopt.papers.laboratory import Scale, measurement
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
+from mesaopt.progress import Progress
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import (
     LinearSystem,
@@ -181,7 +182,7 @@ def probe_checkpoints(lab: Laboratory, recipe: str) -> dict[int, Probed]:
     probed = {}
     for done, step in enumerate(steps, start=1):
         probed[step] = Probed(recipe, [_probe_checkpoint(lab, run, step) for run in runs], [])
-        lab.on_progress(done, len(steps))
+        lab.on_progress(Progress(done, len(steps)))
     return probed
 
 
@@ -198,7 +199,7 @@ def _probe(
         validation = Evaluation(
             num_sequences=lab.settings.probe_sequences,
             split="validation",
-            on_progress=lab.on_progress,
+            progress=lab.on_progress,
         )
         fit, score = (
             collect_activations(

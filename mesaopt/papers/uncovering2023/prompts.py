@@ -72,9 +72,7 @@ def prompted_runs(lab: Laboratory, recipe: str) -> list[PromptedRun]:
 def _prompted(lab: Laboratory, run: Run) -> PromptedRun:
     model = run.model  # prompts are learned on the device where it is
     separator, prefix = learn_prompts(model, lab.settings.prompts, lab.on_progress)
-    evaluation = Evaluation(
-        num_sequences=lab.settings.few_shot_sequences, on_progress=lab.on_progress
-    )
+    evaluation = Evaluation(num_sequences=lab.settings.few_shot_sequences, progress=lab.on_progress)
     curves = model_curves(model.cpu(), separator, prefix, evaluation)
     return PromptedRun(separator, prefix, curves)
 
@@ -90,7 +88,7 @@ def learn_prompts(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         schedule=settings.schedule,
-        on_progress=on_progress,
+        progress=on_progress,
     )
     few, many = settings.batch_sizes
     separator = learn(FewShot(config), batch_size=few)
@@ -128,9 +126,7 @@ def least_squares_curves(lab: Laboratory) -> Curves:
         ZERO_SEPARATOR: (_SEPARATED, _with_best_ridge(_SEPARATED)),
         TRUE_PAIRS: (_BARE, _on_true_pairs),
     }
-    evaluation = Evaluation(
-        num_sequences=lab.settings.few_shot_sequences, on_progress=lab.on_progress
-    )
+    evaluation = Evaluation(num_sequences=lab.settings.few_shot_sequences, progress=lab.on_progress)
     curves: Curves = {}
     for name, (config, predict) in algorithms.items():
         for switch, after in _SWITCHES.items():

@@ -18,6 +18,7 @@ from mesaopt.papers.plots import circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LOSS_PER_DIMENSION
+from mesaopt.progress import Progress
 from mesaopt.tasks import Batch, LinearSystem
 from mesaopt.theory import kernel_regression, ridge_least_squares
 
@@ -41,7 +42,7 @@ def regression_losses(lab: Laboratory, noise: float) -> Rows:
     dimensions = lab.settings.regression_dimensions
     for done, dim in enumerate(dimensions, start=1):
         rows += score_regression(dim, noise, lab.settings.regression_sequences)
-        lab.on_progress(done, len(dimensions))
+        lab.on_progress(Progress(done, len(dimensions)))
     return rows
 
 

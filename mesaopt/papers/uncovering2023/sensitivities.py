@@ -27,6 +27,7 @@ from mesaopt.papers.uncovering2023.laboratory import (
     network_note,
 )
 from mesaopt.papers.uncovering2023.published import SENSITIVITIES, SENSITIVITY_STEP
+from mesaopt.progress import Progress
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
@@ -83,11 +84,11 @@ def histories(lab: Laboratory, recipe: str) -> list[SensitivityHistory]:
             model = load_run(run.path, step=step, device="cpu").model
             by_step[step] = sensitivity(model, few, name=PART, position=last)
             done += 1
-            lab.on_progress(done, total)
+            lab.on_progress(Progress(done, total))
         for k in (1, last // 2, last):  # layers are causal: what comes later changes nothing
             at_end[k] = sensitivity(run.model.cpu(), tokens[:, :k], name=PART, position=k)
         done += 1
-        lab.on_progress(done, total)
+        lab.on_progress(Progress(done, total))
         histories.append(SensitivityHistory(run, by_step, at_end))
     return histories
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError, StabilityWarning
-from mesaopt.progress import OnProgress
+from mesaopt.progress import AnyProgress, reporting
 from mesaopt.theory.ar_process.statistics import Engine, stability_bound
 from mesaopt.theory.ar_process.weights import Array, Weights, check_choice
 
@@ -63,7 +63,7 @@ def descend(
     learning_rate: float,
     steps: int,
     off_diagonal: OffDiagonal = "trained",
-    on_progress: OnProgress | None = None,
+    progress: AnyProgress = True,
 ) -> Trajectory:
     """Train by gradient descent on the whole loss, without momentum.
 
@@ -73,7 +73,8 @@ def descend(
         learning_rate: > 0; n steps are the time n * learning_rate of the flow.
         steps: 1 or more.
         off_diagonal: "masked" sets gradients off the diagonals of V and K to zero.
-        on_progress: called with the finished and the total number of steps.
+        progress: a bar, nothing, or a function of the number of finished steps: see
+            :data:`mesaopt.progress.AnyProgress`.
 
     Returns:
         Weights and losses after 0, 1, ... steps.
@@ -114,19 +115,19 @@ def descend(
             stacklevel=2,
         )
     weights, history, losses = start, [], []
-    for step in range(steps + 1):
-        with np.errstate(over="ignore", invalid="ignore"):  # said more clearly below
-            loss, gradient = engine.loss_and_gradient(weights)
-        if not np.isfinite(loss).all():
-            raise RunError(
-                f"step {step}: the loss is no longer finite; learning_rate={learning_rate:g} is too "
-                f"large for this start; {bound:.3g} is the bound at the solution, not on the way there"
-            )
-        history.append(weights)
-        losses.append(loss)
-        weights = weights.moved(_followed(gradient, off_diagonal), -learning_rate)
-        if on_progress is not None:
-            on_progress(step, steps)
+    with reporting(progress, "gradient descent") as report:
+        for step in range(steps + 1):
+            with np.errstate(over="ignore", invalid="ignore"):  # said more clearly below
+                loss, gradient = engine.loss_and_gradient(weights)
+            if not np.isfinite(loss).all():
+                raise RunError(
+                    f"step {step}: the loss is no longer finite; learning_rate={learning_rate:g} is too "
+                    f"large for this start; {bound:.3g} is the bound at the solution, not on the way there"
+                )
+            history.append(weights)
+            losses.append(loss)
+            weights = weights.moved(_followed(gradient, off_diagonal), -learning_rate)
+            report(step, steps)
     return Trajectory(np.arange(steps + 1.0), _stack(history), np.stack(losses))
 
 

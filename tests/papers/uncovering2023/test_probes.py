@@ -233,7 +233,7 @@ def test_models_said_to_be_trained_as_published_are_compared_with_its_numbers() 
 def test_a_run_is_probed_once_for_all_figures(untrained: Laboratory) -> None:
     assert probe_depth(untrained, "lsa-6") is probe_depth(untrained, "lsa-6")
     calls: list[int] = []
-    untrained.on_progress = lambda done, total: calls.append(done)
+    untrained.on_progress = lambda progress: calls.append(progress.done)
     assert compute(fig17, untrained).rows
     lab = laboratory_of(*(run for runs in untrained.runs.values() for run in runs))
     lab.on_progress = untrained.on_progress

@@ -298,7 +298,7 @@ def test_progress_is_reported() -> None:
         diagonal(2, key_query=0.1, output_value=0.1),
         learning_rate=1e-3,
         steps=3,
-        on_progress=lambda done, total: calls.append((done, total)),
+        progress=lambda progress: calls.append((progress.done, progress.total)),
     )
     assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
