@@ -6,15 +6,13 @@ Only what parsing needs is imported here; torch and the rest come when a command
 import codecs
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import get_args, get_type_hints
 
 import tyro
 
-from mesaopt.arguments import Command
+from mesaopt.arguments import Command, arguments_of, commands
 from mesaopt.errors import ConfigError, MesaoptError, printable, suggest
 
 _PLAIN = {"±": "+-", "²": "^2", "·": "-", "×": "x", "−": "-"}
@@ -69,17 +67,16 @@ def _run(arguments: Sequence[str]) -> int:
     # Before torch is loaded: threads that wait for one another by spinning take 20 times as long as
     # needed where another program wants a core (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from mesaopt import commands
+    from mesaopt.commands import run
 
-    return commands.run(command)
+    return run(command)
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     """Refuse an option that the command does not have, and name what may be meant."""
-    commands = {_dashed(kind.__name__): kind for kind in get_args(Command)}
-    if not arguments or arguments[0] not in commands:
+    if not arguments or arguments[0] not in commands():
         return
-    known = _options(commands[arguments[0]])
+    known = [one.name for one in arguments_of(commands()[arguments[0]]) if one.name]
     for option in (argument.split("=")[0] for argument in arguments[1:]):
         if not option.startswith("--") or option.replace("_", "-") in (*known, "--help"):
             continue
@@ -87,17 +84,6 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{option}: is a setting: write --set {setting}=VALUE")
         hint = suggest(option, known)
         raise ConfigError(f"{option}: is no option of mesaopt {arguments[0]}; {hint}")
-
-
-def _options(command: type) -> list[str]:
-    """List the options of a command."""
-    options = []
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        extras = getattr(hint, "__metadata__", ())
-        if tyro.conf.Positional[int].__metadata__[0] not in extras:
-            given = [extra.name for extra in extras if getattr(extra, "name", None)]
-            options.append(f"--{_dashed(given[0] if given else name)}")
-    return options
 
 
 def _setting(option: str, recipe: str) -> str | None:
@@ -113,11 +99,6 @@ def _setting(option: str, recipe: str) -> str | None:
         if wanted.startswith(f"{part}.") and wanted.removeprefix(f"{part}.") in config[part]:
             return wanted
     return None
-
-
-def _dashed(name: str) -> str:
-    """Write a name as the command line does: ImportReleased and dry_run as import-released, dry-run."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).replace("_", "-").lower()
 
 
 def _explain(error: Exception) -> str | None:

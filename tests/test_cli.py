@@ -64,6 +64,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("claims", {"json"}),
         ("report", {"open", "redraw"}),
         ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "goals", "json"}),
+        ("completion", set()),
     ],
 )
 def test_the_options_are_these(

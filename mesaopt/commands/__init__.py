@@ -11,6 +11,7 @@ from typing import Any
 from mesaopt import arguments as args
 from mesaopt import files
 from mesaopt.commands.comparison import compare
+from mesaopt.commands.completion import print_completion
 from mesaopt.commands.diagnosis import diagnose
 from mesaopt.commands.evaluation import evaluate
 from mesaopt.commands.machine import bench, doctor, list_names
@@ -57,6 +58,8 @@ def run(command: args.Command) -> int:
             return write_report(command)
         case args.Bench():
             return bench(command)
+        case args.Completion():
+            return print_completion(command)
 
 
 def _meant(value: Any) -> Any:
