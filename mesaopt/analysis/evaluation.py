@@ -3,18 +3,28 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar, get_args
+from typing import Protocol, TypeVar, get_args
 
 from mesaopt.config import require_count
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.progress import AnyProgress, Progress, reporting
-from mesaopt.tasks import Batch, Split, Task
+from mesaopt.tasks import Batch, Split
 from mesaopt.workers import current_workers
 
 EVALUATION_BATCH = 256
 """Sequences in one batch of an evaluation; evaluations of any size draw whole batches."""
 
 R = TypeVar("R")
+B = TypeVar("B", bound=Batch)
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+class Source(Protocol[B_co]):
+    """A task whose batches are of a known kind."""
+
+    def sample(self, batch_size: int, *, seed: int, step: int, split: Split) -> B_co:
+        """Draw one batch."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +72,7 @@ class Evaluation:
         """Number of batches of 256 sequences."""
         return -(-self.num_sequences // EVALUATION_BATCH)
 
-    def batches(self, task: Task) -> Iterator[Batch]:
+    def batches(self, task: Source[B]) -> Iterator[B]:
         """Draw the sequences, batch by batch, and report each batch that has been used.
 
         Args:
@@ -75,7 +85,7 @@ class Evaluation:
             yield self._draw(task, step)
             self._report(step + 1)
 
-    def map(self, task: Task, function: Callable[[Batch], R]) -> Iterator[R]:
+    def map(self, task: Source[B], function: Callable[[B], R]) -> Iterator[R]:
         """Draw the sequences and call a function on every batch; several at once in `workers.parallel`.
 
         Args:
@@ -107,7 +117,7 @@ class Evaluation:
         with reporting(self.progress, stage) as report:
             yield replace(self, progress=lambda batches: report(batches.done, batches.total))
 
-    def _draw(self, task: Task, step: int) -> Batch:
+    def _draw(self, task: Source[B], step: int) -> B:
         return task.sample(EVALUATION_BATCH, seed=self.seed, step=step, split=self.split)
 
     def _report(self, done: int) -> None:

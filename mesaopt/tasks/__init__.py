@@ -30,6 +30,7 @@ from mesaopt.tasks.nonlinear_system import NonlinearSystem
 from mesaopt.tasks.own import OwnTask, own_task
 from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
 from mesaopt.tasks.random import contracting, generator, haar_orthogonal
+from mesaopt.tasks.regression import Reading, Regression
 
 __all__ = [
     "ARProcess",
@@ -45,7 +46,9 @@ __all__ = [
     "OwnTask",
     "PartiallyObserved",
     "PartiallyObservedBatch",
+    "Reading",
     "RealStates",
+    "Regression",
     "SampledStates",
     "Sampler",
     "SparseStates",

@@ -11,6 +11,7 @@ from mesaopt.config import FewShotConfig
 from mesaopt.tasks.base import GeneratedTask, Streams
 from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.random import haar_orthogonal
+from mesaopt.tasks.regression import Regression
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,23 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
     def scored(self) -> slice:
         """The places of the inputs x_i: a prediction there answers y_i."""
         return slice(self.config.prefix_length, None, self.config.period)
+
+    def regression(self, batch: Batch) -> Regression:
+        """Read the pairs (x_i, y_i) off a batch.
+
+        Args:
+            batch: of this task.
+
+        Returns:
+            The pairs, each asked for at the place of x_i.
+
+        Example:
+            >>> task = FewShot(FewShotConfig(dim=2, length=6))
+            >>> task.regression(task.sample(4, seed=0)).inputs.shape
+            torch.Size([4, 3, 2])
+        """
+        inputs = batch.observed[:, self.scored]
+        return Regression(inputs, batch.targets[:, self.scored], self.scored)
 
     def draw(self, batch_size: int, streams: Streams) -> dict[str, Tensor]:
         """Draw the matrices, inputs and noise of the answers; see :meth:`GeneratedTask.draw`."""

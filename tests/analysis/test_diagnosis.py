@@ -10,11 +10,11 @@ from mesaopt.analysis import Algorithm, Diagnosis, Estimate, Evaluation, diagnos
 from mesaopt.analysis.diagnosis.candidates import Candidate, fit_ridge
 from mesaopt.analysis.diagnosis.evidence import Learning, probe_estimates
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
-from mesaopt.analysis.diagnosis.regression import HISTORY
 from mesaopt.analysis.diagnosis.scores import nearest, score
 from mesaopt.analysis.diagnosis.shifts import Rescaled
 from mesaopt.analysis.diagnosis.verdict import Agreement, ShiftResult, Verdict, judge
 from mesaopt.analysis.probes import ProbeScore
+from mesaopt.analysis.prompts import HISTORY
 from mesaopt.config import (
     FewShotConfig,
     LinearSystemConfig,

@@ -14,13 +14,11 @@ from mesaopt.analysis.diagnosis.algorithms import Algorithm, Kind, between
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.diagnosis.polynomials import PolynomialFit, Scaling, terms
 from mesaopt.analysis.evaluation import Evaluation
-from mesaopt.analysis.in_context import Predictor
-from mesaopt.analysis.tuning import InputMap, tune, tune_together
+from mesaopt.analysis.prompts import PromptPredictor, Prompts
+from mesaopt.analysis.tuning import tune, tune_together
 from mesaopt.progress import AnyProgress, Progress
-from mesaopt.tasks import Batch
 from mesaopt.theory import (
     Objective,
-    context_of,
     gradient_descent,
     kernel_regression,
     ridge_least_squares,
@@ -49,13 +47,12 @@ class Candidate:
     """The fitted parameters, where there are one or two."""
     num_parameters: int
     """Number of fitted parameters."""
-    predict: Predictor
-    """From a batch to predictions."""
+    predict: PromptPredictor
+    """From prompts to predictions."""
 
 
 def fit_candidates(
     target: ModelAsTarget,
-    inputs: InputMap | None,
     algorithms: Sequence[Algorithm] = (),
     *,
     seed: int = 0,
@@ -69,7 +66,6 @@ def fit_candidates(
 
     Args:
         target: the task whose targets are the model's predictions.
-        inputs: from observations to regression inputs; None: the observations.
         algorithms: the user's own, besides the built-in ones.
         seed: of the sequences.
         progress: called with the finished and the total number of candidates.
@@ -80,10 +76,10 @@ def fit_candidates(
     Raises:
         ValueError: an algorithm fails, or has the name of a built-in one.
     """
-    fitter = _Fitter(target, inputs, seed)
+    fitter = _Fitter(target, seed)
     fits: list[Callable[[], Candidate]] = [
         fitter.zero,
-        fitter.last_observation,
+        fitter.last_answer,
         fitter.kernel_smoother,
         *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
         *(partial(fitter.gradient_steps, steps, "mean") for steps in _STEPS),
@@ -109,12 +105,11 @@ NUM_CANDIDATES = 4 + 2 * len(_STEPS) + 1 + len(_DEGREES) + len(_ITERATIONS)
 """Number of built-in candidates."""
 
 
-def fit_ridge(target: ModelAsTarget, inputs: InputMap | None = None, *, seed: int = 0) -> float:
+def fit_ridge(target: ModelAsTarget, *, seed: int = 0) -> float:
     """Find the ridge with which least squares comes nearest to a model.
 
     Args:
         target: the task whose targets are the model's predictions.
-        inputs: from observations to regression inputs; None: the observations.
         seed: of the sequences.
 
     Returns:
@@ -122,9 +117,8 @@ def fit_ridge(target: ModelAsTarget, inputs: InputMap | None = None, *, seed: in
     """
     evaluation = Evaluation(num_sequences=_TUNING_SEQUENCES, seed=seed, split="validation")
     batches = list(evaluation.batches(target))
-    observed = batches[0].observed
-    variance = _variance_of(observed if inputs is None else inputs(observed))
-    problems = [_in_eigenvectors(batch, inputs) for batch in batches]
+    variance = _variance_of(batches[0].inputs)
+    problems = [_in_eigenvectors(batch) for batch in batches]
 
     def distance(log_ridge: float) -> float:
         ridge = math.exp(log_ridge)
@@ -143,19 +137,16 @@ def fit_ridge(target: ModelAsTarget, inputs: InputMap | None = None, *, seed: in
     )
 
 
-def _in_eigenvectors(
-    batch: Batch, inputs: InputMap | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _in_eigenvectors(batch: Prompts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give what least squares needs for any ridge: one eigendecomposition of every Gram matrix.
 
     G_t (H_t + ridge I)^{-1} q_t = (G_t V) ((V^T q_t) / (values + ridge)), H_t = V diag(values) V^T.
     """
-    states = batch.observed.double()
-    context = context_of(states, inputs=None if inputs is None else inputs(states))
-    gram, cross = context.statistics()
+    context, asked = batch.context, batch.asked
+    gram, cross = (matrices[:, asked] for matrices in context.statistics())
     values, vectors = torch.linalg.eigh(gram)
-    queries = (vectors.mT @ context.queries[..., None])[..., 0]
-    return values.clamp(min=0), queries, cross @ vectors, batch.targets.double()
+    queries = (vectors.mT @ context.queries[:, asked, :, None])[..., 0]
+    return values.clamp(min=0), queries, cross @ vectors, batch.scored_targets.double()
 
 
 def _variance_of(inputs: Tensor) -> float:
@@ -168,40 +159,45 @@ class _Fitter:
     """Fits each candidate to the model."""
 
     target: ModelAsTarget
-    inputs: InputMap | None
     seed: int
 
     def zero(self) -> Candidate:
-        return Candidate("zero", "other", {}, 0, lambda batch: torch.zeros_like(batch.observed))
+        return Candidate("zero", "other", {}, 0, lambda batch: torch.zeros_like(batch.targets))
 
-    def last_observation(self) -> Candidate:
-        scale = self._best_map(lambda batch: batch.observed.flatten()[:, None], flat=True).item()
+    def last_answer(self) -> Candidate:
+        scale = self._best_map(
+            lambda batch: batch.seen[:, batch.asked].flatten()[:, None], flat=True
+        )
+        scale = scale.item()
+        what = "answer" if self._first.states is None else "observation"
         return Candidate(
-            "last observation, scaled",
+            f"last {what}, scaled",
             "other",
             {"scale": scale},
             1,
-            lambda batch: scale * batch.observed,
+            lambda batch: batch.at_places(scale * batch.seen),
         )
 
     def fixed_map(self) -> Candidate:
-        matrix = self._best_map(lambda batch: self._inputs(batch).flatten(0, 1), flat=False)
+        matrix = self._best_map(
+            lambda batch: batch.inputs[:, batch.asked].flatten(0, 1), flat=False
+        )
         return Candidate(
             "one fixed map",
             "other",
             {},
             matrix.numel(),
-            lambda batch: self._inputs(batch) @ matrix,
+            lambda batch: batch.at_places(batch.inputs @ matrix.to(batch.inputs)),
         )
 
     def kernel_smoother(self) -> Candidate:
         """Fit the inverse temperature of kernel regression."""
 
-        def family(inverse_temperature: float) -> Predictor:
-            return lambda batch: kernel_regression(
-                batch.observed,
-                inverse_temperature=inverse_temperature,
-                inputs=self._mapped(batch.observed),
+        def family(inverse_temperature: float) -> PromptPredictor:
+            return lambda batch: batch.at_places(
+                kernel_regression(
+                    batch.seen, inverse_temperature=inverse_temperature, inputs=batch.inputs
+                )
             )
 
         best = self._tune(family, 0.01, 100.0)
@@ -212,15 +208,15 @@ class _Fitter:
         """Fit the step size of gradient descent."""
         step_size = self._fits[objective].step_size(steps)
 
-        def predict(batch: Batch) -> Tensor:
-            inputs = self._mapped(batch.observed)
-            return gradient_descent(
-                batch.observed,
+        def predict(batch: Prompts) -> Tensor:
+            predictions = gradient_descent(
+                batch.seen,
                 step_size=step_size,
                 num_steps=steps,
                 objective=objective,
-                inputs=inputs,
+                inputs=batch.inputs,
             )
+            return batch.at_places(predictions)
 
         name = f"{steps} gradient step{'s' if steps > 1 else ''}"
         name += " on the mean" if objective == "mean" else ""
@@ -229,9 +225,10 @@ class _Fitter:
     def least_squares(self) -> Candidate:
         ridge = self._ridge
 
-        def predict(batch: Batch) -> Tensor:
-            inputs = self._mapped(batch.observed)
-            return ridge_least_squares(batch.observed, ridge=ridge, inputs=inputs)
+        def predict(batch: Prompts) -> Tensor:
+            return batch.at_places(
+                ridge_least_squares(batch.seen, ridge=ridge, inputs=batch.inputs)
+            )
 
         return Candidate(LEAST_SQUARES, "optimizer", {"ridge": ridge}, 1, predict)
 
@@ -266,12 +263,10 @@ class _Fitter:
         """Fit a gradient step from an input preconditioned by a polynomial in the Gram matrix."""
         coefficients = self._fits[scaling].coefficients(degree)
 
-        def predict(batch: Batch) -> Tensor:
-            states = batch.observed.double()
-            context = context_of(states, inputs=self._mapped(states))
-            parts = terms(context, degree, scaling, **given)
+        def predict(batch: Prompts) -> Tensor:
+            parts = terms(batch.context, degree, scaling, **given)
             combined = torch.einsum("k,kbtd->btd", coefficients, parts)
-            return combined.to(batch.observed.dtype)
+            return batch.at_places(combined.to(batch.targets.dtype))
 
         powers = {f"c{power}": value for power, value in enumerate(coefficients.tolist())}
         number = len(given) + len(powers)
@@ -289,11 +284,12 @@ class _Fitter:
         fits = {scaling: PolynomialFit(unit) for scaling, unit in units.items()}
         ridges = {scaling: self._ridge if scaling == "norm" else 0.0 for scaling in fits}
 
-        def products(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-            states, targets = batch.observed.double(), batch.targets.double()
-            context = context_of(states, inputs=self._mapped(states))
+        def products(batch: Prompts) -> list[tuple[Tensor, Tensor]]:
+            context, asked, targets = batch.context, batch.asked, batch.scored_targets.double()
             return [
-                fit.products(terms(context, _DEGREE, scaling, ridges[scaling]), targets)
+                fit.products(
+                    terms(context, _DEGREE, scaling, ridges[scaling])[:, :, asked], targets
+                )
                 for scaling, fit in fits.items()
             ]
 
@@ -304,24 +300,24 @@ class _Fitter:
 
     @cached_property
     def _ridge(self) -> float:
-        return fit_ridge(self.target, self.inputs, seed=self.seed)
+        return fit_ridge(self.target, seed=self.seed)
 
     @cached_property
     def _variance(self) -> float:
-        return _variance_of(self._inputs(self._first))
+        return _variance_of(self._first.inputs)
 
     @property
     def _length(self) -> int:
-        return self._first.observed.shape[1]
+        return self._first.inputs.shape[1]
 
     @cached_property
-    def _first(self) -> Batch:
+    def _first(self) -> Prompts:
         return next(self._validation(1).batches(self.target))
 
     def _validation(self, num_sequences: int) -> Evaluation:
         return Evaluation(num_sequences=num_sequences, seed=self.seed, split="validation")
 
-    def _tune(self, family: Callable[[float], Predictor], low: float, high: float) -> float:
+    def _tune(self, family: Callable[[float], PromptPredictor], low: float, high: float) -> float:
         """Tune what has the unit of 1 / variance."""
         return tune(
             family,
@@ -331,11 +327,11 @@ class _Fitter:
             evaluation=self._validation(_TUNING_SEQUENCES),
         ).value
 
-    def _best_map(self, features: Callable[[Batch], Tensor], *, flat: bool) -> Tensor:
+    def _best_map(self, features: Callable[[Prompts], Tensor], *, flat: bool) -> Tensor:
         """Fit the linear map [feature, dim] from features to the model's predictions."""
 
-        def products(batch: Batch) -> tuple[Tensor, Tensor]:
-            x, targets = features(batch).double(), batch.targets.double()
+        def products(batch: Prompts) -> tuple[Tensor, Tensor]:
+            x, targets = features(batch).double(), batch.scored_targets.double()
             y = targets.flatten()[:, None] if flat else targets.flatten(0, 1)
             return x.mT @ x, x.mT @ y
 
@@ -343,10 +339,3 @@ class _Fitter:
         for squares, crosses in self._validation(_FITTING_SEQUENCES).map(self.target, products):
             gram, cross = gram + squares, cross + crosses
         return torch.linalg.lstsq(gram, cross, driver="gelsd").solution.to(torch.float32)
-
-    def _mapped(self, observed: Tensor) -> Tensor | None:
-        return None if self.inputs is None else self.inputs(observed)
-
-    def _inputs(self, batch: Batch) -> Tensor:
-        inputs = self._mapped(batch.observed)
-        return batch.observed if inputs is None else inputs

@@ -1,7 +1,7 @@
 """The diagnosis from end to end: distribution shifts, candidates, scores, evidence, verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,15 +24,22 @@ from mesaopt.analysis.diagnosis.evidence import (
 )
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget, checked_predictor
 from mesaopt.analysis.diagnosis.rates import RATE_BATCHES, Rates, matched_steps
-from mesaopt.analysis.diagnosis.regression import regression_of
+from mesaopt.analysis.diagnosis.regression import InContextRegression, regression_of
 from mesaopt.analysis.diagnosis.scores import Scores, nearest, score
-from mesaopt.analysis.diagnosis.shifts import DistributionShift, distribution_shifts, supported
+from mesaopt.analysis.diagnosis.shifts import (
+    UNSUPPORTED,
+    DistributionShift,
+    distribution_shifts,
+    supported,
+)
 from mesaopt.analysis.diagnosis.verdict import Agreement, ShiftResult, Verdict, judge
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, loaded, task_of
 from mesaopt.analysis.in_context import Predictor
+from mesaopt.analysis.prompts import PromptKind
 from mesaopt.progress import AnyProgress, Progress, Report, reporting
+from mesaopt.tasks import Reading
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ class Diagnosis:
     """The nearest optimizer under distribution shifts, with the same parameters."""
     skipped: tuple[str, ...]
     """Shifts whose sequences the model cannot process, such as longer ones; none that count."""
+    left_out: Mapping[str, str]
+    """What was not judged, and the reason for it."""
+    prompts: PromptKind
+    """Prompts are "states", each the answer to the one before it, or "pairs" of inputs and answers."""
     probes: ProbeResults | None
     """Probes of the layers; None where no layers are known."""
     rates: Rates | None
@@ -96,7 +107,9 @@ def diagnose(
     model: AnyModel,
     task: AnyTask | None = None,
     *,
+    regression: Reading | None = None,
     algorithms: Sequence[Algorithm] = (),
+    shifts: Mapping[str, AnyTask] | None = None,
     names: Sequence[str] | None = None,
     num_sequences: int = 1024,
     seed: int = 0,
@@ -110,19 +123,28 @@ def diagnose(
 
         1 - sum |f - g|^2 / sum |f|^2    and    1 - sum |f - g|^2 / sum |f - y|^2,
 
-    with the model's predictions f, the algorithm's predictions g and the next states y. This is repeated,
-    with the same parameters, on states that are rescaled and damped. Linear probes show the content of
+    with the model's predictions f, the algorithm's predictions g and the targets y: next states, or answers
+    where prompts are pairs. This is repeated, with the same parameters, on prompts that are rescaled and
+    damped. Linear probes show the content of
     layers, and linear readouts of them are matched with numbers of steps.
 
-    Every sequence has a new system, also for a model that was trained on a single one.
+    Every sequence of a task of the library has a new system, also for a model that was trained on a single
+    one. What cannot be judged is in `.left_out`, with the reason.
 
     Args:
-        model: any module from tokens [batch, time, token] to predictions [batch, time, dim], on the CPU;
+        model: any module from tokens [batch, time, token] to predictions [batch, time, dim], on any device;
             position t may depend on tokens up to t only. Or a Run or its path.
-        task: its training task, that of the run if not given: a :class:`mesaopt.tasks.LinearSystem`, or a
-            :class:`mesaopt.tasks.PartiallyObserved`, where algorithms see five stacked observations.
+        task: its training task, that of the run if not given. Of the library, or of your own where it is
+            known how to read its prompts: see `regression`. Algorithms see five stacked observations of a
+            :class:`mesaopt.tasks.PartiallyObserved`, and the features of the states of a
+            :class:`mesaopt.tasks.NonlinearSystem`.
+        regression: how prompts are read: a function from a batch to a :class:`mesaopt.tasks.Regression`. If
+            not given, the method `regression` of the task; without one, a task with `states` asks for the
+            next state.
         algorithms: of your own, compared with the model like the built-in ones: their parameters are fitted
             to it, and an optimizer among them can be the reason for a "yes".
+        shifts: tasks of your own by name, with prompts unlike those of training, on which a "yes" has to
+            hold too.
         names: layers to be probed and matched, first to last, as in :func:`mesaopt.analysis.capture`. The
             residual stream of a :class:`mesaopt.models.SequenceModel` if not given, and no layer of other
             modules.
@@ -136,9 +158,10 @@ def diagnose(
 
     Raises:
         TypeError: there is no model or no task.
-        ValueError: the task is not covered; the model fails on its tokens, returns something other than
-            predictions, or depends on later tokens, or one of the algorithms does; two algorithms share a
-            name; there is no such layer; or num_sequences is less than 1.
+        ValueError: it is not known how to read the prompts, or they show an answer before it is asked for;
+            the model fails on its tokens, returns something other than predictions, or depends on later
+            tokens, or one of the algorithms does; two algorithms share a name; there is no such layer; or
+            num_sequences is less than 1.
 
     Source: von Oswald et al. compare losses and interpolate weights; distances in function space, on and
     off the training distribution, are those of von Oswald et al. 2023, "Transformers learn in-context by
@@ -160,25 +183,24 @@ def diagnose(
     """
     test = Evaluation(num_sequences=num_sequences, seed=seed)
     given = loaded(model)
-    model, problem = as_model(given), regression_of(task_of(given, task))
+    model, problem = as_model(given), regression_of(task_of(given, task), regression)
     with evaluating(model), reporting(progress, "diagnosis") as report:
         predict = checked_predictor(model, problem.task)
         check_algorithms(algorithms, problem.task)
-        shifts, skipped = supported(predict, distribution_shifts(problem.task))
-        pieces = _Pieces(report, _amount(test, len(shifts), len(algorithms)))
+        possible, left_out = distribution_shifts(problem, shifts or {})
+        measured, skipped = supported(predict, possible)
+        pieces = _Pieces(report, _amount(test, len(measured), len(algorithms)))
         test = replace(test, progress=pieces.advance)
         probes = probe_model(model, problem, names, seed=seed, progress=pieces.advance)
         target = ModelAsTarget(problem.task, predict)
-        candidates = fit_candidates(
-            target, problem.inputs, algorithms, seed=seed, progress=pieces.advance
-        )
+        candidates = fit_candidates(target, algorithms, seed=seed, progress=pieces.advance)
         ridge = next(c for c in candidates if c.name == LEAST_SQUARES).parameters["ridge"]
         rates = matched_steps(
             model, problem, names, ridge=ridge, seed=seed, progress=pieces.advance
         )
         scores = score(predict, candidates, problem.task, test)
         optimizer = nearest(scores, [c for c in candidates if c.kind == "optimizer"])
-        shifted = tuple(_shifted(predict, one, optimizer, candidates, test) for one in shifts)
+        shifted = tuple(_shifted(predict, one, optimizer, candidates, test) for one in measured)
         silent = replace(test, progress=False)
         learning = learning_in_context(predict, optimizer.predict, problem, silent)
         memory = memory_of(predict, problem, silent) if problem.training_task is not None else None
@@ -197,11 +219,27 @@ def diagnose(
         lead=scores.margin(first, second),
         shifts=shifted,
         skipped=skipped,
+        left_out=left_out | _not_judged(problem, skipped, probes),
+        prompts=problem.task.kind,
         probes=probes,
         rates=rates,
         memory=memory,
         num_sequences=len(scores.size),
     )
+
+
+def _not_judged(
+    problem: InContextRegression, skipped: Sequence[str], probes: ProbeResults | None
+) -> dict[str, str]:
+    """Give the reason for what a diagnosis lacks, besides shifts that cannot be made."""
+    reasons = dict.fromkeys(skipped, UNSUPPORTED)
+    if probes is None:
+        reasons["probes and rates"] = "the layers of this model are not known: give names=[...]"
+    if not (problem.is_new_in_every_sequence or problem.training_task is not None):
+        reasons["memory"] = (
+            "whether a task of your own has a new system in every sequence is not known"
+        )
+    return reasons
 
 
 def _shifted(

@@ -1,11 +1,13 @@
 """Evidence besides distances: learning in context, memory of one system, and probes of layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mesaopt.analysis.diagnosis.model_target import few_sequences
 from mesaopt.analysis.diagnosis.regression import InContextRegression
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
@@ -15,17 +17,16 @@ from mesaopt.analysis.probe_targets import (
     current_token,
     next_token,
     past_token,
-    preconditioned_token,
 )
 from mesaopt.analysis.probes import (
     ProbeScore,
     probe_layers,
     stream_names,
 )
+from mesaopt.analysis.prompts import PromptKind, PromptPredictor, Prompts
 from mesaopt.models import SequenceModel
 from mesaopt.progress import AnyProgress
-from mesaopt.tasks import Batch
-from mesaopt.theory import PUBLISHED_INVERSES
+from mesaopt.theory import PUBLISHED_INVERSES, preconditioned_queries
 
 _LATE = 4  # the last quarter of the positions
 _NEIGHBOURS = (1, 2, 3)
@@ -48,7 +49,7 @@ class Learning:
     zero: tuple[float, ...]
     """Mean losses of predicting zero."""
     context_free: tuple[float, ...]
-    """Mean losses of the best linear map of the newest input, the same for all sequences."""
+    """Mean losses of the best linear map of the input, the same for all sequences."""
     optimizer: tuple[float, ...]
     """Mean losses of the nearest optimizer."""
     gain: Estimate
@@ -60,7 +61,10 @@ class Learning:
 
 
 def learning_in_context(
-    predict: Predictor, optimizer: Predictor, problem: InContextRegression, evaluation: Evaluation
+    predict: Predictor,
+    optimizer: PromptPredictor,
+    problem: InContextRegression,
+    evaluation: Evaluation,
 ) -> Learning:
     """Measure the loss along sequences, for the model and for predictors without context."""
     predictors = {
@@ -140,7 +144,8 @@ class ProbeResults:
     names: tuple[str, ...]
     """Names of the layers, first to last. The others are compared with the first."""
     input_offsets: tuple[int, ...]
-    """Offsets of the states that the input tokens contain: 0 is the current state, 1 the previous one."""
+    """Offsets of the states that the input tokens contain: 0 is the current state, 1 the previous one. None
+    where prompts are pairs."""
     results: tuple[ProbeResult, ...]
     """One per target, layer and position."""
 
@@ -179,7 +184,8 @@ def steps_back(steps: int) -> str:
     return {0: "current state", 1: "previous state"}.get(steps, f"{steps} states back")
 
 
-NEXT, PRECONDITIONED = "next state", "preconditioned input"
+NEXT: dict[PromptKind, str] = {"states": "next state", "pairs": "answer"}
+PREVIOUS_ANSWER, PRECONDITIONED = "previous answer", "preconditioned input"
 
 
 def probe_model(
@@ -190,7 +196,7 @@ def probe_model(
     seed: int,
     progress: AnyProgress = False,
 ) -> ProbeResults | None:
-    """Probe layers for neighbouring states, the next state and the preconditioned input.
+    """Probe layers for neighbouring states or pairs, the answer and the preconditioned input.
 
     Args:
         model: any module.
@@ -209,12 +215,10 @@ def probe_model(
     names = layers_of(model, names)
     if not names:
         return None
-    config = problem.task.config
-    positions = sorted({max(1, 2 * config.length // 5), config.length})
-    targets: dict[str, Target] = {steps_back(0): current_token}
-    targets |= {steps_back(k): past_token(k) for k in _NEIGHBOURS if k < positions[0]}
-    targets[NEXT] = next_token
-    targets[PRECONDITIONED] = preconditioned_token(_INVERSE, inputs=problem.inputs)
+    batch = few_sequences(problem.task)
+    asked = [position_of(batch, pair) for pair in batch.asked]
+    positions = sorted({asked[max(1, 2 * len(asked) // 5) - 1], asked[-1]})
+    targets = _targets(problem, batch.pairs_at(positions)[0])
     table = probe_layers(
         model,
         problem.task,
@@ -234,7 +238,40 @@ def probe_model(
         ProbeResult(target, name, position, *probe_estimates(first(target, position), score))
         for (target, name, position), score in table.scores.items()
     )
-    return ProbeResults(tuple(names), _input_offsets(config.token_slots), results)
+    slots = getattr(getattr(problem.task.task, "config", None), "token_slots", ())
+    return ProbeResults(tuple(names), _input_offsets(slots), results)
+
+
+def position_of(batch: Prompts, pair: int) -> int:
+    """Give the position, counted from 1, at which the answer of a pair is asked for."""
+    return range(1, batch.targets.shape[1] + 1)[batch.places][pair]
+
+
+def _targets(problem: InContextRegression, earliest: int) -> dict[str, Target]:
+    """List the targets of probes; what is past, as far back as there is something at the earliest pair."""
+    targets: dict[str, Target]
+    if problem.task.kind == "states":
+        targets = {steps_back(0): current_token}
+        targets |= {steps_back(k): past_token(k) for k in _NEIGHBOURS if k <= earliest}
+    else:
+        targets = {"input": pair_target(lambda batch: batch.inputs)}
+        if earliest > 0:
+            targets["previous input"] = pair_target(lambda batch: batch.inputs.roll(1, dims=1))
+            targets[PREVIOUS_ANSWER] = pair_target(lambda batch: batch.seen)
+    targets[NEXT[problem.task.kind]] = next_token
+    targets[PRECONDITIONED] = pair_target(
+        lambda batch: preconditioned_queries(batch.context, _INVERSE)
+    )
+    return targets
+
+
+def pair_target(values: Callable[[Prompts], Tensor]) -> Target:
+    """Make a target of what belongs to each pair, at the place where its answer is asked for."""
+
+    def target(batch: Any, positions: Sequence[int]) -> Tensor:
+        return values(batch)[:, batch.pairs_at(positions)]
+
+    return target
 
 
 def layers_of(model: nn.Module, names: Sequence[str] | None) -> Sequence[str]:
@@ -258,17 +295,14 @@ def _input_offsets(slots: Sequence[str | int]) -> tuple[int, ...]:
     return tuple(sorted({offsets.get(s, s) for s in slots if s != "zero"}))  # type: ignore[arg-type,type-var]
 
 
-def _context_free_map(problem: InContextRegression, *, seed: int) -> Predictor:
-    """Fit the best linear map from the newest regression input to the next state, one for all sequences."""
-    inputs: Predictor = lambda batch: (  # noqa: E731
-        batch.observed if problem.inputs is None else problem.inputs(batch.observed)
-    )
+def _context_free_map(problem: InContextRegression, *, seed: int) -> PromptPredictor:
+    """Fit the best linear map from an input to its answer, one for all sequences."""
 
-    def pairs(batch: Batch) -> tuple[Tensor, Tensor]:
-        return inputs(batch).flatten(0, 1), batch.targets.flatten(0, 1)
+    def pairs(batch: Prompts) -> tuple[Tensor, Tensor]:
+        return batch.inputs[:, batch.asked].flatten(0, 1), batch.scored_targets.flatten(0, 1)
 
     validation = Evaluation(num_sequences=_PROBE_SEQUENCES, seed=seed, split="validation")
     x, y = zip(*validation.map(problem.task, pairs), strict=True)
     # In double precision: in single precision the last digits differ from process to process.
     matrix = torch.linalg.lstsq(torch.cat(x).double(), torch.cat(y).double()).solution
-    return lambda batch: inputs(batch) @ matrix.to(batch.targets)
+    return lambda batch: batch.at_places(batch.inputs @ matrix.to(batch.targets))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.capture import like_weights
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.tasks import Batch, Split, Task
+from mesaopt.analysis.prompts import Prompts, PromptTask
+from mesaopt.tasks import Batch, Split
 
 
 class ModelAsTarget:
@@ -22,17 +23,18 @@ class ModelAsTarget:
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
+        >>> from mesaopt.analysis.prompts import prompt_task
         >>> from mesaopt.tasks import LinearSystem
         >>> task = LinearSystem(LinearSystemConfig(dim=2, length=3))
-        >>> twice = ModelAsTarget(task, lambda batch: 2 * batch.observed)
+        >>> twice = ModelAsTarget(prompt_task(task), lambda batch: 2 * batch.observed)
         >>> batch = twice.sample(1, seed=0)
         >>> bool((batch.targets == 2 * batch.observed).all())
         True
     """
 
-    def __init__(self, task: Task, predict: Predictor):
+    def __init__(self, task: PromptTask, predict: Predictor):
         self._task, self._predict = task, predict
-        self._batches: dict[tuple[int, int, int, Split], Batch] = {}
+        self._batches: dict[tuple[int, int, int, Split], Prompts] = {}
 
     def sample(
         self,
@@ -41,7 +43,7 @@ class ModelAsTarget:
         seed: int,
         step: int = 0,
         split: Split = "train",
-    ) -> Batch:
+    ) -> Prompts:
         """Draw one batch, or return it if it was drawn before."""
         key = (batch_size, seed, step, split)
         if key not in self._batches:
@@ -50,7 +52,7 @@ class ModelAsTarget:
         return self._batches[key]
 
 
-def checked_predictor(model: nn.Module, task: Task) -> Predictor:
+def checked_predictor(model: nn.Module, task: PromptTask) -> Predictor:
     """Make a predictor of a module, after a test on a few sequences.
 
     Returns:
@@ -73,7 +75,7 @@ def checked_predictor(model: nn.Module, task: Task) -> Predictor:
         if not isinstance(predictions, Tensor):
             raise ValueError(f"model: it gives a {type(predictions).__name__}: must be a tensor")
         if predictions.shape != batch.targets.shape:
-            wanted = f"must be {tuple(batch.targets.shape)}, that of the next states"
+            wanted = f"must be {tuple(batch.targets.shape)}, that of the targets"
             raise ValueError(f"model: its output has shape {tuple(predictions.shape)}: {wanted}")
         return predictions.to(batch.targets)
 
@@ -81,7 +83,7 @@ def checked_predictor(model: nn.Module, task: Task) -> Predictor:
     return predict
 
 
-def few_sequences(task: Task) -> Batch:
+def few_sequences(task: PromptTask) -> Prompts:
     """Draw the sequences on which a model is tested first."""
     return task.sample(8, seed=0, step=0, split="validation")
 
@@ -92,29 +94,31 @@ def _described(tokens: Tensor) -> str:
 
 def _check_predictor(predict: Predictor, batch: Batch) -> None:
     """Refuse predictions that are not finite or depend on later tokens."""
-    if not predict(batch).isfinite().all():
+    predictions = predict(batch)
+    if not predictions.isfinite().all():
         raise ValueError("model: its output is not finite")
-    check_causal(predict, batch, "model")
+    half = batch.tokens.shape[1] // 2
+    others = predict(replace(batch, tokens=swapped(batch.tokens, half)))
+    check_causal(predictions, others, half, "model")
 
 
-def _swapped(x: Tensor, half: int) -> Tensor:
-    """Copy a tensor, with what comes after its first positions taken from the sequence before."""
+def swapped(x: Tensor, half: int) -> Tensor:
+    """Copy a tensor, with what comes after its first positions taken from the sequence before.
+
+    Unlike a flip of them, that changes every statistic.
+    """
+    half = max(half, 0)
     return torch.cat([x[:, :half], x[:, half:].roll(1, dims=0)], dim=1)
 
 
-def check_causal(predict: Predictor, batch: Batch, asked: str) -> None:
-    """Refuse predictions that depend on later tokens or states.
+def check_causal(predictions: Tensor, others: Tensor, half: int, asked: str) -> None:
+    """Refuse predictions whose first half is another where only later tokens are.
 
     Raises:
-        ValueError: they do; the message begins with `asked`.
+        ValueError: it is; the message begins with `asked`.
     """
-    predictions = predict(batch)
-    half = batch.tokens.shape[1] // 2
     if half == 0:
         return  # a single token has no later ones
-    # Swap in the second halves of other sequences: unlike a flip, that changes every statistic of them.
-    states = None if batch.states is None else _swapped(batch.states, half)
-    swapped = replace(batch, tokens=_swapped(batch.tokens, half), states=states)
-    change = (predict(swapped) - predictions)[:, :half].abs().max()
+    change = (others - predictions)[:, :half].abs().max()
     if change > 1e-3 * predictions.abs().max():  # rounding changes float32 by 1e-6
         raise ValueError(f"{asked}: its predictions depend on later tokens: must be causal")

@@ -3,21 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.analysis.diagnosis.evidence import layers_of
+from mesaopt.analysis.diagnosis.evidence import layers_of, position_of
+from mesaopt.analysis.diagnosis.model_target import few_sequences
 from mesaopt.analysis.diagnosis.regression import InContextRegression
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_data import ProbeData, collect_activations
 from mesaopt.analysis.probe_fits import fit_probe
-from mesaopt.analysis.probe_targets import Target, next_token, places
+from mesaopt.analysis.probe_targets import Target, next_token
 from mesaopt.progress import AnyProgress
-from mesaopt.tasks import Batch, Split
-from mesaopt.theory import context_of
+from mesaopt.tasks import Split
 
 _FITTING_SEQUENCES, _SCORING_SEQUENCES = 2048, 512
 _MOST_POSITIONS = 4
@@ -41,7 +42,7 @@ class LayerSteps:
     layer: str
     """Name of the layer."""
     readout: Estimate
-    """Share of the next state that the readout predicts: 1 - |f - y|^2 / |y|^2."""
+    """Share of the next state, or answer, that the readout predicts: 1 - |f - y|^2 / |y|^2."""
     gradient_steps: int
     """Number of steps of gradient descent."""
     newton_steps: int
@@ -117,7 +118,7 @@ def matched_steps(
 ) -> Rates | None:
     """Match every layer with a number of steps of gradient descent, and of Newton's method.
 
-    A linear readout of each layer is fitted to the next state, on validation sequences and at up to four
+    A linear readout of each layer is fitted to the targets, on validation sequences and at up to four
     late positions. On test sequences its predictions f are compared with those of n steps
 
         g_n = G X_n s,  X_n = X_{n-1} + (I - A X_{n-1}) / a,  X_0 = 0,  A = H + ridge I,
@@ -148,11 +149,11 @@ def matched_steps(
     names = layers_of(model, names)
     if not names:
         return None
-    length = problem.task.config.length
-    positions = sorted(
-        {length - k * length // (2 * _MOST_POSITIONS) for k in range(_MOST_POSITIONS)}
-    )
-    targets = {"next": next_token, "problem": _in_eigenvectors(problem, ridge)}
+    batch = few_sequences(problem.task)
+    number = len(batch.asked)
+    pairs = {number - k * number // (2 * _MOST_POSITIONS) for k in range(_MOST_POSITIONS)}
+    positions = [position_of(batch, batch.asked[pair - 1]) for pair in sorted(pairs)]
+    targets = {"next": next_token, "problem": _in_eigenvectors(ridge)}
 
     def collect(number: int, split: Split, wanted: Sequence[str]) -> ProbeData:
         return collect_activations(
@@ -181,19 +182,17 @@ def _numbers_of_steps() -> list[int]:
     return sorted({round(2 ** (k / _BETWEEN)) for k in finest})
 
 
-def _in_eigenvectors(problem: InContextRegression, ridge: float) -> Target:
+def _in_eigenvectors(ridge: float) -> Target:
     """Make a target of what the prediction after any number of steps needs.
 
     With A = V diag(z) V^T, G X_n s = (G V) ((1 - (1 - z / a)^n) / z * V^T s). The rows are z, V^T s, G V.
     """
 
-    def decomposed(batch: Batch, positions: Sequence[int]) -> Tensor:
-        states = batch.observed.double()
-        inputs = None if problem.inputs is None else problem.inputs(states)
-        context = context_of(states, inputs=inputs)
-        gram, cross = (one[:, places(positions)] for one in context.statistics())
+    def decomposed(batch: Any, positions: Sequence[int]) -> Tensor:
+        context, pairs = batch.context, batch.pairs_at(positions)
+        gram, cross = (matrices[:, pairs] for matrices in context.statistics())
         values, vectors = torch.linalg.eigh(gram)
-        queries = vectors.mT @ context.queries[:, places(positions), :, None]
+        queries = vectors.mT @ context.queries[:, pairs, :, None]
         return torch.cat(
             [values[..., None, :].clamp(min=0) + ridge, queries.mT, cross @ vectors], -2
         )

@@ -2,46 +2,38 @@
 
 from dataclasses import dataclass, replace
 
-from mesaopt.analysis.tuning import InputMap
-from mesaopt.config import stacked
-from mesaopt.tasks import LinearSystem, PartiallyObserved, Task, tokens_from_states
-
-HISTORY = 5
-"""Observations of a partially observed system in one regression input. Three of them, of 5 coordinates
-each, determine 15 hidden coordinates; two more average over noise."""
-
-LinearTask = LinearSystem | PartiallyObserved
+from mesaopt.analysis.prompts import PromptTask, prompt_task
+from mesaopt.tasks import LinearSystem, Reading, Task
 
 
 @dataclass(frozen=True)
 class InContextRegression:
-    """The task of an in-context learner: predict the next state from the states so far."""
+    """The task of an in-context learner: predict each answer from its input and the pairs so far."""
 
-    task: LinearTask
-    """Source of the sequences, with a new system in each, even for a model trained on a single system."""
-    inputs: InputMap | None
-    """From observations to regression inputs; None: the states themselves."""
-    training_task: LinearTask | None
+    task: PromptTask
+    """Source of the prompts, with a new system in each, even for a model trained on a single system."""
+    training_task: Task | None
     """The task of the single system that the model was trained on; None where it was trained on many."""
+    regression: Reading | None
+    """How the caller reads prompts; None: as the task says."""
+
+    @property
+    def is_new_in_every_sequence(self) -> bool:
+        """Whether it is known that every training sequence has a system of its own."""
+        return self.training_task is None and self.task.is_generated
 
 
-def regression_of(task: Task) -> InContextRegression:
+def regression_of(task: Task, regression: Reading | None = None) -> InContextRegression:
     """Give the regression problem of a training task.
 
+    Args:
+        task: any task.
+        regression: how its prompts are read; see :func:`mesaopt.analysis.prompts.prompt_task`.
+
     Raises:
-        ValueError: the task is not covered.
+        ValueError: it is not known how to read the prompts of the task.
     """
-    if isinstance(task, LinearSystem):
-        if task.config.transition == "fixed":
-            many = LinearSystem(replace(task.config, transition="orthogonal", matrix=None))
-            return InContextRegression(many, None, training_task=task)
-        return InContextRegression(task, None, training_task=None)
-    if isinstance(task, PartiallyObserved):
-        slots = stacked(HISTORY)
-        inputs: InputMap = lambda states: tokens_from_states(states, slots)  # noqa: E731
-        return InContextRegression(task, inputs, training_task=None)
-    kind = getattr(getattr(task, "config", None), "kind", type(task).__name__)
-    raise ValueError(
-        f"task={kind!r}: must be 'linear_system' or 'partially_observed', whose "
-        "in-context problem is a linear regression on what is observed"
-    )
+    if isinstance(task, LinearSystem) and task.config.transition == "fixed":
+        many = LinearSystem(replace(task.config, transition="orthogonal", matrix=None))
+        return InContextRegression(prompt_task(many, regression), task, regression)
+    return InContextRegression(prompt_task(task, regression), None, regression)

@@ -11,19 +11,19 @@ from mesaopt.analysis.diagnosis.candidates import Candidate
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.tasks import Batch, Task
+from mesaopt.analysis.prompts import Prompts, PromptTask
 
 PerSequence = Float[Tensor, " sequence"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Squared distances by sequence: summed over coordinates, averaged over positions."""
+    """Squared distances by sequence: summed over coordinates, averaged over scored positions."""
 
     size: PerSequence
     """|f|^2 of the model's predictions f."""
     error: PerSequence
-    """|f - y|^2 for the next states y."""
+    """|f - y|^2 for the targets y."""
     distance: dict[str, PerSequence]
     """|f - g|^2 for the prediction g of every candidate, by name."""
     loss: dict[str, float]
@@ -55,7 +55,7 @@ class Scores:
 def score(
     predict: Predictor,
     candidates: Sequence[Candidate],
-    task: Task,
+    task: PromptTask,
     evaluation: Evaluation,
 ) -> Scores:
     """Measure the distances of candidates from a model.
@@ -70,11 +70,11 @@ def score(
         The scores.
     """
 
-    def measure(batch: Batch) -> tuple[PerSequence, PerSequence, list[tuple[Tensor, Tensor]]]:
-        predictions = predict(batch)
-        others = [candidate.predict(batch) for candidate in candidates]
-        scored = [(_square(predictions - x), _square(x - batch.targets) / 2) for x in others]
-        return _square(predictions), _square(predictions - batch.targets), scored
+    def measure(batch: Prompts) -> tuple[PerSequence, PerSequence, list[tuple[Tensor, Tensor]]]:
+        predictions, targets = predict(batch)[:, batch.scored], batch.scored_targets
+        others = [candidate.predict(batch)[:, batch.scored] for candidate in candidates]
+        scored = [(_square(predictions - x), _square(x - targets) / 2) for x in others]
+        return _square(predictions), _square(predictions - targets), scored
 
     sizes, errors, scored = zip(*evaluation.map(task, measure), strict=True)
     distance, loss = {}, {}

@@ -1,23 +1,35 @@
 """Distribution shifts: sequences unlike those of training, on which an algorithm remains the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from mesaopt.analysis.diagnosis.layout import TokenLayout, layout_of
 from mesaopt.analysis.diagnosis.model_target import few_sequences
-from mesaopt.analysis.diagnosis.regression import LinearTask
+from mesaopt.analysis.diagnosis.regression import InContextRegression
+from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import Predictor
-from mesaopt.config import LinearSystemConfig
+from mesaopt.analysis.prompts import Prompts, PromptTask, prompt_task
+from mesaopt.config import LinearSystemConfig, NonlinearSystemConfig
 from mesaopt.tasks import (
     Batch,
+    FewShot,
     LinearSystem,
+    NonlinearSystem,
+    PartiallyObserved,
     PartiallyObservedBatch,
     Split,
     Task,
     make_task,
     tokens_from_states,
 )
+
+_LAYOUT_SEQUENCES = 64
+UNSUPPORTED = "the model cannot process such sequences"
+"""Why a shift is left out."""
 
 
 @dataclass(frozen=True)
@@ -26,43 +38,125 @@ class DistributionShift:
 
     name: str
     """The change from the training distribution, in words."""
-    task: Task
+    task: PromptTask
     """Source of the sequences."""
     counts: bool
     """Whether the verdict asks for agreement here; otherwise the agreement is only shown."""
 
 
-def distribution_shifts(task: LinearTask) -> list[DistributionShift]:
+def distribution_shifts(
+    problem: InContextRegression, given: Mapping[str, AnyTask]
+) -> tuple[list[DistributionShift], dict[str, str]]:
     """List distributions that the model was not trained on.
 
     States times c are those of the same system with an initial state c times as large (and c times the
     noise). States times 0.95^t are those of the system 0.95 W, whose eigenvalues lie inside the unit
-    circle. A model that has learned an algorithm follows it there too, with the same step sizes and ridges.
-    A model that has learned the look of its training sequences does not.
+    circle; likewise x_i times 0.95^(i - 1) and y_i times 0.95^i. A model that has learned an algorithm
+    follows it there too, with the same step sizes and ridges. A model that has learned the look of its
+    training sequences does not.
 
     Larger changes show limits built into a model: streams clipped just outside the training range,
     encodings of positions never seen. Such shifts are shown and do not count.
+
+    Args:
+        problem: that of the model.
+        given: tasks of the user's own by the name of the shift, which all count.
+
+    Returns:
+        The shifts; and what is left out, with the reason.
+
+    Raises:
+        ValueError: the pairs of a prompt are not known when they are asked for, or known before.
     """
-    config = task.config
-    longer = replace(config, length=3 * config.length // 2)
-    shifts = [
-        DistributionShift("0.5 times as large", Rescaled(task, 0.5), counts=True),
-        DistributionShift("1.25 times as large", Rescaled(task, 1.25), counts=True),
-        DistributionShift("damped, 0.95 W", Rescaled(task, 1.0, decay=0.95), counts=True),
-        DistributionShift("1.5 times as large", Rescaled(task, 1.5), counts=False),
-        DistributionShift("1.5 times as long", make_task(longer), counts=False),
+    task, own = problem.task.task, []
+    for name, other in given.items():
+        prompts = prompt_task(as_task(other, f"shifts[{name!r}]"), problem.regression)
+        own.append(DistributionShift(name, prompts, counts=True))
+    if isinstance(task, NonlinearSystem):
+        return _of_nonlinear(problem.task, task) + own, {}
+    if isinstance(task, LinearSystem | PartiallyObserved):
+        rescaled = _rescaled(lambda *factors: problem.task.of(Rescaled(task, *factors)))
+        return rescaled + _longer(problem.task, task.config) + _spectrum(
+            problem.task, task
+        ) + own, {}
+    prompts = problem.task.sample(_LAYOUT_SEQUENCES, seed=0, split="validation")
+    layout = layout_of(prompts)
+    if layout is None:
+        reason = (
+            "tokens hold more than copies of inputs and answers, or some of these never vary: give "
+            "shifts={name: task}"
+        )
+        return own, {"rescaled prompts": reason}
+    if problem.task.kind == "pairs":
+        layout.check(prompts)
+    shifts = _rescaled(lambda *factors: RescaledPairs(problem.task, layout, *factors)) + own
+    if isinstance(task, FewShot):
+        return shifts + _longer(problem.task, task.config), {}
+    return shifts, {
+        "longer prompts": "a task of your own makes one length: give shifts={name: task}"
+    }
+
+
+def _rescaled(make: Any) -> list[DistributionShift]:
+    return [
+        DistributionShift("0.5 times as large", make(0.5), counts=True),
+        DistributionShift("1.25 times as large", make(1.25), counts=True),
+        DistributionShift("damped, 0.95 W", make(1.0, 0.95), counts=True),
+        DistributionShift("1.5 times as large", make(1.5), counts=False),
     ]
-    if isinstance(config, LinearSystemConfig):
-        shifts.append(_other_spectrum(config))
-    return shifts
 
 
-def _other_spectrum(config: LinearSystemConfig) -> DistributionShift:
+def _longer(problem: PromptTask, config: Any) -> list[DistributionShift]:
+    longer = make_task(replace(config, length=3 * config.length // 2))
+    return [DistributionShift("1.5 times as long", problem.of(longer), counts=False)]
+
+
+def _spectrum(problem: PromptTask, task: Task) -> list[DistributionShift]:
+    if not isinstance(task, LinearSystem):
+        return []
+    name, other = _other_spectrum(task.config)
+    return [DistributionShift(name, problem.of(LinearSystem(other)), counts=False)]
+
+
+def _other_spectrum(config: LinearSystemConfig) -> tuple[str, LinearSystemConfig]:
     if config.transition == "contracting":
         other = replace(config, transition="orthogonal", matrix=None, state_clip=10.0)
-        return DistributionShift("orthogonal W", LinearSystem(other), counts=False)
-    other = replace(config, transition="contracting", matrix=None, state_clip=2.0)
-    return DistributionShift("contracting W", LinearSystem(other), counts=False)
+        return "orthogonal W", other
+    return "contracting W", replace(config, transition="contracting", matrix=None, state_clip=2.0)
+
+
+def _of_nonlinear(problem: PromptTask, task: NonlinearSystem) -> list[DistributionShift]:
+    """Scale W, since states times c are not those of any such system: features are not linear."""
+    config = task.config
+    noisy = NonlinearSystem(config, noise_std=10 * config.noise_std)
+    other = NonlinearSystem(
+        config, teacher_seed=config.teacher_seed + 1, teacher_hidden=None, teacher_output=None
+    )
+    return [
+        DistributionShift("0.5 W", problem.of(ScaledNonlinear(config, 0.5)), counts=True),
+        DistributionShift("1.25 W", problem.of(ScaledNonlinear(config, 1.25)), counts=True),
+        DistributionShift("10 times the noise", problem.of(noisy), counts=False),
+        DistributionShift("another teacher", problem.of(other), counts=False),
+        *_longer(problem, config),
+    ]
+
+
+class ScaledNonlinear(NonlinearSystem):
+    """Nonlinear systems whose matrices are c W, with the features of W.
+
+    Example:
+        >>> config = NonlinearSystemConfig(dim=2, length=3, noise_std=0.0)
+        >>> states = ScaledNonlinear(config, 0.5).sample(4, seed=0).states
+        >>> bool((states[:, 1:].norm(dim=-1) - 0.5).abs().max() < 1e-6)
+        True
+    """
+
+    def __init__(self, config: NonlinearSystemConfig, scale: float):
+        super().__init__(config)
+        self.scale = scale
+
+    def _features(self, states: Any) -> Any:
+        return self.scale * super()._features(states)
 
 
 @dataclass(frozen=True)
@@ -77,7 +171,7 @@ class Rescaled:
         [2.0, 1.0, 0.5, 0.25]
     """
 
-    task: LinearTask
+    task: LinearSystem | PartiallyObserved
     """Source of the states before they are rescaled."""
     scale: float
     """Factor of all states."""
@@ -94,8 +188,7 @@ class Rescaled:
     ) -> Batch:
         """Draw one batch."""
         batch = self.task.sample(batch_size, seed=seed, step=step, split=split)
-        times = torch.arange(batch.require("states").shape[1])
-        factors = (self.scale * self.decay**times)[:, None]
+        factors = _factors(self.scale, self.decay, batch.require("states").shape[1])
         states = batch.require("states") * factors
         if isinstance(batch, PartiallyObservedBatch):
             batch = replace(batch, hidden=batch.hidden * factors)
@@ -107,6 +200,34 @@ class Rescaled:
             states=states,
             transition=self.decay * batch.require("transition"),
         )
+
+
+class RescaledPairs(PromptTask):
+    """Prompts whose x_i are multiplied by scale * decay^(i - 1), and y_i by that times decay."""
+
+    def __init__(self, problem: PromptTask, layout: TokenLayout, scale: float, decay: float = 1.0):
+        super().__init__(problem, problem.kind, problem.read)
+        self._layout, self._scale, self._decay = layout, scale, decay
+
+    def prompts(self, batch: Batch) -> Prompts:
+        """Rescale the prompts of a batch."""
+        prompts = super().prompts(batch)
+        factors = _factors(self._scale, self._decay, prompts.inputs.shape[1])
+        inputs, answers = prompts.inputs * factors, prompts.answers * self._decay * factors
+        targets = prompts.targets.clone()
+        targets[:, prompts.places] *= self._decay * factors
+        return replace(
+            prompts,
+            inputs=inputs,
+            answers=answers,
+            targets=targets,
+            states=None if prompts.states is None else torch.cat([inputs[:, :1], answers], dim=1),
+            tokens=self._layout.fill(prompts.tokens, inputs, answers),
+        )
+
+
+def _factors(scale: float, decay: float, number: int) -> Tensor:
+    return (scale * decay ** torch.arange(number))[:, None]
 
 
 def supported(
@@ -126,7 +247,7 @@ def supported(
     return measured, tuple(skipped)
 
 
-def _can_process(predict: Predictor, task: Task) -> bool:
+def _can_process(predict: Predictor, task: PromptTask) -> bool:
     """Run a model on a few sequences: some models end at a length."""
     try:
         predict(few_sequences(task))

@@ -94,7 +94,7 @@ class Verdict:
     sentence: str
     """The answer in a sentence."""
     conditions: tuple[Condition, ...]
-    """The conditions of a "yes"."""
+    """The conditions of a "yes"; the last one is missing where no distribution shift was measured."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def _conditions(
     learning: Learning, optimizer: Agreement, margin: Estimate, shifts: Sequence[ShiftResult]
 ) -> tuple[Condition, ...]:
     """Give the conditions in the order in which they are judged."""
-    return (
+    counted = [one for shift in shifts if shift.counts for one in _requirements(shift)]
+    conditions = (
         _condition(
             "learns in context",
             "on new systems, late in a sequence, its loss is below that of predicting zero and of the best "
@@ -174,12 +175,11 @@ def _conditions(
             "the optimizer is nearer than every listed algorithm that is no optimizer",
             [_Requirement("margin", margin, 0.0)],
         ),
-        _condition(
-            "holds under distribution shifts",
-            "the same under distribution shifts, with the same parameters",
-            [one for shift in shifts if shift.counts for one in _requirements(shift)],
-        ),
     )
+    if not counted:
+        return conditions
+    asks = "the same under distribution shifts, with the same parameters"
+    return (*conditions, _condition("holds under distribution shifts", asks, counted))
 
 
 def _requirements(shift: ShiftResult) -> list[_Requirement]:
@@ -221,7 +221,7 @@ def _answer(
     shifts: Sequence[ShiftResult],
 ) -> tuple[Answer, str]:
     """Answer "yes" where all conditions are met, and otherwise name the first that is not."""
-    learns, explained, alone, holds = (condition.met for condition in conditions)
+    learns, explained, alone = (condition.met for condition in conditions[:3])
     name = optimizer.candidate
     if not learns:
         return "unclear", _doubt_about_learning(learning)
@@ -235,7 +235,12 @@ def _answer(
             f"It learns in context, but {name} is not nearer to it, by 3 standard errors, than algorithms "
             "that optimize nothing."
         )
-    if not holds:
+    if len(conditions) == 3:
+        return "unclear", (
+            f"On the training distribution it predicts like an optimizer, {name}. Whether that holds under "
+            "distribution shifts was not measured, since there are none."
+        )
+    if not conditions[3].met:
         failed = ", ".join(shift.name for shift in shifts if shift.counts and not shift.holds)
         return "unclear", (
             f"On the training distribution it predicts like an optimizer, {name}. Under these distribution "

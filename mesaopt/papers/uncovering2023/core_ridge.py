@@ -14,6 +14,7 @@ from mesaopt.analysis import Evaluation, effective_ridges, in_context_loss
 from mesaopt.analysis.diagnosis.candidates import fit_ridge
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.prompts import prompt_task
 from mesaopt.layers import MesaLayer
 from mesaopt.looks import DASHED, DOTTED, INK
 from mesaopt.papers.claims import Claim
@@ -81,7 +82,7 @@ def _ridges(run: Run) -> Ridges:
     config, layer = run.config.task, cast(MesaLayer, run.sequence_model.mixers[0])
     slot = config.token_slots.index("previous")
     effective = effective_ridges(layer, dim=config.dim, slot=slot).log().mean(1).exp()
-    target = ModelAsTarget(make_task(config), predictor_of(run))
+    target = ModelAsTarget(prompt_task(make_task(config)), predictor_of(run))
     return Ridges(fit_ridge(target), layer.ridge.tolist(), effective.tolist())
 
 
