@@ -209,7 +209,7 @@ def test_a_run_knows_its_task(run: Run, task: LinearSystem) -> None:
 
 
 def test_diagnose_takes_a_run_or_its_path(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(task: LinearSystem) -> None:
+    def stop(task: LinearSystem, regression: None) -> None:
         assert task.config == run.config.task
         raise ValueError("stopped by the test")
 

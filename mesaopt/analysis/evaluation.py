@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, get_args
+from typing import Protocol, TypeVar, get_args, runtime_checkable
 
 from mesaopt.config import require_count
 from mesaopt.errors import ConfigError, suggest
@@ -19,6 +19,7 @@ B = TypeVar("B", bound=Batch)
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
 
+@runtime_checkable
 class Source(Protocol[B_co]):
     """A task whose batches are of a known kind."""
 

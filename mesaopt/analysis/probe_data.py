@@ -45,7 +45,7 @@ def collect_activations(
     """Run a model on new sequences and keep activations and targets at some positions.
 
     Args:
-        model: on the CPU; any module from tokens to [batch, time, width]. It computes in evaluation mode,
+        model: any module from tokens to [batch, time, width]. It computes in evaluation mode,
             on tokens of the type of its weights.
         task: source of the sequences.
         targets: targets of the probes, by name.
@@ -57,7 +57,7 @@ def collect_activations(
         evaluation: the sequences; 2048 test sequences if not given.
 
     Returns:
-        Activations and targets, in their own types.
+        Activations and targets, in their own types, on the CPU.
 
     Raises:
         ValueError: there are no names, no such layer, or no such position, or a layer gives another shape.
@@ -81,8 +81,8 @@ def collect_activations(
     def read(batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         _check_positions(positions, batch.targets.shape[1])
         features = features_of(model, batch, names, slots)
-        kept = {name: x[:, places(positions)] for name, x in features.items()}
-        return kept, {target: of(batch, positions) for target, of in targets.items()}
+        kept = {name: x[:, places(positions)].cpu() for name, x in features.items()}
+        return kept, {target: of(batch, positions).cpu() for target, of in targets.items()}
 
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     wanted: dict[str, list[Tensor]] = {target: [] for target in targets}

@@ -123,6 +123,7 @@ class PromptTask:
         """
         if isinstance(batch, Prompts):
             return batch
+        batch = batch.to("cpu")
         regression = self.read(batch)
         places = _checked_places(regression, batch)
         return Prompts(

@@ -8,12 +8,11 @@ from mesaopt.analysis import Estimate
 from mesaopt.analysis.diagnosis import (
     Agreement,
     Diagnosis,
-    Learning,
     ProbeResults,
-    Rates,
     ShiftResult,
 )
-from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
+from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, PREVIOUS
+from mesaopt.analysis.prompts import PromptKind
 
 QUESTION = "Is there a mesa-optimizer in {}?"
 ANSWERS = {"yes": "Yes.", "no": "No.", "unclear": "Unclear."}
@@ -23,6 +22,8 @@ NOTE = (
     "f, the algorithm's g and the truth y: 1 means equal, 0 no better than predicting zero, less is worse. "
     "Two good predictors agree in their predictions, whatever they do inside; in their errors they do not."
 )
+
+_PAIRS = {"states": "of states", "pairs": "of inputs and answers"}
 
 TableRow = dict[str, str]
 """Cells of a table by the title of their column."""
@@ -51,12 +52,13 @@ def sections(diagnosis: Diagnosis) -> list[Section]:
     """
     parts = [
         _conditions(diagnosis),
-        _learning(diagnosis.learning, diagnosis.optimizer),
+        _learning(diagnosis),
         _algorithms(diagnosis),
         _shifts(diagnosis),
-        _probes(diagnosis.probes),
-        _rates(diagnosis.rates),
+        _probes(diagnosis),
+        _rates(diagnosis),
         _control(diagnosis),
+        _left_out(diagnosis),
     ]
     return [part for part in parts if part is not None]
 
@@ -74,7 +76,8 @@ def _conditions(diagnosis: Diagnosis) -> Section:
     return Section("Why", "A yes requires all of these.", rows)
 
 
-def _learning(learning: Learning, optimizer: str) -> Section:
+def _learning(diagnosis: Diagnosis) -> Section:
+    learning, optimizer = diagnosis.learning, diagnosis.optimizer
     shown = [i for i, t in enumerate(learning.positions) if t in _POSITIONS]
     curves = {
         "the model": list(map(_digits, learning.model)),
@@ -90,8 +93,9 @@ def _learning(learning: Learning, optimizer: str) -> Section:
         }
         for name, values in curves.items()
     ]
+    new = "" if "memory" in diagnosis.left_out else "Every sequence has a new system. "
     summary = (
-        "Every sequence has a new system. Over the last quarter of the positions the context saves the "
+        f"{new}Over the last quarter of the positions the context saves the "
         f"model {share(learning.gain)} of the loss without context (the lower of predicting zero and of "
         f"one linear map for all systems); that is {share(learning.gain_increase)} of it more than over "
         "the first quarter."
@@ -113,10 +117,10 @@ def _algorithms(diagnosis: Diagnosis) -> Section:
         compared = f"nearer than the second, {diagnosis.second}, by {share(lead)} of |f|²"
     rival = next(a for a in diagnosis.agreements if a.kind == "other")
     summary = (
-        "All learn from the pairs of states so far; the parameters of each are those that bring it nearest "
-        "to the model, fitted on validation sequences. A preconditioned step is one gradient step on "
-        "inputs multiplied by an approximate inverse of their Gram matrix. The nearest algorithm: "
-        f"{first.candidate}, {compared}. The nearest that optimizes nothing: {rival.candidate}."
+        f"All learn from the pairs {_PAIRS[diagnosis.prompts]} so far; the parameters of each are those "
+        "that bring it nearest to the model, fitted on validation sequences. A preconditioned step is one "
+        "gradient step on inputs multiplied by an approximate inverse of their Gram matrix. The nearest "
+        f"algorithm: {first.candidate}, {compared}. The nearest that optimizes nothing: {rival.candidate}."
     )
     return Section("Which algorithm is it?", summary, list(map(_algorithm_row, shown)))
 
@@ -143,6 +147,8 @@ def _shifts(diagnosis: Diagnosis) -> Section:
         "limits of the model, such as clipped streams and unknown positions: they are shown and do not "
         "count."
     )
+    if not diagnosis.shifts:
+        summary = "None was measured."
     if diagnosis.skipped:
         skipped = ", ".join(diagnosis.skipped)
         summary += f" Not measured, since the model cannot process such sequences: {skipped}."
@@ -162,11 +168,11 @@ def _shift_row(shift: ShiftResult) -> TableRow:
     }
 
 
-def _probes(probes: ProbeResults | None) -> Section:
-    title = "Which variables do the layers contain?"
+def _probes(diagnosis: Diagnosis) -> Section:
+    title, probes = "Which variables do the layers contain?", diagnosis.probes
     if probes is None:
         return Section(title, "Not measured: name the layers of this model to probe them.", [])
-    summary = " ".join(_probe_sentences(probes))
+    summary = " ".join(_probe_sentences(probes, diagnosis.prompts))
     rows = [
         {
             f"R² at position {position}": target,
@@ -181,24 +187,24 @@ def _probes(probes: ProbeResults | None) -> Section:
     return Section(title, summary, rows)
 
 
-def _probe_sentences(probes: ProbeResults) -> Iterator[str]:
+def _probe_sentences(probes: ProbeResults, prompts: PromptKind) -> Iterator[str]:
     position, first = probes.positions[-1], probes.names[0]
     second = probes.names[min(1, len(probes.names) - 1)]
     yield "R² of linear probes, on sequences they were not fitted on."
-    previous = steps_back(1)
+    previous = PREVIOUS[prompts]
     if 1 in probes.input_offsets:
         yield "Tokens contain the previous state already: there is nothing to bind."
     elif previous not in probes.targets:
-        yield "Sequences are too short to look for the previous state."
+        yield f"Sequences are too short to look for the {previous}."
     else:
         before, after = (probes.at(previous, name, position) for name in (first, second))
         is_bound = after.increase.low > 0 and after.r2.low > 0.5
         bound = "is bound to" if is_bound else "is not bound to"
         yield (
-            f"The previous state {bound} the newest token in {label(second)}: {number(before.r2)} before, "
+            f"The {previous} {bound} the newest token in {label(second)}: {number(before.r2)} before, "
             f"{number(after.r2)} after."
         )
-    for target in (NEXT, PRECONDITIONED):
+    for target in (NEXT[prompts], PRECONDITIONED):
         before = number(probes.at(target, first, position).r2)
         results = [probes.at(target, name, position) for name in probes.names]
         best = max(results, key=lambda result: result.r2.value)
@@ -216,7 +222,8 @@ def _probe_sentences(probes: ProbeResults) -> Iterator[str]:
     )
 
 
-def _rates(rates: Rates | None) -> Section | None:
+def _rates(diagnosis: Diagnosis) -> Section | None:
+    rates, prompts = diagnosis.rates, diagnosis.prompts
     if rates is None:
         return None
     sentences = {
@@ -235,7 +242,7 @@ def _rates(rates: Rates | None) -> Section | None:
             "explain": share(layer.gradient),
             "Newton steps": str(layer.newton_steps) if layer.matched else "no match",
             "explain of it": share(layer.newton),
-            "of the next state": share(layer.readout),
+            f"of the {NEXT[prompts]}": share(layer.readout),
         }
         for layer in rates.layers
     ]
@@ -245,6 +252,8 @@ def _rates(rates: Rates | None) -> Section | None:
 def _control(diagnosis: Diagnosis) -> Section | None:
     title = "Control: does it remember a single system?"
     memory = diagnosis.memory
+    if "memory" in diagnosis.left_out:
+        return None
     if memory is None:
         fixed = diagnosis.agreement("one fixed map")
         summary = (
@@ -259,6 +268,18 @@ def _control(diagnosis: Diagnosis) -> Section | None:
         {"loss": "of predicting zero", "": _digits(memory.zero)},
     ]
     return Section(title, summary, rows)
+
+
+def _left_out(diagnosis: Diagnosis) -> Section | None:
+    """List what was not judged and is not said in another section."""
+    said = {*diagnosis.skipped, "probes and rates"}
+    rows = [
+        {"not judged": what, "reason": reason}
+        for what, reason in diagnosis.left_out.items()
+        if what not in said
+    ]
+    summary = "What the library cannot judge for these prompts."
+    return Section("What was left out?", summary, rows) if rows else None
 
 
 def label(layer: str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mesaopt import files
 from mesaopt.analysis import Diagnosis, Estimate
-from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, steps_back
+from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, PREVIOUS
 from mesaopt.looks import INK, LOOKS, PALETTE, Look
 from mesaopt.papers.plots import series, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
@@ -19,7 +19,7 @@ from mesaopt.report.html import page_templates
 from mesaopt.report.svg import inline
 
 _CAPTION = (
-    "Left: loss by position on systems that are new in every sequence, with 95 % bands. Middle: share of "
+    "Left: loss by position on new sequences, with 95 % bands. Middle: share of "
     "the model that the nearest optimizer explains, with the same parameters, on the training distribution "
     "and under distribution shifts; grey names do not count. Right, where layers are known: R² of linear "
     "probes at the last position, by depth."
@@ -97,7 +97,9 @@ def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
         alpha=0.25,
     )
     axes.plot(positions, model, **trained.line(label="the model"))
-    axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss", title="On new systems")
+    axes.set(
+        yscale="log", xlabel="position in the sequence", ylabel="loss", title="On new sequences"
+    )
     _legend_below(axes)
 
 
@@ -138,7 +140,9 @@ def _draw_depth(axes: Axes, diagnosis: Diagnosis) -> None:
         axes.set(xticks=[])
         return
     places = np.arange(len(probes.names))
-    for color, target in enumerate((steps_back(1), NEXT, PRECONDITIONED)):
+    for color, target in enumerate(
+        (PREVIOUS[diagnosis.prompts], NEXT[diagnosis.prompts], PRECONDITIONED)
+    ):
         if target not in probes.targets:
             continue
         scores = [probes.at(target, name, probes.positions[-1]).r2 for name in probes.names]

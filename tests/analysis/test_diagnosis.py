@@ -14,9 +14,8 @@ from mesaopt.analysis.diagnosis.scores import nearest, score
 from mesaopt.analysis.diagnosis.shifts import Rescaled
 from mesaopt.analysis.diagnosis.verdict import Agreement, ShiftResult, Verdict, judge
 from mesaopt.analysis.probes import ProbeScore
-from mesaopt.analysis.prompts import HISTORY
+from mesaopt.analysis.prompts import HISTORY, PromptTask, prompt_task
 from mesaopt.config import (
-    FewShotConfig,
     LinearSystemConfig,
     ModelConfig,
     PartiallyObservedConfig,
@@ -24,10 +23,12 @@ from mesaopt.config import (
 )
 from mesaopt.models import SequenceModel
 from mesaopt.tasks import (
-    FewShot,
+    ARProcess,
+    Batch,
     LinearSystem,
     PartiallyObserved,
     PartiallyObservedBatch,
+    Regression,
     Task,
     generator,
     haar_orthogonal,
@@ -401,8 +402,8 @@ def test_modules_that_are_no_predictors_are_refused(
 
 def test_other_tasks_and_names_are_refused() -> None:
     model = Model(torch.zeros_like)
-    with pytest.raises(ValueError, match="task='few_shot': must be 'linear_system' or"):
-        diagnose(model, FewShot(FewShotConfig()))
+    with pytest.raises(ValueError, match="task: has complex numbers: must have real ones"):
+        diagnose(model, ARProcess())
     with pytest.raises(ValueError, match="num_sequences=0"):
         diagnose(model, TASK, num_sequences=0)
     with pytest.raises(ValueError, match="'bind' is no part"):
@@ -477,14 +478,18 @@ def candidate(name: str, offset: float, num_parameters: int) -> Candidate:
 
 def test_the_simpler_of_two_equals_is_chosen() -> None:
     near, same, far = candidate("near", 0.1, 3), candidate("same", 0.1, 2), candidate("far", 0.2, 1)
-    scores = score(lambda b: b.targets, [near, same, far], TASK, Evaluation(num_sequences=256))
+    scores = score(
+        lambda b: b.targets, [near, same, far], prompt_task(TASK), Evaluation(num_sequences=256)
+    )
     assert nearest(scores, [near, same, far]) is same
     assert nearest(scores, [near, far]) is near
 
 
 def test_shares_of_predictions_and_errors() -> None:
     half = candidate("half", 0.5, 0)
-    scores = score(lambda b: b.targets + 1.0, [half], TASK, Evaluation(num_sequences=256))
+    scores = score(
+        lambda b: b.targets + 1.0, [half], prompt_task(TASK), Evaluation(num_sequences=256)
+    )
     # The model is 1 off in each of 4 coordinates, the candidate half of that, on the same side.
     assert scores.model_loss == pytest.approx(2.0, rel=1e-6)
     assert scores.of_errors("half").value == pytest.approx(1 - 0.25, rel=1e-6)
@@ -508,7 +513,7 @@ def test_a_rescaled_system_is_a_system() -> None:
 
 def test_a_model_as_target_runs_once_per_batch() -> None:
     runs = []
-    target = ModelAsTarget(TASK, lambda batch: runs.append(1) or batch.observed)  # type: ignore[func-returns-value]
+    target = ModelAsTarget(prompt_task(TASK), lambda batch: runs.append(1) or batch.observed)  # type: ignore[func-returns-value]
     first, second = (target.sample(2, seed=0, split="validation") for _ in range(2))
     assert first is second
     assert torch.equal(first.targets, first.observed)
@@ -621,11 +626,17 @@ def test_the_fitted_ridge_is_that_of_a_search_with_least_squares(
     stack: int | None, steps: int
 ) -> None:
     inputs = None if stack is None else (lambda states: tokens_from_states(states, stacked(stack)))
+
+    def read(batch: Batch) -> Regression:
+        known = batch.observed if inputs is None else inputs(batch.observed)
+        return Regression(known, batch.targets)
+
     target = ModelAsTarget(
-        TASK, lambda b: gradient_descent(b.observed, step_size=0.04, num_steps=steps)
+        PromptTask(TASK, "states", read),
+        lambda b: gradient_descent(b.observed, step_size=0.04, num_steps=steps),
     )
     evaluation = Evaluation(num_sequences=512, split="validation")
     found = tune_ridge(
         target, inputs=inputs, bounds=(1e-4, 1e4), tolerance=1e-5, evaluation=evaluation
     )
-    assert fit_ridge(target, inputs) == pytest.approx(found.value, rel=1e-3)
+    assert fit_ridge(target) == pytest.approx(found.value, rel=1e-3)

@@ -185,7 +185,9 @@ def steps_back(steps: int) -> str:
 
 
 NEXT: dict[PromptKind, str] = {"states": "next state", "pairs": "answer"}
-PREVIOUS_ANSWER, PRECONDITIONED = "previous answer", "preconditioned input"
+PREVIOUS: dict[PromptKind, str] = {"states": steps_back(1), "pairs": "previous input"}
+PRECONDITIONED = "preconditioned input"
+"""Names of targets of probes."""
 
 
 def probe_model(
@@ -256,8 +258,8 @@ def _targets(problem: InContextRegression, earliest: int) -> dict[str, Target]:
     else:
         targets = {"input": pair_target(lambda batch: batch.inputs)}
         if earliest > 0:
-            targets["previous input"] = pair_target(lambda batch: batch.inputs.roll(1, dims=1))
-            targets[PREVIOUS_ANSWER] = pair_target(lambda batch: batch.seen)
+            targets[PREVIOUS["pairs"]] = pair_target(lambda batch: batch.inputs.roll(1, dims=1))
+            targets["previous answer"] = pair_target(lambda batch: batch.seen)
     targets[NEXT[problem.task.kind]] = next_token
     targets[PRECONDITIONED] = pair_target(
         lambda batch: preconditioned_queries(batch.context, _INVERSE)
