@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mesaopt.analysis import Diagnosis, diagnose
 from mesaopt.arguments import Diagnose
-from mesaopt.commands import runs as commands
+from mesaopt.commands import diagnosis as commands
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import ConfigError
 from mesaopt.report import write_diagnosis
