@@ -38,10 +38,11 @@ dist: $(VENV)/ready-dev
 	$(VENV)/bin/python .ci/check_dist.py $(DIST)
 
 notebooks: $(VENV)/ready-dev
-	mkdir -p build/notebooks
-	set -e; for page in docs/tutorials/*.md; do \
-		$(VENV)/bin/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$page .md).ipynb $$page; \
-	done
+	mkdir -p build/notebooks build/images
+	cp docs/images/tutorial-*.png build/images
+	cp docs/tutorials/*.md build/notebooks
+	$(VENV)/bin/jupytext --quiet --to ipynb --set-kernel python3 build/notebooks/*.md
+	rm build/notebooks/*.md
 
 # The package alone, as a user installs it.
 $(VENV)/ready: pyproject.toml
