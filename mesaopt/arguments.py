@@ -262,17 +262,21 @@ class Claims:
 
 @dataclass(frozen=True)
 class Report:
-    """Write the report of a folder of results anew.
+    """Write the report of a folder of results anew, or that of a run.
+
+    The page of a run shows its learning curve, its settings and what to type next.
 
     mesaopt report results --open
 
-    mesaopt report results --redraw
+    mesaopt report runs/lsa-1-seed0 --out lsa-1.html
     """
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """Folder that reproduce has written."""
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR|RUN")]
+    """Folder that reproduce has written, a run folder, or a model of the package such as zoo:tf-3."""
+    out: _Picture = None
+    """Of a run: the file to write [report.html in its folder; of zoo:NAME, NAME.html here]."""
     redraw: bool = False
-    """Draw all figures again, from their saved numbers."""
+    """Of results: draw all figures again, from their saved numbers."""
     open: bool = False
     """Show it in the web browser."""
 

@@ -62,7 +62,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("import-released", {"out", "overwrite", "json"}),
         ("claims", {"json"}),
-        ("report", {"open", "redraw"}),
+        ("report", {"out", "open", "redraw"}),
         ("bench", {"recipe", "repeats", "threads", "official", "python", "quick", "goals", "json"}),
         ("completion", set()),
     ],

@@ -15,8 +15,9 @@ from mesaopt.commands.completion import print_completion
 from mesaopt.commands.diagnosis import diagnose
 from mesaopt.commands.evaluation import evaluate
 from mesaopt.commands.machine import bench, doctor, list_names
+from mesaopt.commands.reports import write_report
 from mesaopt.commands.runs import import_released, train
-from mesaopt.commands.studies import demo, reproduce, show_claims, write_report
+from mesaopt.commands.studies import demo, reproduce, show_claims
 
 
 def run(command: args.Command) -> int:

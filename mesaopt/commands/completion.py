@@ -55,6 +55,5 @@ def print_completion(command: args.Completion) -> int:
 def _words(values: str, names: dict[str, list[str]]) -> list[str]:
     """List the words that an argument may be: names of one kind, or choices in small letters."""
     parts = values.removesuffix(" ...").split("|")
-    if parts[0] in names:
-        return names[parts[0]]
-    return [part for part in parts if part.islower() and part[0] != "."]
+    known = [word for part in parts for word in names.get(part, [])]
+    return known or [part for part in parts if part.islower() and part[0] != "."]

@@ -27,7 +27,11 @@ def check(command: AnyCommand) -> None:
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
     if command.json and command.csv:
         raise ConfigError("json: cannot be given with --csv")
-    out = command.out
+    check_picture(command.out)
+
+
+def check_picture(out: Path | None) -> None:
+    """Refuse a file that cannot be written, or is neither a picture nor a page."""
     if out is None:
         return
     if files.is_folder(out):

@@ -1,4 +1,4 @@
-"""Commands about studies and their results: `demo`, `reproduce`, `claims`, `report`."""
+"""Commands about studies and their results: `demo`, `reproduce`, `claims`."""
 
 import webbrowser
 from dataclasses import replace
@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
-from mesaopt import files
 from mesaopt.commands.diagnosis import DIAGNOSIS_SECONDS, diagnose_runs
 from mesaopt.commands.runs import MOST_SEEDS
 from mesaopt.config import require_count
 from mesaopt.console import duration, print_json, print_line, print_table
-from mesaopt.errors import ConfigError, RunError
+from mesaopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from mesaopt.papers.laboratory import Plan
@@ -182,20 +181,3 @@ def _print_untrained(folder: Path) -> None:
         names = ", ".join(figure.recipes)
         print_line(f"{figure.figure}: not trained yet: {names} ({left_out}{waiting})")
     print_line("`mesaopt train NAME` trains one of these as published.")
-
-
-def write_report(command: args.Report) -> int:
-    """Write the report of a folder, and show it if asked."""
-    from mesaopt import report
-
-    if not files.is_folder(command.folder):
-        raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
-    if command.redraw:
-        from mesaopt.papers.reproduce import redraw
-
-        redraw(command.folder)
-    page = report.write_report(command.folder)
-    print_line(page)
-    if command.open:
-        webbrowser.open(page.resolve().as_uri())
-    return 0

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mesaopt.analysis import InContextLoss
 from mesaopt.looks import LOOKS, MARKERS, PALETTE, Look
 from mesaopt.papers.plots import band, style
+from mesaopt.report.page import plain
 
 _BASELINES = {
     "one gradient step": LOOKS["gradient descent"],
@@ -73,7 +74,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     for name, loss in panel.losses.items():
         if name == panel.reference:
             continue
-        line = looks[name].line(label=panel.labels.get(name, name))
+        line = looks[name].line(label=plain(panel.labels.get(name, name)))
         if panel.reference:
             loss = difference(loss, panel.losses[panel.reference])
         mean, half = loss.curve.numpy(), 1.96 * loss.curve_error.numpy()
@@ -84,8 +85,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             axes.plot(loss.positions, mean, **line)
         else:
             band(axes, loss.positions, mean, half, **line)
-    quantity = f"loss less that of {panel.reference}" if panel.reference else "loss"
-    axes.set(title=panel.title, xlabel="position in the sequence", ylabel=quantity)
+    quantity = f"loss less that of {plain(panel.reference)}" if panel.reference else "loss"
+    axes.set(title=plain(panel.title), xlabel="position in the sequence", ylabel=quantity)
     axes.set_yscale("linear" if panel.reference or _touches_zero(panel) else "log")
     axes.legend()
 

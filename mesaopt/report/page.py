@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mesaopt import files
+from mesaopt.errors import printable
 from mesaopt.papers.plots import style
 from mesaopt.report.html import page_templates
 from mesaopt.report.svg import inline
@@ -82,3 +83,20 @@ def _svg(figure: Figure) -> str:
     with style():
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return svg.getvalue()
+
+
+def plain(text: str) -> str:
+    """Write a name so that a figure shows it as it is: not as a formula, and never hidden in a legend.
+
+    Args:
+        text: from a user or a file.
+
+    Returns:
+        The text, on one line.
+
+    Example:
+        >>> plain("_a$b$")
+        ' _a\\\\$b\\\\$'
+    """
+    text = printable(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text

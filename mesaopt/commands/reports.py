@@ -1,0 +1,58 @@
+"""The command `report`: the page of a folder of results, or of one run."""
+
+import webbrowser
+from pathlib import Path
+
+from mesaopt import arguments as args
+from mesaopt import files, json_files, report, zoo
+from mesaopt.commands import given
+from mesaopt.console import print_line
+from mesaopt.errors import ConfigError, RunError
+
+
+def write_report(command: args.Report) -> int:
+    """Write the report of a folder, and show it if asked."""
+    page = _of_run(command) if _is_run(command.folder) else _of_results(command)
+    print_line(page)
+    if command.open:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def _is_run(folder: Path) -> bool:
+    """Say whether a run is meant: a model of the zoo, or a folder whose settings are those of a run."""
+    if str(folder).startswith(zoo.PREFIX):
+        return True
+    path = folder / "config.json"
+    settings = json_files.read(path) if files.exists(path) else None
+    return isinstance(settings, dict) and "recipe" in settings
+
+
+def _of_results(command: args.Report) -> Path:
+    if not files.is_folder(command.folder):
+        raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
+    if command.out is not None:
+        raise ConfigError(
+            "out: is for the report of a run; that of results lies beside its figures"
+        )
+    if command.redraw:
+        from mesaopt.papers.reproduce import redraw
+
+        redraw(command.folder)
+    return report.write_report(command.folder)
+
+
+def _of_run(command: args.Report) -> Path:
+    """Write the page of a run into its folder, and that of a model of the zoo into this folder."""
+    if command.redraw:
+        raise ConfigError("redraw: is for results; the report of a run is drawn anew every time")
+    given.check_picture(command.out)
+    folder = zoo.locate(command.folder)
+    name = str(command.folder)
+    usual = Path(f"{folder.name}.html") if name.startswith(zoo.PREFIX) else folder / "report.html"
+    out = command.out or usual
+    files.require_writable(out)
+    from mesaopt.report.run_page import write_run_report
+
+    write_run_report(folder, out, name=name)
+    return out

@@ -1,0 +1,160 @@
+"""The page of one run: its learning curve, its settings and where it was trained, read without torch."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mesaopt import files, json_files
+from mesaopt.config import RunConfig, from_dict, to_dict
+from mesaopt.errors import RunError
+from mesaopt.looks import LOOKS
+from mesaopt.papers.plots import style
+from mesaopt.report.page import Page, Table, write
+
+_METRICS = {"step": int, "train_loss": (float, None), "test_loss": float, "learning_rate": float}
+_META = {
+    "processor": str,
+    "cores": (int, None),
+    "packages": {str: str},
+    "started": str,
+    "gpus": [str],
+}
+_CAPTION = (
+    "Loss by training step. Test sequences are the same at every step and for every run; the train loss is "
+    "the mean over the steps since the point before."
+)
+
+Lines = list[dict[str, Any]]
+
+
+def write_run_report(folder: Path, out: Path, *, name: str) -> None:
+    """Write the page of a run as one HTML file, or its learning curve as PNG or SVG.
+
+    Args:
+        folder: of the run.
+        out: file to write, whose ending says what is written.
+        name: of the run, as a user types it.
+
+    Raises:
+        RunError: there is no run, a file of it is damaged, or the disk is full.
+        ConfigError: its configuration has an unknown key or a wrong value.
+    """
+    path = files.inside(folder, "config.json")
+    config = from_dict(RunConfig, json_files.read(path), where=str(path))
+    lines = _metrics(folder)
+    page = Page(
+        title=f"Run {name}",
+        lead=_lead(folder, config, lines),
+        figure=draw_learning_curve(lines),
+        caption=_CAPTION,
+        tables=[
+            *(
+                _settings(part, to_dict(getattr(config, part)))
+                for part in ("task", "model", "train")
+            ),
+            Table("Learning curve", _shown(lines)),
+            Table("Where it was trained", _machine(folder)),
+        ],
+        commands=_commands(config, name),
+    )
+    write(page, out)
+
+
+def draw_learning_curve(lines: Lines) -> Figure:
+    """Draw the losses of a training by step.
+
+    Args:
+        lines: of `metrics.jsonl`, one or more.
+
+    Returns:
+        The figure.
+    """
+    with style():
+        figure = Figure(figsize=(6.5, 3.8))
+        axes = figure.subplots()
+        looks = {"train_loss": LOOKS["no knowledge"], "test_loss": LOOKS["trained model"]}
+        for key, look in looks.items():
+            points = [(line["step"], line[key]) for line in lines if line[key] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), **look.line(label=key.replace("_", " ")))
+        losses = [line[key] for line in lines for key in looks if line[key] is not None]
+        axes.set_yscale("log" if min(losses) > 0 else "linear")
+        axes.set(xlabel="step", ylabel="loss")
+        axes.legend()
+    return figure
+
+
+def _metrics(folder: Path) -> Lines:
+    """Read the learning curve; half of a last line, which a kill leaves, does not count."""
+    path = files.inside(folder, "metrics.jsonl")
+    text = files.read_text(path)
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        where = f"{path}, line {number}"
+        lines.append(json_files.parse(line, where))
+        json_files.check(lines[-1], _METRICS, where)
+    if not lines:
+        raise RunError(f"{path}: is empty: the run has not been evaluated yet")
+    return lines
+
+
+def _commands(config: RunConfig, name: str) -> list[str]:
+    """Say what to type next; a task or a model of the user's own has to be named again."""
+    own = [
+        f" --{part} {shlex.quote(getattr(config, part).name)}"
+        for part in ("task", "model")
+        if getattr(config, part).kind == "own"
+    ]
+    run = shlex.quote(name) + "".join(own)
+    return [f"mesaopt evaluate {run}", f"mesaopt diagnose {run}"]
+
+
+def _lead(folder: Path, config: RunConfig, lines: Lines) -> str:
+    last, path = lines[-1], files.inside(folder, "DONE")
+    start = f"Recipe {config.recipe}, seed {config.seed}: "
+    loss = (
+        f"test loss {last['test_loss']:.4f} after {last['step']:,} of {config.train.steps:,} steps"
+    )
+    if not files.exists(path):
+        return f"{start}{loss}. It has not ended; --resume goes on."
+    seconds = json_files.read(path, {"seconds": float})["seconds"]
+    return f"{start}{loss}, in {seconds:,.0f} s."
+
+
+def _settings(part: str, settings: dict[str, Any]) -> Table:
+    titles = {"task": "Task", "model": "Model", "train": "Training"}
+    rows = [{"setting": f"{part}.{name}", "": _words(value)} for name, value in settings.items()]
+    return Table(titles[part], rows)
+
+
+def _shown(lines: Lines, most: int = 20) -> list[dict[str, str]]:
+    """Give some lines of the learning curve, the last among them."""
+    every = -(-len(lines) // most)
+    return [
+        {
+            "step": f"{line['step']:,}",
+            "train loss": "" if line["train_loss"] is None else f"{line['train_loss']:.4g}",
+            "test loss": f"{line['test_loss']:.4g}",
+            "learning rate": f"{line['learning_rate']:.3g}",
+        }
+        for line in reversed(lines[::-every])
+    ]
+
+
+def _machine(folder: Path) -> list[dict[str, str]]:
+    meta = json_files.read(files.inside(folder, "meta.json"), _META)
+    facts = {
+        "started": meta["started"],
+        "processor": f"{meta['processor']}, {meta['cores']} cores",
+        "GPU": ", ".join(meta["gpus"]) or "none",
+        "packages": ", ".join(f"{name} {version}" for name, version in meta["packages"].items()),
+    }
+    return [{"what": name, "": value} for name, value in facts.items()]
+
+
+def _words(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "none" if value is None else text
+    return text if len(text) <= 200 else f"{text[:197]}..."
