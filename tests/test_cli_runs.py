@@ -208,7 +208,7 @@ def test_a_model_of_the_zoo_next_to_a_run(
         (("evaluate", "{one}", "lsa-1"), "the trained model of the recipe is zoo:lsa-1"),
         (("evaluate", "{one}", "--json", "--csv"), "json: cannot be given with --csv"),
         (("compare", "{one}", "{plain}", "--out", "x.pdf"), "must end in .png, .svg, .html"),
-        (("diagnose", "{one}", "{other}"), "run='other': task='ar_process': must be"),
+        (("diagnose", "{one}", "{other}"), "run='other': task: has complex numbers"),
         (("evaluate", "{one}", "--task", "json:JSONEncoder"), "no task may be given"),
         (("compare", "{one}", "{plain}", "--too", "x"), "did you mean '--to'?"),
         (("evaluate", "{one}", "--cvs"), "did you mean '--csv'?"),
