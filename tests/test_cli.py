@@ -147,7 +147,7 @@ def test_diagnose_says_what_it_does_not_cover(
     folder = str(tmp_path / "run")
     assert run("train", "ar-gaussian", "--out", folder, "--device", "cpu", "--set", *SHORT) == 0
     assert run("diagnose", folder) == 2
-    assert "task='ar_process': must be 'linear_system' or" in capsys.readouterr().err
+    assert "task: has complex numbers: must have real ones" in capsys.readouterr().err
 
 
 def test_several_seeds_get_a_folder_each(

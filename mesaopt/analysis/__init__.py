@@ -6,6 +6,7 @@ from mesaopt.analysis.attention import (
     attention_maps,
     attention_mass,
 )
+from mesaopt.analysis.baselines import Baseline, tuned_baselines
 from mesaopt.analysis.capture import (
     capture,
     capturing,
@@ -79,6 +80,7 @@ __all__ = [
     "AblationTable",
     "Algorithm",
     "AttentionMaps",
+    "Baseline",
     "Compressed",
     "Diagnosis",
     "EarlyAscent",
@@ -138,6 +140,7 @@ __all__ = [
     "tune",
     "tune_prompt",
     "tune_ridge",
+    "tuned_baselines",
     "unexplained",
     "up_to",
     "variance_over_seeds",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
 from mesaopt.config import stacked
@@ -39,15 +39,15 @@ class Prompts(Batch):
     Where a prompt is no sequence of states, `states` is None.
     """
 
-    inputs: Float[Tensor, "batch pair input"] = field(kw_only=True)
+    inputs: Inexact[Tensor, "batch pair input"] = field(kw_only=True)
     """x_1 ... x_n."""
-    answers: Float[Tensor, "batch pair dim"] = field(kw_only=True)
+    answers: Inexact[Tensor, "batch pair dim"] = field(kw_only=True)
     """y_1 ... y_n, as the prompt shows them; the targets may be others, such as a model's predictions."""
     places: slice = field(kw_only=True)
     """The tokens at which they are asked for."""
 
     @property
-    def seen(self) -> Float[Tensor, "batch pair dim"]:
+    def seen(self) -> Inexact[Tensor, "batch pair dim"]:
         """The newest answer that is known where y_i is asked for, y_{i-1}; at first s_1, or zero.
 
         The functions of `mesaopt.theory` take it for the states, with :attr:`inputs` as inputs.
@@ -68,13 +68,13 @@ class Prompts(Batch):
         return [pair for pair, place in enumerate(self._indices[self.places]) if place in scored]
 
     @property
-    def scored_targets(self) -> Float[Tensor, "batch asked dim"]:
+    def scored_targets(self) -> Inexact[Tensor, "batch asked dim"]:
         """The targets at the scored positions."""
         return self.targets[:, self.scored]
 
     def at_places(
-        self, predictions: Float[Tensor, "batch pair dim"]
-    ) -> Float[Tensor, "batch time dim"]:
+        self, predictions: Inexact[Tensor, "batch pair dim"]
+    ) -> Inexact[Tensor, "batch time dim"]:
         """Lay predictions of answers to the tokens at which they are asked for; zero at the others."""
         if predictions.shape[1] == self.targets.shape[1]:
             return predictions
@@ -147,7 +147,9 @@ class PromptTask:
         return PromptTask(task, self.kind, self.read)
 
 
-def prompt_task(task: Task, regression: Reading | None = None) -> PromptTask:
+def prompt_task(
+    task: Task, regression: Reading | None = None, *, plain: bool = False
+) -> PromptTask:
     """Read the prompts of a task as regressions.
 
     Args:
@@ -155,12 +157,13 @@ def prompt_task(task: Task, regression: Reading | None = None) -> PromptTask:
         regression: how; by default as the task's own method `regression` does. Without one, each state is
             the input of the next: five stacked observations where a system is observed in part, features of
             states where it is nonlinear.
+        plain: states are taken as they are, observed in part or not.
 
     Returns:
         The task, with pairs in its batches.
 
     Raises:
-        ValueError: it is not known how to read the prompts of the task, or they are of complex numbers.
+        ValueError: it is not known how to read the prompts of the task.
 
     Example:
         >>> from mesaopt.tasks import FewShot, LinearSystem
@@ -170,8 +173,6 @@ def prompt_task(task: Task, regression: Reading | None = None) -> PromptTask:
         torch.Size([4, 6, 2])
     """
     batch = task.sample(1, seed=0, step=0, split="validation")
-    if batch.targets.is_complex():
-        raise ValueError("task: has complex numbers: must have real ones")
     source = task.config.task if isinstance(task, OwnTask) else task
     read = getattr(source, "regression", None) if regression is None else regression
     if read is not None:
@@ -181,7 +182,12 @@ def prompt_task(task: Task, regression: Reading | None = None) -> PromptTask:
             "task: does not say which inputs and answers its tokens show: must have a method "
             "regression(batch) -> mesaopt.tasks.Regression, or give regression=..."
         )
-    return PromptTask(task, "states", _reading_of_states(task))
+    read = _plainly if plain else _reading_of_states(task)
+    return PromptTask(task, "states", read)
+
+
+def _plainly(batch: Batch) -> Regression:
+    return Regression(batch.observed, batch.targets, slice(None))
 
 
 def _reading_of_states(task: Task) -> Reading:
@@ -204,10 +210,10 @@ def _checked_places(regression: object, batch: Batch) -> slice:
     places = batch.scored if regression.places is None else regression.places
     sizes = (len(batch.tokens), len(time[places]))
     for name, x in (("inputs", regression.inputs), ("targets", regression.targets)):
-        if x.dim() != 3 or x.shape[:2] != sizes or not x.is_floating_point():
-            given = f"regression: {name} has shape {tuple(x.shape)}, {x.dtype}"
+        if x.dim() != 3 or x.shape[:2] != sizes:
+            given = f"regression: {name} has shape {tuple(x.shape)}"
             raise ValueError(
-                f"{given}: must be real, [{sizes[0]}, {sizes[1]}, width]: a row a place"
+                f"{given}: must be [{sizes[0]}, {sizes[1]}, width], a row for each place"
             )
     if regression.targets.shape[2] != batch.targets.shape[2]:
         given = f"regression: targets has shape {tuple(regression.targets.shape)}"

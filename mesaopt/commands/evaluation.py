@@ -9,7 +9,6 @@ from mesaopt import arguments as args
 from mesaopt.commands import given
 from mesaopt.config import (
     MergedAttentionConfig,
-    OwnTaskConfig,
     TaskConfig,
     differences,
     to_dict,
@@ -17,7 +16,7 @@ from mesaopt.config import (
 from mesaopt.console import print_csv, print_json, print_table
 
 if TYPE_CHECKING:
-    from mesaopt.analysis import InContextLoss, Predictor
+    from mesaopt.analysis import Baseline, InContextLoss
     from mesaopt.training import Run
 
 _TUNING_SECONDS = 3.0
@@ -32,7 +31,7 @@ class Scores:
     runs: dict[str, "Run"]
     losses: dict[str, "InContextLoss"] = field(default_factory=dict)
     """Of the runs, then of the baselines."""
-    baselines: dict[str, "_Baseline"] = field(default_factory=dict)
+    baselines: dict[str, "Baseline"] = field(default_factory=dict)
 
     @property
     def task(self) -> TaskConfig:
@@ -152,46 +151,14 @@ def _score(group: Scores, evaluation: Any) -> None:
     group.losses = in_context_loss(models | others, make_task(group.task), evaluation)
 
 
-@dataclass(frozen=True)
-class _Baseline:
-    """A predictor to compare runs with, and its tuned setting."""
-
-    predictor: "Predictor"
-    setting: dict[str, float]
-    label: str
-
-
-def _tuned_baselines(group: Scores) -> dict[str, _Baseline]:
-    """Tune gradient descent and least squares on the task of runs, where it has states."""
-    from mesaopt.analysis import line_search_step_size, tune_ridge
+def _tuned_baselines(group: Scores) -> dict[str, "Baseline"]:
+    """Tune gradient descent and least squares on the task of runs."""
+    from mesaopt.analysis import tuned_baselines
     from mesaopt.tasks import make_task
-    from mesaopt.theory import gradient_descent, ridge_least_squares
 
-    task, baselines = make_task(group.task), {}
-    if isinstance(group.task, OwnTaskConfig):
-        baselines["predict zero"] = _Baseline(lambda batch: 0 * batch.targets, {}, "")
-        batch = task.sample(1, seed=0, step=0, split="validation")
-        if batch.states is None or batch.states[:, 1:].shape != batch.targets.shape:
-            return baselines
     # Merged attention divides by the number of pairs: its step is one on their mean.
     merged = all(isinstance(run.config.model, MergedAttentionConfig) for run in group.runs.values())
-    objective, unit = ("mean", " / (t - 1)") if merged else ("sum", "")
-    step_size = line_search_step_size(task, objective=objective)
-    ridge = tune_ridge(task).value
-    return baselines | {
-        "one gradient step": _Baseline(
-            lambda batch: gradient_descent(
-                batch.observed, step_size=step_size, objective=objective
-            ),
-            {"step_size": step_size},
-            f"of {step_size:.4f}{unit}",
-        ),
-        "least squares": _Baseline(
-            lambda batch: ridge_least_squares(batch.observed, ridge=ridge),
-            {"ridge": ridge},
-            f"with ridge {ridge:.2g}",
-        ),
-    }
+    return tuned_baselines(make_task(group.task), objective="mean" if merged else "sum")
 
 
 def table_rows(group: Scores) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
 from mesaopt.tasks.batch import Batch
@@ -26,9 +26,9 @@ class Regression:
         [1.0, 2.0]
     """
 
-    inputs: Float[Tensor, "batch pair input"]
+    inputs: Inexact[Tensor, "batch pair input"]
     """x_1 ... x_n."""
-    targets: Float[Tensor, "batch pair dim"]
+    targets: Inexact[Tensor, "batch pair dim"]
     """y_1 ... y_n, as the prompt shows them after the prediction."""
     places: slice | None = None
     """The tokens at which y_1 ... y_n are predicted, as in :attr:`Batch.scored`; None: those scored. To be

@@ -31,9 +31,12 @@ def regression_of(task: Task, regression: Reading | None = None) -> InContextReg
         regression: how its prompts are read; see :func:`mesaopt.analysis.prompts.prompt_task`.
 
     Raises:
-        ValueError: it is not known how to read the prompts of the task.
+        ValueError: it is not known how to read the prompts of the task, or they are of complex numbers.
     """
     if isinstance(task, LinearSystem) and task.config.transition == "fixed":
         many = LinearSystem(replace(task.config, transition="orthogonal", matrix=None))
         return InContextRegression(prompt_task(many, regression), task, regression)
-    return InContextRegression(prompt_task(task, regression), None, regression)
+    prompts = prompt_task(task, regression)
+    if prompts.sample(1, seed=0, split="validation").inputs.is_complex():
+        raise ValueError("task: has complex numbers: must have real ones")
+    return InContextRegression(prompts, None, regression)
