@@ -41,6 +41,17 @@ class Look:
 MARKERS = "sD^v<>PXph*d"
 """Filled; circles are kept for published numbers."""
 
+
+def series(number: int) -> Look:
+    """Give a look to the number-th of things that are no idea of their own, such as starts or dimensions.
+
+    Example:
+        >>> series(0).color == PALETTE[0], series(1).marker != series(0).marker
+        (True, True)
+    """
+    return Look(PALETTE[number % len(PALETTE)], marker=MARKERS[number % len(MARKERS)])
+
+
 LOOKS: dict[str, Look] = {
     "trained model": Look(PALETTE[0], marker="s"),
     "1 linear layer": Look(PALETTE[0], marker="s"),

@@ -38,9 +38,12 @@ ALLOWED = {
     "bench": BASE | {"ops", "layers", "models", "tasks", "theory", "training", "recipes"},
 }
 ALLOWED["looks"] = set()
+ALLOWED["display"] = {"errors", "looks"}
+ALLOWED["training"].add("display")
+ALLOWED["analysis"] |= {"display", "looks"}
 ALLOWED["papers"].add("looks")
 ALLOWED["report"].add("looks")
-ALLOWED["zoo"] = ALLOWED["papers"] | {"papers"}
+ALLOWED["zoo"] = ALLOWED["papers"] | {"papers", "display"}
 ALLOWED["released"] = BASE | {"models", "recipes", "tasks", "training"}
 ALLOWED["arguments"] = set()
 ALLOWED["console"] = {"errors"}

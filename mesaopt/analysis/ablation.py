@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
 from mesaopt.analysis.in_context import InContextLoss
 from mesaopt.analysis.parts import find_part
 from mesaopt.analysis.patching import Replacement, patch
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import suggest
+from mesaopt.looks import PALETTE
 from mesaopt.tasks import Batch
 
 Corruption = Callable[[Tensor], Tensor]
@@ -24,8 +27,8 @@ REPLACEMENTS = ("zero", "mean", "other_sequence", "shuffled_tokens")
 """Replacements that have a name."""
 
 
-@dataclass(frozen=True)
-class Effect:
+@dataclass(frozen=True, repr=False)
+class Effect(Drawn):
     """Effect of replacing one part at some positions, on the same sequences as the original.
 
     Example:
@@ -65,12 +68,27 @@ class Effect:
     def _changes(self) -> Float[Tensor, "sequence position"]:
         return self.patched.losses - self.original.losses
 
+    _axes = {"xlabel": "position in the sequence", "ylabel": "change of the in-context loss"}
 
-@dataclass(frozen=True)
-class AblationTable:
+    def _headline(self) -> str:
+        losses = f"from {self.original.mean:.4g} to {self.patched.mean:.4g}"
+        return f"The loss changes by {self.change}, {losses}; {len(self._changes):,} sequences"
+
+    def _rows(self) -> list[Row]:
+        each = zip(self.original.positions, estimates(self._changes), strict=True)
+        return [{"position": position, "change": change} for position, change in each]
+
+    def _curves(self) -> list[Curve]:
+        each = estimates(self._changes)
+        values, errors = [one.value for one in each], [one.error for one in each]
+        return [Curve("change", self.original.positions, values, errors)]
+
+
+@dataclass(frozen=True, repr=False)
+class AblationTable(Drawn):
     """Effects of replacing the parts of a model, one at a time.
 
-    `print(table)` shows the losses.
+    It prints as a table.
     """
 
     original: InContextLoss
@@ -94,16 +112,29 @@ class AblationTable:
         groups = (group for part, group in self.effects if part == name)
         return self.effects[name, next(groups, "") if positions is None else positions]
 
-    def __str__(self) -> str:
-        """Write one line per effect: the loss, and its change with a standard error."""
-        rows = [["part", "positions", "loss", "change", "error"]]
-        rows.append(["as it is", "", f"{self.original.mean:.4g}", "", ""])
+    def _headline(self) -> str:
+        worst = max(self.effects.values(), key=lambda effect: effect.change.value, default=None)
+        name = next((part for (part, _), effect in self.effects.items() if effect is worst), "")
+        most = f"; {name} costs most" if worst is not None and worst.change.low > 0 else ""
+        return f"Loss of the model {self.original.estimate}{most}"
+
+    def _rows(self) -> list[Row]:
+        rows: list[Row] = []
         for (name, group), effect in self.effects.items():
-            numbers = (effect.patched.mean, effect.change.value, effect.change.error)
-            rows.append([name, group] + [f"{number:.4g}" for number in numbers])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        return "\n".join(lines)
+            numbers = {"loss": effect.patched.mean, "change": effect.change, "ratio": effect.ratio}
+            rows.append({"part": name, "positions": group, **numbers})
+        return rows
+
+    def _table(self) -> list[Row]:
+        return self._rows()
+
+    def _draw(self, axes: Any) -> None:
+        names = [f"{part}, {group}" if group != "all" else part for part, group in self.effects]
+        changes = [effect.change for effect in self.effects.values()]
+        errors = [1.96 * change.error for change in changes]
+        axes.barh(names, [change.value for change in changes], xerr=errors, color=PALETTE[0])
+        axes.set(xlabel="change of the in-context loss")
+        axes.invert_yaxis()
 
 
 @torch.no_grad()

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, like_weights, up_to
+from mesaopt.analysis.estimate import estimates
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
+from mesaopt.display import Drawn, Row
 from mesaopt.layers import SelfAttention
 from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch
@@ -18,8 +21,8 @@ from mesaopt.workers import current_workers
 _BATCH = 128  # sequences whose maps are in memory at once
 
 
-@dataclass(frozen=True)
-class AttentionMaps:
+@dataclass(frozen=True, repr=False)
+class AttentionMaps(Drawn):
     """The maps of one layer over many sequences.
 
     Example:
@@ -46,6 +49,38 @@ class AttentionMaps:
     def mass_error(self) -> Float[Tensor, "head offset"]:
         """Standard error of :attr:`mass` over sequences."""
         return self.masses.std(0) / len(self.masses) ** 0.5
+
+    def _headline(self) -> str:
+        heads, time, _ = self.mean.shape
+        return f"Attention of {heads} heads to {time} tokens, {len(self.masses):,} sequences"
+
+    def _rows(self) -> list[Row]:
+        entries = torch.ones_like(self.mean).tril().nonzero().tolist()
+        return [
+            {
+                "head": head,
+                "position": t + 1,
+                "token": s + 1,
+                "attention": self.mean[head, t, s].item(),
+                "spread": self.spread[head, t, s].item(),
+            }
+            for head, t, s in entries
+        ]
+
+    def _table(self) -> list[Row]:
+        shares = [estimates(self.masses[:, head]) for head in range(self.masses.shape[1])]
+        return [
+            {"head": head}
+            | {f"share {d} back": share for d, share in zip(self.offsets, of_head, strict=True)}
+            for head, of_head in enumerate(shares)
+        ]
+
+    def _draw(self, axes: Any) -> None:
+        time = self.mean.shape[-1]
+        extent = (0.5, time + 0.5, time + 0.5, 0.5)
+        image = axes.imshow(self.mean.mean(0).tolist(), extent=extent, cmap="viridis")
+        axes.set(xlabel="attended token", ylabel="position", title="mean over heads")
+        axes.figure.colorbar(image, ax=axes)
 
 
 def attention_mass(

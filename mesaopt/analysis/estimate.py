@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mesaopt.display import with_error
+
 STANDARD_ERRORS = 3.0
 """Half the width of the interval on which decisions rest. By noise alone a number is beyond one end of it
 about once in 700 times."""
@@ -27,12 +29,17 @@ class Estimate:
         Estimate(value=0.75, error=0.5)
         >>> Estimate(1.0, 0.3) / Estimate(2.0, 0.8)
         Estimate(value=0.5, error=0.25)
+        >>> print(estimate)
+        0.90 ± 0.10
     """
 
     value: float
     """The measured number."""
     error: float
     """Its standard error, 0 or greater; NaN where a single sample does not tell it."""
+
+    def __str__(self) -> str:
+        return with_error(self.value, self.error)
 
     @property
     def low(self) -> float:
@@ -266,6 +273,15 @@ def mean_and_error(
     """
     sequences = values.mean(0).var(0) / values.shape[1]
     return values.mean((0, 1)), (sequences + variance_over_seeds(values.mean(1))).sqrt()
+
+
+def estimates(
+    samples: Float[Tensor, "sequence column"],
+) -> list[Estimate]:
+    """Estimate the mean of every column; the errors of a single sequence are NaN."""
+    errors = samples.std(0) / len(samples) ** 0.5 if len(samples) > 1 else samples[0] * math.nan
+    pairs = zip(samples.mean(0).tolist(), errors.tolist(), strict=True)
+    return [Estimate(value, error) for value, error in pairs]
 
 
 def _ratio_variance(

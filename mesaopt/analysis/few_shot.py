@@ -21,17 +21,22 @@ from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, as_model, as_task
 from mesaopt.analysis.in_context import InContextLoss, in_context_loss
 from mesaopt.config import FewShotConfig, require_whole
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import wrong_type
 from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch, FewShot, FewShotBatch
 
 
-@dataclass(frozen=True, kw_only=True)
-class TunedPrompt:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TunedPrompt(Drawn):
     """Learned vectors between the pairs and in front of them, with the history of their training.
 
     Example:
-        >>> TunedPrompt(separator=torch.zeros(10), losses=torch.ones(5), norms=torch.ones(5, 1)).prefix
+        >>> TunedPrompt(separator=torch.zeros(10), losses=torch.ones(2), norms=torch.ones(2, 1))
+        Prompt with a separator; training loss from 1 to 1 in 2 steps
+        step  loss  mean norm
+           0     1          1
+           1     1          1
     """
 
     separator: Float[Tensor, " dim"] | None = None
@@ -42,6 +47,24 @@ class TunedPrompt:
     """Loss of the training batch, before every step."""
     norms: Float[Tensor, "step vector"]
     """Norms of the vectors that were learned, before every step; a separator comes first."""
+
+    _axes = {"xlabel": "step", "ylabel": "training loss"}
+
+    def _headline(self) -> str:
+        prefix = 0 if self.prefix is None else len(self.prefix)
+        parts = ["a separator"] * (self.separator is not None) + [f"a prefix of {prefix}"] * bool(
+            prefix
+        )
+        falls = f"{self.losses[0]:.4g} to {self.losses[-1]:.4g} in {len(self.losses):,} steps"
+        return f"Prompt with {' and '.join(parts) or 'nothing'}; training loss from {falls}"
+
+    def _rows(self) -> list[Row]:
+        norms = self.norms.mean(1).tolist()
+        each = enumerate(zip(self.losses.tolist(), norms, strict=True))
+        return [{"step": step, "loss": loss, "mean_norm": norm} for step, (loss, norm) in each]
+
+    def _curves(self) -> list[Curve]:
+        return [Curve("loss", range(len(self.losses)), self.losses.tolist())]
 
 
 @dataclass(frozen=True, kw_only=True)

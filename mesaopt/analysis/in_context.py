@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, like_weights
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task, loaded, task_of
 from mesaopt.config import TokenSlot
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.tasks import Batch, tokens_from_states
 
 Predictor = Callable[[Batch], Tensor]
@@ -21,14 +22,22 @@ AnyPredictor = Predictor | AnyModel
 """A predictor, or a model or run that makes one."""
 
 
-@dataclass(frozen=True)
-class InContextLoss:
+_AXES = {"xlabel": "position in the sequence", "ylabel": "in-context loss", "yscale": "log"}
+
+
+@dataclass(frozen=True, repr=False)
+class InContextLoss(Drawn):
     """Losses of one predictor on many sequences, and their sampling error.
 
     Example:
         >>> loss = InContextLoss(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
         >>> loss.curve.tolist(), loss.mean
         ([2.0, 2.0], 2.0)
+        >>> loss
+        In-context loss 2 on 2 sequences, at positions 1 to 2
+        position         loss
+               1  2.0 ± 1.0
+               2  2.0 ± 1.0
     """
 
     losses: Float[Tensor, "sequence position"]
@@ -65,6 +74,59 @@ class InContextLoss:
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` over sequences."""
         return (self.losses.mean(1).std() / len(self.losses) ** 0.5).item()
+
+    _axes = _AXES
+
+    def _headline(self) -> str:
+        (mean,) = estimates(self.losses.mean(1, keepdim=True))
+        return f"In-context loss {mean} on {self._amount()}"
+
+    def _amount(self) -> str:
+        positions = f"{self.positions[0]} to {self.positions[-1]}"
+        return f"{len(self.losses):,} sequences, at positions {positions}"
+
+    def _rows(self) -> list[Row]:
+        each = zip(self.positions, estimates(self.losses), strict=True)
+        return [{"position": position, "loss": loss} for position, loss in each]
+
+    def _curves(self) -> list[Curve]:
+        return [self._curve("the model")]
+
+    def _curve(self, name: str) -> Curve:
+        losses = estimates(self.losses)
+        values, errors = [one.value for one in losses], [one.error for one in losses]
+        return Curve(name, self.positions, values, errors)
+
+
+class InContextLosses(Drawn, dict[str, InContextLoss]):
+    """Losses of several predictors on the same sequences, by name: a dictionary that shows itself.
+
+    Example:
+        >>> losses = InContextLosses(half=InContextLoss(torch.full((2, 4), 0.5)))
+        >>> losses["half"].mean
+        0.5
+    """
+
+    _axes = _AXES
+
+    def _headline(self) -> str:
+        if not self:
+            return "In-context losses of no predictor"
+        first = next(iter(self.values()))
+        return f"In-context losses of {len(self)} predictors on {first._amount()}"
+
+    def _rows(self) -> list[Row]:
+        return [{"predictor": name, **row} for name, loss in self.items() for row in loss._rows()]
+
+    def _table(self) -> list[Row]:
+        return [
+            {"predictor": name, "mean loss": estimates(loss.losses.mean(1, keepdim=True))[0]}
+            | {f"at {row['position']}": row["loss"].value for row in loss._table()}
+            for name, loss in self.items()
+        ]
+
+    def _curves(self) -> list[Curve]:
+        return [loss._curve(name) for name, loss in self.items()]
 
 
 def model_predictor(model: AnyModel, slots: tuple[TokenSlot, ...]) -> Predictor:
@@ -118,7 +180,7 @@ def in_context_loss(
     predictors: Mapping[str, AnyPredictor],
     task: AnyTask | None = None,
     evaluation: Evaluation = ...,
-) -> dict[str, InContextLoss]: ...
+) -> InContextLosses: ...
 
 
 @overload
@@ -134,7 +196,7 @@ def in_context_loss(
     predictors: Mapping[str, AnyPredictor] | AnyPredictor,
     task: AnyTask | None = None,
     evaluation: Evaluation = Evaluation(),
-) -> dict[str, InContextLoss] | InContextLoss:
+) -> InContextLosses | InContextLoss:
     """Score predictors on the same fresh sequences, so that they can be compared in pairs.
 
     Args:
@@ -180,4 +242,6 @@ def in_context_loss(
             for name, values in scored.items():
                 losses[name].append(values)
     # pop() frees the memory of one predictor at a time.
-    return {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in functions}
+    return InContextLosses(
+        {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in functions}
+    )

@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, differentiating, evaluating, like_weights
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
 from mesaopt.analysis.in_context import Predictor, in_context_loss
 from mesaopt.config import require_count
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.models.mixers import make_mixer
@@ -37,8 +39,8 @@ _PLAIN = Frame()
 _STREAM = "distillation"  # of random numbers, different from that of the initial weights of models
 
 
-@dataclass(frozen=True)
-class Linearization:
+@dataclass(frozen=True, repr=False)
+class Linearization(Drawn):
     """Losses of a model whose attention layers are replaced by linear ones, one at a time."""
 
     layers: tuple[int, ...]
@@ -53,6 +55,28 @@ class Linearization:
     """Share of the variance of the layer's output that the linear layer misses, on test sequences."""
     loss: float
     """Mean test loss of the original model."""
+
+    _axes = {"xlabel": "replaced layer", "ylabel": "loss / loss of the model"}
+
+    def _headline(self) -> str:
+        failed = ", ".join(str(i) for i in self.failed)
+        doubts = f"; could not be distilled: layer {failed}" if failed else ""
+        return f"Loss with one linear layer, of {self.loss:.4g} for the model{doubts}"
+
+    def _rows(self) -> list[Row]:
+        ratios = zip(self.ratios.tolist(), self.ratio_errors.tolist(), strict=True)
+        each = zip(self.layers, ratios, self.unexplained.tolist(), strict=True)
+        return [
+            {"layer": layer, "loss_ratio": Estimate(*ratio), "unexplained": missed}
+            for layer, ratio, missed in each
+        ]
+
+    def _table(self) -> list[Row]:
+        return self._rows()
+
+    def _curves(self) -> list[Curve]:
+        names = [str(layer) for layer in self.layers]
+        return [Curve("loss ratio", names, self.ratios.tolist(), self.ratio_errors.tolist())]
 
     @property
     def failed(self) -> tuple[int, ...]:

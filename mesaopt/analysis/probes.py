@@ -26,12 +26,13 @@ from mesaopt.analysis.probe_fits import (
 )
 from mesaopt.analysis.probe_targets import Target
 from mesaopt.config import TokenSlot, require_count
+from mesaopt.display import Curve, Drawn, Row, Shown
 from mesaopt.progress import AnyProgress, Report, reporting
 from mesaopt.tasks import squared_error
 
 
-@dataclass(frozen=True)
-class ProbeScore:
+@dataclass(frozen=True, repr=False)
+class ProbeScore(Shown):
     """Error of a probe on sequences it was not fitted on, with its controls.
 
     All errors are half the squared error, summed over coordinates: :func:`mesaopt.tasks.squared_error`.
@@ -95,9 +96,18 @@ class ProbeScore:
         """Share of the held-out variance that the probe explains: 1 - unexplained."""
         return 1 - self.unexplained.value
 
+    def _headline(self) -> str:
+        dims, count = f"{self.dim} coordinates", f"{len(self.losses):,} sequences"
+        return f"R² {1 - self.unexplained} of a linear probe of {dims}, on {count}"
 
-@dataclass(frozen=True)
-class ProbeTable:
+    def _rows(self) -> list[Row]:
+        numbers = {"loss": self.estimate, "uninformative": self.uninformative}
+        controls = {"in_sample": self.in_sample, "shuffled": self.shuffled}
+        return [{"r2": 1 - self.unexplained, **numbers, **controls}]
+
+
+@dataclass(frozen=True, repr=False)
+class ProbeTable(Drawn):
     """Scores of probes for every target, layer and position."""
 
     scores: Mapping[tuple[str, str, int], ProbeScore]
@@ -144,6 +154,55 @@ class ProbeTable:
             By position, counted from 1.
         """
         return {t: s for (which, n, t), s in self.scores.items() if (which, n) == (target, name)}
+
+    _axes = {"xlabel": "layer", "ylabel": "R² of a linear probe", "ylim": (-0.05, 1.05)}
+
+    @property
+    def _parts(self) -> tuple[list[str], list[str], list[int]]:
+        """Targets, layers and positions, as given."""
+        targets, names, positions = (list(dict.fromkeys(p)) for p in zip(*self.scores, strict=True))
+        return targets, names, sorted(positions)
+
+    def _headline(self) -> str:
+        if not self.scores:
+            return "No linear probes"
+        targets, names, positions = self._parts
+        what = f"{len(targets)} targets in {len(names)} layers at positions {_listed(positions)}"
+        count = len(next(iter(self.scores.values())).losses)
+        return f"R² of linear probes for {what}; {count:,} sequences. At position {positions[-1]}:"
+
+    def _rows(self) -> list[Row]:
+        return [
+            {"target": target, "layer": name, "position": position, **score._rows()[0]}
+            for (target, name, position), score in self.scores.items()
+        ]
+
+    def _table(self) -> list[Row]:
+        if not self.scores:
+            return []
+        targets, names, positions = self._parts
+        return [
+            {"layer": name}
+            | {t: 1 - self.scores[t, name, positions[-1]].unexplained for t in targets}
+            for name in names
+        ]
+
+    def _curves(self) -> list[Curve]:
+        curves = []
+        for target in self._parts[0] if self.scores else ():
+            scores = self.by_depth(target, self._parts[2][-1])
+            shares = [1 - score.unexplained for score in scores.values()]
+            values, errors = [one.value for one in shares], [one.error for one in shares]
+            curves.append(Curve(target, tuple(scores), values, errors))
+        return curves
+
+
+def _listed(positions: Sequence[int]) -> str:
+    return (
+        ", ".join(map(str, positions))
+        if len(positions) < 6
+        else f"{positions[0]} to {positions[-1]}"
+    )
 
 
 def probe(

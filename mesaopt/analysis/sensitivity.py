@@ -14,8 +14,10 @@ from mesaopt.analysis.capture import (
     like_weights,
     up_to,
 )
+from mesaopt.analysis.estimate import estimates
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
+from mesaopt.display import SHOWN, Curve, Drawn, Row
 from mesaopt.progress import AnyProgress, reporting
 from mesaopt.tasks import Batch
 from mesaopt.workers import current_workers
@@ -23,8 +25,8 @@ from mesaopt.workers import current_workers
 _BATCH = 64  # sequences differentiated at once: a compromise between overhead and memory
 
 
-@dataclass(frozen=True)
-class Sensitivity:
+@dataclass(frozen=True, repr=False)
+class Sensitivity(Drawn):
     """Norms of the derivatives of a part's output at one position by every input token.
 
     Example:
@@ -57,6 +59,29 @@ class Sensitivity:
         1 for a single token, n for n tokens of equal weight; NaN for none.
         """
         return self.norms.sum(1).square() / self.norms.square().sum(1)
+
+    _axes = {"xlabel": "input token", "ylabel": "sensitivity"}
+
+    def _headline(self) -> str:
+        (breadth,) = estimates(self.breadth[:, None])
+        tokens, sequences = self.norms.shape[1], len(self.norms)
+        return (
+            f"The output at position {self.position} depends on {breadth} tokens in effect, of "
+            f"{tokens}; {sequences:,} sequences"
+        )
+
+    def _rows(self) -> list[Row]:
+        each = enumerate(zip(estimates(self.norms), estimates(self.frobenius), strict=True))
+        return [{"token": t + 1, "sensitivity": s, "frobenius": f} for t, (s, f) in each]
+
+    def _table(self) -> list[Row]:
+        rows = sorted(self._rows(), key=lambda row: -row["sensitivity"].value)[:SHOWN]
+        return sorted(rows, key=lambda row: row["token"])
+
+    def _curves(self) -> list[Curve]:
+        each = estimates(self.norms)
+        values, errors = [one.value for one in each], [one.error for one in each]
+        return [Curve("sensitivity", range(1, len(each) + 1), values, errors)]
 
 
 @differentiating()

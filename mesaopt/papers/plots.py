@@ -7,18 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from mesaopt.looks import GRID, INK, MARKERS, PALETTE, Look
-
-
-def series(number: int) -> Look:
-    """Give a look to the number-th of things that are no idea of their own, such as starts or dimensions.
-
-    Example:
-        >>> series(0).color == PALETTE[0], series(1).marker != series(0).marker
-        (True, True)
-    """
-    return Look(PALETTE[number % len(PALETTE)], marker=MARKERS[number % len(MARKERS)])
-
+from mesaopt.looks import GRID, INK
 
 _STYLE = {
     "figure.dpi": 110,

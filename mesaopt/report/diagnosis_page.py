@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mesaopt import files
-from mesaopt.analysis import Diagnosis, Estimate
+from mesaopt.analysis import Diagnosis
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, PREVIOUS
-from mesaopt.looks import INK, LOOKS, PALETTE, Look
-from mesaopt.papers.plots import series, style
+from mesaopt.looks import LOOKS, Look, series
+from mesaopt.papers.plots import style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import page_templates
 from mesaopt.report.svg import inline
@@ -104,31 +104,8 @@ def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
 
 
 def _draw_shifts(axes: Axes, diagnosis: Diagnosis) -> None:
-    own, shifts = diagnosis.agreement(diagnosis.optimizer), diagnosis.shifts
-    rows = [("as trained", True), *((shift.name, shift.counts) for shift in shifts)]
-    places = np.arange(len(rows))
-    for offset, color, name in ((-0.19, 0, "predictions"), (0.19, 1, "errors")):
-        shares: list[Estimate] = [getattr(one, name) for one in (own, *shifts)]
-        values = [max(share.value, 0.0) for share in shares]
-        bars = [1.96 * share.error if share.value > 0 else 0.0 for share in shares]
-        axes.barh(
-            places + offset,
-            values,
-            0.36,
-            xerr=bars,
-            color=PALETTE[color],
-            hatch="//" * color,
-            label=f"of {name}",
-        )
-    axes.axvline(0.5, color=PALETTE[4], lw=1)
-    axes.set(
-        xlim=(0, 1.02), yticks=places, xlabel="share explained", title="Under distribution shifts"
-    )
-    for text, (_, counts) in zip(
-        axes.set_yticklabels([name for name, _ in rows]), rows, strict=True
-    ):
-        text.set_color(INK if counts else PALETTE[5])
-    axes.invert_yaxis()
+    diagnosis.plot(axes)
+    axes.set(title="Under distribution shifts")
     _legend_below(axes)
 
 

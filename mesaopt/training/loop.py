@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mesaopt import files, recipes
 from mesaopt.config import NetworkConfig, RunConfig, TaskConfig, TrainConfig
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import ConfigError, RunError, SolveError, wrong_type
 from mesaopt.models import Model, SequenceModel
 from mesaopt.progress import NOBODY, AnyProgress, Report, reporting
@@ -41,8 +42,8 @@ class DivergedError(RunError):
     exit_status = 1
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Drawn):
     """A trained model and its run folder, as :func:`train` and :func:`load_run` return them.
 
     Example:
@@ -63,6 +64,30 @@ class Run:
     """One entry per evaluation: step, train_loss, test_loss, learning_rate."""
     seconds: float
     """Training time, over all sessions."""
+
+    _axes = {"xlabel": "step", "ylabel": "loss", "yscale": "log"}
+
+    def _headline(self) -> str:
+        lines = [f"Run {self.path.name}, not trained"]
+        if self.metrics:
+            last = self.metrics[-1]
+            after = f"{last['step']:,} of {self.config.train.steps:,} steps"
+            lines = [f"Run {self.path.name}: test loss {last['test_loss']:.4g} after {after}"]
+        number = sum(weight.numel() for weight in self.model.parameters())
+        model = f"{self.config.model.kind} model of {number:,} parameters"
+        lines.append(f"{model} on {self.config.task.kind}, trained for {self.seconds:.0f} s")
+        return "\n".join([*lines, str(self.path)])
+
+    def _rows(self) -> list[Row]:
+        return list(self.metrics)
+
+    def _curves(self) -> list[Curve]:
+        curves = []
+        for name in ("test_loss", "train_loss"):
+            lines = [line for line in self.metrics if line[name] is not None]
+            steps, losses = [line["step"] for line in lines], [line[name] for line in lines]
+            curves += [Curve(name.replace("_", " "), steps, losses)] if lines else []
+        return curves
 
     @property
     def sequence_model(self) -> SequenceModel:

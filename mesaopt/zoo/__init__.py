@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mesaopt
 from mesaopt import files, json_files
+from mesaopt.display import Row, Shown, with_error
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.uncovering2023.published import CURVES
 from mesaopt.recipes import RECIPES
@@ -40,8 +41,8 @@ DEVIATIONS: dict[str, str] = {
 """What is known to differ from the published training, besides the random numbers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Entry(Shown):
     """One model of the zoo.
 
     Example:
@@ -92,6 +93,28 @@ class Entry:
             "checkpoints": str(len(self.steps)),
             "kB": f"{self.num_bytes / 1000:,.0f}",
         }
+
+    def _headline(self) -> str:
+        loss = with_error(self.loss_value, self.loss_error)
+        published = self.published_loss
+        theirs = "" if published is None else f" (published {published:.4g})"
+        return f"{self.recipe}: loss {loss}{theirs} after {self.steps[-1]:,} steps"
+
+    def _rows(self) -> list[Row]:
+        return [
+            {
+                "recipe": self.recipe,
+                "steps": self.steps[-1],
+                "loss": self.loss_value,
+                "loss_error": self.loss_error,
+                "published_loss": self.published_loss,
+                "checkpoints": len(self.steps),
+                "bytes": self.num_bytes,
+            }
+        ]
+
+    def _table(self) -> list[Row]:
+        return [self.describe()]
 
     @property
     def published_loss(self) -> float | None:

@@ -168,9 +168,10 @@ def test_it_prints_as_a_table() -> None:
     groups = {"early": [1, 2], "late": [LENGTH]}
     table = ablate(one_step(), TASK, [MIXER], by="zero", positions=groups, evaluation=FEW)
     lines = str(table).splitlines()
-    assert lines[0].split() == ["part", "positions", "loss", "change", "error"]
+    assert lines[0].startswith(f"Loss of the model {table.original.estimate}")
+    assert lines[1].split() == ["part", "positions", "loss", "change", "ratio"]
     assert [line.split()[:2] for line in lines[2:]] == [[MIXER, "early"], [MIXER, "late"]]
-    assert float(lines[3].split()[3]) == pytest.approx(table.at(MIXER, "late").change.value, 1e-3)
+    assert str(table.at(MIXER, "late").change) in lines[3]
 
 
 @pytest.mark.parametrize(

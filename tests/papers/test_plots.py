@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from mesaopt.looks import INK, LOOKS, PALETTE
+from mesaopt.looks import INK, LOOKS, PALETTE, series
 from mesaopt.papers.matrices import sum_over_heads
-from mesaopt.papers.plots import series
 
 STYLE = (Path(__file__).parents[2] / "mesaopt" / "report" / "style.css.j2").read_text()
 LIGHT, DARK = (

@@ -13,6 +13,7 @@ from mesaopt.analysis.diagnosis.candidates import (
     Candidate,
     fit_candidates,
 )
+from mesaopt.analysis.diagnosis.drawing import draw_agreement
 from mesaopt.analysis.diagnosis.evidence import (
     PROBE_BATCHES,
     Learning,
@@ -38,12 +39,13 @@ from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, loaded, task_of
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.analysis.prompts import PromptKind
+from mesaopt.display import Drawn, Row
 from mesaopt.progress import AnyProgress, Progress, Report, reporting
 from mesaopt.tasks import Reading
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Drawn):
     """The answer to "is there a mesa-optimizer in this model?", and the evidence for it."""
 
     verdict: Verdict
@@ -101,6 +103,42 @@ class Diagnosis:
             Lists and dictionaries by the names of the fields. Numbers that are not finite are None.
         """
         return _plain(asdict(self))
+
+    def _headline(self) -> str:
+        return f"{self.verdict.answer.capitalize()}.\n{self.verdict.sentence}"
+
+    def _rows(self) -> list[Row]:
+        rows: list[Row] = [
+            {
+                "sequences": "as trained",
+                "candidate": one.candidate,
+                "kind": one.kind,
+                "of_predictions": one.predictions,
+                "of_errors": one.errors,
+                "loss": one.loss,
+            }
+            for one in self.agreements
+        ]
+        rows += [
+            {
+                "sequences": one.name,
+                "candidate": self.optimizer,
+                "kind": "optimizer",
+                "of_predictions": one.predictions,
+                "of_errors": one.errors,
+            }
+            for one in self.shifts
+        ]
+        return rows
+
+    def _table(self) -> list[Row]:
+        return [
+            {"condition": one.name, "met": one.met, "measured": one.measured}
+            for one in self.verdict.conditions
+        ]
+
+    def _draw(self, axes: Any) -> None:
+        draw_agreement(axes, self.agreement(self.optimizer), self.shifts)
 
 
 def diagnose(

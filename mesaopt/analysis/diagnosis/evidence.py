@@ -24,6 +24,7 @@ from mesaopt.analysis.probes import (
     stream_names,
 )
 from mesaopt.analysis.prompts import PromptKind, PromptPredictor, Prompts
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.models import SequenceModel
 from mesaopt.progress import AnyProgress
 from mesaopt.theory import PUBLISHED_INVERSES, preconditioned_queries
@@ -36,8 +37,8 @@ _INVERSE = PUBLISHED_INVERSES["7-layer"]
 _PROBE_SEQUENCES = 2048
 
 
-@dataclass(frozen=True)
-class Learning:
+@dataclass(frozen=True, repr=False)
+class Learning(Drawn):
     """Losses by position on systems that are new in every sequence."""
 
     positions: tuple[int, ...]
@@ -58,6 +59,27 @@ class Learning:
     gain_increase: Estimate
     """The gain less the same share over the first quarter of the positions. Losses themselves may grow
     along a sequence while the context helps, since states do."""
+
+    _axes = {"xlabel": "position in the sequence", "ylabel": "loss", "yscale": "log"}
+
+    def _headline(self) -> str:
+        return f"The context saves {self.gain} of the loss, {self.gain_increase} more than early"
+
+    def _rows(self) -> list[Row]:
+        models = map(Estimate, self.model, self.model_error)
+        each = zip(
+            self.positions, models, self.zero, self.context_free, self.optimizer, strict=True
+        )
+        columns = ("position", "model", "zero", "context_free", "optimizer")
+        return [dict(zip(columns, row, strict=True)) for row in each]
+
+    def _curves(self) -> list[Curve]:
+        return [
+            Curve("trained model", self.positions, self.model, self.model_error),
+            Curve("nearest optimizer", self.positions, self.optimizer),
+            Curve("one linear map", self.positions, self.context_free),
+            Curve("no knowledge", self.positions, self.zero),
+        ]
 
 
 def learning_in_context(
@@ -137,8 +159,8 @@ class ProbeResult:
     """This share less that of the first layer, on the same sequences."""
 
 
-@dataclass(frozen=True)
-class ProbeResults:
+@dataclass(frozen=True, repr=False)
+class ProbeResults(Drawn):
     """Scores of linear probes of the layers of a model."""
 
     names: tuple[str, ...]
@@ -177,6 +199,29 @@ class ProbeResults:
     def positions(self) -> tuple[int, ...]:
         """Positions, counted from 1."""
         return tuple(sorted({result.position for result in self.results}))
+
+    _axes = {"xlabel": "layer", "ylabel": "R² of a linear probe", "ylim": (-0.05, 1.05)}
+
+    def _headline(self) -> str:
+        return f"R² of linear probes at position {self.positions[-1]}"
+
+    def _rows(self) -> list[Row]:
+        names = ("target", "layer", "position", "r2", "increase")
+        return [{name: getattr(result, name) for name in names} for result in self.results]
+
+    def _table(self) -> list[Row]:
+        last = self.positions[-1]
+        return [
+            {"target": target} | {n: self.at(target, n, last).r2.value for n in self.names}
+            for target in self.targets
+        ]
+
+    def _curves(self) -> list[Curve]:
+        def curve(target: str) -> Curve:
+            scores = [self.at(target, name, self.positions[-1]).r2 for name in self.names]
+            return Curve(target, self.names, [s.value for s in scores], [s.error for s in scores])
+
+        return [curve(target) for target in self.targets]
 
 
 def steps_back(steps: int) -> str:

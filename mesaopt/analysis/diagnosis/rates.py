@@ -17,6 +17,7 @@ from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_data import ProbeData, collect_activations
 from mesaopt.analysis.probe_fits import fit_probe
 from mesaopt.analysis.probe_targets import Target, next_token
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.progress import AnyProgress
 from mesaopt.tasks import Split
 
@@ -58,8 +59,8 @@ class LayerSteps:
         return self.readout.low > 0 and self.gradient.low > _MOST
 
 
-@dataclass(frozen=True)
-class Rates:
+@dataclass(frozen=True, repr=False)
+class Rates(Drawn):
     """Steps by layer, and whether they grow linearly or exponentially with the depth.
 
     Example:
@@ -99,6 +100,37 @@ class Rates:
         if linear < exponential / 2:
             return "linear"
         return "exponential" if exponential < linear / 2 else "unclear"
+
+    _axes = {"xlabel": "layer", "ylabel": "steps", "yscale": "log"}
+
+    def _headline(self) -> str:
+        return {
+            "linear": "Gradient steps grow linearly with the depth",
+            "exponential": "Gradient steps grow exponentially with the depth, as Newton's method",
+            "unclear": "How gradient steps grow with the depth is not clear",
+        }[self.growth]
+
+    def _rows(self) -> list[Row]:
+        names = ("layer", "gradient_steps", "gradient", "newton_steps", "newton", "readout")
+        return [
+            {name: getattr(layer, name) for name in names} | {"matched": layer.matched}
+            for layer in self.layers
+        ]
+
+    def _table(self) -> list[Row]:
+        shown = ("layer", "gradient_steps", "newton_steps", "gradient")
+        return [
+            {
+                name: row[name] if row["matched"] or name in ("layer", "gradient") else None
+                for name in shown
+            }
+            for row in self._rows()
+        ]
+
+    def _curves(self) -> list[Curve]:
+        layers = [layer for layer in self.layers if layer.matched]
+        names = [layer.layer for layer in layers]
+        return [Curve("gradient steps", names, [layer.gradient_steps for layer in layers])]
 
     @property
     def _matched(self) -> dict[int, int]:

@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from mesaopt.looks import PALETTE
+from mesaopt.looks import PALETTE, series
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.laboratory import DIM, LENGTH, Laboratory, task_of
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import band, series
+from mesaopt.papers.plots import band
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.progress import Progress
 from mesaopt.tasks import initial_states

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Inexact
 from matplotlib.axes import Axes
 
-from mesaopt.looks import INK, LOOKS, PALETTE
+from mesaopt.looks import INK, LOOKS, PALETTE, series
 from mesaopt.papers.emergence2024.laboratory import STARTS, Curve
-from mesaopt.papers.plots import series
 from mesaopt.papers.rows import Rows
 
 Array = np.ndarray

@@ -9,12 +9,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from scipy.stats import beta
 
-from mesaopt.looks import INK
+from mesaopt.looks import INK, series
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.laboratory import DIM, LENGTH, Laboratory
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.progress import Progress
 from mesaopt.tasks import (

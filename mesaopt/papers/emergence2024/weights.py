@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.figure import SubFigure
 
 from mesaopt.config import StartName
-from mesaopt.looks import INK, PALETTE
+from mesaopt.looks import INK, PALETTE, series
 from mesaopt.papers.claims import ROUNDING, Claim
 from mesaopt.papers.emergence2024.drawing import (
     START_LABELS,
@@ -39,7 +39,6 @@ from mesaopt.papers.emergence2024.laboratory import (
 )
 from mesaopt.papers.figure import Figure, Panel, Places, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.plots import series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.tasks import generator, initial_states
 from mesaopt.theory.ar_process import (

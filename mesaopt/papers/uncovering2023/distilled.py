@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mesaopt.analysis import Estimate, Linearization, capture, linearize, variance_over_seeds
 from mesaopt.layers import SelfAttention
-from mesaopt.looks import INK
+from mesaopt.looks import INK, series
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
 from mesaopt.papers.figure import Figure, Panel, grid, stack
 from mesaopt.papers.laboratory import measurement
@@ -25,7 +25,7 @@ from mesaopt.papers.matrices import (
     draw_matrices,
     matrix_data,
 )
-from mesaopt.papers.plots import circles, plain_ticks, series
+from mesaopt.papers.plots import circles, plain_ticks
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED

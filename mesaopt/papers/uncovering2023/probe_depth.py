@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from mesaopt.looks import LOOKS, PALETTE
+from mesaopt.looks import LOOKS, PALETTE, series
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, Places, grid
-from mesaopt.papers.plots import series
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
