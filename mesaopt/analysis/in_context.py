@@ -35,7 +35,7 @@ class InContextLoss(Drawn):
         ([2.0, 2.0], 2.0)
         >>> loss
         In-context loss 2 on 2 sequences, at positions 1 to 2
-        position         loss
+        position       loss
                1  2.0 ± 1.0
                2  2.0 ± 1.0
     """
