@@ -238,10 +238,10 @@ def test_a_task_of_ones_own_is_given_to_the_runs_that_have_one(
     own = str(tmp_path / "own")
     short = ["train.steps=2", "train.batch_size=8", "train.evaluation_sequences=8"]
     name = "own_tasks:Regression"
-    assert (
-        run("train", "tf-3", "--task", name, "--out", own, "--device", "cpu", "--set", *short) == 0
-    )
-    capsys.readouterr()
+    train = ["train", "tf-3", "--task", name, "--out", own, "--device", "cpu"]
+    assert run(*train, "--set", *short) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Next: mesaopt evaluate {own} --task {name}"
     assert run("evaluate", runs["one"], own, "--task", name, "--sequences", "1", "--json") == 0
     linear, mine = json.loads(capsys.readouterr().out)
     assert mine["task"]["name"] == name

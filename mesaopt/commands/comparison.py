@@ -242,6 +242,6 @@ def _write(compared: _Compared, command: args.Compare) -> None:
         figure=curves.draw(panels),
         caption=curves.CAPTION,
         tables=[Table(title, rows) for title, rows in _tables(compared)],
-        commands=given.lines("mesaopt diagnose", command.runs),
+        commands=given.lines("diagnose", _in_order(command), scores.runs),
     )
     given.write(page, command)

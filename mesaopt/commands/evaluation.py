@@ -73,11 +73,11 @@ def evaluate(command: args.Evaluate) -> int:
             count = f"{group.num_sequences:,} test sequences"
             print_table(f"in-context loss by position{where}, {count}", table_rows(group))
     if command.out is not None:
-        _write(groups, command)
+        _write(groups, command, given.lines("diagnose", command.runs, runs))
     return 0
 
 
-def _write(groups: list[Scores], command: args.Evaluate) -> None:
+def _write(groups: list[Scores], command: args.Evaluate, commands: list[str]) -> None:
     """Write the page or the figure."""
     from mesaopt.report import curves
     from mesaopt.report.page import Page, Table
@@ -90,7 +90,7 @@ def _write(groups: list[Scores], command: args.Evaluate) -> None:
         figure=curves.draw(panels),
         caption=curves.CAPTION,
         tables=[Table(group.title, table_rows(group)) for group in groups],
-        commands=given.lines("mesaopt diagnose", command.runs),
+        commands=commands,
     )
     given.write(page, command)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mesaopt import arguments as args
 from mesaopt import files
 from mesaopt.commands.own import find_modules_here
-from mesaopt.config import RunConfig, require_count
+from mesaopt.config import OwnModelConfig, OwnTaskConfig, RunConfig, require_count
 from mesaopt.console import print_line
 from mesaopt.errors import ConfigError
 
@@ -114,9 +114,21 @@ def say_where(command: AnyCommand) -> None:
         print_line(f"{kind}: {command.out}")
 
 
-def lines(start: str, paths: Sequence[Path]) -> list[str]:
-    """Return what to type next, a line for each run."""
-    return [f"{start} {shlex.quote(str(path))}" for path in paths]
+def lines(verb: str, paths: Sequence[Path], runs: Mapping[str, "Run"]) -> list[str]:
+    """Return what to type next, a line for each run, in the order of the paths."""
+    pairs = zip(paths, runs.values(), strict=True)
+    return [next_line(verb, path, run.config) for path, run in pairs]
+
+
+def next_line(verb: str, path: Path, config: RunConfig) -> str:
+    """Return a command for a run; a task or a model of the user's own has to be named again."""
+    parts = {"task": config.task, "model": config.model}
+    own = [
+        f" --{part} {shlex.quote(settings.name)}"
+        for part, settings in parts.items()
+        if isinstance(settings, OwnTaskConfig | OwnModelConfig) and ":" in settings.name
+    ]
+    return f"mesaopt {verb} {shlex.quote(str(path))}{''.join(own)}"
 
 
 def task_title(config: RunConfig) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from mesaopt import arguments as args
 from mesaopt import files, json_files, report, zoo
 from mesaopt.commands import given
+from mesaopt.config import RunConfig, from_dict
 from mesaopt.console import print_line
 from mesaopt.errors import ConfigError, RunError
 
@@ -54,5 +55,9 @@ def _of_run(command: args.Report) -> Path:
     files.require_writable(out)
     from mesaopt.report.run_page import write_run_report
 
-    write_run_report(folder, out, name=name)
+    path = folder / "config.json"
+    config = from_dict(RunConfig, json_files.read(path), where=str(path))
+    verbs = ("evaluate", "diagnose")
+    commands = [given.next_line(verb, command.folder, config) for verb in verbs]
+    write_run_report(folder, out, name=name, commands=commands)
     return out

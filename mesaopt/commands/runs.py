@@ -1,12 +1,11 @@
 """Commands that make runs: `train`, `import-released`."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
-from mesaopt.commands import own
+from mesaopt.commands import given, own
 from mesaopt.config import (
     RunConfig,
     require_count,
@@ -75,7 +74,9 @@ def _train_groups(
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
         print_line(f"{loss}, {run.seconds:.0f} s: {run.path}")
-    print_line(f"Next: mesaopt diagnose {shlex.quote(str(runs[0].path))}")
+    is_own = runs[0].config.task.kind == "own"
+    verb = "evaluate" if is_own else "diagnose"  # not every task of one's own can be diagnosed
+    print_line(f"Next: {given.next_line(verb, runs[0].path, runs[0].config)}")
     return 0
 
 

@@ -1,6 +1,6 @@
 """The page of one run: its learning curve, its settings and where it was trained, read without torch."""
 
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ _CAPTION = (
 Lines = list[dict[str, Any]]
 
 
-def write_run_report(folder: Path, out: Path, *, name: str) -> None:
+def write_run_report(folder: Path, out: Path, *, name: str, commands: Sequence[str] = ()) -> None:
     """Write the page of a run as one HTML file, or its learning curve as PNG or SVG.
 
     Args:
         folder: of the run.
         out: file to write, whose ending says what is written.
         name: of the run, as a user types it.
+        commands: what to type next.
 
     Raises:
         RunError: there is no run, a file of it is damaged, or the disk is full.
@@ -57,7 +58,7 @@ def write_run_report(folder: Path, out: Path, *, name: str) -> None:
             Table("Learning curve", _shown(lines)),
             Table("Where it was trained", _machine(folder)),
         ],
-        commands=_commands(config, name),
+        commands=commands,
     )
     write(page, out)
 
@@ -98,17 +99,6 @@ def _metrics(folder: Path) -> Lines:
     if not lines:
         raise RunError(f"{path}: is empty: the run has not been evaluated yet")
     return lines
-
-
-def _commands(config: RunConfig, name: str) -> list[str]:
-    """Say what to type next; a task or a model of the user's own has to be named again."""
-    own = [
-        f" --{part} {shlex.quote(getattr(config, part).name)}"
-        for part in ("task", "model")
-        if getattr(config, part).kind == "own"
-    ]
-    run = shlex.quote(name) + "".join(own)
-    return [f"mesaopt evaluate {run}", f"mesaopt diagnose {run}"]
 
 
 def _lead(folder: Path, config: RunConfig, lines: Lines) -> str:
