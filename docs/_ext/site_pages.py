@@ -1,0 +1,83 @@
+"""A Sphinx extension: parts of pages that are written from the code, and the Markdown beside each page.
+
+A line `<!-- generated: NAME ARGUMENT -->` in a page stands for what the function NAME writes.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import api
+import markdown
+import tables
+from sphinx import addnodes
+
+_MARK = re.compile(r"^<!-- generated: (\w+) ?(\S*) -->$", re.MULTILINE)
+
+WRITERS: dict[str, Callable[[str], str]] = {
+    "api": api.site_page,
+    "commands": tables.commands,
+    "file": tables.file,
+    "modules": api.overview,
+    "gallery": tables.gallery,
+    "recipes": tables.recipes,
+    "settings": tables.settings,
+}
+"""What writes a generated part, by name."""
+
+
+def fill(page: str, writers: dict[str, Callable[[str], str]]) -> str:
+    """Write the generated parts of a page."""
+    return _MARK.sub(lambda mark: writers[mark[1]](mark[2]), page)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Connect all this to Sphinx."""
+    app.connect("env-get-outdated", _outdated)
+    app.connect("source-read", _on_source)
+    app.connect("autodoc-process-docstring", api.on_docstring, priority=400)
+    app.connect("autodoc-process-signature", api.on_signature)
+    app.connect("html-page-context", _on_page)
+    app.connect("build-finished", _write_markdown)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _outdated(app: Any, env: Any, *changes: set[str]) -> list[str]:
+    """Read pages with generated parts anew in every build: the code may have changed."""
+    return [name for name in env.found_docs if _MARK.search(_read(env, name))]
+
+
+def _on_source(app: Any, name: str, source: list[str]) -> None:
+    source[0] = fill(source[0], WRITERS)
+
+
+def _on_page(app: Any, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Point to the Markdown beside a page."""
+    if doctree is not None:
+        href = context["pathto"](f"{name}.md", 1)
+        link = f'<link rel="alternate" type="text/markdown" href="{href}">'
+        context["metatags"] = context.get("metatags", "") + link
+
+
+def _write_markdown(app: Any, error: Exception | None) -> None:
+    """Write the Markdown of each page beside it, and the list of all."""
+    if error or app.builder.format != "html":
+        return
+    env, writers = app.env, WRITERS | {"api": api.text_page}
+    out, pages = Path(app.outdir), {}
+    for name in sorted(env.found_docs):
+        text = markdown.standalone(fill(_read(env, name), writers), name)
+        pages[name] = env.titles[name].astext(), text
+        (out / f"{name}.md").parent.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.md").write_text(text, encoding="utf-8")
+    root = env.config.root_doc
+    sections = [
+        (toctree["caption"] or "Pages", [name for _, name in toctree["entries"] if name in pages])
+        for toctree in env.get_doctree(root).findall(addnodes.toctree)
+    ]
+    (out / "llms.txt").write_text(markdown.llms(sections, pages), encoding="utf-8")
+
+
+def _read(env: Any, name: str) -> str:
+    return Path(env.doc2path(name)).read_text(encoding="utf-8")

@@ -1,0 +1,228 @@
+"""Tables that are written from the code: commands, recipes, settings, and the gallery of figures."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import api
+from tyro.conf import Positional
+
+from mesaopt import json_files, zoo
+from mesaopt.arguments import Command
+from mesaopt.config import RunConfig
+from mesaopt.papers.claims import Claim
+from mesaopt.papers.index import STUDIES
+from mesaopt.papers.reproduce import get_study
+from mesaopt.recipes import RECIPES
+
+DOCS = Path(__file__).parents[1]
+PICTURES = DOCS / "images"
+
+SOURCES = {
+    "uncovering2023": "The first paper: von Oswald and others, 2023",
+    "emergence2024": "The second paper: Zheng and others, 2024",
+    "family": "Ours, to compare the layers of this library on one task",
+}
+"""Headings of the recipes, by source."""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a Markdown table.
+
+    Args:
+        columns: their names.
+        rows: of cells.
+
+    Returns:
+        Markdown.
+    """
+
+    def line(cells: Iterable[object]) -> str:
+        texts = (plain(re.sub(r"\s+", " ", str(cell))).replace("|", "\\|") for cell in cells)
+        return "| " + " | ".join(texts) + " |"
+
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line(row) for row in rows)])
+
+
+def plain(text: str) -> str:
+    """Keep text from being taken for HTML: a <name> outside of backticks shows as it is."""
+    parts = text.split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
+
+
+def commands(_: str = "") -> str:
+    """Write a section for every command, with its arguments."""
+    return "\n\n".join(_command(kind) for kind in typing.get_args(Command))
+
+
+def recipes(_: str = "") -> str:
+    """Write a table of recipes for each source."""
+    columns = ("recipe", "what it is", "steps", "batch", "rate", "trained")
+    trained, parts = set(zoo.names()), []
+    for source, title in SOURCES.items():
+        rows = [
+            (
+                f"`{recipe.name}`",
+                recipe.summary,
+                f"{recipe.config.train.steps:,}",
+                f"{recipe.config.train.batch_size:,}",
+                f"{recipe.config.train.learning_rate:g}",
+                f"`zoo:{recipe.name}`" if recipe.name in trained else "",
+            )
+            for recipe in RECIPES.values()
+            if recipe.source == source
+        ]
+        parts.append(f"## {title}\n\n{table(columns, rows)}")
+    return "\n\n".join(parts)
+
+
+def settings(_: str = "") -> str:
+    """Write a table of settings for the training, and for each kind of task and model."""
+    hints = typing.get_type_hints(RunConfig)
+    train, tasks, models = hints["train"], hints["task"], hints["model"]
+    parts = ["## Training: `train.NAME`", *_settings("train", train)]
+    for part, kinds in (("model", models), ("task", tasks)):
+        for kind in typing.get_args(kinds):
+            parts.append(f"## {part.capitalize()} `{kind.kind}`: `{part}.NAME`")
+            parts += _settings(part, kind)
+    return "\n\n".join(parts)
+
+
+def gallery(_: str = "") -> str:
+    """Write all figures of all studies, each with its picture if there is one, and its claims."""
+    ledger = json_files.read(DOCS / "ledger.json", {})
+    parts = []
+    for name in STUDIES:
+        study = get_study(name)
+        parts.append(f"## {study.title}\n\nStudy `{name}`: {study.summary}.")
+        parts += [_figure(name, figure, ledger.get(name, {})) for figure in study.figures]
+    return "\n\n".join(parts)
+
+
+def file(path: str) -> str:
+    """Give a Markdown file of the repository, without its title."""
+    text = (DOCS.parent / path).read_text(encoding="utf-8")
+    return re.sub(r"\A# .*\n+", "", text)
+
+
+def picture(study: str, figure: str) -> Path:
+    """Give the path of the picture of a figure, which need not exist."""
+    return PICTURES / f"{study.rstrip('0123456789')}-{figure}.png"
+
+
+def dashed(name: str) -> str:
+    """Write the name of a class or field as the command line does."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", name).lower()
+
+
+def _command(kind: type) -> str:
+    name, (summary, *more) = dashed(kind.__name__), inspect.getdoc(kind).split("\n\n")
+    examples = [text for text in more if text.startswith("mesaopt ")]
+    words = [text for text in more if text not in examples]
+    parts = [f"## {name}", summary, *words]
+    if examples:
+        parts.append("```console\n" + "\n".join(examples) + "\n```")
+    docs, hints = _field_docs(kind), typing.get_type_hints(kind, include_extras=True)
+    rows = [
+        (_option(field, hints[field.name]), docs.get(field.name, ""), _default(field))
+        for field in dataclasses.fields(kind)
+    ]
+    return "\n\n".join([*parts, table(("argument", "what it is", "default"), rows)])
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> str:
+    """Write how an argument is typed: `RUN`, `--out DIR`, `--json`."""
+    extras = getattr(hint, "__metadata__", ())
+    plain = hint.__origin__ if extras else hint
+    name = next((e.name for e in extras if getattr(e, "name", None)), dashed(field.name))
+    value = next((e.metavar for e in extras if getattr(e, "metavar", None)), None)
+    choices = [str(choice) for choice in typing.get_args(plain) if isinstance(choice, str)]
+    value = value or "|".join(choices) or {int: "N", float: "X"}.get(plain, "VALUE")
+    if any(extra is Positional for extra in extras):
+        return f"`{value}`"
+    return f"`--{name}`" if plain is bool else f"`--{name} {value}`"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "" if field.default_factory is not dataclasses.MISSING else "required"
+    nothing = field.default is False or field.default in (None, "", ())
+    return "" if nothing else f"`{field.default}`"
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """Give the docstrings of the fields of a class, inherited ones too."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            assert isinstance(tree, ast.ClassDef)
+            docs |= api.attribute_docs(tree.body)
+    return docs
+
+
+def _settings(part: str, kind: type) -> list[str]:
+    docs = _field_docs(kind)
+    rows = [
+        (f"`{part}.{field.name}`", docs.get(field.name, ""), _setting_default(field))
+        for field in dataclasses.fields(kind)
+        if field.name != "kind"
+    ]
+    summary = inspect.getdoc(kind).split("\n\n")[0]
+    return [summary, table(("setting", "what it is", "default"), rows)]
+
+
+def _setting_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default}`"
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{field.default_factory()}`"
+    return "required"
+
+
+def _figure(study: str, figure: Any, entry: dict[str, Any]) -> str:
+    """Write a figure: its picture, or else how to make it; what it shows; its claims."""
+    path, parts = picture(study, figure.name), [f"### {figure.title}"]
+    if figure.message:
+        parts.append(plain(figure.message))
+    if path.exists():
+        parts.append(f"![{figure.summary}](images/{path.name})")
+    if isinstance(figure.caption, str):
+        parts.append(plain(figure.caption.split("\n\n")[0]))
+    ready = set(figure.recipes) <= set(zoo.names())
+    how = "--from-zoo --scale paper" if ready and figure.recipes else "--scale small"
+    out = f"results/{study}-{figure.name}"
+    parts.append(f"```console\nmesaopt reproduce {study}/{figure.name} {how} --out {out}\n```")
+    judged = [c for c in entry.get("claims", ()) if c["shown_in"] == figure.name]
+    waiting = [c for c in entry.get("waiting", ()) if c["shown_in"] == figure.name]
+    if judged or waiting:
+        parts.append(_claims(judged, waiting))
+    return "\n\n".join(parts)
+
+
+def _claims(judged: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:
+    """Write the claims of a figure, folded under how many hold."""
+    hold = sum(claim["passed"] for claim in judged)
+    counts = [f"{hold} hold" if hold else "", f"{len(judged) - hold} fail"]
+    counts = [count for count in counts if count and not count.startswith("0 ")]
+    if waiting:
+        counts.append(f"{len(waiting)} wait for models")
+    rows = [_claim_row(Claim.from_json(data)) for data in judged]
+    rows += [(Claim.from_json(data).statement, "", "", "not trained yet") for data in waiting]
+    number = len(judged) + len(waiting)
+    title = f"{number} claim{'s' if number > 1 else ''}: {', '.join(counts)}"
+    body = table(("claim", "ours", "passes", "verdict"), rows)
+    return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _claim_row(claim: Claim) -> tuple[str, str, str, str]:
+    number = f"{claim.value:.4g}" + (f" ± {claim.error:.2g}" if claim.error else "")
+    statement = f"{claim.statement}; {claim.figure}"
+    return statement, number, claim.threshold, "holds" if claim.passed else "**fails**"

@@ -1,0 +1,62 @@
+"""How the site is built: `make docs`."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+
+import mesaopt
+
+project = "mesaopt"
+author = "The mesaopt developers"
+copyright = author
+version = release = mesaopt.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "site_pages",  # ours: what is written from the code, and Markdown beside each page
+]
+exclude_patterns = ["_ext"]
+suppress_warnings = ["toc.empty_glob"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+highlight_language = "text"
+default_role = "code"
+
+autosummary_generate = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 80
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = f"mesaopt {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#1557c0",
+        "color-brand-content": "#1557c0",
+        "color-foreground-primary": "#1b1f24",
+        "font-stack": 'system-ui, -apple-system, "Segoe UI", sans-serif',
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#6cb0ff",
+        "color-brand-content": "#6cb0ff",
+        "color-background-primary": "#111418",
+        "color-foreground-primary": "#e6e9ed",
+    },
+}
