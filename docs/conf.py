@@ -1,5 +1,6 @@
 """How the site is built: `make docs`."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -22,7 +23,11 @@ extensions = [
     "site_pages",  # ours: what is written from the code, and Markdown beside each page
 ]
 exclude_patterns = ["_ext"]
-suppress_warnings = ["toc.empty_glob"]
+
+# Tutorials may be missing while they are written.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: "match any documents" not in str(record.msg)
+)
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

@@ -185,8 +185,8 @@ def on_docstring(
     if what == "data" and package in sys.modules:
         lines[:] = _constants(package).get(constant, ("", ""))[1].splitlines()
     lines[:] = escape(lines)
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # else what stands before a colon is taken for a type
+    if what in ("attribute", "data", "property") and lines and ": " in lines[0]:
+        lines.insert(0, "\\")  # nothing; else what stands before the colon is taken for a type
 
 
 def on_signature(

@@ -37,11 +37,12 @@ def standalone(page: str, name: str) -> str:
 
 def first_sentence(page: str) -> str:
     """Give the first sentence below the title of a page, without marks of Markdown."""
-    blocks = [block for block in re.split(r"\n\s*\n", page) if block.strip()]
+    prose = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    blocks = (block.strip() for block in re.split(r"\n\s*\n", prose))
     texts = (block for block in blocks if re.match(r"[\w`*\"'\[]", block))
     text = re.sub(r"\s+", " ", next(texts, ""))
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("**", "")
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0].rstrip(":")
+    return re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0].rstrip(":")
 
 
 def llms(sections: Sequence[tuple[str, Sequence[str]]], pages: Mapping[str, tuple[str, str]]) -> str:
