@@ -1,5 +1,6 @@
 # make demo    set up, measure three trained models and show results/index.html (about a minute after set-up)
 # make test    set up and run the tests
+# make docs    set up and write the documentation to build/docs, warnings being errors
 # make check   set up, then lint, formatting, types and tests
 # make dist    build the wheel and the source archive into dist/, and compare them with the files in git
 # make notebooks    the tutorials as notebooks, in build/notebooks/
@@ -15,7 +16,7 @@ DIST ?= dist
 # What is installed: the clone, or a wheel.
 PACKAGE ?= --editable .
 
-.PHONY: demo demo-environment test check lint dist notebooks clean
+.PHONY: demo demo-environment test check lint docs dist notebooks clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/mesaopt demo --out $(OUT)
@@ -31,6 +32,10 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check --summary=none
+
+docs: $(VENV)/ready-dev
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --jobs auto docs build/docs
+	@echo "Wrote build/docs/index.html"
 
 dist: $(VENV)/ready-dev
 	rm -rf $(DIST)
@@ -57,7 +62,7 @@ $(VENV)/ready: pyproject.toml
 
 # And what developing it takes.
 $(VENV)/ready-dev: $(VENV)/ready
-	@$(PIP) --editable ".[dev]"
+	@$(PIP) --editable ".[dev,docs]"
 	@touch $@
 
 clean:

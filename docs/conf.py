@@ -2,25 +2,25 @@
 
 import logging
 import sys
+import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
-import mesaopt
-
 project = "mesaopt"
 author = "The mesaopt developers"
 copyright = author
-version = release = mesaopt.__version__
+version = release = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"][
+    "version"
+]
 
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "site_pages",  # ours: what is written from the code, and Markdown beside each page
+    "mesaopt_site",  # ours: what is written from the code, and Markdown beside each page
 ]
 exclude_patterns = ["_ext"]
 
@@ -34,7 +34,6 @@ myst_heading_anchors = 4
 highlight_language = "text"
 default_role = "code"
 
-autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False

@@ -45,7 +45,9 @@ def first_sentence(page: str) -> str:
     return re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0].rstrip(":")
 
 
-def llms(sections: Sequence[tuple[str, Sequence[str]]], pages: Mapping[str, tuple[str, str]]) -> str:
+def llms(
+    sections: Sequence[tuple[str, Sequence[str]]], pages: Mapping[str, tuple[str, str]]
+) -> str:
     """Write `llms.txt`: a title, a summary, and every page with one line.
 
     Args:

@@ -4,14 +4,13 @@ A line `<!-- generated: NAME ARGUMENT -->` in a page stands for what the functio
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import api
-import markdown
-import tables
 from sphinx import addnodes
+
+from mesaopt_site import api, markdown, tables
 
 _MARK = re.compile(r"^<!-- generated: (\w+) ?(\S*) -->$", re.MULTILINE)
 
@@ -73,10 +72,18 @@ def _write_markdown(app: Any, error: Exception | None) -> None:
         (out / f"{name}.md").write_text(text, encoding="utf-8")
     root = env.config.root_doc
     sections = [
-        (toctree["caption"] or "Pages", [name for _, name in toctree["entries"] if name in pages])
+        (toctree["caption"], _with_pages_below(env, [name for _, name in toctree["entries"]]))
         for toctree in env.get_doctree(root).findall(addnodes.toctree)
     ]
     (out / "llms.txt").write_text(markdown.llms(sections, pages), encoding="utf-8")
+
+
+def _with_pages_below(env: Any, names: Iterable[str]) -> list[str]:
+    """Give pages, each followed by those that it lists itself."""
+    found = []
+    for name in names:
+        found += [name, *_with_pages_below(env, env.toctree_includes.get(name, ()))]
+    return found
 
 
 def _read(env: Any, name: str) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import api
 from tyro.conf import Positional
 
 from mesaopt import json_files, zoo
@@ -20,8 +19,9 @@ from mesaopt.papers.claims import Claim
 from mesaopt.papers.index import STUDIES
 from mesaopt.papers.reproduce import get_study
 from mesaopt.recipes import RECIPES
+from mesaopt_site import api
 
-DOCS = Path(__file__).parents[1]
+DOCS = Path(__file__).parents[2]
 PICTURES = DOCS / "images"
 
 SOURCES = {
@@ -64,7 +64,7 @@ def commands(_: str = "") -> str:
 
 def recipes(_: str = "") -> str:
     """Write a table of recipes for each source."""
-    columns = ("recipe", "what it is", "steps", "batch", "rate", "trained")
+    columns = ("recipe", "what it is", "steps", "batch", "rate", "in zoo")
     trained, parts = set(zoo.names()), []
     for source, title in SOURCES.items():
         rows = [
@@ -74,7 +74,7 @@ def recipes(_: str = "") -> str:
                 f"{recipe.config.train.steps:,}",
                 f"{recipe.config.train.batch_size:,}",
                 f"{recipe.config.train.learning_rate:g}",
-                f"`zoo:{recipe.name}`" if recipe.name in trained else "",
+                "yes" if recipe.name in trained else "",
             )
             for recipe in RECIPES.values()
             if recipe.source == source

@@ -1,6 +1,7 @@
 """API pages: what a module offers, in the order of its files, from the docstrings."""
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -111,7 +112,9 @@ def site_page(package: str) -> str:
     module, by_file = importlib.import_module(package), groups(package)
     names = [name for group in by_file.values() for name in group]
     lines = [f".. module:: {package}", "", *escape((module.__doc__ or "").splitlines()), ""]
-    lines += [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names)]
+    lines += [".. list-table::", "   :class: names", "   :widths: auto", ""]
+    for name in names:
+        lines += [f"   * - :obj:`{name}`", f"     - {escape([summary(package, name)])[0]}"]
     parts = [_rst(lines)]
     for home, group in by_file.items():
         lines = [f".. currentmodule:: {package}", ""]
@@ -120,7 +123,7 @@ def site_page(package: str) -> str:
             if home != package:
                 lines += [*escape(_first_paragraph(home)), ""]
         for name in group:
-            lines += [*_directive(getattr(module, name), name), ""]
+            lines += [*_directive(package, name), ""]
         parts.append(_rst(lines))
     return "\n\n".join(parts)
 
@@ -146,6 +149,16 @@ def text_page(package: str) -> str:
         else:
             parts.append(_constants(package).get(name, ("", ""))[1])
     return "\n\n".join(part for part in parts if part)
+
+
+def summary(package: str, name: str) -> str:
+    """Give the first line of the docstring of a public name."""
+    thing = getattr(importlib.import_module(package), name)
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        text = inspect.getdoc(thing) or ""
+    else:
+        text = _constants(package).get(name, ("", ""))[1]
+    return " ".join(text.split("\n\n")[0].splitlines())
 
 
 def escape(lines: list[str]) -> list[str]:
@@ -180,12 +193,10 @@ def _escape_line(line: str) -> str:
 def on_docstring(
     app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
-    """Prepare a docstring for Sphinx; those of constants are looked up in their own files."""
-    package, _, constant = name.rpartition(".")
-    if what == "data" and package in sys.modules:
-        lines[:] = _constants(package).get(constant, ("", ""))[1].splitlines()
-    lines[:] = escape(lines)
-    if what in ("attribute", "data", "property") and lines and ": " in lines[0]:
+    """Prepare a docstring for Sphinx."""
+    # The docstring of a constant is in its directive; what Python gives is that of its type.
+    lines[:] = [] if what == "data" else escape(lines)
+    if what in ("attribute", "property") and lines and ": " in lines[0]:
         lines.insert(0, "\\")  # nothing; else what stands before the colon is taken for a type
 
 
@@ -196,6 +207,8 @@ def on_signature(
     if what == "class":
         if getattr(thing, "_is_protocol", False):
             return "", None
+        if dataclasses.is_dataclass(thing) and "__init__" in vars(thing):
+            return _names_and_defaults(thing), None
         thing = vars(thing).get("__init__")
     node = _definition(thing)
     if node is None:
@@ -204,6 +217,18 @@ def on_signature(
         node.args.args = node.args.args[1:]  # self
     value = ast.unparse(node.returns) if node.returns and what != "class" else None
     return f"({ast.unparse(node.args)})", value
+
+
+def _names_and_defaults(thing: type) -> str:
+    """Write the arguments of a dataclass; their types are with its attributes."""
+    signature = inspect.signature(thing)
+    parameters = []
+    for parameter in signature.parameters.values():
+        plain = parameter.replace(annotation=parameter.empty)
+        made = "factory" in repr(plain.default)
+        parameters.append(plain.replace(default=...) if made else plain)
+    text = str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+    return text.replace("Ellipsis", "...")
 
 
 def _decorators(node: ast.FunctionDef) -> list[str]:
@@ -222,12 +247,14 @@ def _definition(thing: Any) -> ast.FunctionDef | None:
     return tree if isinstance(tree, ast.FunctionDef) else None
 
 
-def _directive(thing: Any, name: str) -> list[str]:
+def _directive(package: str, name: str) -> list[str]:
+    thing = getattr(sys.modules[package], name)
     if inspect.isclass(thing):
         return [f".. autoclass:: {name}", "   :members:"]
     if inspect.isfunction(thing):
         return [f".. autofunction:: {name}"]
-    return [f".. autodata:: {name}", "   :no-value:"]
+    text = escape(_constants(package).get(name, ("", ""))[1].splitlines())
+    return [f".. autodata:: {name}", "   :no-value:", "", *(f"   {line}" for line in text)]
 
 
 def _rst(lines: list[str]) -> str:
@@ -263,8 +290,8 @@ def overview(_: str = "") -> str:
     """List the modules that have a page, and the names at hand as `mesaopt.NAME`."""
     rows = ["| module | what is in it |", "|---|---|"]
     for name in MODULES:
-        summary = " ".join(_first_paragraph(f"mesaopt.{name}")).split(". ")[0]
-        rows.append(f"| [`mesaopt.{name}`](api/{name}.md) | {summary.rstrip('.:')}. |")
+        first = " ".join(_first_paragraph(f"mesaopt.{name}")).split(". ")[0]
+        rows.append(f"| [`mesaopt.{name}`](api/{name}.md) | {first.rstrip('.:')}. |")
     rows += ["", "| at hand | from |", "|---|---|"]
     for name, home in mesaopt._HOMES.items():
         rows.append(f"| `mesaopt.{name}` | [`mesaopt.{home}`](api/{home}.md) |")

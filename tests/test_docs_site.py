@@ -1,0 +1,240 @@
+"""The documentation site: built once, without a warning; then crawled, read and searched."""
+
+import fcntl
+import functools
+import http.server
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from browser import CHROMIUM, DRIVER, MISSING, Browser, browser
+
+import mesaopt
+from mesaopt.arguments import Command
+from mesaopt.papers.index import read_index
+from mesaopt.recipes import RECIPES
+
+ROOT = Path(mesaopt.__file__).parent.parent
+MODULES = ["ops", "layers", "models", "tasks", "theory", "analysis", "training", "config"]
+MODULES += ["recipes", "zoo", "report"]
+MADE_BY_SPHINX = {"genindex", "py-modindex", "search"}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")),
+        reason="needs the documentation's packages: pip install '.[docs]'",
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site, once for all processes of a test session."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    out, log = folder / "site", folder / "site.log"
+    with open(folder / "site.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not log.exists():
+            command = [
+                sys.executable,
+                "-m",
+                "sphinx",
+                "--quiet",
+                "--fail-on-warning",
+                "--jobs",
+                "2",
+            ]
+            command += ["--doctree-dir", str(folder / "doctrees"), "docs", str(out)]
+            built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            log.write_text(f"{built.stdout}{built.stderr}" or ("" if not built.returncode else "?"))
+    assert not log.read_text()
+    return out
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and what can be linked to in it."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors = {"", "top"}
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        if tag in ("img", "script") and "src" in values:
+            self.loads.append(values["src"])
+        if tag == "link" and values.get("rel") not in ("index", "search", "next", "prev"):
+            self.loads.append(values["href"])
+
+
+@pytest.fixture(scope="session")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path.resolve(): Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page]) -> None:
+    dead = []
+    for path, page in pages.items():
+        assert not [load for load in page.loads if "//" in load], path
+        for link in page.links + page.loads:
+            if link.startswith(("http://", "https://", "mailto:")):
+                continue
+            target, anchor = urldefrag(link)
+            file = (path.parent / unquote(target.split("?")[0])).resolve() if target else path
+            if not file.is_file() or (file in pages and unquote(anchor) not in pages[file].anchors):
+                dead.append((path.name, link))
+    assert len(pages) > 30
+    assert dead == []
+
+
+def test_llms_txt_lists_the_markdown_of_every_page(site: Path, pages: dict[Path, Page]) -> None:
+    names = {str(path.relative_to(site.resolve()))[: -len(".html")] for path in pages}
+    listing = (site / "llms.txt").read_text()
+    assert listing.startswith("# mesaopt\n\n> ")
+    listed = {line.split("](")[1].split(".md)")[0] for line in listing.splitlines() if "](" in line}
+    assert listed == names - MADE_BY_SPHINX - {"index"}
+    for name in listed:
+        text = (site / f"{name}.md").read_text()
+        assert len(text) > 200, name
+        assert "<!-- generated" not in text, name
+        assert "{toctree}" not in text, name
+        assert "{eval-rst}" not in text, name
+    for line in listing.splitlines():
+        if line.startswith("- "):
+            assert len(line.split(".md): ")[1]) > 15, line
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_described(site: Path, pages: dict[Path, Page], module: str) -> None:
+    page = pages[(site / f"reference/api/{module}.html").resolve()]
+    loaded = importlib.import_module(f"mesaopt.{module}")
+    names = getattr(loaded, "__all__", None) or [
+        name
+        for name, value in vars(loaded).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == loaded.__name__
+    ]
+    assert len(names) >= 2
+    for name in names:
+        assert f"mesaopt.{module}.{name}" in page.anchors
+
+
+def test_commands_recipes_and_figures_are_all_there(site: Path) -> None:
+    commands = (site / "reference/command-line.md").read_text()
+    for kind in get_args(Command):
+        for field in kind.__dataclass_fields__:
+            shown = {"path": "RUN", "runs": "--from", "what": "`", "folder": "DIR", "clone": "PATH"}
+            flag = shown.get(
+                field, field.upper() if field == "recipe" else f"--{field.replace('_', '-')}"
+            )
+            assert flag in commands, (kind, field)
+    recipes = (site / "reference/recipes.md").read_text()
+    assert all(f"`{name}`" in recipes for name in RECIPES)
+    settings = (site / "reference/settings.md").read_text()
+    assert "`train.learning_rate`" in settings
+    gallery = (site / "gallery.md").read_text()
+    figures = [row["name"] for row in read_index() if "/" in row["name"]]
+    assert len(figures) > 40
+    assert all(f"mesaopt reproduce {name} " in gallery for name in figures)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip(MISSING)
+    with browser(tmp_path_factory.mktemp("browser") / "profile") as window:
+        yield window
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def go(page: Browser, address: str) -> None:
+    page.call("POST", "/url", {"url": address})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("served", [True, False])
+def test_the_search_finds_the_effective_ridge(
+    page: Browser, site: Path, address: str, served: bool
+) -> None:
+    page.resize(1280)
+    root = address if served else site.as_uri()
+    go(page, f"{root}/index.html")
+    page.run(
+        """const box = document.querySelector(".sidebar-search");
+        box.value = "effective ridge"; box.form.submit();"""
+    )
+    found = page.call(
+        "POST",
+        "/execute/async",
+        {
+            "script": """const done = arguments[0]; let left = 100;
+            const look = () => {
+              const links = [...document.querySelectorAll("ul.search li a")].map(a => a.textContent);
+              const over = document.querySelector("#search-progress, .search-summary");
+              (links.length >= 3 || !left--) ? done(links) : setTimeout(look, 50);
+            }; look();""",
+            "args": [],
+        },
+    )
+    assert any("effective_ridges" in title for title in found), found
+    assert any("Analysing" in title for title in found), found
+
+
+@pytest.mark.browser
+def test_pages_can_be_walked_through(page: Browser, address: str) -> None:
+    page.resize(1280)
+    go(page, f"{address}/index.html")
+    page.errors()
+    page.run("""document.querySelector('.sidebar-tree a[href$="start/install.html"]').click()""")
+    assert page.run("return document.querySelector('h1').firstChild.textContent") == "Install"
+    page.run("document.querySelector('.next-page').click()")
+    assert page.run("return location.pathname") == "/start/first-minute.html"
+    current = page.run("return document.querySelector('.sidebar-tree .current-page').textContent")
+    assert "first minute" in current
+    page.resize(390)
+    drawer = "return document.querySelector('.sidebar-drawer').getBoundingClientRect().left"
+    assert page.run(drawer) < 0
+    page.run("document.querySelector('.header-left label, .nav-overlay-icon').click()")
+    page.run("document.getAnimations().forEach(animation => animation.finish())")
+    assert page.run(drawer) == 0
+    assert page.errors() == []
+
+
+@pytest.mark.browser
+def test_no_page_is_wider_than_a_phone(page: Browser, site: Path) -> None:
+    page.resize(390)
+    wide = {}
+    for path in sorted(site.rglob("*.html")):
+        page.open(path)
+        width = page.run("return document.documentElement.scrollWidth")
+        if width > 390:
+            wide[path.name] = width
+    assert wide == {}
