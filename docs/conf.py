@@ -33,6 +33,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 highlight_language = "text"
 default_role = "code"
+smartquotes = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -47,6 +48,7 @@ html_title = f"mesaopt {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = html_domain_indices = False  # the search has all of it
 html_show_sourcelink = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
