@@ -26,3 +26,19 @@ def test_the_code_of_a_page_runs(page: str) -> None:
 def test_the_conceptual_figure_is_what_its_script_draws() -> None:
     drawn = runpy.run_path(str(DOCS / "draw_mesa_optimizer.py"))["figure"]()
     assert (DOCS / "images" / "mesa-optimizer.svg").read_text() == drawn
+
+
+PAGES = ["start/first-minute", "how-to/layer", "how-to/own-task", "how-to/report", "how-to/train"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_short_page_can_be_pasted(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    names: dict = {"__name__": "page"}
+    for code in blocks:
+        assert ">>>" not in code
+        exec(compile(code, page, "exec"), names)
