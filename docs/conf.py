@@ -1,6 +1,5 @@
 """How the site is built: `make docs`."""
 
-import logging
 import sys
 import tomllib
 from pathlib import Path
@@ -23,11 +22,6 @@ extensions = [
     "mesaopt_site",  # ours: what is written from the code, and Markdown beside each page
 ]
 exclude_patterns = ["_ext"]
-
-# Tutorials may be missing while they are written.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: "match any documents" not in str(record.msg)
-)
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

@@ -29,7 +29,10 @@ MODULES += ["recipes", "zoo", "report"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")),
+        any(
+            importlib.util.find_spec(name) is None
+            for name in ("sphinx", "myst_parser", "furo", "jupytext")
+        ),
         reason="needs the documentation's packages: pip install '.[docs]'",
     ),
 ]
@@ -99,6 +102,7 @@ def test_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(pages: dict[Path, 
             if not file.is_file() or (file in pages and unquote(anchor) not in pages[file].anchors):
                 dead.append((path.name, link))
     assert len(pages) > 30
+    assert any(link.endswith(".ipynb") for page in pages.values() for link in page.links)
     assert dead == []
 
 

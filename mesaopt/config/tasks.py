@@ -16,10 +16,13 @@ from mesaopt.config.checks import (
 from mesaopt.errors import ConfigError, suggest
 
 SlotName = Literal["zero", "current", "previous"]
+"""Part of a token: nothing, s_t or s_{t-1}."""
 TokenSlot = SlotName | int
 """Part of a token: nothing, s_t, s_{t-1}, or s_{t-k} as an integer k of 2 or greater."""
 StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
+"""Distributions of the first state of an autoregressive process; see :mod:`mesaopt.tasks`."""
 Numbers = Literal["real", "complex"]
+"""The kind of numbers in states and weights."""
 Matrix = tuple[tuple[float, ...], ...]
 """A matrix in a configuration, row by row."""
 

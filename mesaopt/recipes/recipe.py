@@ -6,8 +6,11 @@ from typing import Literal
 from mesaopt.config import MergedAttentionConfig, MixerName, ModelConfig, RunConfig
 
 Source = Literal["uncovering2023", "emergence2024", "family"]
+"""Where a recipe is from: see :attr:`Recipe.source`."""
 TaskName = Literal["linear", "contracting", "fixed", "partial", "nonlinear", "ar_process"]
+"""Kinds of sequences: see :attr:`Recipe.task`."""
 Variant = Literal["standard", "notebook", "width", "dimension", "few_shot"]
+"""Differences from a standard recipe: see :attr:`Recipe.variant`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from mesaopt.config import TokenSlot, check_slots, require_count
 from mesaopt.tasks.losses import squared_error
 
 Split = Literal["train", "validation", "test"]
+"""Sequences to train on, to tune on, and to measure on: never the same."""
 _Batch = TypeVar("_Batch", bound="Batch")
 
 

@@ -20,6 +20,7 @@ from mesaopt.theory.context import Context, Pairs, context_of
 from mesaopt.theory.inverses import ApproximateInverse
 
 Objective = Literal["sum", "mean"]
+"""Whether squared errors are summed over the pairs or averaged."""
 
 
 def gradient_descent(

@@ -1,4 +1,4 @@
-"""A Sphinx extension: parts of pages that are written from the code, and the Markdown beside each page.
+"""A Sphinx extension: parts of pages that are written from the code; Markdown and notebooks beside pages.
 
 A line `<!-- generated: NAME ARGUMENT -->` in a page stands for what the function NAME writes.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jupytext
 from sphinx import addnodes
 
 from mesaopt_site import api, markdown, tables
@@ -24,6 +25,10 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "settings": tables.settings,
 }
 """What writes a generated part, by name."""
+
+
+NOTEBOOKS = "tutorials/"
+"""Pages that are offered as notebooks too."""
 
 
 def fill(page: str, writers: dict[str, Callable[[str], str]]) -> str:
@@ -49,6 +54,11 @@ def _outdated(app: Any, env: Any, *changes: set[str]) -> list[str]:
 
 def _on_source(app: Any, name: str, source: list[str]) -> None:
     source[0] = fill(source[0], WRITERS)
+    if name.startswith(NOTEBOOKS):
+        file = f"{name.removeprefix(NOTEBOOKS)}.ipynb"
+        link = f'<p><a href="{file}" download>This page as a notebook</a></p>'
+        title, text = source[0].split("\n", 1)
+        source[0] = f"{title}\n\n{link}\n{text}"
 
 
 def _on_page(app: Any, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -70,6 +80,8 @@ def _write_markdown(app: Any, error: Exception | None) -> None:
         pages[name] = env.titles[name].astext(), text
         (out / f"{name}.md").parent.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.md").write_text(text, encoding="utf-8")
+        if name.startswith(NOTEBOOKS):
+            jupytext.write(jupytext.reads(_read(env, name), fmt="md"), out / f"{name}.ipynb")
     root = env.config.root_doc
     sections = [
         (toctree["caption"], _with_pages_below(env, [name for _, name in toctree["entries"]]))

@@ -54,7 +54,9 @@ class Auto:
 
 
 SolverName = Literal["auto", "exact", "cg", "recursive", "neumann", "chebyshev"]
+"""Names of the solvers with their default settings."""
 SolverLike = Solver | Auto | SolverName
+"""A solver, or the name of one."""
 _BY_NAME = {
     "auto": Auto,
     "exact": Exact,
