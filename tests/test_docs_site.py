@@ -26,6 +26,8 @@ ROOT = Path(mesaopt.__file__).parent.parent
 MODULES = ["ops", "layers", "models", "tasks", "theory", "analysis", "training", "config"]
 MODULES += ["recipes", "zoo", "report"]
 
+NEEDED = ["sphinx", "myst_parser", "furo", "sphinx_copybutton", "jupytext"]
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(

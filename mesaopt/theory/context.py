@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from mesaopt.ops import linear_attention
 
 Pairs = Literal["all", "official"]
-"""The pairs that an algorithm learns from: all of the context, or all but the newest, as in the authors' code."""
+"""The pairs that an algorithm learns from: all, or all but the newest, as in the authors' code."""
 
 _DELAYS: dict[Pairs, int] = {"all": 1, "official": 2}
 
