@@ -34,7 +34,7 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/pyrefly check --summary=none
 
 docs: $(VENV)/ready-dev
-	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --jobs auto docs build/docs
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --fresh-env --write-all --jobs auto docs build/docs
 	@echo "Wrote build/docs/index.html"
 
 dist: $(VENV)/ready-dev

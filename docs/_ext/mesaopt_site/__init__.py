@@ -38,18 +38,12 @@ def fill(page: str, writers: dict[str, Callable[[str], str]]) -> str:
 
 def setup(app: Any) -> dict[str, bool]:
     """Connect all this to Sphinx."""
-    app.connect("env-get-outdated", _outdated)
     app.connect("source-read", _on_source)
     app.connect("autodoc-process-docstring", api.on_docstring, priority=400)
     app.connect("autodoc-process-signature", api.on_signature)
     app.connect("html-page-context", _on_page)
     app.connect("build-finished", _write_markdown)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def _outdated(app: Any, env: Any, *changes: set[str]) -> list[str]:
-    """Read pages with generated parts anew in every build: the code may have changed."""
-    return [name for name in env.found_docs if _MARK.search(_read(env, name))]
 
 
 def _on_source(app: Any, name: str, source: list[str]) -> None:

@@ -190,8 +190,7 @@ def _setting_default(field: dataclasses.Field[Any]) -> str:
 def _figure(study: str, figure: Any, entry: dict[str, Any]) -> str:
     """Write a figure: its picture, or else how to make it; what it shows; its claims."""
     path, parts = picture(study, figure.name), [f"### {figure.title}"]
-    if figure.message:
-        parts.append(plain(figure.message))
+    parts.append(plain(figure.message or f"{figure.summary[0].upper()}{figure.summary[1:]}."))
     if path.exists():
         parts.append(f"![{figure.summary}](images/{path.name})")
     if isinstance(figure.caption, str):
