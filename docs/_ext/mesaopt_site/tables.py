@@ -126,7 +126,7 @@ def _command(kind: type) -> str:
     name, (summary, *more) = dashed(kind.__name__), inspect.getdoc(kind).split("\n\n")
     examples = [text for text in more if text.startswith("mesaopt ")]
     words = [text for text in more if text not in examples]
-    parts = [f"## {name}", summary, *words]
+    parts = [f"## {name}", plain(summary), *map(plain, words)]
     if examples:
         parts.append("```console\n" + "\n".join(examples) + "\n```")
     docs, hints = _field_docs(kind), typing.get_type_hints(kind, include_extras=True)
