@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mesaopt.analysis import InContextLoss
 from mesaopt.looks import LOOKS, MARKERS, PALETTE, Look
 from mesaopt.papers.plots import band, style
-from mesaopt.report.page import plain
+from mesaopt.report.page import plain, scale_of
 
 _BASELINES = {
     "one gradient step": LOOKS["gradient descent"],
@@ -87,7 +86,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             band(axes, loss.positions, mean, half, **line)
     quantity = f"loss less that of {plain(panel.reference)}" if panel.reference else "loss"
     axes.set(title=plain(panel.title), xlabel="position in the sequence", ylabel=quantity)
-    axes.set_yscale("linear" if panel.reference or _touches_zero(panel) else "log")
+    values = [value for loss in panel.losses.values() for value in loss.curve.tolist()]
+    axes.set_yscale("linear" if panel.reference else scale_of(values))
     axes.legend()
 
 
@@ -100,7 +100,3 @@ def _looks(names: Mapping[str, object]) -> dict[str, Look]:
         name: Look(color, marker=marker)
         for name, color, marker in zip(runs, own, markers, strict=True)
     }
-
-
-def _touches_zero(panel: Panel) -> bool:
-    return any(np.min(loss.curve.numpy()) <= 0 for loss in panel.losses.values())

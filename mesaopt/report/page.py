@@ -85,6 +85,23 @@ def _svg(figure: Figure) -> str:
     return svg.getvalue()
 
 
+def scale_of(values: Sequence[float]) -> str:
+    """Choose the scale of an axis: logarithmic for positive numbers that span more than a factor of 20.
+
+    Args:
+        values: that are drawn, one or more.
+
+    Returns:
+        "log" or "linear".
+
+    Example:
+        >>> scale_of([0.9, 1.7]), scale_of([0.001, 1.7]), scale_of([-1.0, 50.0])
+        ('linear', 'log', 'linear')
+    """
+    low, high = min(values), max(values)
+    return "log" if low > 0 and high > 20 * low else "linear"
+
+
 def plain(text: str) -> str:
     """Write a name so that a figure shows it as it is: not as a formula, and never hidden in a legend.
 

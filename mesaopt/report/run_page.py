@@ -11,7 +11,7 @@ from mesaopt.config import RunConfig, from_dict, to_dict
 from mesaopt.errors import RunError
 from mesaopt.looks import LOOKS
 from mesaopt.papers.plots import style
-from mesaopt.report.page import Page, Table, write
+from mesaopt.report.page import Page, Table, scale_of, write
 
 _METRICS = {"step": int, "train_loss": (float, None), "test_loss": float, "learning_rate": float}
 _META = {
@@ -81,7 +81,7 @@ def draw_learning_curve(lines: Lines) -> Figure:
             if points:
                 axes.plot(*zip(*points, strict=True), **look.line(label=key.replace("_", " ")))
         losses = [line[key] for line in lines for key in looks if line[key] is not None]
-        axes.set_yscale("log" if min(losses) > 0 else "linear")
+        axes.set_yscale(scale_of(losses))
         axes.set(xlabel="step", ylabel="loss")
         axes.legend()
     return figure
