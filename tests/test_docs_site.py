@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 from urllib.parse import unquote, urldefrag
 
@@ -66,6 +67,45 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             log.write_text(f"{built.stdout}{built.stderr}" or ("" if not built.returncode else "?"))
     assert not log.read_text()
     return out
+
+
+@pytest.fixture
+def site_code(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Give the code that writes the pages."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    return importlib.import_module("mesaopt_site")
+
+
+def test_parts_of_a_page_are_filled(site_code: ModuleType) -> None:
+    page = "# Title\n\n<!-- generated: twice ab -->\n\nInline <!-- generated: twice b --> stays.\n"
+    filled = site_code.fill(page, {"twice": lambda text: 2 * text})
+    assert filled == "# Title\n\nabab\n\nInline <!-- generated: twice b --> stays.\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "escaped"),
+    [
+        ("the sum of |x_t|^2, x* and x_", r"the sum of \|x_t\|^2, x\* and x\_"),
+        ("- a `|code|` and :func:`f_`", "- a `|code|` and :func:`f_`"),
+        (">>> a_ * b | c", ">>> a_ * b | c"),
+    ],
+)
+def test_mathematics_in_docstrings_is_kept(site_code: ModuleType, line: str, escaped: str) -> None:
+    assert site_code.api.escape([line]) == [escaped]
+
+
+def test_the_markdown_of_a_page_stands_alone(site_code: ModuleType) -> None:
+    prose = "A [link](a.md) and [code](../x/y.py). More."
+    page = f"# T\n\n```console\nls\n```\n\n{prose}\n\n```{{toctree}}\na\n```\n"
+    text = site_code.markdown.standalone(page, "b")
+    assert "A [link](a.md) and code (`x/y.py` in the repository). More." in text
+    assert "toctree" not in text
+    assert site_code.markdown.first_sentence(page) == "A link and code."
+
+
+def test_tables_keep_bars_and_angle_brackets(site_code: ModuleType) -> None:
+    table = site_code.tables.table(("a",), [("x|y <z> `<w>`",)])
+    assert table.splitlines()[2] == r"| x\|y &lt;z> `<w>` |"
 
 
 class Page(HTMLParser):

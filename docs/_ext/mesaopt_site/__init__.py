@@ -32,7 +32,15 @@ NOTEBOOKS = "tutorials/"
 
 
 def fill(page: str, writers: dict[str, Callable[[str], str]]) -> str:
-    """Write the generated parts of a page."""
+    """Write the generated parts of a page.
+
+    Args:
+        page: Markdown, with a line `<!-- generated: NAME ARGUMENT -->` for each part.
+        writers: functions of the argument, by name.
+
+    Returns:
+        Markdown.
+    """
     return _MARK.sub(lambda mark: writers[mark[1]](mark[2]), page)
 
 

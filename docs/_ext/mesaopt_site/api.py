@@ -170,7 +170,7 @@ def escape(lines: list[str]) -> list[str]:
         lines: of a docstring.
 
     Returns:
-        As many lines.
+        As many lines, in reStructuredText.
     """
     escaped, example = [], False
     for line in lines:

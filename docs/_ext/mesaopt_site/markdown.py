@@ -36,7 +36,14 @@ def standalone(page: str, name: str) -> str:
 
 
 def first_sentence(page: str) -> str:
-    """Give the first sentence below the title of a page, without marks of Markdown."""
+    """Give the first sentence below the title of a page, without marks of Markdown.
+
+    Args:
+        page: its Markdown.
+
+    Returns:
+        The sentence; "" if there is none.
+    """
     prose = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
     blocks = (block.strip() for block in re.split(r"\n\s*\n", prose))
     texts = (block for block in blocks if re.match(r"[\w`*\"'\[]", block))
