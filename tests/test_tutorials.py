@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+import mesaopt
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 QUICKEST = "your-own-task"
@@ -98,8 +100,10 @@ def test_a_notebook_has_the_code_of_its_page(page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_notebook_runs(tmp_path: Path) -> None:
+def test_a_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quickest one; the code of all of them runs in the test above."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(mesaopt.__file__).parents[1]))  # the same as here
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
     page = next(page for page in PAGES if page.stem.startswith(QUICKEST))
     notebook = jupytext.read(page)
