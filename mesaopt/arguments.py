@@ -74,6 +74,8 @@ class Train:
     """Where to compute; auto is a GPU if there is one."""
     resume: bool = False
     """Continue the run in the folder."""
+    track: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|trackio")] = None
+    """Log evaluations there too; pip install 'mesaopt[track]'. Of TensorBoard, in runs/tensorboard."""
     dry_run: bool = False
     """Print the settings and what the run would cost here, and stop."""
 

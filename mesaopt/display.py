@@ -9,7 +9,7 @@ from html import escape
 from textwrap import wrap
 from typing import Any, Protocol, runtime_checkable
 
-from mesaopt.errors import printable
+from mesaopt.errors import MissingPackageError, printable
 from mesaopt.looks import LOOKS, Look, series
 
 Row = Mapping[str, Any]
@@ -95,12 +95,13 @@ class Shown:
             standard error.
 
         Raises:
-            ImportError: pandas is not installed.
+            MissingPackageError: pandas is not installed.
         """
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+            message = "to_dataframe needs pandas: pip install pandas"
+            raise MissingPackageError(message) from error
         return pandas.DataFrame([_flat(row) for row in self._rows()])
 
 

@@ -89,6 +89,10 @@ def wrong_type(argument: str, given: object, wanted: str) -> TypeError:
     return TypeError(f"{argument} is {kind}: must be {wanted}")
 
 
+class MissingPackageError(MesaoptError, ImportError):
+    """A package that an extra of this one names is not installed. The message says how to install it."""
+
+
 class SolveError(MesaoptError, RuntimeError):
     """A linear system was not solved to its tolerance. The message says where and how far it got."""
 

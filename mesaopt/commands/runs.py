@@ -14,6 +14,7 @@ from mesaopt.config import (
 from mesaopt.console import duration, print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from mesaopt.progress import OnProgress
     from mesaopt.training import StepCost
 
 MOST_SEEDS = 10**4
@@ -23,19 +24,20 @@ def train(command: args.Train) -> int:
     """Train seeds of a recipe, or of a task of one's own, or print what that would cost."""
     require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
     configs = own.configs_of(command)
-    from mesaopt.training import RunFolder, run_name, seed_batches, step_cost
+    from mesaopt.training import RunFolder, run_name, seed_batches, step_cost, tracker
 
     groups = seed_batches(configs, command.device)
     folder = command.out or Path("runs")
     paths = {config.seed: folder / run_name(config) for config in configs}
     if command.seeds == 1 and command.out is not None:
         paths = {command.seed: command.out}
+    logger = None if command.track is None else tracker(command.track)
     if not command.dry_run:
         RunFolder.check_all([paths[c.seed] for c in configs], configs, resume=command.resume)
     cost = step_cost(configs[0], command.device, seeds=[config.seed for config in groups[0]])
     if command.dry_run:
         return _print_training_cost(configs, cost)
-    return _train_groups(groups, paths, cost.seconds, command.device)
+    return _train_groups(groups, paths, cost.seconds, command.device, logger)
 
 
 def _print_training_cost(configs: list[RunConfig], cost: "StepCost") -> int:
@@ -53,7 +55,11 @@ def _print_training_cost(configs: list[RunConfig], cost: "StepCost") -> int:
 
 
 def _train_groups(
-    groups: list[list[RunConfig]], paths: dict[int, Path], seconds: float, device: str
+    groups: list[list[RunConfig]],
+    paths: dict[int, Path],
+    seconds: float,
+    device: str,
+    logger: "OnProgress | None",
 ) -> int:
     """Train each group side by side, one group after the other."""
     from mesaopt.progress import ProgressDisplay, Stage
@@ -69,7 +75,9 @@ def _train_groups(
         for title, group in zip(titles, groups, strict=True):
             display.begin(title)
             folders = [paths[config.seed] for config in group]
-            runs += train_seeds(group, folders, resume=True, device=device, progress=display.update)
+            runs += train_seeds(
+                group, folders, resume=True, device=device, progress=display.update, logger=logger
+            )
     for run in runs:
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"

@@ -7,6 +7,7 @@ from mesaopt.training.optimizer import Optimizer, learning_rate
 from mesaopt.training.own import fitted_to, named_model, named_task, own_run
 from mesaopt.training.run_folder import Checkpoint, RunFolder, reserve_folder
 from mesaopt.training.seeds import SeedsTrainer, seed_batches, train_seeds
+from mesaopt.training.track import TensorBoard, Trackio, WeightsAndBiases, tracker
 from mesaopt.training.trainer import Trainer
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "SeedsTrainer",
     "StepCost",
     "StepCosts",
+    "TensorBoard",
+    "Trackio",
     "Trainer",
+    "WeightsAndBiases",
     "describe",
     "fitted_to",
     "learning_rate",
@@ -32,6 +36,7 @@ __all__ = [
     "run_name",
     "seed_batches",
     "step_cost",
+    "tracker",
     "train",
     "train_seeds",
 ]

@@ -19,7 +19,7 @@ from mesaopt.config import NetworkConfig, RunConfig, TaskConfig, TrainConfig
 from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import ConfigError, RunError, SolveError, wrong_type
 from mesaopt.models import Model, SequenceModel
-from mesaopt.progress import NOBODY, AnyProgress, Report, reporting
+from mesaopt.progress import NOBODY, AnyProgress, OnProgress, Progress, Report, reporting
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.own import ModelLike, TaskLike, give_again, own_run
@@ -127,6 +127,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     progress: AnyProgress = True,
+    logger: OnProgress | None = None,
     **settings: Any,
 ) -> Run:
     """Train a model in a run folder: `train(config, out)`, or `train(model=..., task=..., out=...)`.
@@ -149,6 +150,8 @@ def train(
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         progress: a bar, nothing, or a function that is called every 10 steps with the finished steps and
             the newest training loss: see :data:`mesaopt.progress.AnyProgress`.
+        logger: called after each evaluation with its metrics, such as
+            :class:`mesaopt.training.TensorBoard`.
         **settings: with `model` and `task`: `seed`, `name`, and fields of
             :class:`mesaopt.config.TrainConfig`, such as `steps=500`.
 
@@ -178,7 +181,7 @@ def train(
     folder = RunFolder.open(files.as_path(chosen), config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
-            train_in(folder, where, progress=progress)
+            train_in(folder, where, progress=progress, logger=logger)
     return load_folder(folder, device=device)
 
 
@@ -278,6 +281,7 @@ def train_in(
     *,
     start: int | None = None,
     progress: AnyProgress = True,
+    logger: OnProgress | None = None,
 ) -> None:
     """Train the run of a folder to its end.
 
@@ -286,6 +290,7 @@ def train_in(
         device: where to compute.
         start: one of the folder's :attr:`RunFolder.resumable_steps`; the newest if not given.
         progress: as in :func:`train`.
+        logger: as in :func:`train`.
 
     Raises:
         RunError: a checkpoint is damaged, or the disk is full.
@@ -305,10 +310,19 @@ def train_in(
         for step, losses in evaluation_steps(trainer, settings, after=first, report=report):
             with as_diverged_error(step):
                 test_loss = trainer.test_loss()
-            folder.log(metrics_line(folder.config, step, losses, test_loss))
+            line = metrics_line(folder.config, step, losses, test_loss)
+            folder.log(line)
             seconds = before + time.perf_counter() - started
             folder.save(trainer.checkpoint(step, seconds))
+            tell(logger, folder, line)
         folder.finish(settings.steps, before + time.perf_counter() - started)
+
+
+def tell(logger: OnProgress | None, folder: RunFolder, line: dict[str, Any]) -> None:
+    """Call a logger with a line of metrics, once a resumed run does not compute it again."""
+    if logger is not None:
+        numbers = {name: x for name, x in line.items() if name != "step" and x is not None}
+        logger(Progress(line["step"], folder.config.train.steps, folder.path.name, numbers))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from mesaopt import files
 from mesaopt.config import ModelConfig, RunConfig, differences
 from mesaopt.errors import ConfigError
 from mesaopt.models import SideBySide, join, make_model, separate
-from mesaopt.progress import AnyProgress, reporting
+from mesaopt.progress import AnyProgress, OnProgress, reporting
 from mesaopt.tasks import Batch
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.loop import (
@@ -26,6 +26,7 @@ from mesaopt.training.loop import (
     evaluation_steps,
     load_folder,
     metrics_line,
+    tell,
     train_in,
 )
 from mesaopt.training.optimizer import Optimizer
@@ -41,6 +42,7 @@ def train_seeds(
     resume: bool = False,
     device: str = "auto",
     progress: AnyProgress = True,
+    logger: OnProgress | None = None,
 ) -> list[Run]:
     """Train runs that differ in their seeds alone side by side, as one model.
 
@@ -56,6 +58,7 @@ def train_seeds(
         resume: continue the runs in `outs` where there are any.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         progress: as in :func:`train`; the training loss is the mean over the seeds.
+        logger: as in :func:`train`; called for every seed, with the name of its folder as the stage.
 
     Returns:
         The trained models with their metrics.
@@ -86,9 +89,9 @@ def train_seeds(
             stack.enter_context(files.only_one_process(folder.path))
         for start, group in _groups(unfinished):
             if len(group) == 1:
-                train_in(group[0], where, start=start, progress=progress)
+                train_in(group[0], where, start=start, progress=progress, logger=logger)
             else:
-                _train_together(group, where, start=start, progress=progress)
+                _train_together(group, where, start=start, progress=progress, logger=logger)
     return [load_folder(folder, device=device) for folder in folders]
 
 
@@ -204,7 +207,12 @@ class SeedsTrainer:
 
 
 def _train_together(
-    folders: Sequence[RunFolder], device: torch.device, *, start: int, progress: AnyProgress
+    folders: Sequence[RunFolder],
+    device: torch.device,
+    *,
+    start: int,
+    progress: AnyProgress,
+    logger: OnProgress | None,
 ) -> None:
     """Train the seeds of these folders, from a step that all of them can go on from."""
     configs = [folder.config for folder in folders]
@@ -238,6 +246,7 @@ def _train_together(
             for folder, line, checkpoint in zip(folders, lines, states, strict=True):
                 folder.log(line)
                 folder.save(checkpoint)
+                tell(logger, folder, line)
         for folder in folders:
             folder.finish(settings.steps, seconds())
 
