@@ -3,50 +3,45 @@
 y_i = w . x_i, where only two of the eight entries of w are not zero. A token is (x_i, y_{i-1}).
 """
 
+import numpy as np
 import torch
+from torch.nn.functional import pad, softshrink
 
 import mesaopt
-from mesaopt.analysis import in_context_loss
-from mesaopt.config import ModelConfig
-from mesaopt.tasks import Batch, generator
+from mesaopt.analysis import Algorithm, next_token
+from mesaopt.tasks import Batch, Regression, generator
+from mesaopt.theory import context_statistics
 
 
 class SparseRegression:
-    def __init__(self, dim=8, nonzero=2, length=24):
-        self.dim, self.nonzero, self.length = dim, nonzero, length
-
     def sample(self, batch_size, *, seed, step, split):
         random = generator(seed, f"sparse/{split}", step)
-        x = torch.from_numpy(random.standard_normal((batch_size, self.length, self.dim)))
-        w = random.standard_normal((batch_size, self.dim, 1))
-        w[random.random(w.shape).argsort(1).argsort(1) >= self.nonzero] = 0
-        y = x @ torch.from_numpy(w)
-        return Batch(tokens=torch.cat([x, before(y)], dim=2), targets=y)
+        x = torch.from_numpy(random.standard_normal((batch_size, 24, 8)))
+        w = random.standard_normal((batch_size, 8, 1)) * (np.arange(8)[:, None] < 2)
+        y = x @ torch.from_numpy(random.permuted(w, axis=1))
+        before = pad(y[:, :-1], (0, 0, 1, 0))
+        return Batch(tokens=torch.cat([x, before], dim=2), targets=y)
+
+    def regression(self, batch):
+        return Regression(inputs=batch.tokens[..., :8], targets=batch.targets)
 
 
-def before(z):
-    """What was seen one token earlier; zero at the first."""
-    return torch.nn.functional.pad(z[:, :-1], (0, 0, 1, 0))
-
-
-def least_squares(batch):
-    """An algorithm of your own is a function from a batch to predictions."""
-    x, y = batch.tokens[..., :-1], batch.tokens[..., -1:]
-    query, key, value = (z.unsqueeze(2) for z in (x, before(x), y))  # one head
-    return mesaopt.ops.mesa(query, key, value, ridge=0.01).output.squeeze(2)
+def soft_threshold(answers, inputs, ridge, threshold):
+    """Least squares whose weights are shrunk towards zero, and left out where they are small."""
+    gram, cross = context_statistics(answers, inputs=inputs)
+    w = torch.linalg.solve(gram + ridge * torch.eye(8), cross.mT)
+    return (softshrink(w, threshold).mT @ inputs[..., None]).squeeze(-1)
 
 
 def main(out="runs/sparse", **settings):
     task = SparseRegression()
-    model = ModelConfig(
-        mixers=("softmax_attention",) * 3, token_dim=9, output_dim=1, embed_dim=64, readout="linear",
-        positions="first_layer", mlp_dim=64, initial_std=0.1, activation_clip=None,
-    )  # fmt: skip
-    run = mesaopt.train(model=model, task=task, out=out, resume=True, **settings)
-    losses = in_context_loss({"model": run, "least squares": least_squares}, task)
-    for name, loss in losses.items():
-        print(f"{name:14}", *(f"{loss.curve[i - 1]:.3f}" for i in (1, 4, 8, 12, 16, 24)))
-    return losses
+    run = mesaopt.train(task=task, out=out, resume=True, **settings)
+    table = mesaopt.probe_layers(run, task, {"answer": next_token}, positions=[24])
+    print({name: round(score.r2, 2) for name, score in table.by_depth("answer", 24).items()})
+    ranges = {"ridge": (1e-3, 10.0), "threshold": (1e-3, 1.0)}
+    mine = Algorithm(name="sparse", kind="optimizer", predict=soft_threshold, ranges=ranges)
+    diagnosis = mesaopt.diagnose(run, algorithms=[mine])
+    print(diagnosis.verdict.sentence)
 
 
 if __name__ == "__main__":

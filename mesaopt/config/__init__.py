@@ -13,6 +13,7 @@ from mesaopt.config.models import (
     ModelConfig,
     NetworkConfig,
     OwnModelConfig,
+    small_transformer,
 )
 from mesaopt.config.reading import (
     differences,
@@ -76,6 +77,7 @@ __all__ = [
     "require_config",
     "require_count",
     "require_whole",
+    "small_transformer",
     "stacked",
     "to_dict",
     "with_objects",

@@ -183,6 +183,37 @@ class MergedAttentionConfig:
         return len(self.token_slots) * self.dim
 
 
+def small_transformer(*, token_dim: int, output_dim: int, depth: int = 3) -> ModelConfig:
+    """Give the settings of a small softmax transformer, for tokens of any task.
+
+    A stream of width 64, four heads of width 20, hidden layers of width 64, sinusoidal positions in the
+    first layer. It trains in minutes on two cores.
+
+    Args:
+        token_dim: width of a token.
+        output_dim: width of a prediction.
+        depth: number of layers, 1 or more.
+
+    Returns:
+        The settings.
+
+    Example:
+        >>> small_transformer(token_dim=9, output_dim=1).depth
+        3
+    """
+    return ModelConfig(
+        mixers=("softmax_attention",) * depth,
+        token_dim=token_dim,
+        output_dim=output_dim,
+        embed_dim=64,
+        readout="linear",
+        positions="first_layer",
+        mlp_dim=64,
+        initial_std=0.1,
+        activation_clip=None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OwnModelConfig:
     """A module of your own: how it is recognised, and the object itself, which is not saved.

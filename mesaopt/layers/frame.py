@@ -312,7 +312,7 @@ def sinusoids(
     so sequences may have any length.
 
     Args:
-        times: positions t, counted from 0.
+        times: t = 0, 1, ..., the positions less 1.
         width: width of an encoding, even.
         like: a tensor with the type and device of the result.
 

@@ -72,7 +72,7 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
 
     @property
     def scored(self) -> slice:
-        """The positions where a prediction counts."""
+        """The places along time where a prediction counts, as in :attr:`Batch.scored`."""
         return slice(None)
 
     @abstractmethod

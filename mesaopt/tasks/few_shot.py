@@ -62,12 +62,12 @@ class FewShot(GeneratedTask[FewShotConfig, FewShotBatch]):
 
     @property
     def prefix_places(self) -> slice:
-        """Positions of the prefix."""
+        """The places of the prefix along time."""
         return slice(0, self.config.prefix_length)
 
     @property
     def separator_places(self) -> slice:
-        """Positions of the separators; none for layout "pairs"."""
+        """The places of the separators along time; none for layout "pairs"."""
         if self.config.layout == "pairs":
             return slice(0)
         return slice(self.config.prefix_length + 2, None, 3)

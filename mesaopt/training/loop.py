@@ -130,7 +130,7 @@ def train(
     logger: OnProgress | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a model in a run folder: `train(config, out)`, or `train(model=..., task=..., out=...)`.
+    """Train a model in a run folder: `train(config, out)`, or `train(task=..., model=..., out=...)`.
 
     The task may be any object with `sample(batch_size, *, seed, step, split) -> Batch`, the model any
     `ModelConfig` or `torch.nn.Module`; :func:`own_run` says more. Such runs have the same folders, of which
@@ -141,10 +141,11 @@ def train(
     that has ended is loaded, not repeated.
 
     Args:
-        config: what to train, or the name of a recipe, such as "lsa-1"; none with a model and a task.
-        out: folder of the run, new or empty unless resumed; with a model and a task
-            `runs/<name>-seed<seed>` if not given.
-        model: of any kind, with `task`, in place of `config`.
+        config: what to train, or the name of a recipe, such as "lsa-1"; none with a task.
+        out: folder of the run, new or empty unless resumed; with a task `runs/<name>-seed<seed>` if not
+            given.
+        model: of any kind, with `task`, in place of `config`;
+            :func:`mesaopt.config.small_transformer` if not given.
         task: of any kind.
         resume: continue the run in `out` if there is one.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
@@ -152,7 +153,7 @@ def train(
             the newest training loss: see :data:`mesaopt.progress.AnyProgress`.
         logger: called after each evaluation with its metrics, such as
             :class:`mesaopt.training.TensorBoard`.
-        **settings: with `model` and `task`: `seed`, `name`, and fields of
+        **settings: with `task`: `seed`, `name`, and fields of
             :class:`mesaopt.config.TrainConfig`, such as `steps=500`.
 
     Returns:
@@ -177,7 +178,7 @@ def train(
     """
     where = resolve_device(device)
     config = _run_config(config, model, task, settings)
-    chosen: Any = out if out is not None or model is None else Path("runs") / run_name(config)
+    chosen: Any = out if out is not None or task is None else Path("runs") / run_name(config)
     folder = RunFolder.open(files.as_path(chosen), config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
@@ -216,9 +217,8 @@ def _run_config(
             if value is not None:
                 raise ConfigError(f"{name}: must not be given with config, which has all settings")
         return as_config(config)
-    if model is None or task is None:
-        missing = "model" if model is None else "task"
-        raise ConfigError(f"{missing}: is missing: give config, or model and task")
+    if task is None:
+        raise ConfigError("task: is missing: give config, or task, and model if you have one")
     return own_run(model, task, **settings)
 
 

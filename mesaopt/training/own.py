@@ -17,6 +17,7 @@ from mesaopt.config import (
     TaskConfig,
     TrainConfig,
     differences,
+    small_transformer,
 )
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.models import make_model, own_model, try_model
@@ -30,7 +31,7 @@ ModelLike = nn.Module | Callable[[], nn.Module] | NetworkConfig | str
 
 
 def own_run(
-    model: ModelLike,
+    model: ModelLike | None,
     task: TaskLike,
     *,
     seed: int = 0,
@@ -44,7 +45,8 @@ def own_run(
     A `ModelConfig` needs the widths of the task: `token_dim` and `output_dim`.
 
     Args:
-        model: a `ModelConfig`, a `torch.nn.Module`, a function that makes one, or "module:Class".
+        model: a `ModelConfig`, a `torch.nn.Module`, a function that makes one, or "module:Class"; None:
+            :func:`mesaopt.config.small_transformer` of the widths of the task.
         task: an object with `sample`, settings of a task of the library, or "module:Class".
         seed: of the initial weights and of the training sequences.
         name: of the run, for its folder; the class of the task if not given.
@@ -72,7 +74,7 @@ def own_run(
     training = replace(train or TrainConfig(), **settings)
     with single_precision():
         task_config = _task_config(task, data=training.data)
-        model_config = _model_config(model)
+        model_config = _model_config(model, task_config)
         config = RunConfig(
             recipe=_default_name(task_config) if name is None else name,
             seed=seed,
@@ -115,7 +117,7 @@ def give_again(
             config = replace(config, task=_same(path, "task", given, config.task))
         if model is not None:
             _require_own(path, "model", config.model.kind)
-            given = _model_config(model, keywords=_keywords(config.model))
+            given = _model_config(model, config.task, keywords=_keywords(config.model))
             config = replace(config, model=_same(path, "model", given, config.model))
     return config
 
@@ -156,8 +158,12 @@ def _task_config(
     return own_task(task, data=data)
 
 
-def _model_config(model: ModelLike, *, keywords: Mapping[str, Any] | None = None) -> NetworkConfig:
-    """Return the settings of any model."""
+def _model_config(
+    model: ModelLike | None, task: TaskConfig, *, keywords: Mapping[str, Any] | None = None
+) -> NetworkConfig:
+    """Return the settings of any model, or of a small one for the task."""
+    if model is None:
+        return small_transformer(token_dim=task.token_dim, output_dim=task.dim)
     if isinstance(model, NetworkConfig):
         return model
     if isinstance(model, str):

@@ -256,7 +256,7 @@ class Wrapped(nn.Module):
         (SMALL, "own_tasks:Nothing", "task='own_tasks:Nothing': cannot be imported: module"),
         (ModelConfig(), Regression(), "model.token_dim=40: must be 5, the task's token_dim"),
         (MergedAttentionConfig(), Regression(), "model.kind='merged_attention': must be 'seq"),
-        (None, Regression(), "model: is missing: give config, or model and task"),
+        (None, None, "task: is missing: give config, or task, and model if you have one"),
         (3, Regression(), "model: is of type int: must be a ModelConfig, a torch.nn.Module, or"),
         (dict, Regression(), "model: makes something of type dict: must make a torch.nn.Module"),
         (nn.Identity(), Regression(), "model: Identity has no weights to train: must have some"),
