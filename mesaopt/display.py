@@ -163,7 +163,7 @@ class Drawn(Shown):
         for number, curve in enumerate(curves):
             look, x = curve.look(number), curve.places
             if curve.error is not None:
-                low, high = zip(*_band(curve), strict=True)
+                low, high = zip(*_band(curve, log=self._is_log), strict=True)
                 axes.fill_between(x, low, high, color=look.color, alpha=0.2, lw=0)
             axes.plot(x, curve.y, **look.line(label=curve.name))
         axes.set(**self._axes)
@@ -176,13 +176,17 @@ class Drawn(Shown):
 
     def _picture(self) -> str:
         curves = [curve for curve in self._curves() if len(curve.y) > 1]
-        return _svg(curves, log=self._axes.get("yscale") == "log") if curves else ""
+        return _svg(curves, log=self._is_log) if curves else ""
+
+    @property
+    def _is_log(self) -> bool:
+        return self._axes.get("yscale") == "log"
 
 
-def _band(curve: Curve) -> list[tuple[float, float]]:
-    """Give the ends of the band of 95 % at every point, none below a tenth of a positive value."""
+def _band(curve: Curve, *, log: bool) -> list[tuple[float, float]]:
+    """Give the ends of the band of 95 %; on a logarithmic axis above a tenth of the value."""
     half = [1.96 * e if math.isfinite(e) else 0.0 for e in curve.error or [0.0] * len(curve.y)]
-    floor = [y / 10 if y > 0 else -math.inf for y in curve.y]
+    floor = [y / 10 if log and y > 0 else -math.inf for y in curve.y]
     each = zip(curve.y, half, floor, strict=True)
     return [(max(y - h, least), y + h) for y, h, least in each]
 
@@ -192,7 +196,8 @@ _SIZE, _MARGIN = (320.0, 110.0), (46.0, 16.0)
 
 def _svg(curves: Sequence[Curve], *, log: bool) -> str:
     """Draw curves as a small SVG, in the colour of the text around it but for the lines."""
-    points = [v for c in curves for low, high in _band(c) for v in (low, high) if math.isfinite(v)]
+    bands = [_band(curve, log=log) for curve in curves]
+    points = [v for band in bands for low, high in band for v in (low, high) if math.isfinite(v)]
     log = log and min(points, default=0.0) > 0
     scale = math.log10 if log else float
     low, high = min(points, default=0.0), max(points, default=1.0)
@@ -209,7 +214,7 @@ def _svg(curves: Sequence[Curve], *, log: bool) -> str:
     shapes = []
     for number, curve in enumerate(curves):
         color = curve.look(number).color
-        each = zip(curve.places, curve.y, _band(curve), strict=True)
+        each = zip(curve.places, curve.y, bands[number], strict=True)
         ends = [(x, y, *band) for x, y, band in each if math.isfinite(y)]
         if curve.error is not None:
             rim = [at(x, one) for x, _, one, _ in ends] + [at(x, o) for x, _, _, o in ends[::-1]]

@@ -260,3 +260,16 @@ def test_a_curve_without_spread_or_with_infinite_points_is_drawn() -> None:
     page = Odd()._repr_html_()
     assert Balanced(page).seen >= {"svg", "polyline"}
     assert "nan" not in page.replace("> nan<", "")
+
+
+def test_a_band_is_symmetric_except_where_a_logarithm_has_no_room_for_it() -> None:
+    axes = Effect(loss_of(0), loss_of(1)).plot()
+    (band,), (line,) = axes.collections, axes.lines
+    heights = band.get_paths()[0].vertices[:, 1]
+    effect = Effect(loss_of(0), loss_of(1))
+    least = (effect.curve - 1.96 * effect.curve_error).min()
+    assert min(heights) == pytest.approx(least.item(), abs=1e-6)
+    assert len(line.get_ydata()) == 20
+    noisy = InContextLoss(torch.tensor([[1.0, 9.0], [3.0, 0.1]]))
+    assert min(noisy.plot().collections[0].get_paths()[0].vertices[:, 1]) > 0
+    plt.close("all")
