@@ -28,6 +28,7 @@ from mesaopt.analysis import (
     unexplained,
 )
 from mesaopt.analysis.diagnosis.model_target import checked_predictor
+from mesaopt.analysis.prompts import prompt_task
 from mesaopt.config import FewShotConfig, LinearSystemConfig, ModelConfig
 from mesaopt.models import SequenceModel
 from mesaopt.tasks import FewShot, LinearSystem
@@ -124,7 +125,9 @@ def test_models_of_other_types(analysis: str, dtype: torch.dtype) -> None:
 
 def test_the_predictor_of_a_diagnosis_takes_models_of_other_types() -> None:
     batch = TASK.sample(4, seed=0)
-    single, double = (checked_predictor(m.eval(), TASK)(batch) for m in (make(), make().double()))
+    single, double = (
+        checked_predictor(m.eval(), prompt_task(TASK))(batch) for m in (make(), make().double())
+    )
     torch.testing.assert_close(double, single, rtol=1e-4, atol=1e-5)
 
 

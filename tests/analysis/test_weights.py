@@ -18,6 +18,7 @@ from mesaopt.analysis import (
 )
 from mesaopt.analysis.diagnosis.candidates import fit_ridge
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
+from mesaopt.analysis.prompts import prompt_task
 from mesaopt.config import LinearSystemConfig, ModelConfig
 from mesaopt.layers import Frame, LinearSelfAttention, MesaLayer
 from mesaopt.models import SequenceModel, make_model
@@ -263,13 +264,19 @@ def test_larger_keys_are_a_smaller_ridge_on_the_states(scale: float, ridge: floa
     predicted = layer(batch.tokens)[..., :3]
     wanted = ridge_least_squares(batch.observed, ridge=ridge / scale**2)
     torch.testing.assert_close(predicted, wanted, **EXACT)
-    target = ModelAsTarget(SYSTEMS, lambda b: layer(b.tokens.double())[..., :3].float())
+    target = ModelAsTarget(
+        prompt_task(SYSTEMS), lambda b: layer(b.tokens.double())[..., :3].float()
+    )
     assert fit_ridge(target) == pytest.approx(ridge / scale**2, rel=0.02)
 
 
 def test_a_larger_output_makes_up_for_shrinkage() -> None:
     plain, larger = (
-        fit_ridge(ModelAsTarget(SYSTEMS, lambda b, m=m: m(b.tokens.double())[..., :3].float()))
+        fit_ridge(
+            ModelAsTarget(
+                prompt_task(SYSTEMS), lambda b, m=m: m(b.tokens.double())[..., :3].float()
+            )
+        )
         for m in (mesa_of_states(1.0, 0.5), mesa_of_states(1.0, 0.5, gain=1.1))
     )
     assert larger < 0.9 * plain
