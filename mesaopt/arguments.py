@@ -400,7 +400,7 @@ def arguments_of(command: type) -> list[Argument]:
 
     Example:
         >>> arguments_of(Report)[0]
-        Argument(name='', values='DIR')
+        Argument(name='', values='DIR|RUN')
     """
     return [_argument(*pair) for pair in get_type_hints(command, include_extras=True).items()]
 

@@ -48,7 +48,7 @@ RECIPES = (
     _one_layer(
         "softmax-1",
         mixer="softmax_attention",
-        summary="one softmax self-attention layer on constructed tokens: a kernel average",
+        summary="one softmax self-attention layer on constructed tokens: kernel regression",
     ),
     _one_layer(
         "mesanet-1",

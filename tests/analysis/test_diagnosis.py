@@ -72,7 +72,7 @@ ALGORITHMS: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "preconditioned step, polynomial of degree 1": lambda x: polynomial_prediction(x, (0.1, 0.002)),
     "ridge least squares": lambda x: ridge_least_squares(x, ridge=0.1),
-    "kernel smoother": lambda x: kernel_regression(x, inverse_temperature=2.0),
+    "kernel regression": lambda x: kernel_regression(x, inverse_temperature=2.0),
     "last observation, scaled": lambda x: 0.7 * x,
     "one fixed map": lambda x: x @ FIXED_MAP.mT,
     "zero": torch.zeros_like,
@@ -83,7 +83,7 @@ PARAMETERS = {
     "3 gradient steps": 0.04,
     "6 gradient steps on the mean": 0.4,
     "ridge least squares": 0.1,
-    "kernel smoother": 2.0,
+    "kernel regression": 2.0,
     "last observation, scaled": 0.7,
 }
 

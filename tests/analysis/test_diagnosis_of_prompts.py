@@ -85,11 +85,11 @@ FIXED = torch.linspace(-1, 1, DIM * DIM).view(DIM, DIM)
 ALGORITHMS: dict[str, Algo] = {
     "ridge least squares": lambda y, x: ridge_least_squares(y, inputs=x, ridge=0.3),
     "2 gradient steps": lambda y, x: gradient_descent(y, inputs=x, step_size=0.05, num_steps=2),
-    "kernel smoother": lambda y, x: kernel_regression(y, inputs=x, inverse_temperature=1.5),
+    "kernel regression": lambda y, x: kernel_regression(y, inputs=x, inverse_temperature=1.5),
     "one fixed map": lambda y, x: x @ FIXED[:, : y.shape[2]].to(x),
     "last answer, scaled": lambda y, x: 0.8 * y,
 }
-FITTED = {"ridge least squares": 0.3, "2 gradient steps": 0.05, "kernel smoother": 1.5}
+FITTED = {"ridge least squares": 0.3, "2 gradient steps": 0.05, "kernel regression": 1.5}
 TASKS: dict[str, Task] = {
     "few-shot": FEW_SHOT,
     "input and last answer": Linear(),
@@ -168,12 +168,12 @@ def test_an_algorithm_of_ones_own_sees_answers_and_inputs(task: str) -> None:
 def test_an_algorithm_may_not_see_later_pairs() -> None:
     cheat = Algorithm(name="cheat", kind="other", predict=lambda y, inputs: y.flip(1))
     with pytest.raises(ValueError, match="^algorithms: 'cheat': its predictions depend on later"):
-        diagnose(Solver(Linear(), ALGORITHMS["kernel smoother"]), Linear(), algorithms=[cheat])
+        diagnose(Solver(Linear(), ALGORITHMS["kernel regression"]), Linear(), algorithms=[cheat])
     blind = Algorithm(name="blind", kind="other", predict=lambda states: states)
     with pytest.raises(
         ValueError, match=r"given answers \(8, 12, 1\), inputs \(8, 12, 3\), it raised"
     ):
-        diagnose(Solver(Linear(), ALGORITHMS["kernel smoother"]), Linear(), algorithms=[blind])
+        diagnose(Solver(Linear(), ALGORITHMS["kernel regression"]), Linear(), algorithms=[blind])
 
 
 class Hidden:
@@ -248,7 +248,7 @@ def test_a_burn_in_that_is_not_scored_is_part_of_the_context() -> None:
 def test_pairs_that_cannot_be_are_refused(
     change: Callable[[Regression], Regression], message: str
 ) -> None:
-    task, model = Linear(), Solver(Linear(), ALGORITHMS["kernel smoother"])
+    task, model = Linear(), Solver(Linear(), ALGORITHMS["kernel regression"])
     with pytest.raises(ValueError, match=message):
         diagnose(model, task, regression=lambda batch: change(task.regression(batch)))
 

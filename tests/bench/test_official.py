@@ -41,7 +41,8 @@ def test_a_measurement_has_the_comparison_asked_for(tmp_path: Path) -> None:
     code = official(tmp_path, ANSWERS)
     result = measure_training_step("lsa-1", repeats=1, threads=1, official=code)
     assert result.official is not None
-    assert len(result.describe()) == 11
+    assert len(result.describe()) == 8
+    assert len(result.describe(goals=True)) == 12
 
 
 @pytest.mark.parametrize(

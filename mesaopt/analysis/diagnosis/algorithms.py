@@ -26,14 +26,14 @@ class Algorithm:
     Example:
         >>> import torch
         >>> from mesaopt.theory import kernel_regression
-        >>> smoother = Algorithm(
-        ...     name="smoother",
+        >>> kernel = Algorithm(
+        ...     name="kernel regression, mine",
         ...     kind="other",
         ...     predict=kernel_regression,
         ...     ranges={"inverse_temperature": (0.01, 100.0)},
         ... )
         >>> states = torch.randn(2, 9, 4)
-        >>> smoother.predict(states, inverse_temperature=1.0).shape
+        >>> kernel.predict(states, inverse_temperature=1.0).shape
         torch.Size([2, 9, 4])
     """
 

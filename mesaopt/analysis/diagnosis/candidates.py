@@ -80,7 +80,7 @@ def fit_candidates(
     fits: list[Callable[[], Candidate]] = [
         fitter.zero,
         fitter.last_answer,
-        fitter.kernel_smoother,
+        fitter.kernel_regression,
         *(partial(fitter.gradient_steps, steps, "sum") for steps in _STEPS),
         *(partial(fitter.gradient_steps, steps, "mean") for steps in _STEPS),
         fitter.least_squares,
@@ -190,7 +190,7 @@ class _Fitter:
             lambda batch: batch.at_places(batch.inputs @ matrix.to(batch.inputs)),
         )
 
-    def kernel_smoother(self) -> Candidate:
+    def kernel_regression(self) -> Candidate:
         """Fit the inverse temperature of kernel regression."""
 
         def family(inverse_temperature: float) -> PromptPredictor:
@@ -202,7 +202,7 @@ class _Fitter:
 
         best = self._tune(family, 0.01, 100.0)
         parameters = {"inverse_temperature": best}
-        return Candidate("kernel smoother", "other", parameters, 1, family(best))
+        return Candidate("kernel regression", "other", parameters, 1, family(best))
 
     def gradient_steps(self, steps: int, objective: Objective) -> Candidate:
         """Fit the step size of gradient descent."""

@@ -10,7 +10,7 @@ from mesaopt.analysis.estimate import Estimate
 Answer = Literal["yes", "no", "unclear"]
 
 MOST = 0.5
-"""The share that counts as "most", by convention. One-layer models reach 0.99, and of a kernel smoother's
+"""The share that counts as "most", by convention. One-layer models reach 0.99, and of kernel regression's
 errors the nearest optimizer explains less than 0. But not all shares are far from it: 0.60, 0.65, 0.657 and
 0.68 occur for published networks. Each condition names its number nearest to the threshold."""
 

@@ -197,7 +197,7 @@ def test_prompts_are_learned_as_the_settings_say() -> None:
     )
     steps: list[tuple[int, int]] = []
     separator, both = prompts.learn_prompts(
-        nn.Linear(10, 10), settings, lambda done, total: steps.append((done, total))
+        nn.Linear(10, 10), settings, lambda progress: steps.append((progress.done, progress.total))
     )
     assert separator.prefix is None
     assert separator.separator is not None
