@@ -50,6 +50,7 @@ def test_every_command_it_shows_is_one() -> None:
             "report",
             "bench",
             "doctor",
+            "completion",
         )
     }
     makefile = (ROOT / "Makefile").read_text()
