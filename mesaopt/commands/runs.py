@@ -13,6 +13,7 @@ from mesaopt.config import (
     MergedAttentionConfig,
     OwnTaskConfig,
     RunConfig,
+    TokenTaskConfig,
     require_count,
     to_dict,
 )
@@ -92,7 +93,7 @@ def _train_groups(
 def evaluate(command: args.Evaluate) -> int:
     """Print the in-context losses of a run and of the baselines."""
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
-    from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
+    from mesaopt.analysis import Evaluation, in_context_loss
     from mesaopt.tasks import make_task
     from mesaopt.workers import parallel
 
@@ -100,9 +101,8 @@ def evaluate(command: args.Evaluate) -> int:
     with parallel():
         baselines = _tuned_baselines(run)
         predictors = {name: baseline.predictor for name, baseline in baselines.items()}
-        model = model_predictor(run.model, run.config.task.token_slots)
         losses = in_context_loss(
-            {run.config.recipe: model, **predictors},
+            {run.config.recipe: run.model, **predictors},
             make_task(run.config.task),
             Evaluation(num_sequences=command.sequences),
         )
@@ -128,10 +128,17 @@ class _Baseline:
 
 def _tuned_baselines(run: "Run") -> dict[str, _Baseline]:
     """Tune gradient descent and least squares on the task of a run, where it has states."""
+    import torch
+
     from mesaopt.analysis import line_search_step_size, tune_ridge
     from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
 
+    if isinstance(run.config.task, TokenTaskConfig):
+        size = run.config.task.vocabulary
+        label = f"over {size} tokens"
+        uniform = lambda batch: torch.zeros(*batch.targets.shape, size)  # noqa: E731
+        return {"uniform": _Baseline(uniform, {}, label)}
     task, baselines = make_task(run.config.task), {}
     if isinstance(run.config.task, OwnTaskConfig):
         baselines["predict zero"] = _Baseline(lambda batch: 0 * batch.targets, {}, "")

@@ -6,12 +6,12 @@ key is an error that suggests the right one.
 """
 
 from mesaopt.config.checks import require_config, require_count, require_whole
+from mesaopt.config.language import LanguageModelConfig
 from mesaopt.config.models import (
     FORGETTING_MIXERS,
     MergedAttentionConfig,
     MixerName,
     ModelConfig,
-    NetworkConfig,
     OwnModelConfig,
 )
 from mesaopt.config.reading import (
@@ -23,6 +23,7 @@ from mesaopt.config.reading import (
     with_objects,
 )
 from mesaopt.config.run import (
+    NetworkConfig,
     RunConfig,
     TrainConfig,
 )
@@ -44,12 +45,15 @@ from mesaopt.config.tasks import (
     check_slots,
     stacked,
 )
+from mesaopt.config.token_tasks import CopyingConfig, TokenTaskConfig
 
 __all__ = [
     "FORGETTING_MIXERS",
     "ARProcessConfig",
+    "CopyingConfig",
     "FewShotConfig",
     "GeneratedTaskConfig",
+    "LanguageModelConfig",
     "LinearSystemConfig",
     "Matrix",
     "MergedAttentionConfig",
@@ -66,6 +70,7 @@ __all__ = [
     "StartName",
     "TaskConfig",
     "TokenSlot",
+    "TokenTaskConfig",
     "TrainConfig",
     "as_matrix",
     "check_slots",

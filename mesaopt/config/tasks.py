@@ -13,6 +13,7 @@ from mesaopt.config.checks import (
     require_positive,
     require_types,
 )
+from mesaopt.config.token_tasks import TokenTaskConfig
 from mesaopt.errors import ConfigError, suggest
 
 SlotName = Literal["zero", "current", "previous"]
@@ -398,5 +399,6 @@ TaskConfig = (
     | NonlinearSystemConfig
     | FewShotConfig
     | OwnTaskConfig
+    | TokenTaskConfig
 )
 """The settings of any task; `kind` says in JSON which."""

@@ -45,7 +45,7 @@ class Recipe:
 
     @property
     def dim(self) -> int:
-        """Dimension of a state or observation, and of a prediction."""
+        """Dimension of a state or observation, and of a prediction; of tokens, the vocabulary."""
         return self.config.task.dim
 
     @property

@@ -30,10 +30,13 @@ from mesaopt.tasks.nonlinear_system import NonlinearSystem
 from mesaopt.tasks.own import OwnTask, own_task
 from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
 from mesaopt.tasks.random import contracting, generator, haar_orthogonal
+from mesaopt.tasks.tokens import IGNORE, Copying, TokenBatch, TokenTask
 
 __all__ = [
+    "IGNORE",
     "ARProcess",
     "Batch",
+    "Copying",
     "FewShot",
     "FewShotBatch",
     "FiniteStates",
@@ -52,6 +55,8 @@ __all__ = [
     "Split",
     "Streams",
     "Task",
+    "TokenBatch",
+    "TokenTask",
     "contracting",
     "from_distribution",
     "full_one",

@@ -5,6 +5,7 @@ from typing import Any
 
 from mesaopt.config import (
     ARProcessConfig,
+    CopyingConfig,
     FewShotConfig,
     LinearSystemConfig,
     NonlinearSystemConfig,
@@ -20,8 +21,9 @@ from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.nonlinear_system import NonlinearSystem
 from mesaopt.tasks.own import OwnTask
 from mesaopt.tasks.partially_observed import PartiallyObserved
+from mesaopt.tasks.tokens import Copying, TokenTask
 
-AnyTask = GeneratedTask[Any, Any] | OwnTask
+AnyTask = GeneratedTask[Any, Any] | TokenTask[Any] | OwnTask
 """A task made from its settings."""
 
 _TASKS: dict[type, Callable[[Any], AnyTask]] = {
@@ -31,6 +33,7 @@ _TASKS: dict[type, Callable[[Any], AnyTask]] = {
     NonlinearSystemConfig: NonlinearSystem,
     FewShotConfig: FewShot,
     OwnTaskConfig: OwnTask,
+    CopyingConfig: Copying,
 }
 
 

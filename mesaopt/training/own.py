@@ -15,6 +15,7 @@ from mesaopt.config import (
     OwnTaskConfig,
     RunConfig,
     TaskConfig,
+    TokenTaskConfig,
     TrainConfig,
     differences,
 )
@@ -82,7 +83,10 @@ def own_run(
         )
         if isinstance(model_config, OwnModelConfig):
             batch = make_task(task_config).sample(2, seed=seed)
-            try_model(make_model(model_config, seed=seed), batch.tokens, batch.targets)
+            shape = tuple(batch.targets.shape)
+            if isinstance(task_config, TokenTaskConfig):
+                shape = (*shape, task_config.vocabulary)
+            try_model(make_model(model_config, seed=seed), batch.tokens, shape, **batch.arguments)
     return config
 
 
@@ -237,7 +241,7 @@ def fitted_to(model: ModelConfig, task: TaskConfig) -> ModelConfig:
         The settings with other `token_dim` and `output_dim`.
 
     Raises:
-        ConfigError: no such model has these widths.
+        ConfigError: no such model has these widths, or it is a task on tokens.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -245,4 +249,7 @@ def fitted_to(model: ModelConfig, task: TaskConfig) -> ModelConfig:
         >>> fitted_to(ModelConfig(embed_dim=8, readout="linear"), plain).output_dim
         3
     """
+    if isinstance(task, TokenTaskConfig):
+        wanted = "must be 'language' or a module of your own"
+        raise ConfigError(f"model.kind='sequence': {wanted}, for {task.kind!r}, a task on tokens")
     return replace(model, token_dim=task.token_dim, output_dim=task.dim)

@@ -76,15 +76,13 @@ class Data:
 
         Args:
             batch: the sequences.
-            predictions: at every position, [batch, time, dim].
+            predictions: at every position, [batch, time, dim]; of tokens, logits at the scored ones.
 
         Returns:
-            The squared error: its mean over sequences, and its mean or sum over the scored positions.
+            The mean over sequences of the squared error or the cross-entropy, and its mean or sum over the
+            scored positions.
         """
-        losses = batch.losses(predictions)
-        if self.config.train.positions == "sum":
-            losses = losses.sum(1)
-        return losses.mean()
+        return batch.loss(predictions, total=self.config.train.positions == "sum")
 
     @functools.cached_property
     def _fixed(self) -> Batch:
@@ -182,7 +180,7 @@ class Trainer:
     def _differentiate(self, part: Batch) -> tuple[Float[Tensor, ""], list[Tensor]]:
         """Compute the share that a part has in the loss and its gradients."""
         share = len(part.tokens) / self.config.train.batch_size
-        loss = self.data.loss(part, self.model(part.tokens)) * share
+        loss = self.data.loss(part, self.model(part.tokens, **part.arguments)) * share
         gradients = torch.autograd.grad(
             loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True
         )
@@ -197,7 +195,8 @@ class Trainer:
     def _test_loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the sum of the losses of a batch of test sequences."""
         batch = self.data.test_batch(number)
-        return self.data.loss(batch, self.model(batch.tokens)) * len(batch.tokens)
+        predictions = self.model(batch.tokens, **batch.arguments)
+        return self.data.loss(batch, predictions) * len(batch.tokens)
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Return the state after some steps.
