@@ -21,6 +21,7 @@ class TokenBatch(Batch):
     :attr:`positions` numbers the scored places of a sequence.
 
     Example:
+        >>> import torch
         >>> tokens = torch.tensor([[5, 7, 5]])
         >>> batch = TokenBatch(tokens, torch.tensor([[7]]), at=torch.tensor([[2]]))
         >>> batch.losses(torch.zeros(1, 1, 8)).exp()  # all eight tokens are equally likely
