@@ -89,12 +89,16 @@ def make_language_mixer(config: LanguageModelConfig, layer: int) -> SelfAttentio
     """
     name = config.mixers[layer]
     mixer, learns = MIXERS[name], name != "softmax_attention"
+    maps = config.feature_map != "none"
     frame = replace(
         mixer.frame,
         convolution=mixer.frame.convolution if config.convolution is None else config.convolution,
+        key_shift=config.key_shift,
+        features=int(config.feature_map.removeprefix("dpfp")) if learns and maps else 0,
         head_norm=mixer.frame.head_norm or config.head_norm,
         unit_keys=mixer.frame.unit_keys or (config.unit_queries_keys and learns),
         forget_cap=config.forget_cap if name in FORGETTING_MIXERS else None,
     )
     sizes = (config.width, config.num_heads, config.key_width)
-    return mixer.layer(*sizes, frame=frame, **mixer.settings)
+    settings = mixer.settings if learns else {"window": config.window}
+    return mixer.layer(*sizes, frame=frame, **settings)
