@@ -122,7 +122,11 @@ MESA = (
     Case(
         "mesa with features of shifted keys",
         MesaLayer,
-        {"frame": Frame(key_shift=True, features=1, unit_keys=True), "ridge_floor": 0.25},
+        {
+            "gates": ("log_decay", "beta"),
+            "frame": Frame(key_shift=True, features=1, unit_keys=True),
+            "ridge_floor": 0.25,
+        },
         {
             "gates": ("log_decay",),
             "frame": Frame(),
