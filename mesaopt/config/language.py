@@ -94,6 +94,9 @@ class LanguageModelConfig:
         if self.window is not None:
             wanted = "None: there is no softmax_attention in mixers"
             require("softmax_attention" in self.mixers, self, "window", wanted)
+        convolves = self.convolution is not None or "mesanet2025" in self.mixers
+        wanted = "False with a convolution, which can learn it"
+        require(not (self.key_shift and convolves), self, "key_shift", wanted)
         pairs = self.positions == "none" or self.width % 2 == 0
         wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
         require(pairs, self, "positions", wanted)

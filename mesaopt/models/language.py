@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, silu
 
 from mesaopt.config import LanguageModelConfig, require_config, require_count
-from mesaopt.layers import CausalConvolution, SelfAttention
+from mesaopt.layers import CausalConvolution, LayerState, SelfAttention
 from mesaopt.layers.frame import sinusoids
 from mesaopt.models.language_state import LanguageState
 from mesaopt.models.mixers import make_language_mixer
@@ -71,9 +71,10 @@ class LanguageModel(nn.Module):
                 scale = (2 * self.config.depth) ** -0.5 if id(part) in before_sums else 1.0
                 drawn = torch.randn(part.weight.shape, generator=random, device="cpu")
                 part.weight.data.copy_(drawn * (scale * self.config.initial_std))
-            elif isinstance(part, CausalConvolution):
+            elif isinstance(part, CausalConvolution) and isinstance(part.weight, nn.Parameter):
+                bound = part.weight.shape[1] ** -0.5
                 drawn = torch.empty(part.weight.shape, device="cpu")
-                part.weight.data.copy_(drawn.uniform_(-0.5, 0.5, generator=random))
+                part.weight.data.copy_(drawn.uniform_(-bound, bound, generator=random))
 
     @property
     def mixers(self) -> list[SelfAttention]:
@@ -156,9 +157,9 @@ class LanguageModel(nn.Module):
         """
         x = self._embed(_checked(tokens, self.config.vocabulary, ("batch",)), state.seen)
         layers = []
-        for block, layer in zip(self._blocks, state.layers, strict=True):
-            x, layer = block.step(x, layer)
-            layers.append(layer)
+        for block, layer in zip(self._blocks, self._layers_of(state), strict=True):
+            x, after = block.step(x, layer)
+            layers.append(after)
         return self._logits(x), LanguageState(tuple(layers), state.seen + 1)
 
     def init_state(self, batch_size: int) -> LanguageState:
@@ -181,12 +182,19 @@ class LanguageModel(nn.Module):
         seen = tokens.new_zeros(len(tokens)) if state is None else state.seen
         counts = torch.ones_like(tokens) if mask is None else mask.to(tokens)
         x = self._embed(tokens, seen.unsqueeze(1) + counts.cumsum(1) - 1)
-        past = [None] * self.config.depth if state is None else state.layers
+        past = [None] * self.config.depth if state is None else self._layers_of(state)
         layers = []
         for block, layer in zip(self._blocks, past, strict=True):
             x, after = block.extend(x, layer, mask)
             layers.append(after)
         return x, LanguageState(tuple(layers), seen + counts.sum(1))
+
+    def _layers_of(self, state: LanguageState) -> tuple[LayerState, ...]:
+        """Return the states of the layers, if there are as many."""
+        if len(state.layers) != self.config.depth:
+            given = f"state has {len(state.layers)} layers"
+            raise ValueError(f"{given}: must have {self.config.depth}")
+        return state.layers
 
     def _embed(self, tokens: Tensor, times: Tensor) -> Float[Tensor, "*position width"]:
         x = self.embedding(tokens)
