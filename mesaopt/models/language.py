@@ -101,10 +101,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
         """
-        x, _ = self._run(tokens, None, mask)
-        if at is not None:
-            x = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return self._logits(x)
+        return self.extend(tokens, mask=mask, at=at)[0]
 
     def extend(
         self,
@@ -112,7 +109,8 @@ class LanguageModel(nn.Module):
         state: LanguageState | None = None,
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time vocabulary"], LanguageState]:
+        at: Int[Tensor, "batch scored"] | None = None,
+    ) -> tuple[Float[Tensor, "batch scored vocabulary"], LanguageState]:
         """Read a chunk of tokens and return the updated state.
 
         Where a text is cut into chunks changes rounding only.
@@ -122,9 +120,11 @@ class LanguageModel(nn.Module):
             state: returned by an earlier call; None at the beginning.
             mask: [batch, time], true where a token is and false where padding is, wherever that is. No
                 state and no position counts padding, and its logits mean nothing.
+            at: positions of this chunk to compute logits for, of each sequence, counted from 0; None: all.
 
         Returns:
-            Logits [batch, time, vocabulary], and the state after the last token.
+            Logits [batch, time, vocabulary], or [batch, scored, vocabulary] with `at`, and the state after
+            the last token.
 
         Raises:
             ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
@@ -138,6 +138,8 @@ class LanguageModel(nn.Module):
             True
         """
         x, state = self._run(tokens, state, mask)
+        if at is not None:
+            x = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         return self._logits(x), state
 
     def step(
