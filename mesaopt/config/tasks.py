@@ -13,7 +13,7 @@ from mesaopt.config.checks import (
     require_positive,
     require_types,
 )
-from mesaopt.config.token_tasks import TokenTaskConfig
+from mesaopt.config.token_tasks import ContinuousMQARConfig, TokenTaskConfig
 from mesaopt.errors import ConfigError, suggest
 
 SlotName = Literal["zero", "current", "previous"]
@@ -399,6 +399,7 @@ TaskConfig = (
     | NonlinearSystemConfig
     | FewShotConfig
     | OwnTaskConfig
+    | ContinuousMQARConfig
     | TokenTaskConfig
 )
 """The settings of any task; `kind` says in JSON which."""

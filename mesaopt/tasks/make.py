@@ -5,13 +5,19 @@ from typing import Any
 
 from mesaopt.config import (
     ARProcessConfig,
+    ContinuousMQARConfig,
     CopyingConfig,
     FewShotConfig,
     LinearSystemConfig,
+    MADConfig,
+    MQARConfig,
     NonlinearSystemConfig,
     OwnTaskConfig,
+    ParityConfig,
     PartiallyObservedConfig,
+    RegBenchConfig,
     TaskConfig,
+    TextConfig,
     require_config,
 )
 from mesaopt.tasks.ar_process import ARProcess
@@ -21,7 +27,16 @@ from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.nonlinear_system import NonlinearSystem
 from mesaopt.tasks.own import OwnTask
 from mesaopt.tasks.partially_observed import PartiallyObserved
-from mesaopt.tasks.tokens import Copying, TokenTask
+from mesaopt.tasks.tokens import (
+    MAD,
+    MQAR,
+    ContinuousMQAR,
+    Copying,
+    Parity,
+    RegBench,
+    Text,
+    TokenTask,
+)
 
 AnyTask = GeneratedTask[Any, Any] | TokenTask[Any] | OwnTask
 """A task made from its settings."""
@@ -33,6 +48,12 @@ _TASKS: dict[type, Callable[[Any], AnyTask]] = {
     NonlinearSystemConfig: NonlinearSystem,
     FewShotConfig: FewShot,
     OwnTaskConfig: OwnTask,
+    TextConfig: Text,
+    MQARConfig: MQAR,
+    ContinuousMQARConfig: ContinuousMQAR,
+    MADConfig: MAD,
+    RegBenchConfig: RegBench,
+    ParityConfig: Parity,
     CopyingConfig: Copying,
 }
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mesaopt.tasks.batch import Batch
+from mesaopt.tasks.losses import accuracy
 
 IGNORE = -100
 """The target of a place that is not scored, where sequences have different numbers of scored places."""
@@ -84,3 +85,16 @@ class TokenBatch(Batch):
         if not total:
             losses = losses / self.counted.sum(1).clamp(min=1)
         return losses.mean()
+
+    def accuracy(
+        self, prediction: Float[Tensor, "batch scored vocabulary"]
+    ) -> Bool[Tensor, "batch scored"]:
+        """Say where the most likely token is right.
+
+        Args:
+            prediction: logits at the scored positions.
+
+        Returns:
+            :func:`mesaopt.tasks.losses.accuracy`, [batch, scored]; false where nothing is scored.
+        """
+        return accuracy(prediction, self.targets)
