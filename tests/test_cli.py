@@ -363,7 +363,8 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in listed["recipes"]] == list(recipes.RECIPES)
-    tasks = "linear_system ar_process partially_observed nonlinear_system few_shot"
+    tasks = "linear_system ar_process partially_observed nonlinear_system few_shot continuous_mqar "
+    tasks += "text mqar mad regbench parity copying"
     assert [task["name"] for task in listed["tasks"]] == tasks.split()
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"

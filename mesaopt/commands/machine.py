@@ -7,7 +7,12 @@ from typing import get_args
 
 from mesaopt import arguments as args
 from mesaopt import recipes
-from mesaopt.config import GeneratedTaskConfig, require_count
+from mesaopt.config import (
+    ContinuousMQARConfig,
+    GeneratedTaskConfig,
+    TokenTaskConfig,
+    require_count,
+)
 from mesaopt.console import print_json, print_table, words
 from mesaopt.errors import ConfigError
 
@@ -30,7 +35,7 @@ def list_names(command: args.List) -> int:
     if command.what in ("all", "tasks"):
         lists["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
-            for task in get_args(GeneratedTaskConfig)
+            for task in get_args(GeneratedTaskConfig | ContinuousMQARConfig | TokenTaskConfig)
         ]
     if command.json:
         print_json(lists)

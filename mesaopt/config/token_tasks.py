@@ -1,7 +1,7 @@
 """Settings of the tasks on tokens: whole numbers below a vocabulary, one or more of them to predict."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast
 
 from mesaopt.config.checks import (
     require,
@@ -24,8 +24,20 @@ MADName = Literal[
 LARGEST_VOCABULARY = 2**16
 
 
+class OnTokens:
+    """Base of the settings of a task on tokens; each has a `vocabulary` and a `length` besides."""
+
+    token_slots: ClassVar[tuple[()]] = ()
+    """None: tokens are what the task makes them."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a prediction: one logit for each token."""
+        return cast(Any, self).vocabulary
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(OnTokens):
     """Text of a corpus in stretches of one length; the target of each token is the next one.
 
     Example:
@@ -57,7 +69,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MQARConfig:
+class MQARConfig(OnTokens):
     """Multi-query associative recall: keys and values, then queries that ask for the values.
 
     Example:
@@ -178,7 +190,7 @@ class ContinuousMQARConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MADConfig:
+class MADConfig(OnTokens):
     """A task of the mechanistic architecture design benchmark.
 
     Example:
@@ -258,7 +270,7 @@ length=32
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegBenchConfig:
+class RegBenchConfig(OnTokens):
     """RegBench: strings of a random finite automaton, to be learned in context.
 
     Example:
@@ -304,7 +316,7 @@ class RegBenchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParityConfig:
+class ParityConfig(OnTokens):
     """Parity of a string of bits: learned on short ones, tested on longer ones.
 
     Example:
@@ -340,7 +352,7 @@ class ParityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyingConfig:
+class CopyingConfig(OnTokens):
     """Copying: a random string, a separator, and the same string again, which is to be predicted.
 
     Example:
@@ -393,8 +405,6 @@ TokenTaskConfig = (
     TextConfig | MQARConfig | MADConfig | RegBenchConfig | ParityConfig | CopyingConfig
 )
 """The settings of a task on tokens of the library: each has a `vocabulary` and a `length`."""
-TOKEN_TASKS: tuple[type, ...] = get_args(TokenTaskConfig)
-"""The classes of these settings."""
 
 
 def check_range(config: object, shortest: str, longest: str, *, smallest: int) -> None:

@@ -1,5 +1,6 @@
 """The documents of a corpus and which of them are held out."""
 
+import importlib
 import os
 import sysconfig
 import zlib
@@ -113,7 +114,7 @@ def _read(path: Path, source: str) -> bytes:
 def _rows_of(source: str) -> list[Document]:
     """Read the column "text" of all rows of a data set of the package `datasets`."""
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")
     except ImportError:
         raise ConfigError(
             f"corpus={source!r}: needs the package datasets: pip install 'mesaopt[text]'"

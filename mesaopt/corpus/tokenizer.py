@@ -1,5 +1,6 @@
 """Tokenizers: bytes, and what the package `tokenizers` has learned."""
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,10 +186,9 @@ def as_learned(tokenizer: Any, name: str) -> LearnedTokenizer:
 def import_tokenizers(name: str) -> Any:
     """Import the package `tokenizers`, or say how to get it."""
     try:
-        import tokenizers
+        return importlib.import_module("tokenizers")
     except ImportError:
         raise ConfigError(
             f"tokenizer={name!r}: needs the package tokenizers: pip install 'mesaopt[text]'; "
             "or 'bytes', which needs nothing"
         ) from None
-    return tokenizers

@@ -10,7 +10,7 @@ import torch
 
 from mesaopt.config import ContinuousMQARConfig, TokenTaskConfig, require_config, require_count
 from mesaopt.errors import ConfigError, suggest
-from mesaopt.tasks.base import Streams, streams_of
+from mesaopt.tasks.base import Streams, check_split, streams_of
 from mesaopt.tasks.batch import Batch, Split
 from mesaopt.tasks.tokens.drawing import Drawn
 from mesaopt.tasks.tokens.order import shuffled
@@ -112,6 +112,7 @@ class TokenTask(ABC, Generic[ConfigT]):
         require_count("step", step, smallest=0)
         require_count("ranks", ranks, smallest=1)
         require_count("rank", rank, smallest=0, largest=ranks - 1)
+        check_split(split)
         number = int(step) * int(ranks) + int(rank)
         drawn = self.sequences(batch_size, seed=int(seed), number=number, split=split)
         return self.batch(drawn).to(device)
