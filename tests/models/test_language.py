@@ -221,7 +221,7 @@ def test_settings_survive_json() -> None:
 
 
 def short_run(**changes: object) -> RunConfig:
-    task = CopyingConfig(alphabet=9, shortest=2, longest=4)
+    task = CopyingConfig(alphabet=7, shortest=2, longest=4)
     settings = TrainConfig(
         steps=6, batch_size=8, evaluate_every=3, evaluation_sequences=16, learning_rate=1e-2
     )
