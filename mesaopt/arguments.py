@@ -74,6 +74,32 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Write a corpus of text as files of tokens, for large corpora and for tokenizers other than bytes.
+
+    Needs the extra mesaopt[text] for tokenizers and for hf:NAME.
+
+    mesaopt data prepare stdlib --out shards
+
+    mesaopt data prepare notes --out shards --tokenizer bpe --vocabulary 4096
+    """
+
+    what: Positional[Literal["prepare"]]
+    """prepare: tokenise a corpus. Train on it with --set task.corpus=DIR."""
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="PATH|stdlib|hf:NAME")]
+    """A file; a folder, with all folders in it; the sources of Python's standard library; or the column
+    text of a data set that the package datasets loads."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the files, new or empty."""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="bytes|bpe|FILE")] = "bytes"
+    """Bytes; a byte-pair encoding that is learned from the training part; or a file tokenizer.json."""
+    vocabulary: Annotated[int, tyro.conf.arg(metavar="N")] = 4096
+    """Of bpe: tokens to learn."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Score a trained run by position, compared with gradient descent and least squares.
 
@@ -256,6 +282,7 @@ Command = (
     | Doctor
     | Demo
     | Train
+    | Data
     | Evaluate
     | Diagnose
     | Reproduce

@@ -10,6 +10,7 @@ from typing import Any
 
 from mesaopt import arguments as args
 from mesaopt import files
+from mesaopt.commands.data import data
 from mesaopt.commands.machine import bench, doctor, list_names
 from mesaopt.commands.runs import diagnose, evaluate, import_released, train
 from mesaopt.commands.studies import demo, reproduce, show_claims, write_report
@@ -40,6 +41,8 @@ def run(command: args.Command) -> int:
             return demo(command)
         case args.Train():
             return train(command)
+        case args.Data():
+            return data(command)
         case args.Evaluate():
             return evaluate(command)
         case args.Diagnose():
