@@ -121,6 +121,39 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Generate:
+    """Continue a prompt with a trained language model.
+
+    mesaopt generate runs/text-mesanet-seed0 --prompt "def " --tokens 200 --temperature 0.8
+
+    mesaopt generate runs/text-mesanet-seed0 --prompt "import " --tokens 40 --beams 4
+    """
+
+    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run, or a trained model of the package."""
+    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")]
+    """What to continue: text, or numbers with spaces between them where tokens are no text."""
+    tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 200
+    """Tokens to add."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """Draw from the K likeliest tokens [all]."""
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None
+    """Draw from the fewest tokens whose probabilities add up to P [all]."""
+    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Continuations to draw."""
+    beams: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Search for the N likeliest continuations instead of drawing some."""
+    seed: int = 0
+    """Seed of the random numbers."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    json: bool = False
+    """Print JSON, with the tokens as numbers."""
+
+
+@dataclass(frozen=True)
 class Diagnose:
     """Say whether there is a mesa-optimizer in a trained run: yes, no or unclear, and why.
 
@@ -257,10 +290,13 @@ class Bench:
     mesaopt bench train --recipe lsa-1
 
     mesaopt bench ops --quick
+
+    mesaopt bench generate
     """
 
-    what: Positional[Literal["train", "ops"]]
-    """train: one optimiser step of a recipe. ops: the operators, in minutes."""
+    what: Positional[Literal["train", "ops", "generate"]]
+    """train: one optimiser step of a recipe. ops: the operators, in minutes. generate: language models of
+    every mixer, token by token, in minutes."""
     recipe: Annotated[str, tyro.conf.arg(metavar="RECIPE")] = "lsa-2-notebook"
     """Of train: the recipe whose step is timed."""
     repeats: int = 30
@@ -272,7 +308,7 @@ class Bench:
     python: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Of train, with --official: an interpreter that has jax, flax and optax."""
     quick: bool = False
-    """Of ops: small sizes, to see in seconds that everything runs."""
+    """Of ops and generate: small sizes, to see in seconds that everything runs."""
     json: bool = False
     """Print JSON."""
 
@@ -284,6 +320,7 @@ Command = (
     | Train
     | Data
     | Evaluate
+    | Generate
     | Diagnose
     | Reproduce
     | ImportReleased

@@ -11,6 +11,7 @@ from typing import Any
 from mesaopt import arguments as args
 from mesaopt import files
 from mesaopt.commands.data import data
+from mesaopt.commands.language import generate
 from mesaopt.commands.machine import bench, doctor, list_names
 from mesaopt.commands.runs import diagnose, evaluate, import_released, train
 from mesaopt.commands.studies import demo, reproduce, show_claims, write_report
@@ -45,6 +46,8 @@ def run(command: args.Command) -> int:
             return data(command)
         case args.Evaluate():
             return evaluate(command)
+        case args.Generate():
+            return generate(command)
         case args.Diagnose():
             return diagnose(command)
         case args.Reproduce():

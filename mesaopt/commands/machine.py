@@ -7,6 +7,7 @@ from typing import get_args
 
 from mesaopt import arguments as args
 from mesaopt import recipes
+from mesaopt.commands.language import bench_generation
 from mesaopt.config import (
     ContinuousMQARConfig,
     GeneratedTaskConfig,
@@ -72,7 +73,9 @@ def doctor(command: args.Doctor) -> int:
 
 
 def bench(command: args.Bench) -> int:
-    """Measure a training step, or the operators."""
+    """Measure a training step, the operators, or language models token by token."""
+    if command.what == "generate":
+        return bench_generation(quick=command.quick, json=command.json)
     return _bench_operators(command) if command.what == "ops" else _bench_training(command)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from mesaopt.config import RunConfig
 from mesaopt.models import make_model
 from mesaopt.tasks import Batch, make_task
-from mesaopt.training.environment import single_precision
+from mesaopt.training.environment import part_size_of, single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
 from mesaopt.training.tensors import trained_parameters
-from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers, part_size, training_workers
+from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers, training_workers
 
 TEST_SEED = 0
 """Seed of the test sequences: the same for all runs, so that runs can be compared."""
@@ -144,7 +144,7 @@ class Trainer:
         if device.type != "cpu":
             yield cls(config, device)
             return
-        size = part_size(config.train.batch_size) if size is None else size
+        size = part_size_of(config) if size is None else size
         with training_workers(torch.get_num_threads()) as workers:
             yield cls(config, device, part_size=size, workers=workers)
 
