@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mesaopt.config import MergedAttentionConfig, MixerName, ModelConfig, RunConfig
+from mesaopt.config import (
+    LanguageModelConfig,
+    MergedAttentionConfig,
+    MixerName,
+    ModelConfig,
+    RunConfig,
+)
 
-Source = Literal["uncovering2023", "emergence2024", "family"]
-TaskName = Literal["linear", "contracting", "fixed", "partial", "nonlinear", "ar_process"]
+Source = Literal["uncovering2023", "emergence2024", "family", "language"]
+TaskName = Literal["linear", "contracting", "fixed", "partial", "nonlinear", "ar_process", "text"]
 Variant = Literal["standard", "notebook", "width", "dimension", "few_shot"]
 
 
@@ -26,7 +32,8 @@ class Recipe:
     summary: str
     """The sentence that `mesaopt list` shows next to the name."""
     source: Source
-    """The paper that the recipe follows; "family": ours, to compare the layers of this library."""
+    """The paper that the recipe follows; "family" and "language": ours, to compare the layers of this
+    library, the latter in language models."""
     architecture: str
     """Name of the layers, whatever the task and the width: "lsa-2", "tf-7", "hybrid-mesa", ..."""
     task: TaskName
@@ -53,16 +60,18 @@ class Recipe:
         """Width of the residual stream; of a token in models without one."""
         if isinstance(self.config.model, MergedAttentionConfig):
             return self.config.model.token_dim
+        if isinstance(self.config.model, LanguageModelConfig):
+            return self.config.model.width
         return self.config.sequence_model.width
 
     @property
     def head_dim(self) -> int | None:
         """Width of a query and key of one head; None in models without heads."""
         model = self.config.model
-        return model.key_width if isinstance(model, ModelConfig) else None
+        return model.key_width if isinstance(model, ModelConfig | LanguageModelConfig) else None
 
     @property
     def mixers(self) -> tuple[MixerName, ...]:
         """The mixer of each layer, first to last; empty for the one-layer model of the second paper."""
         model = self.config.model
-        return model.mixers if isinstance(model, ModelConfig) else ()
+        return model.mixers if isinstance(model, ModelConfig | LanguageModelConfig) else ()
