@@ -52,6 +52,21 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("demo", {"out", "train", "no-open"}),
         ("train", {"out", "seed", "set", "device", "resume", "dry-run", "seeds", "task", "model"}),
         ("evaluate", {"sequences", "json", "task", "model"}),
+        (
+            "generate",
+            {
+                "prompt",
+                "tokens",
+                "temperature",
+                "top-k",
+                "top-p",
+                "samples",
+                "beams",
+                "seed",
+                "device",
+                "json",
+            },
+        ),
         ("diagnose", {"step", "sequences", "out", "json"}),
         (
             "reproduce",

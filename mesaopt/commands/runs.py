@@ -13,6 +13,7 @@ from mesaopt.config import (
     MergedAttentionConfig,
     OwnTaskConfig,
     RunConfig,
+    TextConfig,
     TokenTaskConfig,
     require_count,
     to_dict,
@@ -28,7 +29,7 @@ DIAGNOSIS_SECONDS = 20.0
 """Rough time that a diagnosis takes."""
 MOST_SEEDS = 10**4
 _MOST_SEQUENCES = 10**8
-_POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
+_POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99, 250, 500, 1000)
 
 
 def train(command: args.Train) -> int:
@@ -86,8 +87,17 @@ def _train_groups(
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
         print_line(f"{loss}, {run.seconds:.0f} s: {run.path}")
-    print_line(f"Next: mesaopt diagnose {shlex.quote(str(runs[0].path))}")
+    print_line(f"Next: mesaopt {_next_command(runs[0])}")
     return 0
+
+
+def _next_command(run: "Run") -> str:
+    """Return what one may want to do with a trained run."""
+    path = shlex.quote(str(run.path))
+    if not isinstance(run.config.task, TokenTaskConfig):
+        return f"diagnose {path}"
+    writes = isinstance(run.config.task, TextConfig)
+    return f"generate {path} --prompt 'def '" if writes else f"evaluate {path}"
 
 
 def evaluate(command: args.Evaluate) -> int:
