@@ -60,6 +60,7 @@ from mesaopt.analysis.sensitivity import (
     Sensitivity,
     sensitivity,
 )
+from mesaopt.analysis.token_scores import TokenScore, token_scores
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -97,6 +98,7 @@ __all__ = [
     "ProbeTable",
     "Sensitivity",
     "Target",
+    "TokenScore",
     "Tuned",
     "TunedPrompt",
     "ablate",
@@ -137,6 +139,7 @@ __all__ = [
     "score_probes",
     "sensitivity",
     "stream_names",
+    "token_scores",
     "tune",
     "tune_prompt",
     "tune_ridge",

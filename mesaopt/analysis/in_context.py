@@ -7,6 +7,7 @@ from typing import overload
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate
@@ -122,8 +123,8 @@ def _predictor(model: nn.Module, tokens_of: Callable[[Batch], Tensor]) -> Predic
     return predict
 
 
-def _as_predictor(given: AnyPredictor, name: str) -> Predictor:
-    """Return the predictor that is meant."""
+def as_predictor(given: AnyPredictor, name: str) -> Predictor:
+    """Return the predictor that is meant: a function of a batch as it is, or that of a model."""
     if callable(given) and not isinstance(given, nn.Module | type):
         return given
     argument = f"predictors[{name!r}]" if name else "predictors"
@@ -184,7 +185,7 @@ def in_context_loss(
         given = loaded(predictors)
         return in_context_loss({"": given}, task_of(given, task), evaluation)[""]
     task = as_task(task)
-    functions = {name: _as_predictor(given, name) for name, given in predictors.items()}
+    functions = {name: as_predictor(given, name) for name, given in predictors.items()}
 
     def score(batch: Batch) -> tuple[range, Tensor | None, dict[str, Tensor]]:
         scored = {name: batch.losses(f(batch)).float() for name, f in functions.items()}
@@ -192,15 +193,20 @@ def in_context_loss(
 
     losses: dict[str, list[Tensor]] = {name: [] for name in functions}
     counts: list[Tensor] = []
-    positions = None
-    for positions, count, scored in evaluation.map(task, score):  # noqa: B007
+    positions = range(1, 1)
+    for found, count, scored in evaluation.map(task, score):
+        positions = max(positions, found, key=len)
         if count is not None:
             counts.append(count)
         for name, values in scored.items():
             losses[name].append(values)
-    counted = torch.cat(counts) if counts else None
+    counted = _join(counts) if counts else None
     counted = None if counted is None or counted.all() else counted
     # pop() frees the memory of one predictor at a time.
-    return {
-        name: InContextLoss(torch.cat(losses.pop(name)), positions, counted) for name in functions
-    }
+    return {name: InContextLoss(_join(losses.pop(name)), positions, counted) for name in functions}
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Put batches together; zeros fill up those with fewer scored places than others."""
+    widest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, widest - part.shape[1])) for part in parts])

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from mesaopt import arguments as args
 from mesaopt import files
 from mesaopt.commands import own
+from mesaopt.commands.tokens import evaluate_tokens
 from mesaopt.config import (
+    ContinuousMQARConfig,
     MergedAttentionConfig,
     OwnTaskConfig,
     RunConfig,
@@ -108,6 +110,8 @@ def evaluate(command: args.Evaluate) -> int:
     from mesaopt.workers import parallel
 
     run = own.load(command)
+    if isinstance(run.config.task, ContinuousMQARConfig | TokenTaskConfig):
+        return evaluate_tokens(run, num_sequences=command.sequences, as_json=command.json)
     with parallel():
         baselines = _tuned_baselines(run)
         predictors = {name: baseline.predictor for name, baseline in baselines.items()}
@@ -138,17 +142,10 @@ class _Baseline:
 
 def _tuned_baselines(run: "Run") -> dict[str, _Baseline]:
     """Tune gradient descent and least squares on the task of a run, where it has states."""
-    import torch
-
     from mesaopt.analysis import line_search_step_size, tune_ridge
     from mesaopt.tasks import make_task
     from mesaopt.theory import gradient_descent, ridge_least_squares
 
-    if isinstance(run.config.task, TokenTaskConfig):
-        size = run.config.task.vocabulary
-        label = f"over {size} tokens"
-        uniform = lambda batch: torch.zeros(*batch.targets.shape, size)  # noqa: E731
-        return {"uniform": _Baseline(uniform, {}, label)}
     task, baselines = make_task(run.config.task), {}
     if isinstance(run.config.task, OwnTaskConfig):
         baselines["predict zero"] = _Baseline(lambda batch: 0 * batch.targets, {}, "")

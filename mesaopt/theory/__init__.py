@@ -26,6 +26,7 @@ from mesaopt.theory.published_settings import (
     PublishedSetting,
 )
 from mesaopt.theory.recall import chance, exact_answers, least_squares_recall
+from mesaopt.theory.text_n_gram import text_n_gram
 
 __all__ = [
     "PUBLISHED_INVERSES",
@@ -56,4 +57,5 @@ __all__ = [
     "ridge_least_squares",
     "run_steps",
     "system_scale",
+    "text_n_gram",
 ]
