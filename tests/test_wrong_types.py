@@ -103,6 +103,7 @@ OF_MODELS: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "interpolate": lambda model, _: analysis.interpolate(model, model),
     "linearize": lambda model, task: analysis.linearize(model, task, steps=1, num_sequences=1),
+    "measure_mixers": lambda model, task: analysis.measure_mixers(model, task.sample(2, seed=0)),
     "model_predictor": lambda model, task: analysis.model_predictor(model, ("current",)),
     "patch": lambda model, task: analysis.patch(model, task.sample(2, seed=0), {"blocks.0": 0.0}),
     "patching": patching,

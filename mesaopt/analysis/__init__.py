@@ -35,6 +35,7 @@ from mesaopt.analysis.linearization import (
     unexplained,
     with_layer,
 )
+from mesaopt.analysis.mixers import MixerMeasurements, measure_mixers
 from mesaopt.analysis.parts import captured_names
 from mesaopt.analysis.patching import patch, patching
 from mesaopt.analysis.polynomial_fits import fit_polynomial, learn_inverse
@@ -91,6 +92,7 @@ __all__ = [
     "InContextLoss",
     "InputMap",
     "Linearization",
+    "MixerMeasurements",
     "Predictor",
     "Probe",
     "ProbeData",
@@ -126,6 +128,7 @@ __all__ = [
     "line_search_step_size",
     "linearize",
     "mean_and_error",
+    "measure_mixers",
     "model_predictor",
     "next_token",
     "official_probe_error",
