@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mesaopt import recipes
-from mesaopt.config import MADConfig
+from mesaopt.config import LanguageModelConfig, MADConfig, RunConfig
 from mesaopt.tasks import IGNORE, MAD, make_task
 from mesaopt.theory import exact_answers
 
@@ -168,3 +168,12 @@ def test_rows_without_a_place_to_score_do_not_exist() -> None:
         if name.startswith("mad-"):
             batch = make_task(recipes.TASKS[name]).sample(64, seed=0, split="test")
             assert (batch.targets != IGNORE).any(1).all()
+
+
+def test_compression_is_refused_for_a_language_model() -> None:
+    with pytest.raises(ValueError, match="task.task='compression': must be another: an auto-enc"):
+        RunConfig(
+            recipe="any",
+            task=recipes.TASKS["mad-compression"],
+            model=LanguageModelConfig(vocabulary=16),
+        )
