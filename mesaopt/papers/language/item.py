@@ -1,12 +1,12 @@
 """The study `language`: language models and recall, by mixer, and what can go wrong with mesa."""
 
 from mesaopt.papers.laboratory import Scale, Training
-from mesaopt.papers.language import recall
+from mesaopt.papers.language import faults, recall
 from mesaopt.papers.language.laboratory import SOURCE, Laboratory, LanguagePlan
 from mesaopt.papers.language.settings import SEEDS
 from mesaopt.papers.plan import Headline, Study
 
-FIGURES = (recall.mqar, recall.continuous)
+FIGURES = (recall.mqar, recall.continuous, faults.faults)
 
 
 def _plan(scale: Scale, trainings: tuple[Training, ...] = ()) -> LanguagePlan:

@@ -1,7 +1,8 @@
 """The laboratory of language models and recall: trainings with learning rates chosen on validation."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -123,6 +124,16 @@ class Laboratory(laboratory.Laboratory):
         """The settings of the plan's scale."""
         return SETTINGS[self.plan.scale]
 
+    @contextlib.contextmanager
+    def part(self, number: int, parts: int) -> Generator[None]:
+        """Let the measurements of a block report their progress as one of several equal parts."""
+        whole = self.on_progress
+        self.on_progress = lambda done, total: whole(number * total + done, parts * total)
+        try:
+            yield
+        finally:
+            self.on_progress = whole
+
     def train(self, config: RunConfig, on_step: Callable[[int], None]) -> Run | None:
         """Train a model in its run folder, or load it; None where the training diverges."""
         if self.folder is None:
@@ -140,7 +151,11 @@ class Laboratory(laboratory.Laboratory):
             return None
 
     def compete(
-        self, contest: Contest, entrants: Mapping[str, Prepare], score: Score
+        self,
+        contest: Contest,
+        entrants: Mapping[str, Prepare],
+        score: Score,
+        rates: tuple[float, ...] = (),
     ) -> dict[str, Entry]:
         """Train all entrants of a contest, choose their learning rates, and score their models.
 
@@ -148,11 +163,13 @@ class Laboratory(laboratory.Laboratory):
             contest: task, rates and numbers of sequences.
             entrants: makes the settings of each.
             score: of test sequences.
+            rates: in place of those of the contest.
 
         Returns:
             What each came to, by name.
         """
-        count = len(contest.rates) + self.plan.seeds - 1
+        rates = rates or contest.rates
+        count = len(rates) + self.plan.seeds - 1
         total, done = len(entrants) * count * contest.train.steps, 0
 
         def outcome(config: RunConfig) -> Outcome:
@@ -164,7 +181,7 @@ class Laboratory(laboratory.Laboratory):
 
         entries = {}
         for name, prepare in entrants.items():
-            first = {rate: outcome(prepare(rate, 0)) for rate in contest.rates}
+            first = {rate: outcome(prepare(rate, 0)) for rate in rates}
             rate = min(first, key=lambda rate: first[rate].validation)
             more = [outcome(prepare(rate, seed)) for seed in range(1, self.plan.seeds)]
             entries[name] = Entry(
@@ -196,13 +213,20 @@ def training_at(contest: Contest, rate: float) -> TrainConfig:
 
 
 @measurement
-def mixers(lab: Laboratory, contest: str) -> dict[str, Entry]:
-    """Compare all mixers in a contest, by the share of right answers."""
+def entry(lab: Laboratory, contest: str, mixer: str) -> Entry:
+    """Give what one mixer comes to in a contest, by the share of right answers."""
     given = lab.settings.contests[contest]
-    entrants = {
-        name: settings_of(given, f"{contest}-{name}", mixer) for name, mixer in MIXERS.items()
-    }
-    return lab.compete(given, entrants, right_answers)
+    prepare = settings_of(given, f"{contest}-{mixer}", MIXERS[mixer])
+    return lab.compete(given, {mixer: prepare}, right_answers)[mixer]
+
+
+def mixers(lab: Laboratory, contest: str) -> dict[str, Entry]:
+    """Compare all mixers in a contest."""
+    entries = {}
+    for number, name in enumerate(MIXERS):
+        with lab.part(number, len(MIXERS)):
+            entries[name] = entry(lab, contest, name)
+    return entries
 
 
 def scored(run: Run | None, contest: Contest, score: Score) -> Outcome:

@@ -130,14 +130,14 @@ def _smoke() -> dict[str, Contest]:
         model=replace(_RECALL, vocabulary=64, width=16),
         train=replace(_training(2, 8), evaluation_sequences=8),
         rates=(3e-3,),
-        sequences=16,
+        sequences=256,
         step_seconds=0.03,
     )
     continuous = _continuous(4, 8, (4, 8), tiny.train)
     return {
         "mqar": replace(tiny, rates=(1e-3, 1e-2)),
         "mqar-state-4": replace(tiny, model=replace(tiny.model, head_dim=4)),
-        "continuous": replace(continuous, rates=(3e-3,), sequences=16, step_seconds=0.03),
+        "continuous": replace(continuous, rates=(3e-3,), sequences=256, step_seconds=0.03),
     }
 
 

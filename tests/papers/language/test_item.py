@@ -6,6 +6,7 @@ import pytest
 from laboratories import Computed, compute
 
 from mesaopt.models import make_model
+from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
 from mesaopt.papers.language.laboratory import MIXERS, Laboratory, LanguagePlan
 from mesaopt.papers.language.settings import SETTINGS
@@ -50,6 +51,13 @@ def test_the_rate_with_the_least_validation_loss_is_taken(results: dict[str, Com
     rows = results["mqar"].panels["mixers"].rows
     assert {row["entrant"] for row in rows} == set(MIXERS)
     assert {row["learning_rate"] for row in rows} <= set(SETTINGS["smoke"].contests["mqar"].rates)
+
+
+def test_faults_are_all_there_and_have_a_claim_each(results: dict[str, Computed]) -> None:
+    rows, claims = results["faults"].rows, results["faults"].claims
+    assert [row["entrant"] for row in rows] == [WORKING, *FAULTS, RATE, ALL]
+    assert len(claims) == len(rows)
+    assert len({row["parameters"] for row in rows}) == 1
 
 
 def test_runs_are_loaded_and_not_trained_again(
