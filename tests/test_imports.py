@@ -28,7 +28,7 @@ ALLOWED = {
     "ops": BASE,
     "corpus": BASE,
     "tasks": BASE | {"ops", "corpus"},
-    "theory": BASE | {"ops", "tasks"},
+    "theory": BASE | {"ops", "tasks", "corpus"},
     "layers": BASE | {"ops"},
     "models": BASE | {"ops", "layers"},
     "training": BASE | {"ops", "layers", "models", "tasks", "recipes"},

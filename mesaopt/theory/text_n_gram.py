@@ -8,11 +8,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mesaopt.corpus import Tokens
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import Text, TokenBatch
 
 MOST = 2**27
 """Numbers in the largest table."""
+_PIECE = 2**24  # tokens that are counted at once
 
 
 def text_n_gram(
@@ -37,7 +39,8 @@ def text_n_gram(
         ConfigError: order or strength is out of range.
 
     Example:
-        >>> task = Text(length=64)
+        >>> import json
+        >>> task = Text(corpus=json.decoder.__file__, length=64)
         >>> batch = task.sample(4, seed=0, split="test")
         >>> losses = [batch.losses(text_n_gram(task, order=n)(batch)).mean().item() for n in (1, 2)]
         >>> losses[1] < losses[0] < 5.55
@@ -48,8 +51,7 @@ def text_n_gram(
         raise ConfigError(f"order={order}: must be 1 or greater, with {size}^order at most 2**27")
     if not strength > 0:
         raise ConfigError(f"strength={strength}: must be greater than 0")
-    part = task.corpus.parts["train"]
-    text = part.windows(np.array([0]), len(part))[0]
+    text = task.corpus.parts["train"]
     tables = [np.full(size, 1 / size, dtype=np.float32)]
     for n in range(1, order + 1):
         tables.append(_table(text, n, size, strength, tables[-1]))
@@ -69,14 +71,18 @@ def text_n_gram(
 
 
 def _table(
-    text: NDArray[np.int64], n: int, size: int, strength: float, shorter: NDArray[np.float32]
+    text: Tokens, n: int, size: int, strength: float, shorter: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Compute p_n of every token [vocabulary] behind every context, contexts as one number."""
-    count = len(text) - n + 1
-    codes = np.zeros(count, dtype=np.int64)
-    for i in range(n):
-        codes = codes * size + text[i : i + count]
-    counts = np.bincount(codes, minlength=size**n).astype(np.float32).reshape(-1, size)
+    counts = np.zeros(size**n, dtype=np.int64)
+    for start in range(0, len(text) - n + 1, _PIECE):
+        count = min(_PIECE, len(text) - n + 1 - start)
+        piece = text.windows(np.array([start]), count + n - 1)[0]
+        codes = np.zeros(count, dtype=np.int64)
+        for i in range(n):
+            codes = codes * size + piece[i : i + count]
+        counts += np.bincount(codes, minlength=size**n)
+    counts = counts.astype(np.float32).reshape(-1, size)
     # The context without its first token is the lower part of its number.
     prior = np.tile(shorter.reshape(-1, size), (len(counts) * size // shorter.size, 1))
     return (counts + strength * prior) / (counts.sum(1, keepdims=True) + strength)

@@ -21,6 +21,8 @@ TEST_SEED = 0
 """Seed of the test sequences: the same for all runs, so that runs can be compared."""
 TEST_BATCH = 256
 """Test sequences that are scored at once."""
+MOST_LOGITS = 2**25
+"""Logits that are computed at once in a test."""
 
 
 class Data:
@@ -195,8 +197,18 @@ class Trainer:
     def _test_loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the sum of the losses of a batch of test sequences."""
         batch = self.data.test_batch(number)
-        predictions = self.model(batch.tokens, **batch.arguments)
-        return self.data.loss(batch, predictions) * len(batch.tokens)
+        losses = [
+            self.data.loss(part, self.model(part.tokens, **part.arguments)) * len(part.tokens)
+            for part in batch.split(self._scored_at_once(batch))
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _scored_at_once(self, batch: Batch) -> int:
+        """Say for how many test sequences the logits fit into memory, where predictions are logits."""
+        vocabulary = getattr(self.config.task, "vocabulary", None)
+        if vocabulary is None:
+            return len(batch.tokens)
+        return max(1, MOST_LOGITS // (batch.targets.shape[1] * vocabulary))
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Return the state after some steps.

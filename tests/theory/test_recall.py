@@ -73,7 +73,7 @@ def test_answers_are_as_likely_as_chance_says(name: str) -> None:
 
 def test_tokens_of_a_fuzzy_value_are_guessed_among_those_that_did_not_come() -> None:
     config = TOKEN_TASKS["mad-fuzzy-recall"]
-    batch = make_task(config).sample(2000, seed=0, split="test")
+    batch = make_task(config).sample(600, seed=0, split="test")
     shown = batch.tokens.gather(1, batch.at)
     guess = torch.where(shown >= 7, 7 + (shown - 6) % 8, 7)  # the one after a token of the value
     hits = (guess == batch.targets)[batch.counted].float()
@@ -128,7 +128,7 @@ def test_probabilities_of_both_learners_add_up() -> None:
 
 
 def test_longer_contexts_and_automata_learn_the_language() -> None:
-    batch = RegBench(examples=None, length=400).sample(6, seed=0, split="test")
+    batch = RegBench(examples=None, length=400).sample(3, seed=0, split="test")
     late = batch.counted & (batch.at > 200)
 
     def distance(logits: torch.Tensor) -> float:

@@ -1,6 +1,6 @@
 """The six tasks of the mechanistic architecture design (MAD) benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 
@@ -119,7 +119,7 @@ def draw_fuzzy_recall(random: np.random.Generator, config: MADConfig, batch_size
     tokens = np.full((batch_size, length + 1), pad)
     targets = np.full((batch_size, length + 1), IGNORE)
     for row in range(batch_size):
-        pairs = [(_pick(keys, a, b), _pick(values, c, d)) for a, b, c, d in drawn[row]]
+        pairs = ((_pick(keys, a, b), _pick(values, c, d)) for a, b, c, d in drawn[row])
         shown, answers = _fuzzy_sequence(
             pairs,
             place=places[row],
@@ -138,7 +138,7 @@ def _pick(motifs: list[list[tuple[int, ...]]], size: float, which: float) -> tup
 
 
 def _fuzzy_sequence(
-    pairs: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    pairs: Iterator[tuple[tuple[int, ...], tuple[int, ...]]],
     *,
     place: float,
     length: int,
@@ -146,17 +146,16 @@ def _fuzzy_sequence(
     answerable: bool,
 ) -> tuple[list[int], list[int]]:
     """Lay out pairs, the first of which is the probe, and say which of the tokens are answers."""
-    (probe, answer), *others = pairs
+    probe, answer = next(pairs)
     end = length - len(probe + answer) - longest
     last = end - longest + 1 if answerable else length - 2 * len(probe + answer)
     value_of: dict[tuple[int, ...], tuple[int, ...]] = {}
     came: set[tuple[int, ...]] = set()
     tokens: list[int] = []
     targets: list[int] = []
-    coming = iter(others)
     while len(tokens) < end:
         is_due = len(tokens) >= int(place * last) and probe not in came
-        key, value = (probe, answer) if is_due else next(coming)
+        key, value = (probe, answer) if is_due else next(pairs)
         value = answer if key == probe else value_of.setdefault(key, value)
         tokens += key + value
         targets += [IGNORE] * len(key)
