@@ -18,8 +18,6 @@ from mesaopt.tasks import (
     ContinuousMQAR,
     RegBench,
     Text,
-    TokenBatch,
-    make_task,
 )
 from mesaopt.theory import least_squares_recall, text_n_gram
 from mesaopt.training import train
@@ -151,14 +149,3 @@ def test_a_run_is_trained_and_evaluated_by_the_commands(
         cli.main(["evaluate", str(tmp_path / "run"), "--sequences", "1"])
     assert end.value.code == 0
     assert "accuracy" in capsys.readouterr().out
-
-
-def test_a_run_on_a_limited_number_of_sequences_resumes_bit_for_bit(tmp_path: Path) -> None:
-    config = replace(recipes.TASKS["mad-selective-copying"], examples=20, length=24, copied=4)
-    batches = [make_task(config).sample(8, seed=0, step=step) for step in range(6)]
-    later = make_task(config)
-    for step in (3, 4, 5):
-        batch = later.sample(8, seed=0, step=step)
-        assert isinstance(batch, TokenBatch)
-        assert batch.tokens.equal(batches[step].tokens)
-        assert batch.targets.equal(batches[step].targets)

@@ -13,7 +13,7 @@ from mesaopt.config import (
     to_dict,
 )
 from mesaopt.recipes.token_tasks import TOKEN_TASKS
-from mesaopt.tasks import IGNORE, Task, make_task
+from mesaopt.tasks import IGNORE, Drawn, Task, make_task
 from mesaopt.tasks.tokens.order import shuffled
 
 
@@ -187,8 +187,16 @@ def test_targets_stay_in_their_rows_where_numbers_of_scored_places_differ() -> N
     targets = torch.full((3, 5), IGNORE)
     targets[0, 2], targets[2, 1], targets[2, 4] = 7, 8, 9
     tokens = torch.arange(15).view(3, 5)
-    from mesaopt.tasks import Drawn
-
     batch = Drawn(tokens.numpy(), targets.numpy()).batch()
     assert batch.at.tolist() == [[2, 0], [0, 0], [1, 4]]
     assert batch.targets.tolist() == [[7, IGNORE], [IGNORE, IGNORE], [8, 9]]
+
+
+def test_batches_of_a_limited_number_of_sequences_do_not_depend_on_those_before() -> None:
+    config = replace(recipes.TASKS["mad-selective-copying"], examples=20, length=24, copied=4)
+    batches = [make_task(config).sample(8, seed=0, step=step) for step in range(6)]
+    later = make_task(config)
+    for step in (3, 4, 5):
+        batch = later.sample(8, seed=0, step=step)
+        assert batch.tokens.equal(batches[step].tokens)
+        assert batch.targets.equal(batches[step].targets)
