@@ -88,6 +88,32 @@ _Picture = Annotated[Path | None, tyro.conf.arg(metavar="FILE.png|.svg|.html")]
 
 
 @dataclass(frozen=True)
+class Data:
+    """Write a corpus of text as files of tokens, for large corpora and for tokenizers other than bytes.
+
+    Needs the extra mesaopt[text] for tokenizers and for hf:NAME.
+
+    mesaopt data prepare stdlib --out shards
+
+    mesaopt data prepare notes --out shards --tokenizer bpe --vocabulary 4096
+    """
+
+    what: Positional[Literal["prepare"]]
+    """prepare: tokenise a corpus. Train on it with --set task.corpus=DIR."""
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="PATH|stdlib|hf:NAME")]
+    """A file; a folder, with all folders in it; the sources of Python's standard library; or the column
+    text of a data set that the package datasets loads."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the files, new or empty."""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="bytes|bpe|FILE")] = "bytes"
+    """Bytes; a byte-pair encoding that is learned from the training part; or a file tokenizer.json."""
+    vocabulary: Annotated[int, tyro.conf.arg(metavar="N")] = 4096
+    """Of bpe: tokens to learn."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Score trained runs by position, compared with gradient descent and least squares.
 
@@ -112,6 +138,39 @@ class Evaluate:
     """Print JSON."""
     csv: bool = False
     """Print comma-separated values: a line for each predictor and position."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a prompt with a trained language model.
+
+    mesaopt generate runs/text-mesanet-seed0 --prompt "def " --tokens 200 --temperature 0.8
+
+    mesaopt generate runs/text-mesanet-seed0 --prompt "import " --tokens 40 --beams 4
+    """
+
+    path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run, or a trained model of the package."""
+    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")]
+    """What to continue: text, or numbers with spaces between them where tokens are no text."""
+    tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 200
+    """Tokens to add."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """Draw from the K likeliest tokens [all]."""
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None
+    """Draw from the fewest tokens whose probabilities add up to P [all]."""
+    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Continuations to draw."""
+    beams: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Search for the N likeliest continuations instead of drawing some."""
+    seed: int = 0
+    """Seed of the random numbers."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    json: bool = False
+    """Print JSON, with the tokens as numbers."""
 
 
 @dataclass(frozen=True)
@@ -290,10 +349,13 @@ class Bench:
     mesaopt bench train --recipe lsa-1
 
     mesaopt bench ops --quick
+
+    mesaopt bench generate
     """
 
-    what: Positional[Literal["train", "ops"]]
-    """train: one optimiser step of a recipe. ops: the operators, in minutes."""
+    what: Positional[Literal["train", "ops", "generate"]]
+    """train: one optimiser step of a recipe. ops: the operators, in minutes. generate: language models of
+    every mixer, token by token, in minutes."""
     recipe: Annotated[str, tyro.conf.arg(metavar="RECIPE")] = "lsa-2-notebook"
     """Of train: the recipe whose step is timed."""
     repeats: int = 30
@@ -305,7 +367,7 @@ class Bench:
     python: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Of train, with --official: an interpreter that has jax, flax and optax."""
     quick: bool = False
-    """Of ops: small sizes, to see in seconds that everything runs."""
+    """Of ops and generate: small sizes, to see in seconds that everything runs."""
     goals: bool = False
     """Show also what the developers of the package look at: goals, and shares of what is possible."""
     json: bool = False
@@ -332,7 +394,9 @@ Command = (
     | Doctor
     | Demo
     | Train
+    | Data
     | Evaluate
+    | Generate
     | Diagnose
     | Compare
     | Reproduce

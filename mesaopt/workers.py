@@ -21,25 +21,31 @@ from mesaopt.errors import ConfigError
 
 SMALLEST_PART = 64
 """Sequences in a part of a batch of up to 2048."""
+PART_TOKENS = 4096
+"""Tokens in a part of a batch for a language model."""
 MOST_PARTS = 32
 """Parts of a larger batch: for each, every operation of the model is called once."""
 WHOLE_PART = 1024
 """Sequences in a part on a GPU, and in runs of earlier versions."""
 
 
-def part_size(batch_size: int) -> int:
+def part_size(batch_size: int, *, tokens: int | None = None) -> int:
     """Give the number of sequences in a part, which decides the last bits of a training.
 
     Args:
         batch_size: sequences in a batch, 1 or more.
+        tokens: in a sequence of a language model, whose layers are wide; None for other models.
 
     Returns:
-        64, or a 32nd of a batch of more than 2048.
+        64, or a 32nd of a batch of more than 2048. Of a language model, as many as have 4096 tokens, from
+        1 to 64.
 
     Example:
-        >>> part_size(256), part_size(10_000)
-        (64, 313)
+        >>> part_size(256), part_size(10_000), part_size(32, tokens=256)
+        (64, 313, 16)
     """
+    if tokens is not None:
+        return max(1, min(SMALLEST_PART, PART_TOKENS // tokens))
     return max(SMALLEST_PART, -(-batch_size // MOST_PARTS))
 
 

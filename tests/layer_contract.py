@@ -58,7 +58,8 @@ def draw(dtype: torch.dtype = torch.float64, time: int = TIME) -> Tensor:
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+    difference, size = (found.double() - wanted.double()).norm(), wanted.double().norm()
+    return (difference / size if size else difference).item()
 
 
 def assert_close(found: Tensor, wanted: Tensor, roundings: float = ROUNDINGS) -> None:

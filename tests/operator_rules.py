@@ -41,7 +41,7 @@ class Rule:
 
     @property
     def define(self) -> Callable[..., Tensor]:
-        return getattr(reference, self.name)
+        return functools.partial(getattr(reference, self.name), **self.settings)
 
     @property
     def chunked(self) -> bool:
@@ -56,6 +56,7 @@ RULES = (
     Rule("gated_delta_rule", ("log_decay", "beta")),
     Rule("longhorn", ("beta",)),
     Rule("softmax_attention"),
+    Rule("softmax_attention", settings={"window": 5}),
 )
 MESA = (
     Rule("mesa", settings={"ridge": 0.5}),

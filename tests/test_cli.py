@@ -68,6 +68,21 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
             },
         ),
         ("evaluate", {"sequences", "out", "json", "csv", "task", "model"}),
+        (
+            "generate",
+            {
+                "prompt",
+                "tokens",
+                "temperature",
+                "top-k",
+                "top-p",
+                "samples",
+                "beams",
+                "seed",
+                "device",
+                "json",
+            },
+        ),
         ("diagnose", {"step", "sequences", "out", "json", "csv", "task", "model"}),
         ("compare", {"to", "sequences", "out", "json", "csv", "task", "model"}),
         (
@@ -381,7 +396,8 @@ def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
     assert run("list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in listed["recipes"]] == list(recipes.RECIPES)
-    tasks = "linear_system ar_process partially_observed nonlinear_system few_shot"
+    tasks = "linear_system ar_process partially_observed nonlinear_system few_shot continuous_mqar "
+    tasks += "text mqar mad regbench parity copying"
     assert [task["name"] for task in listed["tasks"]] == tasks.split()
     scales = {row["name"]: row["scales"] for row in listed["figures"]}
     assert scales["core"] == scales["toy"] == "smoke, small, paper"

@@ -15,7 +15,7 @@ def test_the_numbers_of_a_page_are_those_of_its_code(page: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("page", ["models.md", "tasks.md"])
+@pytest.mark.parametrize("page", ["models.md", "tasks.md", "language.md", "tasks-on-tokens.md"])
 def test_the_code_of_a_page_runs(page: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
     assert len(blocks) >= 3

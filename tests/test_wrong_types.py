@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ OF_MODELS: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "interpolate": lambda model, _: analysis.interpolate(model, model),
     "linearize": lambda model, task: analysis.linearize(model, task, steps=1, num_sequences=1),
+    "measure_mixers": lambda model, task: analysis.measure_mixers(model, task.sample(2, seed=0)),
     "model_predictor": lambda model, task: analysis.model_predictor(model, ("current",)),
     "patch": lambda model, task: analysis.patch(model, task.sample(2, seed=0), {"blocks.0": 0.0}),
     "patching": patching,
@@ -264,15 +265,18 @@ def test_a_task_takes_settings_by_keyword_or_a_config(name: str) -> None:
     task = type(make_task(config))
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     assert task(**settings).config == config
-    longer = config.length + 1
-    assert task(config, length=longer).config == replace(config, length=longer)
+    name, larger = next(
+        (name, settings[name] + 2) for name in ("length", "pairs", "longest") if name in settings
+    )
+    assert getattr(task(config, **{name: larger}).config, name) == larger
     assert task().config == type(config)()
+    misspelt = f"{name}h"
     with pytest.raises(
-        ValueError, match="^lenght: is no setting of this task; did you mean 'length'"
+        ValueError, match=f"^{misspelt}: is no setting of this task; did you mean '{name}'"
     ):
-        task(lenght=7)
-    with pytest.raises(ValueError, match="^length=0: must be"):
-        task(length=0)
+        task(**{misspelt: 7})
+    with pytest.raises(ValueError, match=f"^{name}=0: must be"):
+        task(**{name: 0})
 
 
 def test_a_keyword_names_the_start_of_an_autoregressive_process() -> None:

@@ -36,6 +36,7 @@ from mesaopt.analysis.linearization import (
     unexplained,
     with_layer,
 )
+from mesaopt.analysis.mixers import MixerMeasurements, measure_mixers
 from mesaopt.analysis.parts import captured_names
 from mesaopt.analysis.patching import patch, patching
 from mesaopt.analysis.polynomial_fits import fit_polynomial, learn_inverse
@@ -59,6 +60,7 @@ from mesaopt.analysis.sensitivity import (
     Sensitivity,
     sensitivity,
 )
+from mesaopt.analysis.token_scores import TokenScore, token_scores
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -90,6 +92,7 @@ __all__ = [
     "InContextLoss",
     "InputMap",
     "Linearization",
+    "MixerMeasurements",
     "Predictor",
     "Probe",
     "ProbeData",
@@ -97,6 +100,7 @@ __all__ = [
     "ProbeTable",
     "Sensitivity",
     "Target",
+    "TokenScore",
     "Tuned",
     "TunedPrompt",
     "ablate",
@@ -124,6 +128,7 @@ __all__ = [
     "line_search_step_size",
     "linearize",
     "mean_and_error",
+    "measure_mixers",
     "model_predictor",
     "next_token",
     "official_probe_error",
@@ -137,6 +142,7 @@ __all__ = [
     "score_probes",
     "sensitivity",
     "stream_names",
+    "token_scores",
     "tune",
     "tune_prompt",
     "tune_ridge",

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate, estimates
@@ -41,9 +42,13 @@ class InContextLoss(Drawn):
     """
 
     losses: Float[Tensor, "sequence position"]
-    """Half the squared error of every sequence at every scored position."""
+    """The loss of every sequence at every scored position: half the squared error, or on tokens the
+    cross-entropy in nats."""
     scored: range | None = None
     """These positions, counted from 1; None: all from the first on."""
+    counted: Bool[Tensor, "sequence position"] | None = None
+    """True where a loss counts, in tasks on tokens whose sequences have different numbers of scored places;
+    None: all count."""
 
     @property
     def positions(self) -> range:
@@ -53,17 +58,23 @@ class InContextLoss(Drawn):
     @property
     def curve(self) -> Float[Tensor, " position"]:
         """Mean over sequences, by position."""
-        return self.losses.mean(0)
+        if self.counted is None:
+            return self.losses.mean(0)
+        return (self.losses * self.counted).sum(0) / self.counted.sum(0)
 
     @property
     def curve_error(self) -> Float[Tensor, " position"]:
         """Standard error of :attr:`curve` over sequences."""
-        return self.losses.std(0) / len(self.losses) ** 0.5
+        if self.counted is None:
+            return self.losses.std(0) / len(self.losses) ** 0.5
+        count = self.counted.sum(0)
+        squares = ((self.losses - self.curve).square() * self.counted).sum(0) / (count - 1)
+        return (squares / count).sqrt()
 
     @property
     def mean(self) -> float:
         """Mean over sequences and positions: the training loss, where that is no sum over positions."""
-        return self.losses.mean().item()
+        return self.losses.mean().item() if self.counted is None else self._means.mean().item()
 
     @property
     def estimate(self) -> Estimate:
@@ -73,7 +84,14 @@ class InContextLoss(Drawn):
     @property
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` over sequences."""
-        return (self.losses.mean(1).std() / len(self.losses) ** 0.5).item()
+        return (self._means.std() / len(self.losses) ** 0.5).item()
+
+    @property
+    def _means(self) -> Float[Tensor, " sequence"]:
+        """Mean over the positions of each sequence."""
+        if self.counted is None:
+            return self.losses.mean(1)
+        return (self.losses * self.counted).sum(1) / self.counted.sum(1).clamp(min=1)
 
     _axes = _AXES
 
@@ -162,13 +180,13 @@ def _predictor(model: nn.Module, tokens_of: Callable[[Batch], Tensor]) -> Predic
     def predict(batch: Batch) -> Tensor:
         tokens = like_weights(model, tokens_of(batch))
         with evaluating(model):
-            return model(tokens).to(batch.targets.device)
+            return model(tokens, **batch.arguments).to(batch.targets.device)
 
     return predict
 
 
-def _as_predictor(given: AnyPredictor, name: str) -> Predictor:
-    """Return the predictor that is meant."""
+def as_predictor(given: AnyPredictor, name: str) -> Predictor:
+    """Return the predictor that is meant: a function of a batch as it is, or that of a model."""
     if callable(given) and not isinstance(given, nn.Module | type):
         return given
     argument = f"predictors[{name!r}]" if name else "predictors"
@@ -229,19 +247,31 @@ def in_context_loss(
         given = loaded(predictors)
         return in_context_loss({"": given}, task_of(given, task), evaluation)[""]
     task = as_task(task)
-    functions = {name: _as_predictor(given, name) for name, given in predictors.items()}
+    functions = {name: as_predictor(given, name) for name, given in predictors.items()}
 
-    def score(batch: Batch) -> tuple[range, dict[str, Tensor]]:
+    def score(batch: Batch) -> tuple[range, Tensor | None, dict[str, Tensor]]:
         scored = {name: batch.losses(f(batch)).float() for name, f in functions.items()}
-        return batch.positions, scored
+        return batch.positions, batch.counted, scored
 
     losses: dict[str, list[Tensor]] = {name: [] for name in functions}
-    positions = None
+    counts: list[Tensor] = []
+    positions = range(1, 1)
     with evaluation.reported("in-context loss") as reported:
-        for positions, scored in reported.map(task, score):  # noqa: B007
+        for found, count, scored in reported.map(task, score):
+            positions = max(positions, found, key=len)
+            if count is not None:
+                counts.append(count)
             for name, values in scored.items():
                 losses[name].append(values)
+    counted = _join(counts) if counts else None
+    counted = None if counted is None or counted.all() else counted
     # pop() frees the memory of one predictor at a time.
     return InContextLosses(
-        {name: InContextLoss(torch.cat(losses.pop(name)), positions) for name in functions}
+        {name: InContextLoss(_join(losses.pop(name)), positions, counted) for name in functions}
     )
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Put batches together; zeros fill up those with fewer scored places than others."""
+    widest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, widest - part.shape[1])) for part in parts])

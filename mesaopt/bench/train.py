@@ -14,7 +14,8 @@ from mesaopt.bench.official import Comparison, OfficialCode, compare
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
-from mesaopt.workers import num_threads, part_size, training_workers
+from mesaopt.training.environment import part_size_of
+from mesaopt.workers import num_threads, training_workers
 
 _WARM_UP, _SECONDS_A_ROUND = 5, 0.5
 
@@ -140,7 +141,7 @@ def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> floa
 
 def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> TrainingStep:
     idle, threads, size = peak_memory_bytes(), torch.get_num_threads(), config.train.batch_size
-    trainer = Trainer(config, torch.device("cpu"), part_size=part_size(size))
+    trainer = Trainer(config, torch.device("cpu"), part_size=part_size_of(config))
     with FlopCounterMode(display=False) as counter:
         trainer.step(0)
     times, steps = {}, itertools.count(1)

@@ -12,8 +12,10 @@ from mesaopt import arguments as args
 from mesaopt import files
 from mesaopt.commands.comparison import compare
 from mesaopt.commands.completion import print_completion
+from mesaopt.commands.data import data
 from mesaopt.commands.diagnosis import diagnose
 from mesaopt.commands.evaluation import evaluate
+from mesaopt.commands.language import generate
 from mesaopt.commands.machine import bench, doctor, list_names
 from mesaopt.commands.reports import write_report
 from mesaopt.commands.runs import import_released, train
@@ -43,8 +45,12 @@ def run(command: args.Command) -> int:
             return demo(command)
         case args.Train():
             return train(command)
+        case args.Data():
+            return data(command)
         case args.Evaluate():
             return evaluate(command)
+        case args.Generate():
+            return generate(command)
         case args.Diagnose():
             return diagnose(command)
         case args.Compare():

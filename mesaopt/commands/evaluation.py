@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mesaopt import arguments as args
 from mesaopt.commands import given
+from mesaopt.commands.tokens import evaluate_tokens
 from mesaopt.config import (
     MergedAttentionConfig,
     TaskConfig,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mesaopt.training import Run
 
 _TUNING_SECONDS = 3.0
-POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99)
+POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99, 250, 500, 1000)
 """Positions that tables show."""
 
 
@@ -61,6 +62,8 @@ def evaluate(command: args.Evaluate) -> int:
     runs = given.load_runs(folders, task=command.task, model=command.model)
     if len(runs) == 1:
         runs = {run.config.recipe: run for run in runs.values()}
+    if any(given.is_on_tokens(run.config.task) for run in runs.values()):
+        return evaluate_tokens([group.runs for group in by_task(runs)], command)
     groups = score(runs, command.sequences, baselines=True)
     if command.json:
         several = [_group_to_json(group) for group in groups]
@@ -144,7 +147,7 @@ def _score(group: Scores, evaluation: Any) -> None:
     from mesaopt.tasks import make_task
 
     models = {
-        name: model_predictor(run.model, run.config.task.token_slots)
+        name: model_predictor(run.model, getattr(run.config.task, "token_slots", ()))
         for name, run in group.runs.items()
     }
     others = {name: baseline.predictor for name, baseline in group.baselines.items()}

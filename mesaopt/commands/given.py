@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from mesaopt import arguments as args
 from mesaopt import files
 from mesaopt.commands.own import find_modules_here
-from mesaopt.config import OwnModelConfig, OwnTaskConfig, RunConfig, require_count
+from mesaopt.config import (
+    ContinuousMQARConfig,
+    OwnModelConfig,
+    OwnTaskConfig,
+    RunConfig,
+    TaskConfig,
+    TokenTaskConfig,
+    require_count,
+)
 from mesaopt.console import print_line
 from mesaopt.errors import ConfigError
 
@@ -129,6 +137,11 @@ def next_line(verb: str, path: Path, config: RunConfig) -> str:
         if isinstance(settings, OwnTaskConfig | OwnModelConfig) and ":" in settings.name
     ]
     return f"mesaopt {verb} {shlex.quote(str(path))}{''.join(own)}"
+
+
+def is_on_tokens(task: TaskConfig) -> bool:
+    """Say whether the sequences of a task are discrete tokens, or are scored like them."""
+    return isinstance(task, ContinuousMQARConfig | TokenTaskConfig)
 
 
 def task_title(config: RunConfig) -> str:

@@ -6,7 +6,13 @@ from typing import get_args
 from mesaopt import arguments as args
 from mesaopt import recipes
 from mesaopt.commands.checks import quick_checks
-from mesaopt.config import GeneratedTaskConfig, require_count
+from mesaopt.commands.language import bench_generation
+from mesaopt.config import (
+    ContinuousMQARConfig,
+    GeneratedTaskConfig,
+    TokenTaskConfig,
+    require_count,
+)
 from mesaopt.console import print_json, print_line, print_table
 from mesaopt.errors import ConfigError
 
@@ -29,7 +35,7 @@ def list_names(command: args.List) -> int:
     if command.what in ("all", "tasks"):
         lists["tasks"] = [
             {"name": task.kind, "summary": (task.__doc__ or "").splitlines()[0]}
-            for task in get_args(GeneratedTaskConfig)
+            for task in get_args(GeneratedTaskConfig | ContinuousMQARConfig | TokenTaskConfig)
         ]
     if command.json:
         print_json(lists)
@@ -68,7 +74,9 @@ def doctor(command: args.Doctor) -> int:
 
 
 def bench(command: args.Bench) -> int:
-    """Measure a training step, or the operators."""
+    """Measure a training step, the operators, or language models token by token."""
+    if command.what == "generate":
+        return bench_generation(quick=command.quick, json=command.json)
     return _bench_operators(command) if command.what == "ops" else _bench_training(command)
 
 

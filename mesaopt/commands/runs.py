@@ -8,6 +8,7 @@ from mesaopt import arguments as args
 from mesaopt.commands import given, own
 from mesaopt.config import (
     RunConfig,
+    TextConfig,
     require_count,
     to_dict,
 )
@@ -15,7 +16,7 @@ from mesaopt.console import duration, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from mesaopt.progress import OnProgress
-    from mesaopt.training import StepCost
+    from mesaopt.training import Run, StepCost
 
 MOST_SEEDS = 10**4
 
@@ -82,10 +83,18 @@ def _train_groups(
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
         print_line(f"{loss}, {run.seconds:.0f} s: {run.path}")
-    is_own = runs[0].config.task.kind == "own"
-    verb = "evaluate" if is_own else "diagnose"  # not every task of one's own can be diagnosed
-    print_line(f"Next: {given.next_line(verb, runs[0].path, runs[0].config)}")
+    print_line(f"Next: {_next_line(runs[0])}")
     return 0
+
+
+def _next_line(run: "Run") -> str:
+    """Return what one may want to do with a trained run."""
+    task = run.config.task
+    if isinstance(task, TextConfig):
+        return f"{given.next_line('generate', run.path, run.config)} --prompt 'def '"
+    # Not every task of one's own can be diagnosed, and none on tokens.
+    others = task.kind == "own" or given.is_on_tokens(task)
+    return given.next_line("evaluate" if others else "diagnose", run.path, run.config)
 
 
 def import_released(command: args.ImportReleased) -> int:

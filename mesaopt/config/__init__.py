@@ -6,12 +6,12 @@ key is an error that suggests the right one.
 """
 
 from mesaopt.config.checks import require_config, require_count, require_whole
+from mesaopt.config.language import LanguageModelConfig
 from mesaopt.config.models import (
     FORGETTING_MIXERS,
     MergedAttentionConfig,
     MixerName,
     ModelConfig,
-    NetworkConfig,
     OwnModelConfig,
     small_transformer,
 )
@@ -24,6 +24,7 @@ from mesaopt.config.reading import (
     with_objects,
 )
 from mesaopt.config.run import (
+    NetworkConfig,
     RunConfig,
     TrainConfig,
 )
@@ -45,13 +46,30 @@ from mesaopt.config.tasks import (
     check_slots,
     stacked,
 )
+from mesaopt.config.token_tasks import (
+    ContinuousMQARConfig,
+    CopyingConfig,
+    MADConfig,
+    MADName,
+    MQARConfig,
+    ParityConfig,
+    RegBenchConfig,
+    TextConfig,
+    TokenTaskConfig,
+)
 
 __all__ = [
     "FORGETTING_MIXERS",
     "ARProcessConfig",
+    "ContinuousMQARConfig",
+    "CopyingConfig",
     "FewShotConfig",
     "GeneratedTaskConfig",
+    "LanguageModelConfig",
     "LinearSystemConfig",
+    "MADConfig",
+    "MADName",
+    "MQARConfig",
     "Matrix",
     "MergedAttentionConfig",
     "MixerName",
@@ -61,12 +79,16 @@ __all__ = [
     "Numbers",
     "OwnModelConfig",
     "OwnTaskConfig",
+    "ParityConfig",
     "PartiallyObservedConfig",
+    "RegBenchConfig",
     "RunConfig",
     "SlotName",
     "StartName",
     "TaskConfig",
+    "TextConfig",
     "TokenSlot",
+    "TokenTaskConfig",
     "TrainConfig",
     "as_matrix",
     "check_slots",

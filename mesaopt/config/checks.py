@@ -39,7 +39,7 @@ def require_types(config: Any) -> None:
         if not any(_fits(hint, value) for hint in choices):
             if get_origin(choices[0]) is Literal:
                 raise ConfigError(f"{name}={value!r}: {suggest(str(value), get_args(choices[0]))}")
-            wanted = " or ".join(_words(hint) for hint in choices)
+            wanted = _any_of([_words(hint) for hint in choices])
             raise ConfigError(f"{name}={shown(value)}: must be {wanted}")
 
 
@@ -116,6 +116,14 @@ def _fits(hint: Any, value: Any) -> bool:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and abs(value) <= sys.float_info.max
     return hint is Any or isinstance(value, get_origin(hint) or hint)
+
+
+def _any_of(words: list[str]) -> str:
+    """Join what a value may be; many kinds of configurations without their articles."""
+    if len(words) < 5:
+        return " or ".join(words)
+    *first, last = (word.removeprefix("a ") for word in words)
+    return f"a {', '.join(first)} or {last}"
 
 
 def _words(hint: Any) -> str:

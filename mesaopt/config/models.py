@@ -242,7 +242,3 @@ class OwnModelConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_json(self, "keywords")
-
-
-NetworkConfig = ModelConfig | MergedAttentionConfig | OwnModelConfig
-"""The settings of any model; in JSON, `kind` names it."""

@@ -9,9 +9,14 @@ from mesaopt.config.checks import (
     require_positive,
     require_types,
 )
-from mesaopt.config.models import MergedAttentionConfig, ModelConfig, NetworkConfig
+from mesaopt.config.language import LanguageModelConfig
+from mesaopt.config.models import MergedAttentionConfig, ModelConfig, OwnModelConfig
 from mesaopt.config.tasks import LinearSystemConfig, OwnTaskConfig, TaskConfig
+from mesaopt.config.token_tasks import MADConfig, TokenTaskConfig
 from mesaopt.errors import ConfigError
+
+NetworkConfig = ModelConfig | MergedAttentionConfig | OwnModelConfig | LanguageModelConfig
+"""The settings of any model; in JSON, `kind` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +105,27 @@ class RunConfig:
         if isinstance(self.task, OwnTaskConfig) and isinstance(self.model, MergedAttentionConfig):
             wanted = "must be 'sequence' or a module of your own, for a task of your own"
             raise ConfigError(f"model.kind='merged_attention': {wanted}")
+        self._check_kinds()
         for ours, theirs in self.model.must_match_task.items():
             have, want = getattr(self.model, ours), getattr(self.task, theirs)
             if have != want:
                 raise ConfigError(f"model.{ours}={have!r}: must be {want!r}, the task's {theirs}")
+
+    def _check_kinds(self) -> None:
+        """Refuse a task of tokens without a model of tokens, and the other way round."""
+        of_tokens = isinstance(self.task, TokenTaskConfig)
+        if of_tokens and not isinstance(self.model, LanguageModelConfig | OwnModelConfig):
+            wanted = f"must be 'language' or a module of your own, for {self.task.kind!r}"
+            raise ConfigError(f"model.kind={self.model.kind!r}: {wanted}, a task on tokens")
+        if isinstance(self.model, LanguageModelConfig) and isinstance(self.task, MADConfig):
+            wanted = (
+                "must be another: an auto-encoder solves it, and a language model copies its input"
+            )
+            if self.task.task == "compression":
+                raise ConfigError(f"task.task='compression': {wanted}")
+        if isinstance(self.model, LanguageModelConfig) and not of_tokens:
+            wanted = "must be a task on tokens, such as 'copying', for a model of kind 'language'"
+            raise ConfigError(f"task.kind={self.task.kind!r}: {wanted}")
 
     @property
     def sequence_model(self) -> ModelConfig:

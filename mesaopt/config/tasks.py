@@ -13,6 +13,7 @@ from mesaopt.config.checks import (
     require_positive,
     require_types,
 )
+from mesaopt.config.token_tasks import ContinuousMQARConfig, TokenTaskConfig
 from mesaopt.errors import ConfigError, suggest
 
 SlotName = Literal["zero", "current", "previous"]
@@ -401,5 +402,7 @@ TaskConfig = (
     | NonlinearSystemConfig
     | FewShotConfig
     | OwnTaskConfig
+    | ContinuousMQARConfig
+    | TokenTaskConfig
 )
 """The settings of any task; `kind` says in JSON which."""

@@ -20,6 +20,8 @@ from mesaopt.layers.frame import (
     GateName,
     Gates,
     HeadNorm,
+    KeyShift,
+    dpfp,
     normalise,
     sinusoids,
 )
@@ -100,6 +102,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         self.convolution = None
         if frame.convolution is not None:
             self.convolution = CausalConvolution(inner + 2 * shared, frame.convolution)
+        elif frame.key_shift:
+            self.convolution = KeyShift(inner, shared, shared)
         self.head_norm = HeadNorm(num_heads, head_dim) if frame.head_norm else None
 
     def reset_parameters(self) -> None:
@@ -248,7 +252,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             shape = (batch_size, length - 1, channels)
             recent = torch.zeros(shape, dtype=dtype, device=weight.device)
         like = torch.empty(
-            batch_size, self.num_key_value_heads, self.head_dim, dtype=dtype, device=weight.device
+            batch_size, self.num_key_value_heads, self.key_width, dtype=dtype, device=weight.device
         )
         return LayerState(self.init_memory(like), recent)
 
@@ -363,6 +367,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Width of a query, key and value of one head."""
         return self.query.out_features // self.num_heads
 
+    @property
+    def key_width(self) -> int:
+        """Width of a query and key as the operator takes them: that of a head, or of its features."""
+        return self.head_dim * max(1, 2 * self.frame.features)
+
     def _check(self, x: Tensor, axes: tuple[str, ...], hint: str) -> None:
         """Refuse an input of another kind, shape or type."""
         read = self.value
@@ -404,9 +413,12 @@ class SelfAttention(nn.Module, Generic[Memory]):
                 joined, recent = self.convolution(joined, recent)
             else:
                 joined, recent = self.convolution.convolve_packed(joined, recent, packed.lengths)
-            parts = silu(joined).split([part.shape[-1] for part in parts], dim=-1)
+            joined = joined if self.frame.key_shift else silu(joined)
+            parts = joined.split([part.shape[-1] for part in parts], dim=-1)
         q = parts[0].unflatten(-1, (self.num_heads, -1))  # [B,T,H,K]
         k, v = (part.unflatten(-1, (self.num_key_value_heads, -1)) for part in parts[1:])
+        if self.frame.features:
+            q, k = (dpfp(part, self.frame.features) for part in (q, k))
         if self.frame.unit_keys or self.frame.unit_values:
             q = normalise(q)
         if self.frame.unit_keys:

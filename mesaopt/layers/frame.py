@@ -31,8 +31,8 @@ class Frame:
 
     Example:
         >>> Frame.mesanet2025()
-        Frame(positions=False, convolution=4, unit_keys=True, unit_values=False, \
-head_norm=True, forget_cap=None)
+        Frame(positions=False, convolution=4, key_shift=False, features=0, unit_keys=True, \
+unit_values=False, head_norm=True, forget_cap=None)
         >>> Frame(convolution=0)
         Traceback (most recent call last):
         ...
@@ -43,6 +43,11 @@ head_norm=True, forget_cap=None)
     """Whether queries and keys, but not values, are computed from the input and :func:`sinusoids`."""
     convolution: int | None = None
     """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
+    key_shift: bool = False
+    """Whether the key of a token is computed from the token before it, the first being zero: then one layer
+    sees pairs of neighbours. Not with a convolution, which can learn it."""
+    features: int = 0
+    """Queries and keys are mapped by :func:`dpfp` with so many shifts, before norms; 0: they stay."""
     unit_keys: bool = False
     """Whether every query and every key is divided by its Euclidean norm."""
     unit_values: bool = False
@@ -57,6 +62,12 @@ head_norm=True, forget_cap=None)
     def __post_init__(self) -> None:
         if self.convolution is not None and self.convolution < 1:
             raise ConfigError(f"convolution={self.convolution}: must be 1 or greater")
+        if self.convolution is not None and self.key_shift:
+            raise ConfigError(
+                "key_shift=True: must be False with a convolution, which can learn it"
+            )
+        if self.features < 0:
+            raise ConfigError(f"features={self.features}: must be 0 or greater")
         if self.forget_cap is not None and not 0 < self.forget_cap <= 1:
             raise ConfigError(f"forget_cap={self.forget_cap}: must be above 0 and at most 1")
 
@@ -177,6 +188,36 @@ class CausalConvolution(nn.Module):
         if recent.dtype != x.dtype:
             raise ValueError(f"state.recent has type {recent.dtype}: must be {x.dtype}")
         return recent
+
+
+class KeyShift(CausalConvolution):
+    """The convolution that takes keys from the token before, and all else as it is; nothing is learned.
+
+    Args:
+        before: channels before the keys.
+        keys: channels of the keys.
+        after: channels behind them.
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])
+        >>> KeyShift(1, 1, 1)(x)[0]
+        tensor([[[1., 0., 3.],
+                 [4., 2., 6.]]])
+    """
+
+    def __init__(self, before: int, keys: int, after: int):
+        nn.Module.__init__(self)
+        self._keys = slice(before, before + keys)
+        weight = torch.empty(before + keys + after, 2)
+        self.register_buffer("weight", weight, persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Set the weights to zeros and ones; `generator` is not used."""
+        self.weight.zero_()
+        self.weight[:, 1] = 1.0
+        self.weight[self._keys] = self.weight[self._keys].flip(1)
 
 
 class HeadNorm(nn.Module):
@@ -328,6 +369,29 @@ def sinusoids(
     exponents = torch.arange(0, width, 2, dtype=torch.float64, device=like.device) / width
     angles = times.to(torch.float64).unsqueeze(-1) * 10_000.0**-exponents  # [...,width/2]
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(like.dtype)
+
+
+def dpfp(x: Float[Tensor, "*position key"], shifts: int) -> Float[Tensor, "*position feature"]:
+    """Map vectors to products of pairs of their positive and negative parts (DPFP).
+
+    With r = [relu(x); relu(-x)] of 2 K numbers, the features are r_i r_{i-j} for all i, cyclically, and
+    j = 1 ... shifts.
+
+    Args:
+        x: [..., key].
+        shifts: 1 or more; nu in the paper.
+
+    Returns:
+        Features, 0 or greater, [..., 2 * shifts * key].
+
+    Source: Schlag et al., "Linear Transformers Are Secretly Fast Weight Programmers", section 5.3.
+
+    Example:
+        >>> dpfp(torch.tensor([2.0, -3.0]), shifts=3)
+        tensor([0., 0., 0., 0., 0., 0., 0., 6., 6., 0., 0., 0.])
+    """
+    halves = torch.cat([x.relu(), (-x).relu()], dim=-1)
+    return torch.cat([halves * halves.roll(j, -1) for j in range(1, shifts + 1)], dim=-1)
 
 
 def normalise(x: Float[Tensor, "*position key"]) -> Float[Tensor, "*position key"]:

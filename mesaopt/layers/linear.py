@@ -100,7 +100,7 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
 
     def init_memory(self, like: Float[Tensor, "batch head key"]) -> LinearState:
         """Return the map that predicts zero."""
-        shape = (*like.shape, like.shape[-1])  # [B,H,V,K]
+        shape = (*like.shape[:-1], self.head_dim, like.shape[-1])  # [B,H,V,K]
         return LinearState(torch.zeros(shape, dtype=working_type(like), device=like.device))
 
     def _gates(self, inputs: HeadInputs) -> dict[str, Any]:

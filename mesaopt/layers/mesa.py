@@ -96,7 +96,7 @@ class MesaLayer(SelfAttention[MesaState]):
         if ridge_floor is None:
             self.inverse_ridge = nn.Parameter(torch.empty(num_heads))
         else:
-            self.raw_ridge = nn.Parameter(torch.empty(num_heads, head_dim))
+            self.raw_ridge = nn.Parameter(torch.empty(num_heads, self.key_width))
         self._reset_ridge()
 
     @classmethod
@@ -225,7 +225,7 @@ class MesaLayer(SelfAttention[MesaState]):
     def init_memory(self, like: Float[Tensor, "batch head key"]) -> MesaState:
         """See :meth:`mesaopt.ops.MesaState.empty`."""
         batch, heads, width = like.shape
-        return MesaState.empty(batch, heads, width, width, like=like)
+        return MesaState.empty(batch, heads, width, self.head_dim, like=like)
 
     @torch.no_grad()
     def _reset_ridge(self) -> None:

@@ -13,7 +13,8 @@ from mesaopt.ops import KeyValueState, Output
 class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
     """Causal softmax self-attention: output P sum_{s <= t} v_s softmax_s(scale k_s . q_t).
 
-    The only layer whose state and steps grow with the past.
+    The only layer whose state and steps grow with the past, unless a window is given: then a position sees
+    the last `window` tokens, its own included, and the state holds no more than these.
 
     Args:
         width: width of the residual stream.
@@ -21,6 +22,7 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         head_dim: width of a query, key and value of one head.
         frame: positions, convolutions and norms around the operator.
         scale: factor on the scores, > 0; 1 / sqrt(head_dim) if None.
+        window: tokens that a position sees, 1 or more; all if None.
         num_key_value_heads: heads of keys, values and states, a divisor of `num_heads`: grouped-query
             attention. As many as queries if None.
 
@@ -46,12 +48,14 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         *,
         frame: Frame = PLAIN,
         scale: float | None = None,
+        window: int | None = None,
         num_key_value_heads: int | None = None,
     ):
         super().__init__(
             width, num_heads, head_dim, frame=frame, num_key_value_heads=num_key_value_heads
         )
         self.scale = scale
+        self.window = window
 
     def mix(
         self,
@@ -61,14 +65,18 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
     ) -> Output:
         """Apply :func:`mesaopt.ops.softmax_attention` to a sequence."""
         return ops.softmax_attention(
-            *inputs[:3], scale=self.scale, initial_state=memory, cu_seqlens=cu_seqlens
+            *inputs[:3],
+            scale=self.scale,
+            window=self.window,
+            initial_state=memory,
+            cu_seqlens=cu_seqlens,
         )
 
     def mix_step(self, inputs: HeadInputs, memory: KeyValueState) -> Output:
         """Apply :func:`mesaopt.ops.softmax_attention_step` to one token."""
-        return ops.softmax_attention_step(*inputs[:3], memory, scale=self.scale)
+        return ops.softmax_attention_step(*inputs[:3], memory, scale=self.scale, window=self.window)
 
     def init_memory(self, like: Float[Tensor, "batch head key"]) -> KeyValueState:
         """Return a cache without pairs."""
-        empty = like[:, None][:, :0]  # [B,0,H,K]
-        return KeyValueState(empty, empty)
+        keys = like[:, None][:, :0]  # [B,0,H,K]
+        return KeyValueState(keys, keys.new_zeros(*keys.shape[:-1], self.head_dim))

@@ -2,13 +2,20 @@
 
 from torch import nn
 
-from mesaopt.config import MergedAttentionConfig, NetworkConfig, OwnModelConfig, require_config
+from mesaopt.config import (
+    LanguageModelConfig,
+    MergedAttentionConfig,
+    NetworkConfig,
+    OwnModelConfig,
+    require_config,
+)
+from mesaopt.models.language import LanguageModel
 from mesaopt.models.one_layer import OneLayerModel
 from mesaopt.models.own import build_own
 from mesaopt.models.sequence import SequenceModel
 
-Model = SequenceModel | OneLayerModel | nn.Module
-"""Any model: tokens [batch, time, token] to predictions [batch, time, dim]."""
+Model = SequenceModel | OneLayerModel | LanguageModel | nn.Module
+"""Any model: tokens [batch, time, token] to predictions [batch, time, dim], or whole numbers to logits."""
 
 
 def make_model(config: NetworkConfig, *, seed: int = 0) -> Model:
@@ -34,4 +41,6 @@ def make_model(config: NetworkConfig, *, seed: int = 0) -> Model:
         return build_own(config, seed=seed)
     if isinstance(config, MergedAttentionConfig):
         return OneLayerModel(config, seed=seed)
+    if isinstance(config, LanguageModelConfig):
+        return LanguageModel(config, seed=seed)
     return SequenceModel(config, seed=seed)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mesaopt.config import FORGETTING_MIXERS, MixerName, ModelConfig
+from mesaopt.config import FORGETTING_MIXERS, LanguageModelConfig, MixerName, ModelConfig
 from mesaopt.layers import (
     DeltaRuleLayer,
     Frame,
@@ -70,3 +70,35 @@ def make_mixer(config: ModelConfig, layer: int) -> SelfAttention:
     )
     sizes = (config.width, config.num_heads, config.key_width)
     return mixer.layer(*sizes, frame=frame, **mixer.settings)
+
+
+def make_language_mixer(config: LanguageModelConfig, layer: int) -> SelfAttention:
+    """Build the mixer of one layer of a language model.
+
+    Args:
+        config: settings of the model.
+        layer: index of the layer, from 0.
+
+    Returns:
+        The mixer, with initial weights of its own.
+
+    Example:
+        >>> config = LanguageModelConfig(mixers=("softmax_attention", "mesa"), unit_queries_keys=True)
+        >>> [make_language_mixer(config, layer).frame.unit_keys for layer in (0, 1)]
+        [False, True]
+    """
+    name = config.mixers[layer]
+    mixer, learns = MIXERS[name], name != "softmax_attention"
+    maps = config.feature_map != "none"
+    frame = replace(
+        mixer.frame,
+        convolution=mixer.frame.convolution if config.convolution is None else config.convolution,
+        key_shift=config.key_shift,
+        features=int(config.feature_map.removeprefix("dpfp")) if learns and maps else 0,
+        head_norm=mixer.frame.head_norm or config.head_norm,
+        unit_keys=mixer.frame.unit_keys or (config.unit_queries_keys and learns),
+        forget_cap=config.forget_cap if name in FORGETTING_MIXERS else None,
+    )
+    sizes = (config.width, config.num_heads, config.key_width)
+    settings = mixer.settings if learns else {"window": config.window}
+    return mixer.layer(*sizes, frame=frame, **settings)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from mesaopt.config import OwnModelConfig
@@ -95,32 +95,33 @@ def kind(tensor: Tensor) -> str:
 
 def try_model(
     model: nn.Module,
-    tokens: Inexact[Tensor, "batch time token"],
-    targets: Inexact[Tensor, "batch time dim"],
+    tokens: Shaped[Tensor, "batch time *token"],
+    shape: tuple[int, ...],
+    **arguments: Tensor,
 ) -> None:
     """Refuse a module that does not predict, or not as a function of the tokens alone.
 
     Args:
         model: in the mode that it is trained in.
         tokens: a few sequences.
-        targets: of them.
+        shape: of the predictions for them.
+        **arguments: what the model is given besides.
 
     Raises:
-        ConfigError: it fails, its output is no finite tensor of the shape of the targets or does not depend
-            on weights, its output changes from call to call, as by dropout, or a buffer does, as by batch
+        ConfigError: it fails, its output is no finite tensor of this shape or does not depend on weights,
+            its output changes from call to call, as by dropout, or a buffer does, as by batch
             normalisation.
 
     Example:
-        >>> try_model(nn.Linear(3, 2), torch.zeros(4, 5, 3), torch.zeros(4, 5, 1))
+        >>> try_model(nn.Linear(3, 2), torch.zeros(4, 5, 3), (4, 5, 1))
         Traceback (most recent call last):
         ...
-        mesaopt.errors.ConfigError: model: its output has shape (4, 5, 2): must be (4, 5, 1), that of the \
-targets
+        mesaopt.errors.ConfigError: model: its output has shape (4, 5, 2): must be (4, 5, 1)
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     before = torch.get_rng_state()
     try:
-        once, twice = model(tokens), model(tokens)
+        once, twice = model(tokens, **arguments), model(tokens, **arguments)
     except Exception as error:
         given = f"{kind(tokens)} tokens"
         problem = f"given {given}, it raised {type(error).__name__}: {error}"
@@ -129,9 +130,8 @@ targets
     torch.set_rng_state(before)
     if not isinstance(once, Tensor):
         raise ConfigError(f"model: its output is of type {type(once).__name__}: must be a tensor")
-    if once.shape != targets.shape:
-        wanted = f"must be {tuple(targets.shape)}, that of the targets"
-        raise ConfigError(f"model: its output has shape {tuple(once.shape)}: {wanted}")
+    if once.shape != shape:
+        raise ConfigError(f"model: its output has shape {tuple(once.shape)}: must be {shape}")
     if not once.requires_grad:
         raise ConfigError(
             "model: its output depends on no weight that is trained: must depend on some"

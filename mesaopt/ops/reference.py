@@ -230,14 +230,16 @@ def softmax_attention(
     v: Float[Tensor, "batch time head value"],
     *,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "batch time head value"]:
-    """Causal softmax attention, o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t).
+    """Causal softmax attention, o_t = sum_{t - window < s <= t} v_s softmax_s(scale k_s . q_t).
 
     Args:
         q: queries [batch, time, head, key].
         k: keys, the same shape.
         v: values [batch, time, head, value].
         scale: of the scores; 1 / sqrt(key) if None.
+        window: pairs that a position sees, its own included; all if None.
 
     Returns:
         Outputs [batch, time, head, value].
@@ -249,6 +251,8 @@ def softmax_attention(
     """
     scores = torch.einsum("bthk,bshk->bhts", q, k)
     scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    times = torch.arange(q.shape[1], device=q.device)
+    back = times.unsqueeze(1) - times  # [T,T]
+    unseen = (back < 0) | (back >= (len(times) if window is None else window))
+    weights = scores.masked_fill(unseen, -torch.inf).softmax(-1)
     return torch.einsum("bhts,bshv->bthv", weights, v)

@@ -1,6 +1,7 @@
 """Softmax attention, called like the linear operators."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,15 @@ from mesaopt.ops.packing import read_lengths
 from mesaopt.ops.state import KeyValueState, Output, full_precision
 from mesaopt.ops.validation import check_number, check_shapes, check_state, check_step
 
+_BLOCK = 128  # positions that look into their windows at once, or a window if that is more
+
+
+class _Seen(NamedTuple):
+    """How scores are scaled, and how far back a position sees."""
+
+    scale: float | None
+    window: int | None
+
 
 def softmax_attention(
     q: Float[Tensor, "batch time head key"],
@@ -20,14 +30,18 @@ def softmax_attention(
     v: Float[Tensor, "batch time group value"],
     *,
     scale: float | None = None,
+    window: int | None = None,
     initial_state: KeyValueState | None = None,
     cu_seqlens: Int[Tensor, " offset"] | None = None,
 ) -> Output:
     """Causal softmax attention, o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t), diagonal included.
 
-    Computed by :func:`torch.nn.functional.scaled_dot_product_attention`: time grows with the square of
-    the sequence, memory linearly, unless a state is continued by several positions, which takes a mask
-    [time, past + time]. For second derivatives, enter
+    With a window w, the sums are over t - w < s <= t: the last w pairs. The state then holds w - 1 pairs at
+    most, and time grows linearly with the sequence.
+
+    Computed by :func:`torch.nn.functional.scaled_dot_product_attention`: without a window, time grows with
+    the square of the sequence, memory linearly, unless a state is continued by several positions, which
+    takes a mask [time, past + time]. For second derivatives, enter
     `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`.
 
     Args:
@@ -36,13 +50,15 @@ def softmax_attention(
             by as many neighbouring queries, and the state is so much smaller.
         v: values [batch, time, head, value], the same type, with as many heads as k.
         scale: of the scores, > 0; 1 / sqrt(key) if None.
+        window: pairs that a position sees, its own included, 1 or more; all if None.
         initial_state: from an earlier call or step, to continue it; one per sequence.
         cu_seqlens: offsets [0, ..., time] of sequences packed along time, integers, best on the CPU;
             equal neighbours are an empty sequence. The batch must be 1. Sequences are computed one after
             another, and the state is packed as they are: time and memory follow the tokens.
 
     Returns:
-        Outputs [batch, time, head, value] in the type of q, and all pairs so far.
+        Outputs [batch, time, head, value] in the type of q, and all pairs so far, or those that a later
+        position still sees.
 
     Raises:
         ValueError: shapes, types or devices that do not fit together.
@@ -57,12 +73,14 @@ def softmax_attention(
     """
     check_shapes(q, k, v, shared_heads=True)
     check_number("scale", scale)
+    check_number("window", window, least=1)
+    seen = _Seen(scale, window)
     lengths = None if cu_seqlens is None else read_lengths(cu_seqlens, len(q), q.shape[1])
     sequences = len(q) if lengths is None else len(lengths)
     past = _past_of(initial_state, sequences, k, v, "initial_state")
     if lengths is None:
-        return _attend_batch(q, k, v, past, scale)
-    return _attend_packed(q, k, v, lengths, past, scale)
+        return _attend_batch(q, k, v, past, seen)
+    return _attend_packed(q, k, v, lengths, past, seen)
 
 
 def softmax_attention_step(
@@ -72,10 +90,11 @@ def softmax_attention_step(
     state: KeyValueState | None = None,
     *,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Output:
-    """Continue :func:`softmax_attention` by one position; time and memory grow with the past.
+    """Continue :func:`softmax_attention` by one position; time and memory grow with the past or the window.
 
-    o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t).
+    o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t), over the last `window` positions where one is given.
 
     Args:
         q: query [batch, head, key], any floating-point type.
@@ -84,6 +103,7 @@ def softmax_attention_step(
         state: from an earlier call or step; None at the first position. One of packed sequences takes a
             loop over them.
         scale: of the scores, > 0; 1 / sqrt(key) if None.
+        window: pairs that a position sees, its own included, 1 or more; all if None.
 
     Returns:
         Output [batch, head, value] and the new state.
@@ -100,8 +120,10 @@ def softmax_attention_step(
     """
     check_step(q, k, v, shared_heads=True)
     check_number("scale", scale)
+    check_number("window", window, least=1)
+    seen = _Seen(scale, window)
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # [B,1,H,K], [B,1,H,V]
-    output, new = _attend_batch(q, k, v, _past_of(state, len(q), k, v), scale)
+    output, new = _attend_batch(q, k, v, _past_of(state, len(q), k, v), seen)
     return Output(output.squeeze(1), new)
 
 
@@ -136,14 +158,14 @@ def _attend_batch(
     k: Float[Tensor, "batch time group key"],
     v: Float[Tensor, "batch time group value"],
     past: KeyValueState | None,
-    scale: float | None,
+    seen: _Seen,
 ) -> Output:
     """Attend in sequences of one length, whose past may be packed."""
     if past is None or past.lengths is None:
-        return Output(*_attend(q, k, v, past, scale))
+        return Output(*_attend(q, k, v, past, seen))
     lengths = (q.shape[1],) * len(q)
     q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))  # [B,T,H,K] -> [1,B*T,H,K]
-    output, state = _attend_packed(q, k, v, lengths, past, scale)
+    output, state = _attend_packed(q, k, v, lengths, past, seen)
     return Output(output.reshape(len(lengths), lengths[0], *output.shape[2:]), state)
 
 
@@ -153,13 +175,13 @@ def _attend_packed(
     v: Float[Tensor, "1 time group value"],
     lengths: tuple[int, ...],
     past: KeyValueState | None,
-    scale: float | None,
+    seen: _Seen,
 ) -> Output:
     """Attend in one sequence after another, so that the cost follows the tokens."""
     pasts = [None] * len(lengths) if past is None else past.split()
     queries, keys, values = (x.split(lengths, dim=1) for x in (q, k, v))
     results = [
-        _attend(a, b, c, earlier, scale)
+        _attend(a, b, c, earlier, seen)
         for a, b, c, earlier in zip(queries, keys, values, pasts, strict=True)
     ]
     outputs, states = zip(*results, strict=True)
@@ -171,28 +193,65 @@ def _attend(
     k: Float[Tensor, "batch time group key"],
     v: Float[Tensor, "batch time group value"],
     past: KeyValueState | None,
-    scale: float | None,
+    seen: _Seen,
 ) -> tuple[Tensor, KeyValueState]:
     """Return the outputs and all pairs so far."""
     length = q.shape[1]
     if length == 0:  # an empty sequence
         nothing = v.new_zeros(*q.shape[:3], v.shape[-1])
         return nothing, KeyValueState(k, v) if past is None else past
-    state, mask = KeyValueState(k, v), None
+    state = KeyValueState(k, v)
     if past is not None:
         state = KeyValueState(torch.cat([past.keys, k], dim=1), torch.cat([past.values, v], dim=1))
-        mask = _mask(length, state)
+    if seen.window is None:
+        mask = None if past is None else _mask(length, state)
+        # A bool and not a symbol of a compiled graph; of a single position, either is right.
+        return _attend_to(q, state, seen.scale, mask, is_causal=past is None), state
+    return _attend_in_window(q, state, seen.window, seen.scale), _last(state, seen.window - 1)
+
+
+def _attend_in_window(
+    q: Float[Tensor, "batch time head key"], state: KeyValueState, window: int, scale: float | None
+) -> Float[Tensor, "batch time head value"]:
+    """Attend in blocks of positions, each to the pairs that one of its positions sees."""
+    total, length = state.keys.shape[1], q.shape[1]
+    outputs = []
+    for start in range(0, length, block := max(window, _BLOCK)):
+        end = min(start + block, length)
+        first, last = max(0, total - length + start + 1 - window), total - length + end
+        near = KeyValueState(state.keys[:, first:last], state.values[:, first:last])
+        mask = _mask(end - start, near, window)
+        outputs.append(_attend_to(q[:, start:end], near, scale, mask))
+    return torch.cat(outputs, dim=1)
+
+
+def _last(state: KeyValueState, count: int) -> KeyValueState:
+    """Keep the last pairs, in memory of their own."""
+    spare = state.keys.shape[1] - count
+    if spare <= 0:
+        return state
+    return KeyValueState(state.keys[:, spare:].clone(), state.values[:, spare:].clone())
+
+
+def _attend_to(
+    q: Float[Tensor, "batch time head key"],
+    state: KeyValueState,
+    scale: float | None,
+    mask: Bool[Tensor, "time total"] | None,
+    *,
+    is_causal: bool = False,
+) -> Float[Tensor, "batch time head value"]:
+    """Attend to all pairs of a state that a mask leaves."""
     # The type of q in, the type of q out.
     with full_precision(q), _differentiable_forward(q):
         out = scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q, state.keys, state.values)),
             attn_mask=mask,
-            # A bool and not a symbol of a compiled graph; of a single position, either is right.
-            is_causal=past is None,
+            is_causal=is_causal,
             scale=scale,
-            enable_gqa=q.shape[2] != k.shape[2],
+            enable_gqa=q.shape[2] != state.keys.shape[2],
         )
-    return out.transpose(1, 2), state
+    return out.transpose(1, 2)
 
 
 def _differentiable_forward(q: Tensor) -> AbstractContextManager[object]:
@@ -205,10 +264,13 @@ def _differentiable_forward(q: Tensor) -> AbstractContextManager[object]:
     )
 
 
-def _mask(length: int, state: KeyValueState) -> Bool[Tensor, "time total"] | None:
+def _mask(
+    length: int, state: KeyValueState, window: int | None = None
+) -> Bool[Tensor, "time total"] | None:
     """Return the mask of the last `length` positions, None if they may see everything."""
-    if length == 1:
-        return None
     total = state.keys.shape[1]
+    if length == 1 and (window is None or total <= window):
+        return None
     every = torch.ones(length, total, dtype=torch.bool, device=state.keys.device)
-    return every.tril(total - length)
+    past = every.tril(total - length)
+    return past if window is None else past.triu(total - length + 1 - window)

@@ -30,7 +30,7 @@ class LinearState(NamedTuple):
 
 
 class KeyValueState(NamedTuple):
-    """All pairs of the past: the only state that grows with the sequence.
+    """All pairs of the past, or the last of them: without a window, the only state that grows.
 
     Example:
         >>> KeyValueState(torch.zeros(2, 7, 4, 3), torch.zeros(2, 7, 4, 5)).lengths is None

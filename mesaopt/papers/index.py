@@ -13,6 +13,7 @@ STUDIES: dict[str, str] = {
     "core": "mesaopt.papers.uncovering2023.core",
     "uncovering2023": "mesaopt.papers.uncovering2023.item",
     "emergence2024": "mesaopt.papers.emergence2024.item",
+    "language": "mesaopt.papers.language.item",
 }
 """All that can be reproduced: by name, the module whose `STUDY` it is. It is imported when needed."""
 FILE = Path(__file__).with_name("index.json")

@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from mesaopt import recipes
@@ -138,6 +139,10 @@ class Laboratory:
         self.plan, self.runs = plan, runs
         self.on_progress: OnProgress = ignore_progress
         """Called by measurements with their progress."""
+        self.folder: Path | None = None
+        """Folder for the runs of measurements that train models, which a later session resumes."""
+        self.device = "auto"
+        """Where these are trained: "auto", "cpu", "cuda" or "cuda:<number>"."""
         self._measured: dict[tuple[Hashable, ...], Any] = {}
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], Any]) -> Any:

@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -291,7 +291,14 @@ def _reproduce_in(
     stages += [Stage(figure.name, 1, seconds[figure.name]) for figure in figures]
     with ProgressDisplay(stages, progress=progress) as display:
         runs = given or _train_all(groups, out / "runs", device, display)
-        _compute_all(study, plan, runs, out, display)
+
+        def open_laboratory() -> Laboratory:
+            lab = study.laboratory(plan, runs)
+            lab.on_progress = display.update
+            lab.folder, lab.device = out / "runs", device
+            return lab
+
+        _compute_all(study, figures, open_laboratory, out, display)
     finished = [_read_finished(_file_of(figure, out)) for figure in figures]
     claims = [claim for one in finished for claim in one.claims]
     trained = list(itertools.chain.from_iterable(runs.values()))
@@ -408,17 +415,20 @@ def _train_all(
 
 
 def _compute_all(
-    study: Study[Any], plan: Plan, runs: Runs, out: Path, display: ProgressDisplay
+    study: Study[Any],
+    figures: Sequence[Figure[Any]],
+    open_laboratory: Callable[[], Laboratory],
+    out: Path,
+    display: ProgressDisplay,
 ) -> None:
     """Compute the figures that are missing; a figure is finished once its file in `parts` is there."""
     lab: Laboratory | None = None
-    for figure in study.chosen(plan):
+    for figure in figures:
         if files.exists(_file_of(figure, out)):
             display.skip(figure.name)
             continue
         display.begin(figure.name)
-        lab = lab or study.laboratory(plan, runs)
-        lab.on_progress = display.update
+        lab = lab or open_laboratory()
         with parallel():
             _compute(study, figure, lab, out)
 

@@ -2,14 +2,15 @@
 
 `RECIPES` has them by name. Each is written down once, in the module of its source:
 :mod:`mesaopt.recipes.uncovering2023`, :mod:`mesaopt.recipes.emergence2024`, and
-:mod:`mesaopt.recipes.family` for the layers that neither paper trained.
+:mod:`mesaopt.recipes.family` for the layers that neither paper trained; :mod:`mesaopt.recipes.language`
+has language models.
 """
 
 from dataclasses import replace
 
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, suggest
-from mesaopt.recipes import emergence2024, family, uncovering2023
+from mesaopt.recipes import emergence2024, family, language, uncovering2023
 from mesaopt.recipes.models import MODELS
 from mesaopt.recipes.recipe import Recipe, Source, TaskName, Variant
 from mesaopt.recipes.tasks import TASKS
@@ -28,7 +29,12 @@ __all__ = [
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (*uncovering2023.RECIPES, *emergence2024.RECIPES, *family.RECIPES)
+    for recipe in (
+        *uncovering2023.RECIPES,
+        *emergence2024.RECIPES,
+        *family.RECIPES,
+        *language.RECIPES,
+    )
 }
 """Every recipe by name, in the order of `mesaopt list`."""
 

@@ -3,11 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mesaopt.config import MergedAttentionConfig, MixerName, ModelConfig, RunConfig
+from mesaopt.config import (
+    LanguageModelConfig,
+    MergedAttentionConfig,
+    MixerName,
+    ModelConfig,
+    RunConfig,
+)
 
-Source = Literal["uncovering2023", "emergence2024", "family"]
+Source = Literal["uncovering2023", "emergence2024", "family", "language"]
 """Where a recipe is from: see :attr:`Recipe.source`."""
-TaskName = Literal["linear", "contracting", "fixed", "partial", "nonlinear", "ar_process"]
+TaskName = Literal["linear", "contracting", "fixed", "partial", "nonlinear", "ar_process", "text"]
 """Kinds of sequences: see :attr:`Recipe.task`."""
 Variant = Literal["standard", "notebook", "width", "dimension", "few_shot"]
 """Differences from a standard recipe: see :attr:`Recipe.variant`."""
@@ -29,7 +35,8 @@ class Recipe:
     summary: str
     """The sentence that `mesaopt list` shows next to the name."""
     source: Source
-    """The paper that the recipe follows; "family": ours, to compare the layers of this library."""
+    """The paper that the recipe follows; "family" and "language": ours, to compare the layers of this
+    library, the latter in language models."""
     architecture: str
     """Name of the layers, whatever the task and the width: "lsa-2", "tf-7", "hybrid-mesa", ..."""
     task: TaskName
@@ -48,7 +55,7 @@ class Recipe:
 
     @property
     def dim(self) -> int:
-        """Dimension of a state or observation, and of a prediction."""
+        """Dimension of a state or observation, and of a prediction; of tokens, the vocabulary."""
         return self.config.task.dim
 
     @property
@@ -56,16 +63,18 @@ class Recipe:
         """Width of the residual stream; of a token in models without one."""
         if isinstance(self.config.model, MergedAttentionConfig):
             return self.config.model.token_dim
+        if isinstance(self.config.model, LanguageModelConfig):
+            return self.config.model.width
         return self.config.sequence_model.width
 
     @property
     def head_dim(self) -> int | None:
         """Width of a query and key of one head; None in models without heads."""
         model = self.config.model
-        return model.key_width if isinstance(model, ModelConfig) else None
+        return model.key_width if isinstance(model, ModelConfig | LanguageModelConfig) else None
 
     @property
     def mixers(self) -> tuple[MixerName, ...]:
         """The mixer of each layer, first to last; empty for the one-layer model of the second paper."""
         model = self.config.model
-        return model.mixers if isinstance(model, ModelConfig) else ()
+        return model.mixers if isinstance(model, ModelConfig | LanguageModelConfig) else ()

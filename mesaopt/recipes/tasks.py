@@ -1,4 +1,4 @@
-"""The tasks of von Oswald et al. (arXiv 2309.05858) by name."""
+"""The tasks by name: those of von Oswald et al. (arXiv 2309.05858), and those on tokens."""
 
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from mesaopt.config import (
     TokenSlot,
     stacked,
 )
+from mesaopt.recipes.token_tasks import TOKEN_TASKS
 
 _CONSTRUCTED = {
     "linear": LinearSystemConfig(),
@@ -18,7 +19,7 @@ _CONSTRUCTED = {
     "fixed": LinearSystemConfig(transition="fixed"),
 }
 
-TASKS: dict[str, TaskConfig] = {
+SYSTEMS: dict[str, TaskConfig] = {
     "linear": LinearSystemConfig(token_slots=("current",)),
     "linear-constructed": _CONSTRUCTED["linear"],
     "linear-text": LinearSystemConfig(token_slots=("current",), start="normal"),
@@ -37,6 +38,9 @@ TASKS: dict[str, TaskConfig] = {
     "few-shot-text": FewShotConfig(inputs="normal"),
 }
 """As in the authors' code; names that end in `-text` are as in the paper's text, where that differs."""
+
+TASKS: dict[str, TaskConfig] = SYSTEMS | TOKEN_TASKS
+"""All of them."""
 
 ONE_LAYER: dict[str, LinearSystemConfig] = {
     name: replace(task, token_slots=("zero", "zero", "current", "previous"))

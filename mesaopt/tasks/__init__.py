@@ -14,7 +14,7 @@ from mesaopt.tasks.distributions import (
 )
 from mesaopt.tasks.few_shot import FewShot, FewShotBatch
 from mesaopt.tasks.linear_system import LinearSystem
-from mesaopt.tasks.losses import squared_error
+from mesaopt.tasks.losses import accuracy, macro_accuracy, squared_error
 from mesaopt.tasks.make import make_task
 from mesaopt.tasks.named_distributions import (
     from_distribution,
@@ -31,10 +31,33 @@ from mesaopt.tasks.own import OwnTask, own_task
 from mesaopt.tasks.partially_observed import PartiallyObserved, PartiallyObservedBatch
 from mesaopt.tasks.random import contracting, generator, haar_orthogonal
 from mesaopt.tasks.regression import Reading, Regression
+from mesaopt.tasks.tokens import (
+    IGNORE,
+    MAD,
+    MQAR,
+    ContinuousMQAR,
+    ContinuousMQARBatch,
+    Copying,
+    Drawn,
+    Parity,
+    RegBench,
+    RegBenchBatch,
+    SyntheticTask,
+    Text,
+    TokenBatch,
+    TokenTask,
+)
 
 __all__ = [
+    "IGNORE",
+    "MAD",
+    "MQAR",
     "ARProcess",
     "Batch",
+    "ContinuousMQAR",
+    "ContinuousMQARBatch",
+    "Copying",
+    "Drawn",
     "FewShot",
     "FewShotBatch",
     "FiniteStates",
@@ -44,17 +67,25 @@ __all__ = [
     "LinearSystem",
     "NonlinearSystem",
     "OwnTask",
+    "Parity",
     "PartiallyObserved",
     "PartiallyObservedBatch",
     "Reading",
     "RealStates",
+    "RegBench",
+    "RegBenchBatch",
     "Regression",
     "SampledStates",
     "Sampler",
     "SparseStates",
     "Split",
     "Streams",
+    "SyntheticTask",
     "Task",
+    "Text",
+    "TokenBatch",
+    "TokenTask",
+    "accuracy",
     "contracting",
     "from_distribution",
     "full_one",
@@ -63,6 +94,7 @@ __all__ = [
     "generator",
     "haar_orthogonal",
     "initial_states",
+    "macro_accuracy",
     "make_task",
     "own_task",
     "rademacher",

@@ -152,14 +152,19 @@ def streams_of(kind: str, *, seed: int, step: int, split: Split) -> Streams:
         >>> float(streams().random()) == float(streams("noise").random())
         False
     """
-    if split not in get_args(Split):
-        raise ConfigError(f"split={split!r}: {suggest(str(split), get_args(Split))}")
+    check_split(split)
 
     def streams(name: str = "") -> np.random.Generator:
         stream = f"{kind}/{split}/{name}" if name else f"{kind}/{split}"
         return generator(seed, stream, step)
 
     return streams
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that does not exist."""
+    if split not in get_args(Split):
+        raise ConfigError(f"split={split!r}: {suggest(str(split), get_args(Split))}")
 
 
 def check_sample(numbers: Numbers, *, dtype: torch.dtype, **counts: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from mesaopt.config import TokenSlot, check_slots, require_count
@@ -68,6 +68,16 @@ class Batch:
         return value
 
     @property
+    def arguments(self) -> dict[str, Tensor]:
+        """What a model is given besides the tokens, by name: nothing."""
+        return {}
+
+    @property
+    def counted(self) -> Bool[Tensor, "batch scored"] | None:
+        """Which of the losses count, where some do not; None: all do."""
+        return None
+
+    @property
     def positions(self) -> range:
         """The scored positions, counted from 1."""
         return range(1, self.targets.shape[1] + 1)[self.scored]
@@ -87,6 +97,21 @@ class Batch:
             ValueError: the shape is not that of the targets.
         """
         return squared_error(prediction, self.targets)[:, self.scored]
+
+    def loss(
+        self, prediction: Inexact[Tensor, "batch time dim"], *, total: bool = False
+    ) -> Float[Tensor, ""]:
+        """Average the losses over sequences, and average or add them over the scored positions.
+
+        Args:
+            prediction: at every position, [batch, time, dim].
+            total: add up the losses of a sequence, in place of their mean.
+
+        Returns:
+            The mean over sequences: the training loss.
+        """
+        losses = self.losses(prediction)
+        return losses.sum(1).mean() if total else losses.mean()
 
     def split(self, size: int) -> Iterator[Self]:
         """Cut the batch into smaller ones.

@@ -1,7 +1,7 @@
-"""The one loss of the laboratory, in the normalisation of the published numbers."""
+"""The one loss of the laboratory, in the normalisation of the published numbers, and accuracies."""
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 
@@ -43,3 +43,59 @@ def squared_error(
             -2
         )  # real and imaginary parts, [B,T,2D]
     return difference.square().sum(-1) / 2
+
+
+def accuracy(
+    logits: Float[Tensor, "batch scored vocabulary"], target: Int[Tensor, "batch scored"]
+) -> Bool[Tensor, "batch scored"]:
+    """Say where the most likely token is the right one.
+
+    Its mean over the scored places of a task is the accuracy that is published for most tasks on tokens.
+
+    Args:
+        logits: [batch, scored, vocabulary].
+        target: the right tokens; -100 at a place that is not scored.
+
+    Returns:
+        [batch, scored]; false at a place that is not scored.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> accuracy(torch.eye(3)[None], torch.tensor([[0, 2, -100]])).tolist()
+        [[True, False, False]]
+    """
+    if logits.shape[:-1] != target.shape:
+        wanted = f"({', '.join(map(str, target.shape))}, vocabulary)"
+        raise ValueError(f"logits have shape {tuple(logits.shape)}: must be {wanted}")
+    return logits.argmax(-1) == target
+
+
+def macro_accuracy(
+    logits: Float[Tensor, "batch scored vocabulary"], target: Int[Tensor, "batch scored"]
+) -> float:
+    """Compute the accuracy of each token as a target, and their mean, as the MAD benchmark does.
+
+    A token that is predicted but never a target counts with accuracy 0; one that is neither is left out.
+
+    Args:
+        logits: [batch, scored, vocabulary].
+        target: the right tokens; -100 at a place that is not scored.
+
+    Returns:
+        The mean over tokens, 0 to 1.
+
+    Source: the macro average of torchmetrics, which the public code of MAD uses, per batch.
+
+    Example:
+        >>> macro_accuracy(torch.eye(3)[None], torch.tensor([[0, 0, 2]]))
+        0.5
+    """
+    right, counted = accuracy(logits, target), target >= 0
+    size = logits.shape[-1]
+    of_target = torch.bincount(target[counted], minlength=size)
+    of_prediction = torch.bincount(logits.argmax(-1)[counted], minlength=size)
+    hits = torch.bincount(target[right], minlength=size)
+    kept = of_target + of_prediction > 0
+    return (hits / of_target.clamp(min=1))[kept].mean().item()

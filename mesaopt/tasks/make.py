@@ -5,12 +5,19 @@ from typing import Any
 
 from mesaopt.config import (
     ARProcessConfig,
+    ContinuousMQARConfig,
+    CopyingConfig,
     FewShotConfig,
     LinearSystemConfig,
+    MADConfig,
+    MQARConfig,
     NonlinearSystemConfig,
     OwnTaskConfig,
+    ParityConfig,
     PartiallyObservedConfig,
+    RegBenchConfig,
     TaskConfig,
+    TextConfig,
     require_config,
 )
 from mesaopt.tasks.ar_process import ARProcess
@@ -20,8 +27,18 @@ from mesaopt.tasks.linear_system import LinearSystem
 from mesaopt.tasks.nonlinear_system import NonlinearSystem
 from mesaopt.tasks.own import OwnTask
 from mesaopt.tasks.partially_observed import PartiallyObserved
+from mesaopt.tasks.tokens import (
+    MAD,
+    MQAR,
+    ContinuousMQAR,
+    Copying,
+    Parity,
+    RegBench,
+    Text,
+    TokenTask,
+)
 
-AnyTask = GeneratedTask[Any, Any] | OwnTask
+AnyTask = GeneratedTask[Any, Any] | TokenTask[Any] | OwnTask
 """A task made from its settings."""
 
 _TASKS: dict[type, Callable[[Any], AnyTask]] = {
@@ -31,6 +48,13 @@ _TASKS: dict[type, Callable[[Any], AnyTask]] = {
     NonlinearSystemConfig: NonlinearSystem,
     FewShotConfig: FewShot,
     OwnTaskConfig: OwnTask,
+    TextConfig: Text,
+    MQARConfig: MQAR,
+    ContinuousMQARConfig: ContinuousMQAR,
+    MADConfig: MAD,
+    RegBenchConfig: RegBench,
+    ParityConfig: Parity,
+    CopyingConfig: Copying,
 }
 
 

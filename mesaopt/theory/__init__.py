@@ -2,6 +2,7 @@
 
 from mesaopt.theory.constructions import proposition_1, proposition_2, proposition_2_slots
 from mesaopt.theory.context import Context, Pairs, context_of, context_statistics
+from mesaopt.theory.in_context_languages import in_context_baum_welch, in_context_n_gram
 from mesaopt.theory.inverses import (
     ApproximateInverse,
     chebyshev_inverse,
@@ -24,6 +25,8 @@ from mesaopt.theory.published_settings import (
     PUBLISHED_SETTINGS,
     PublishedSetting,
 )
+from mesaopt.theory.recall import chance, exact_answers, least_squares_recall
+from mesaopt.theory.text_n_gram import text_n_gram
 
 __all__ = [
     "PUBLISHED_INVERSES",
@@ -33,11 +36,16 @@ __all__ = [
     "Objective",
     "Pairs",
     "PublishedSetting",
+    "chance",
     "chebyshev_inverse",
     "context_of",
     "context_statistics",
+    "exact_answers",
     "gradient_descent",
+    "in_context_baum_welch",
+    "in_context_n_gram",
     "kernel_regression",
+    "least_squares_recall",
     "neumann_inverse",
     "polynomial_prediction",
     "preconditioned_descent",
@@ -49,4 +57,5 @@ __all__ = [
     "ridge_least_squares",
     "run_steps",
     "system_scale",
+    "text_n_gram",
 ]

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from mesaopt import files
+from mesaopt.config import LanguageModelConfig, RunConfig
 from mesaopt.errors import RunError
+from mesaopt.workers import part_size
 
 _PACKAGES = ("mesaopt", "torch", "numpy", "scipy", "matplotlib", "safetensors", "tyro", "rich")
 
@@ -97,6 +99,20 @@ def peak_memory_bytes() -> int:
     """
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def part_size_of(config: RunConfig) -> int:
+    """Give the number of sequences in a part of a batch of a new run, by :func:`mesaopt.workers.part_size`.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        Sequences that one thread computes at once.
+    """
+    language = isinstance(config.model, LanguageModelConfig)
+    tokens = config.task.length if language else None
+    return part_size(config.train.batch_size, tokens=tokens)
 
 
 def _git_state() -> str | None:

@@ -10,11 +10,11 @@ import torch
 
 from mesaopt.config import RunConfig
 from mesaopt.tasks import make_task
-from mesaopt.training.environment import resolve_device
+from mesaopt.training.environment import part_size_of, resolve_device
 from mesaopt.training.loop import as_config
 from mesaopt.training.seeds import SeedsTrainer
 from mesaopt.training.trainer import Trainer
-from mesaopt.workers import num_threads, part_size
+from mesaopt.workers import num_threads
 
 _WARM_UP, _TIMED = 2, 5  # steps
 _FEW = (4, 16)  # sequences of a rough estimate, before a whole part
@@ -115,7 +115,7 @@ class StepCosts:
             if key not in self._timed:
                 self._timed[key] = step_cost(configs[0], str(self._device), seeds=seeds)
             return self._timed[key]
-        part = min(train.batch_size, part_size(train.batch_size))
+        part = min(train.batch_size, part_size_of(configs[0]))
         key = (part, *_work(configs[0]))
         if key not in self._timed:
             self._timed[key] = _time_sequences(configs[0], part)

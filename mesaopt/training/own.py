@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 from mesaopt.config import (
+    LanguageModelConfig,
     ModelConfig,
     NetworkConfig,
     OwnModelConfig,
     OwnTaskConfig,
     RunConfig,
     TaskConfig,
+    TokenTaskConfig,
     TrainConfig,
     differences,
     small_transformer,
@@ -84,7 +86,10 @@ def own_run(
         )
         if isinstance(model_config, OwnModelConfig):
             batch = make_task(task_config).sample(2, seed=seed)
-            try_model(make_model(model_config, seed=seed), batch.tokens, batch.targets)
+            shape = tuple(batch.targets.shape)
+            if isinstance(task_config, TokenTaskConfig):
+                shape = (*shape, task_config.vocabulary)
+            try_model(make_model(model_config, seed=seed), batch.tokens, shape, **batch.arguments)
     return config
 
 
@@ -163,6 +168,8 @@ def _model_config(
 ) -> NetworkConfig:
     """Return the settings of any model, or of a small one for the task."""
     if model is None:
+        if isinstance(task, TokenTaskConfig):
+            return LanguageModelConfig(vocabulary=task.vocabulary)
         return small_transformer(token_dim=task.token_dim, output_dim=task.dim)
     if isinstance(model, NetworkConfig):
         return model
@@ -243,7 +250,7 @@ def fitted_to(model: ModelConfig, task: TaskConfig) -> ModelConfig:
         The settings with other `token_dim` and `output_dim`.
 
     Raises:
-        ConfigError: no such model has these widths.
+        ConfigError: no such model has these widths, or it is a task on tokens.
 
     Example:
         >>> from mesaopt.config import LinearSystemConfig
@@ -251,4 +258,7 @@ def fitted_to(model: ModelConfig, task: TaskConfig) -> ModelConfig:
         >>> fitted_to(ModelConfig(embed_dim=8, readout="linear"), plain).output_dim
         3
     """
+    if isinstance(task, TokenTaskConfig):
+        wanted = "must be 'language' or a module of your own"
+        raise ConfigError(f"model.kind='sequence': {wanted}, for {task.kind!r}, a task on tokens")
     return replace(model, token_dim=task.token_dim, output_dim=task.dim)

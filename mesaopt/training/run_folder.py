@@ -30,7 +30,6 @@ from mesaopt.training.tensors import (
     read_tensors,
     trained_parameters,
 )
-from mesaopt.workers import part_size
 
 _RESUMABLE_CHECKPOINTS = 2
 _CHECKPOINT = re.compile(r"step_([0-9]{6}|[1-9][0-9]{6,17})")
@@ -130,7 +129,7 @@ class RunFolder:
         if not folder._reserve(config, resume=resume):
             json_files.write(folder.path / "config.json", to_dict(config))
         if not files.exists(folder.path / "meta.json"):
-            meta = environment.describe() | {"part_size": part_size(config.train.batch_size)}
+            meta = environment.describe() | {"part_size": environment.part_size_of(config)}
             json_files.write(folder.path / "meta.json", meta)
         return folder
 

@@ -11,16 +11,18 @@ from torch import Tensor
 from mesaopt.config import RunConfig
 from mesaopt.models import make_model
 from mesaopt.tasks import Batch, make_task
-from mesaopt.training.environment import single_precision
+from mesaopt.training.environment import part_size_of, single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
 from mesaopt.training.tensors import trained_parameters
-from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers, part_size, training_workers
+from mesaopt.workers import CALLING_THREAD, WHOLE_PART, Workers, training_workers
 
 TEST_SEED = 0
 """Seed of the test sequences: the same for all runs, so that runs can be compared."""
 TEST_BATCH = 256
 """Test sequences that are scored at once."""
+MOST_LOGITS = 2**25
+"""Logits that are computed at once in a test."""
 
 
 class Data:
@@ -76,15 +78,13 @@ class Data:
 
         Args:
             batch: the sequences.
-            predictions: at every position, [batch, time, dim].
+            predictions: at every position, [batch, time, dim]; of tokens, logits at the scored ones.
 
         Returns:
-            The squared error: its mean over sequences, and its mean or sum over the scored positions.
+            The mean over sequences of the squared error or the cross-entropy, and its mean or sum over the
+            scored positions.
         """
-        losses = batch.losses(predictions)
-        if self.config.train.positions == "sum":
-            losses = losses.sum(1)
-        return losses.mean()
+        return batch.loss(predictions, total=self.config.train.positions == "sum")
 
     @functools.cached_property
     def _fixed(self) -> Batch:
@@ -146,7 +146,7 @@ class Trainer:
         if device.type != "cpu":
             yield cls(config, device)
             return
-        size = part_size(config.train.batch_size) if size is None else size
+        size = part_size_of(config) if size is None else size
         with training_workers(torch.get_num_threads()) as workers:
             yield cls(config, device, part_size=size, workers=workers)
 
@@ -182,7 +182,7 @@ class Trainer:
     def _differentiate(self, part: Batch) -> tuple[Float[Tensor, ""], list[Tensor]]:
         """Compute the share that a part has in the loss and its gradients."""
         share = len(part.tokens) / self.config.train.batch_size
-        loss = self.data.loss(part, self.model(part.tokens)) * share
+        loss = self.data.loss(part, self.model(part.tokens, **part.arguments)) * share
         gradients = torch.autograd.grad(
             loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True
         )
@@ -197,7 +197,18 @@ class Trainer:
     def _test_loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the sum of the losses of a batch of test sequences."""
         batch = self.data.test_batch(number)
-        return self.data.loss(batch, self.model(batch.tokens)) * len(batch.tokens)
+        losses = [
+            self.data.loss(part, self.model(part.tokens, **part.arguments)) * len(part.tokens)
+            for part in batch.split(self._scored_at_once(batch))
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _scored_at_once(self, batch: Batch) -> int:
+        """Say for how many test sequences the logits fit into memory, where predictions are logits."""
+        vocabulary = getattr(self.config.task, "vocabulary", None)
+        if vocabulary is None:
+            return len(batch.tokens)
+        return max(1, MOST_LOGITS // (batch.targets.shape[1] * vocabulary))
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Return the state after some steps.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mesaopt import files, json_files, zoo
-from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
+from mesaopt.analysis import Evaluation, in_context_loss
 from mesaopt.errors import MesaoptError, RunError
 from mesaopt.papers.uncovering2023.compression import EXTRACTED_AT, INTERPOLATED
 from mesaopt.papers.uncovering2023.laboratory import COMPARED
@@ -15,7 +15,6 @@ from mesaopt.papers.uncovering2023.published import LEARNING
 from mesaopt.papers.uncovering2023.sensitivities import FOLLOWED, spread
 from mesaopt.papers.uncovering2023.settings import SETTINGS
 from mesaopt.recipes import RECIPES
-from mesaopt.tasks import make_task
 from mesaopt.training import Run, RunFolder, load_run
 
 CHECKPOINTED = {*COMPARED["core"], *INTERPOLATED, *FOLLOWED}
@@ -25,7 +24,8 @@ _CHECKPOINT_BYTES = 3 * 2**20
 PUBLISHED = tuple(
     recipe.name
     for recipe in RECIPES.values()
-    if recipe.source != "family" and recipe.name not in ("tf-7-dim-40", "tf-7-dim-60")
+    if recipe.source not in ("family", "language")
+    and recipe.name not in ("tf-7-dim-40", "tf-7-dim-60")
 )
 """Recipes that belong into the zoo: those of the two papers that a computer with two cores can train."""
 _PAGE = """# Trained models
@@ -123,9 +123,8 @@ def kept_steps(run: Run, steps: list[int]) -> list[int]:
 
 def _facts(run: Run, steps: list[int], target: Path) -> dict[str, Any]:
     """Measure the loss and compute the digests."""
-    model = model_predictor(run.model, run.config.task.token_slots)
     evaluation = Evaluation(num_sequences=zoo.LOSS_SEQUENCES)
-    loss = in_context_loss({"model": model}, make_task(run.config.task), evaluation)["model"]
+    loss = in_context_loss(run, evaluation=evaluation)
     copied = sorted(path for path in target.rglob("*") if path.is_file())
     digests = {
         path.relative_to(target).as_posix(): hashlib.sha256(files.read_bytes(path)).hexdigest()

@@ -36,7 +36,7 @@ VARIANTS = (
     Case(
         "softmax",
         SoftmaxSelfAttention,
-        changes={"frame": FULL, "scale": 1.0},
+        changes={"frame": FULL, "scale": 1.0, "window": 5},
         linear_in=("value",),
         # Scores near 1e16 are known to some 1e9 only, and PyTorch's backward takes exponentials of
         # differences between two computations of them.
@@ -53,7 +53,24 @@ VARIANTS = (
         "softmax in full",
         SoftmaxSelfAttention,
         {"frame": FULL},
-        {"frame": Frame(unit_keys=True), "scale": 1.0},
+        {"frame": Frame(unit_keys=True), "scale": 1.0, "window": 5},
+    ),
+    Case(
+        "softmax in a window",
+        SoftmaxSelfAttention,
+        {"window": 33},
+        {"frame": FULL, "scale": 1.0, "window": 5},
+        linear_in=("value",),
+        at_1e8="unsupported",
+    ),
+    Case(
+        "linear with features of shifted keys",
+        LinearSelfAttention,
+        {"frame": Frame(key_shift=True, features=2)},
+        CHANGES,
+        ("value",),
+        chunks,
+        at_1e8="unsupported",  # products of four such keys and a value leave float32
     ),
 )
 MESA = (
@@ -103,6 +120,24 @@ MESA = (
         at_1e8="refused",  # as plain
     ),
     Case(
+        "mesa with features of shifted keys",
+        MesaLayer,
+        {
+            "gates": ("log_decay", "beta"),
+            "frame": Frame(key_shift=True, features=1, unit_keys=True),
+            "ridge_floor": 0.25,
+        },
+        {
+            "gates": ("log_decay",),
+            "frame": Frame(),
+            "ridge_floor": 0.5,
+            "ridge_mode": "decayed",
+        }
+        | SOLVER_CHANGE,
+        linear_in=("value",),
+        chunk_size=chunks,
+    ),
+    Case(
         "mesa in between",
         MesaLayer,
         {"gates": ("log_decay", "beta"), "frame": Frame(unit_keys=True, forget_cap=0.9975)},
@@ -130,7 +165,7 @@ POSITIONS = (
         "softmax with positions",
         SoftmaxSelfAttention,
         {"frame": Frame(positions=True, convolution=4)},
-        {"frame": Frame(convolution=4), "scale": 1.0},
+        {"frame": Frame(convolution=4), "scale": 1.0, "window": 5},
         at_1e8="unsupported",  # as above
     ),
     Case(
@@ -155,7 +190,7 @@ SHARED = (
         "softmax with shared keys",
         SoftmaxSelfAttention,
         {"frame": FULL} | ONE,
-        {"frame": Frame(unit_keys=True), "scale": 1.0} | TWO,
+        {"frame": Frame(unit_keys=True), "scale": 1.0, "window": 5} | TWO,
     ),
     Case(
         "gated delta rule with shared keys",

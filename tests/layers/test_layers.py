@@ -20,7 +20,7 @@ from mesaopt.layers import (
     SelfAttention,
     SoftmaxSelfAttention,
 )
-from mesaopt.layers.frame import normalise
+from mesaopt.layers.frame import dpfp, normalise
 from mesaopt.ops import Auto, ConjugateGradient, OnFailure, SolverLike, reference
 
 LAYERS = [LinearSelfAttention, MesaLayer]
@@ -195,10 +195,43 @@ def test_the_settings_of_the_solver_take_effect() -> None:
 
 def test_a_state_does_not_keep_the_sequence() -> None:
     layer = MesaLayer.mesanet2025(**SIZES)
+    near = SoftmaxSelfAttention(**SIZES, window=9)
     with torch.no_grad():
         _, state = layer.extend(torch.randn(1, 500, 6))
-    for x in (state.memory.gram, state.memory.cross, state.recent):
+        _, windowed = near.extend(torch.randn(1, 500, 6))
+    keys, values, _ = windowed.memory
+    assert keys.shape[1] == 8
+    for x in (state.memory.gram, state.memory.cross, state.recent, keys, values):
         assert x.untyped_storage().nbytes() == x.nbytes
+
+
+def test_shifted_keys_belong_to_the_token_before() -> None:
+    x = small_input()
+    plain = LinearSelfAttention(**SIZES).double()
+    shifted = LinearSelfAttention(**SIZES, frame=Frame(key_shift=True)).double()
+    shifted.load_state_dict(plain.state_dict())
+    ours, theirs = shifted.head_inputs(x), plain.head_inputs(x)
+    assert torch.equal(ours.q, theirs.q)
+    assert torch.equal(ours.v, theirs.v)
+    assert torch.equal(ours.k[:, 1:], theirs.k[:, :-1])
+    assert (ours.k[:, 0] == 0).all()
+
+
+def test_a_layer_with_shifted_keys_can_be_built_without_memory() -> None:
+    with torch.device("meta"):
+        layer = LinearSelfAttention(**SIZES, frame=Frame(key_shift=True))
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer.convolution.weight.unique(dim=0).tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("shifts", [1, 2, 3])
+def test_features_are_products_of_parts(shifts: int) -> None:
+    x = torch.randn(7, 3, dtype=torch.float64)
+    features = dpfp(x, shifts)
+    parts = torch.cat([x.clamp(min=0), -x.clamp(max=0)], dim=1)
+    for row, found in zip(parts, features, strict=True):
+        wanted = [row[i] * row[(i - j) % 6] for j in range(1, shifts + 1) for i in range(6)]
+        assert found.tolist() == pytest.approx([w.item() for w in wanted])
 
 
 @pytest.mark.parametrize(
@@ -206,6 +239,8 @@ def test_a_state_does_not_keep_the_sequence() -> None:
     [
         Frame(convolution=4),
         Frame(convolution=1),
+        Frame(key_shift=True),
+        Frame(features=1),
         Frame(unit_keys=True),
         Frame(head_norm=True),
         Frame(forget_cap=0.9),
@@ -239,6 +274,11 @@ def test_the_cap_needs_no_write_strength() -> None:
     ("build", "message"),
     [
         (lambda: Frame(convolution=0), "convolution=0: must be 1 or greater"),
+        (lambda: Frame(features=-1), "features=-1: must be 0 or greater"),
+        (
+            lambda: Frame(convolution=4, key_shift=True),
+            "key_shift=True: must be False with a convolution",
+        ),
         (lambda: Frame(forget_cap=1.5), "forget_cap=1.5: must be above 0 and at most 1"),
         (lambda: MesaLayer(0, 2, 5), "width=0: must be 1 or greater"),
         (lambda: MesaLayer(6, 2, 0), "head_dim=0: must be 1 or greater"),

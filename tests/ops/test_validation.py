@@ -123,3 +123,7 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
             ops.softmax_attention_step(q[:, 0], k[:, 0], v[:, 0], state)
     with pytest.raises(ValueError, match="scale=-1.0: must be greater than 0"):
         ops.softmax_attention(q, k, v, scale=-1.0)
+    for call in (ops.softmax_attention, ops.softmax_attention_step):
+        x = q if call is ops.softmax_attention else q[:, 0]
+        with pytest.raises(ValueError, match="window=0: must be 1 or greater"):
+            call(x, x, x, window=0)

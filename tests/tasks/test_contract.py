@@ -22,7 +22,7 @@ from mesaopt.tasks import (
 from mesaopt.theory import gradient_descent
 
 # With the paper's text, states of the nonlinear system outgrow every type: short ones do not.
-CONFIGS: dict[str, TaskConfig] = recipes.TASKS | {
+CONFIGS: dict[str, TaskConfig] = recipes.tasks.SYSTEMS | {
     "nonlinear-text": replace(recipes.TASKS["nonlinear-text"], length=8)
 }
 every_task = pytest.mark.parametrize("name", CONFIGS)
@@ -121,7 +121,7 @@ OTHER_TYPES = """
 import numpy, torch
 from mesaopt.models import make_model
 from mesaopt.config import ModelConfig
-from mesaopt.recipes import TASKS
+from mesaopt.recipes.tasks import SYSTEMS as TASKS
 from mesaopt.tasks import make_task, tokens_from_states
 for config in TASKS.values():
     task = make_task(config)
@@ -275,5 +275,5 @@ def test_the_example_of_the_documentation_runs() -> None:
     assert examples
     for code in examples:
         exec(compile(code, "tasks.md", "exec"), {})
-    for name in recipes.TASKS.keys() - {"linear-text", "partial-text", "nonlinear-text"}:
+    for name in recipes.tasks.SYSTEMS.keys() - {"linear-text", "partial-text", "nonlinear-text"}:
         assert name.startswith("few-shot") or f"`{name}`" in page, name

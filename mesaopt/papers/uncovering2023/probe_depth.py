@@ -218,9 +218,9 @@ def _in_sample_optimism(lab: Laboratory, recipe: str, *, name: str) -> Claim:
     The input shows s_t, of which W s_t is independent, to linear layers s_{t-1} as well: over rotations of
     dimension 10 the mean of W^2 is I / 10, so that s_{t-1} tells a hundredth of the variance of s_{t+1}.
     """
-    task = RECIPES[recipe].config.task
-    sees_previous = "previous" in task.token_slots
-    rank, known = (2 * task.dim, 0.01) if sees_previous else (task.dim, 0.0)
+    dim = RECIPES[recipe].dim
+    sees_previous = "previous" in RECIPES[recipe].config.task.token_slots
+    rank, known = (2 * dim, 0.01) if sees_previous else (dim, 0.0)
     expected = (1 - rank / 256) * (1 - known)
     return lab.claim(
         recipe,

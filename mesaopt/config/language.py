@@ -1,0 +1,119 @@
+"""Settings of language models: :class:`mesaopt.models.LanguageModel` is built from them."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from mesaopt.config.checks import require, require_positive, require_types
+from mesaopt.config.models import FORGETTING_MIXERS, MixerName
+from mesaopt.errors import ConfigError, suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """A stack of blocks over discrete tokens, each with a mixer and a network at every position.
+
+    The defaults are those of MesaNet in small; `recipes` has the models of both papers.
+
+    Example:
+        >>> LanguageModelConfig(vocabulary=256, mixers=("softmax_attention", "mesa")).depth
+        2
+        >>> LanguageModelConfig(mixers=("mesanet",))
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: mixers: 'mesanet': did you mean 'mesanet2025'?
+    """
+
+    must_match_task: ClassVar[dict[str, str]] = {"vocabulary": "vocabulary"}
+    """Settings that must equal a setting of the task: its name here, and there."""
+
+    kind: Literal["language"] = "language"
+    """The kind of model, in config.json."""
+    vocabulary: int = 256
+    """Number of different tokens; 256 for bytes."""
+    width: int = 128
+    """Width of the residual stream."""
+    mixers: tuple[MixerName, ...] = ("mesanet2025", "mesanet2025")
+    """The mixer of each block, first to last."""
+    num_heads: int = 4
+    """Heads of each mixer."""
+    head_dim: int | None = None
+    """Width of a query, key and value of one head; None: the width divided by the heads."""
+    window: int | None = None
+    """Tokens that softmax attention sees, the current one included; None: all."""
+    convolution: int | None = None
+    """Length of the short convolution of queries, keys and values in every mixer; None: as the mixer has
+    it, 4 in mesanet2025 and none elsewhere."""
+    head_norm: bool = False
+    """Whether the output of every head is divided by its root mean square, as in mesanet2025 always."""
+    unit_queries_keys: bool = False
+    """Whether queries and keys of all mixers but softmax attention are divided by their Euclidean norms.
+    Those of delta_rule, gated_delta_rule and mesanet2025 always are."""
+    feature_map: Literal["none", "dpfp1", "dpfp2", "dpfp3"] = "none"
+    """Map of queries and keys, for all mixers but softmax attention: DPFP, with its number of shifts. Keys
+    become 2, 4 or 6 times as wide."""
+    key_shift: bool = False
+    """Whether keys are those of the token before: then one layer sees pairs of neighbours."""
+    forget_cap: float | None = None
+    """Largest share of the past that a token of full write strength keeps, above 0, at most 1; None: no
+    cap. Only for mixers with a forget gate."""
+    positions: Literal["none", "sinusoidal"] = "none"
+    """Whether sinusoidal positions are added to the embeddings."""
+    mlp: Literal["none", "relu", "gelu", "swiglu"] = "swiglu"
+    """The network after every mixer: none, W_2 f(W_1 x), or the gated W_2 (silu(W_1 x) * W_3 x)."""
+    mlp_dim: int | None = None
+    """Hidden width of that network; None: four times the width, or 8/3 of it where it is gated, which are
+    as many weights."""
+    norm: Literal["rms", "layer"] = "rms"
+    """The norm before every mixer, every network and the output."""
+    tied: bool = True
+    """Whether the output matrix is that of the embeddings."""
+    logit_cap: float | None = 30.0
+    """Logits z become logit_cap tanh(z / logit_cap); None: they stay."""
+    initial_std: float = 0.02
+    """Standard deviation of the initial weights; of those before a residual sum, divided by
+    sqrt(2 * depth)."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(len(self.mixers) > 0, self, "mixers", "at least one mixer")
+        for mixer in self.mixers:
+            if mixer not in get_args(MixerName):
+                raise ConfigError(f"mixers: {mixer!r}: {suggest(str(mixer), get_args(MixerName))}")
+        require_positive(self, "vocabulary", "width", "num_heads", "initial_std")
+        for name in ("head_dim", "window", "convolution", "mlp_dim", "logit_cap"):
+            if getattr(self, name) is not None:
+                require_positive(self, name)
+        divides = self.head_dim is not None or self.width % self.num_heads == 0
+        wanted = f"a divisor of the width {self.width}, or head_dim must be given"
+        require(divides, self, "num_heads", wanted)
+        if self.forget_cap is not None:
+            require(0 < self.forget_cap <= 1, self, "forget_cap", "above 0 and at most 1")
+            forgets = not FORGETTING_MIXERS.isdisjoint(self.mixers)
+            wanted = f"None: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
+            require(forgets, self, "forget_cap", wanted)
+        if self.window is not None:
+            wanted = "None: there is no softmax_attention in mixers"
+            require("softmax_attention" in self.mixers, self, "window", wanted)
+        convolves = self.convolution is not None or "mesanet2025" in self.mixers
+        wanted = "False with a convolution, which can learn it"
+        require(not (self.key_shift and convolves), self, "key_shift", wanted)
+        pairs = self.positions == "none" or self.width % 2 == 0
+        wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
+        require(pairs, self, "positions", wanted)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.mixers)
+
+    @property
+    def key_width(self) -> int:
+        """Width of a query, key and value of one head."""
+        return self.width // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the network after every mixer."""
+        if self.mlp_dim is not None:
+            return self.mlp_dim
+        return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width

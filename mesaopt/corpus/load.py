@@ -1,0 +1,138 @@
+"""Reading a corpus: its documents as tokens, divided into training, validation and test."""
+
+import functools
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mesaopt import files, json_files
+from mesaopt.corpus.documents import (
+    HELD_OUT_PERCENT,
+    SPLITS,
+    Document,
+    Part,
+    documents_of,
+    split_of,
+)
+from mesaopt.corpus.shards import Tokens
+from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer
+from mesaopt.errors import ConfigError
+
+INDEX = "index.json"
+"""The file that makes a folder a prepared corpus."""
+INDEX_FORMAT = {
+    "tokenizer": str,
+    "vocabulary": int,
+    "checksum": str,
+    "shards": {"train": [str], "validation": [str], "test": [str]},
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus as tokens.
+
+    Example:
+        >>> corpus = load_corpus("stdlib")
+        >>> corpus.vocabulary, len(corpus.parts["train"]) > 10 * len(corpus.parts["test"])
+        (256, True)
+    """
+
+    vocabulary: int
+    """Number of different tokens."""
+    tokenizer: str
+    """ "bytes", or the file of the tokenizer."""
+    parts: dict[Part, Tokens]
+    """The tokens for training, validation and tests."""
+    checksum: str
+    """Eight letters that change when the tokens do."""
+
+
+@functools.lru_cache(maxsize=8)
+def load_corpus(source: str, tokenizer: str = BYTES) -> Corpus:
+    """Load a corpus, once in a process.
+
+    Documents are held out by :func:`mesaopt.corpus.split_of`. Where a part would be empty, as for a single
+    file, every document is cut instead: 90 % for training, 5 % for validation, the end for tests. The
+    documents of a part come one after the other in the order of their names.
+
+    Args:
+        source: "stdlib", a file, a folder, "hf:NAME", or a folder that :func:`mesaopt.corpus.prepare`
+            wrote.
+        tokenizer: "bytes" or a file `tokenizer.json`; a prepared folder has its own.
+
+    Returns:
+        The corpus; of a prepared one, only what is used is read.
+
+    Raises:
+        ConfigError: there is no text, it cannot be read, or the tokenizer is another one than that of the
+            prepared folder.
+
+    Example:
+        >>> load_corpus("no/such/folder")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: corpus='no/such/folder': there is no such file or folder; must be one, \
+or 'stdlib'
+    """
+    folder = Path(source)
+    if files.exists(folder / INDEX):
+        return _load_prepared(folder, source, tokenizer)
+    encoder = load_tokenizer(tokenizer)
+    encoded = encode_parts(documents_of(source), encoder)
+    parts = {part: np.concatenate([np.zeros(0, np.uint16), *encoded[part]]) for part in SPLITS}
+    return Corpus(
+        vocabulary=encoder.vocabulary,
+        tokenizer=tokenizer,
+        parts={part: Tokens([tokens]) for part, tokens in parts.items()},
+        checksum=checksum_of(parts[part] for part in SPLITS),
+    )
+
+
+def encode_parts(
+    documents: list[Document], tokenizer: TextTokenizer
+) -> dict[Part, list[NDArray[np.uint16]]]:
+    """Turn documents into tokens and divide them into parts, by document where that leaves none empty."""
+    by_part: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
+    for name, text in documents:
+        by_part[split_of(name)].append(tokenizer.encode(text))
+    if all(by_part.values()):
+        return by_part
+    cut: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
+    for tokens in (tokenizer.encode(text) for _, text in documents):
+        first = len(tokens) * (100 - 2 * HELD_OUT_PERCENT) // 100
+        second = len(tokens) * (100 - HELD_OUT_PERCENT) // 100
+        for part, piece in zip(SPLITS, np.split(tokens, [first, second]), strict=True):
+            cut[part].append(piece)
+    return cut
+
+
+def checksum_of(pieces: Iterable[NDArray[np.uint16]]) -> str:
+    """Compute the CRC-32 of tokens, as eight hexadecimal digits."""
+    value = 0
+    for piece in pieces:
+        value = zlib.crc32(np.ascontiguousarray(piece.astype("<u2")).tobytes(), value)
+    return f"{value:08x}"
+
+
+def _load_prepared(folder: Path, source: str, tokenizer: str) -> Corpus:
+    """Map the shards of a prepared corpus into memory."""
+    index: dict[str, Any] = json_files.read(folder / INDEX, INDEX_FORMAT)
+    own = index["tokenizer"] if index["tokenizer"] == BYTES else str(folder / index["tokenizer"])
+    if tokenizer not in (BYTES, own):
+        raise ConfigError(
+            f"tokenizer={tokenizer!r}: must be 'bytes' or {own!r}, with which {source!r} was prepared"
+        )
+    parts: dict[Part, Tokens] = {}
+    for part in SPLITS:
+        shards = [files.inside(folder, name) for name in index["shards"][part]]
+        for shard in shards:
+            if not files.exists(shard):
+                raise ConfigError(f"corpus={source!r}: {shard.name} is missing; prepare it again")
+        parts[part] = Tokens([np.memmap(shard, dtype="<u2", mode="r") for shard in shards])
+    return Corpus(index["vocabulary"], own, parts, index["checksum"])

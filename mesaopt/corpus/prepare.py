@@ -1,0 +1,116 @@
+"""Writing a corpus as shards of 16-bit numbers, to be read piece by piece."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mesaopt import files, json_files
+from mesaopt.corpus.documents import SPLITS, Document, documents_of, split_of
+from mesaopt.corpus.load import INDEX, checksum_of, encode_parts
+from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
+from mesaopt.errors import ConfigError, RunError
+
+LEARN = "bpe"
+"""Name of a tokenizer that is yet to be learned from the corpus."""
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written."""
+
+    folder: Path
+    """Where."""
+    vocabulary: int
+    """Number of different tokens."""
+    tokens: dict[str, int]
+    """Number of tokens of each part."""
+    checksum: str
+    """Eight letters that change when the tokens do."""
+
+
+def prepare(
+    source: str,
+    out: Path,
+    *,
+    tokenizer: str = BYTES,
+    vocabulary: int = 4096,
+    shard_tokens: int = 2**26,
+) -> Prepared:
+    """Write a corpus as shards, with an index that is written last.
+
+    Args:
+        source: "stdlib", a file, a folder, or "hf:NAME".
+        out: a new or empty folder.
+        tokenizer: "bytes"; a file `tokenizer.json`, of which a copy is kept; or "bpe", to learn a byte-pair
+            encoding from the training part.
+        vocabulary: tokens of a "bpe" tokenizer.
+        shard_tokens: tokens in a shard but the last of each part; 2**26 are 128 MiB.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: there is no text, or the tokenizer does not exist or does not fit.
+        RunError: the folder is not empty.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "text.txt").write_text("to be or not to be " * 100)
+        ...     written = prepare(f"{folder}/text.txt", Path(folder) / "shards")
+        >>> written.tokens
+        {'train': 1710, 'validation': 95, 'test': 96}
+    """
+    if files.exists(out) and not (files.is_folder(out) and not files.names(out)):
+        raise RunError(f"out={str(out)!r}: must be a new or an empty folder")
+    documents = documents_of(source)
+    files.make_folder(out)
+    encoder = _tokenizer(documents, out, tokenizer, vocabulary)
+    shards: dict[str, list[str]] = {}
+    tokens: dict[str, int] = {}
+    parts = encode_parts(documents, encoder)
+    for part in SPLITS:
+        row = np.concatenate([np.zeros(0, np.uint16), *parts[part]])
+        shards[part] = _write(row, out, part, shard_tokens)
+        tokens[part] = len(row)
+    checksum = checksum_of(piece for part in SPLITS for piece in parts[part])
+    json_files.write(
+        out / INDEX,
+        {
+            "tokenizer": BYTES if tokenizer == BYTES else _TOKENIZER,
+            "vocabulary": encoder.vocabulary,
+            "checksum": checksum,
+            "shards": shards,
+        },
+    )
+    return Prepared(out, encoder.vocabulary, tokens, checksum)
+
+
+def _tokenizer(
+    documents: list[Document], out: Path, tokenizer: str, vocabulary: int
+) -> TextTokenizer:
+    """Load a tokenizer and keep a copy of its file, or learn one."""
+    if tokenizer == LEARN:
+        texts = [text for name, text in documents if split_of(name) == "train"]
+        texts = texts or [text for _, text in documents]
+        return train_tokenizer(texts, vocabulary, out / _TOKENIZER)
+    encoder = load_tokenizer(tokenizer)
+    if tokenizer != BYTES:
+        files.write(out / _TOKENIZER, files.read_bytes(files.as_path(tokenizer)))
+    return encoder
+
+
+def _write(row: NDArray[np.uint16], out: Path, part: str, shard_tokens: int) -> list[str]:
+    """Write the tokens of a part; return the names of the files."""
+    if shard_tokens < 1:
+        raise ConfigError(f"shard_tokens={shard_tokens}: must be 1 or greater")
+    names = []
+    for number, start in enumerate(range(0, len(row), shard_tokens)):
+        names.append(f"{part}-{number:05d}.bin")
+        files.write(
+            out / names[-1], row[start : start + shard_tokens].astype("<u2", copy=False).tobytes()
+        )
+    return names

@@ -1,0 +1,50 @@
+"""Tokens in a row, in memory or in several files that are read where they are needed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Tokens:
+    """A long row of tokens, made of pieces that lie one behind the other.
+
+    Args:
+        pieces: arrays of 16-bit numbers, which may be memory maps of files.
+
+    Example:
+        >>> row = Tokens([np.arange(3, dtype=np.uint16), np.arange(3, 8, dtype=np.uint16)])
+        >>> len(row), row.windows(np.array([0, 2]), 4).tolist()
+        (8, [[0, 1, 2, 3], [2, 3, 4, 5]])
+    """
+
+    def __init__(self, pieces: Sequence[NDArray[np.uint16]]):
+        self._pieces = [piece for piece in pieces if len(piece)]
+        self._ends = np.cumsum([len(piece) for piece in self._pieces], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._pieces else 0
+
+    def windows(self, starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        """Read stretches of one size.
+
+        Args:
+            starts: where they begin [count]; each must end before the row does.
+            size: tokens in each.
+
+        Returns:
+            [count, size].
+        """
+        return np.stack([self._read(int(start), size) for start in starts])
+
+    def _read(self, start: int, size: int) -> NDArray[np.int64]:
+        """Read one stretch, from as many pieces as it lies in."""
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        found: list[NDArray[np.uint16]] = []
+        missing = size
+        while missing:
+            piece = self._pieces[number]
+            begin = start - (int(self._ends[number]) - len(piece))
+            found.append(piece[begin : begin + missing])
+            start, missing, number = start + len(found[-1]), missing - len(found[-1]), number + 1
+        return np.concatenate(found).astype(np.int64)

@@ -1,0 +1,194 @@
+"""Tokenizers: bytes, and what the package `tokenizers` has learned."""
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mesaopt import files
+from mesaopt.errors import ConfigError
+
+BYTES = "bytes"
+"""Name of the tokenizer whose tokens are the bytes of a text."""
+LARGEST_VOCABULARY = 2**16
+"""Tokens are stored as 16-bit numbers."""
+END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
+"""What may end a document, whichever a tokenizer has first."""
+
+
+class TextTokenizer(Protocol):
+    """Anything that turns documents into numbers below 2**16 and back."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens."""
+        ...
+
+    def encode(self, text: bytes) -> NDArray[np.uint16]:
+        """Turn a document into tokens, with one at the end that says so where there is one."""
+        ...
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Turn tokens into text."""
+        ...
+
+
+class ByteTokenizer:
+    """The bytes of a text as its tokens; a document ends with a zero byte.
+
+    Example:
+        >>> tokenizer = ByteTokenizer()
+        >>> tokenizer.encode(b"def").tolist(), tokenizer.decode([100, 101])
+        ([100, 101, 102, 0], 'de')
+    """
+
+    vocabulary = 256
+
+    def encode(self, text: bytes) -> NDArray[np.uint16]:
+        """Turn a document into tokens.
+
+        Args:
+            text: of the document.
+
+        Returns:
+            Its bytes, and 0.
+        """
+        return np.frombuffer(text + b"\0", dtype=np.uint8).astype(np.uint16)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Turn tokens into text.
+
+        Args:
+            tokens: numbers below 256.
+
+        Returns:
+            The text; bytes that are no UTF-8 become question marks.
+        """
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class LearnedTokenizer:
+    """A tokenizer of the package `tokenizers`."""
+
+    tokenizer: Any
+    """The object."""
+    end: int | None
+    """The token that ends a document; None: the tokenizer has none."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens."""
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: bytes) -> NDArray[np.uint16]:
+        """Turn a document into tokens; bytes that are no UTF-8 become question marks.
+
+        Args:
+            text: of the document.
+
+        Returns:
+            Its tokens, and the one that ends a document if there is one.
+        """
+        encoding = self.tokenizer.encode(
+            text.decode("utf-8", errors="replace"), add_special_tokens=False
+        )
+        return np.array([*encoding.ids, *([] if self.end is None else [self.end])], dtype=np.uint16)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Turn tokens into text.
+
+        Args:
+            tokens: numbers below the vocabulary.
+
+        Returns:
+            The text.
+        """
+        return self.tokenizer.decode(list(tokens))
+
+
+def load_tokenizer(name: str) -> TextTokenizer:
+    """Load a tokenizer.
+
+    Args:
+        name: "bytes", or a file `tokenizer.json` of the package `tokenizers`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ConfigError: there is no such file, it holds no tokenizer, it has more than 2**16 tokens, or the
+            package is missing.
+
+    Example:
+        >>> load_tokenizer("bytes").vocabulary
+        256
+    """
+    if name == BYTES:
+        return ByteTokenizer()
+    package, path = import_tokenizers(name), files.as_path(name)
+    if not files.exists(path):
+        raise ConfigError(f"tokenizer={name!r}: there is no such file; must be one, or 'bytes'")
+    try:
+        tokenizer = package.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises plain exceptions
+        raise ConfigError(f"tokenizer={name!r}: holds no tokenizer: {error}") from error
+    return as_learned(tokenizer, name)
+
+
+def train_tokenizer(documents: Iterable[bytes], vocabulary: int, path: Path) -> TextTokenizer:
+    """Learn a byte-pair encoding, and write it to a file.
+
+    Args:
+        documents: to learn from.
+        vocabulary: number of tokens, 257 to 2**16: the bytes, the end of a document, and pairs.
+        path: the file to write, in the format of the package `tokenizers`.
+
+    Returns:
+        The tokenizer; of fewer tokens where the documents have no more pairs that come twice.
+
+    Raises:
+        ConfigError: the vocabulary is out of range, or the package is missing.
+    """
+    if not 257 <= vocabulary <= LARGEST_VOCABULARY:
+        raise ConfigError(f"vocabulary={vocabulary}: must be between 257 and {LARGEST_VOCABULARY}")
+    package = import_tokenizers("bpe")
+    tokenizer = package.Tokenizer(package.models.BPE())
+    tokenizer.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = package.decoders.ByteLevel()
+    trainer = package.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=[END_TOKENS[0]],
+        initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (text.decode("utf-8", errors="replace") for text in documents)
+    tokenizer.train_from_iterator(texts, trainer)
+    files.write(path, tokenizer.to_str())
+    return as_learned(tokenizer, str(path))
+
+
+def as_learned(tokenizer: Any, name: str) -> LearnedTokenizer:
+    """Wrap an object of the package `tokenizers`, unless it has too many tokens."""
+    size = tokenizer.get_vocab_size()
+    if size > LARGEST_VOCABULARY:
+        wanted = f"must have at most {LARGEST_VOCABULARY:,}, which fit into 16 bits"
+        raise ConfigError(f"tokenizer={name!r}: has {size:,} tokens: {wanted}")
+    ends = (tokenizer.token_to_id(token) for token in END_TOKENS)
+    return LearnedTokenizer(tokenizer, next((end for end in ends if end is not None), None))
+
+
+def import_tokenizers(name: str) -> Any:
+    """Import the package `tokenizers`, or say how to get it."""
+    try:
+        return importlib.import_module("tokenizers")
+    except ImportError:
+        raise ConfigError(
+            f"tokenizer={name!r}: needs the package tokenizers: pip install 'mesaopt[text]'; "
+            "or 'bytes', which needs nothing"
+        ) from None

@@ -1,0 +1,1 @@
+"""Language models and recall: the mixers of the library compared, and what can go wrong with mesa."""

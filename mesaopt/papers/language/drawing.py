@@ -1,0 +1,58 @@
+"""What the figures of this study draw alike: shares of right answers by mixer."""
+
+from collections.abc import Iterable
+
+from matplotlib.axes import Axes
+
+from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory
+from mesaopt.papers.rows import Rows
+
+
+def rows_of(entries: dict[str, Entry], **more: object) -> Rows:
+    """Make rows of the models of entrants: one for each seed, with their mean and what was chosen."""
+    return [
+        {
+            "entrant": name,
+            **more,
+            "seed": seed,
+            "accuracy": 0.0 if outcome.scores is None else float(outcome.scores[0].mean()),
+            "mean": entry.score().value,
+            "half_width_95": 1.96 * entry.score().error,
+            "learning_rate": entry.rate,
+            "parameters": outcome.parameters,
+            "seconds": round(outcome.seconds, 1),
+            "diverged": outcome.scores is None,
+        }
+        for name, entry in entries.items()
+        for seed, outcome in enumerate(entry.outcomes)
+    ]
+
+
+def draw_entrants(axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str) -> None:
+    """Draw the mean of each entrant with its 95 % interval, and each seed as a point, one below another."""
+    given: dict[str, Rows] = {}
+    for row in rows:
+        given.setdefault(str(row["entrant"]), []).append(row)
+    for place, (name, seeds) in enumerate(given.items()):
+        look = LOOKS.get(name, LOOKS["mesanet"])
+        mean, half = seeds[0]["mean"], seeds[0]["half_width_95"]
+        axes.barh(place, mean, height=0.62, color=look.color, alpha=0.35, lw=0)
+        axes.errorbar(mean, place, xerr=half, color=look.color, lw=1.5, capsize=2.5)
+        points = [row["accuracy"] for row in seeds]
+        axes.plot(points, [place] * len(points), color=look.color, ls="", marker="|", ms=9)
+    axes.set_yticks(range(len(given)), list(given))
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(xlim=(0, 1.02), xlabel=xlabel)
+
+
+def contest_settings(lab: Laboratory, name: str) -> dict[str, object]:
+    """Give the settings of a contest for the line under its figure."""
+    contest = lab.settings.contests[name]
+    return {
+        "steps": contest.train.steps,
+        "sequences in a step": contest.train.batch_size,
+        "learning rates": ", ".join(f"{rate:g}" for rate in contest.rates),
+        "seeds": lab.plan.seeds,
+        "test sequences": contest.sequences,
+    }

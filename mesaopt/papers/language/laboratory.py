@@ -1,0 +1,278 @@
+"""The laboratory of language models and recall: trainings with learning rates chosen on validation."""
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.evaluation import EVALUATION_BATCH
+from mesaopt.config import MixerName, RunConfig, TrainConfig
+from mesaopt.looks import Look
+from mesaopt.papers import laboratory
+from mesaopt.papers.laboratory import Plan, Source, measurement
+from mesaopt.papers.language.settings import SETTINGS, Contest, Settings
+from mesaopt.progress import OnProgress, Progress
+from mesaopt.tasks import Batch, Split, Task, make_task
+from mesaopt.training import DivergedError, Run, run_name, train
+from mesaopt.workers import current_workers
+
+SOURCE = Source(
+    title="Uncovering mesa-optimization algorithms in Transformers",
+    authors="J. von Oswald, M. Schlegel, A. Meulemans and others, 2023",
+    url="https://arxiv.org/abs/2309.05858",
+)
+
+MIXERS: dict[str, MixerName] = {
+    "softmax": "softmax_attention",
+    "linear": "linear_attention",
+    "gated-linear": "gated_linear_attention",
+    "delta": "delta_rule",
+    "gated-delta": "gated_delta_rule",
+    "longhorn": "longhorn",
+    "mesa": "mesa",
+    "mesanet": "mesanet2025",
+}
+"""The mixers that are compared, by their short names: "mesa" is that of 2023, "mesanet" that of 2025."""
+
+LOOKS: dict[str, Look] = {
+    "softmax": Look("#758c1a", marker="X"),
+    "linear": Look("#3f87d6", marker="s"),
+    "gated-linear": Look("#7b68d9", marker="D"),
+    "delta": Look("#c8701a", marker="^"),
+    "gated-delta": Look("#b07f6a", marker="v"),
+    "longhorn": Look("#cf4d5e", marker=">"),
+    "mesa": Look("#258f69", marker="P"),
+    "mesanet": Look("#1c8c9c", marker="*"),
+}
+"""Their looks in all figures of this study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePlan(Plan):
+    """A plan with the number of seeds of the trainings that have their learning rate chosen.
+
+    Example:
+        >>> LanguagePlan(what="language", scale="smoke", seeds=1).with_seeds(3).seeds
+        3
+    """
+
+    seeds: int
+    """Models of every entrant at the learning rate that was chosen."""
+
+    def with_seeds(self, seeds: int) -> "LanguagePlan":
+        """Give the same plan with another number of seeds of everything."""
+        trainings = tuple(replace(training, seeds=seeds) for training in self.trainings)
+        return replace(self, seeds=seeds, trainings=trainings)
+
+
+Prepare = Callable[[float, int], RunConfig]
+"""Makes the settings of an entrant's run from a learning rate and a seed."""
+Score = Callable[[Batch, Tensor], Tensor]
+"""Scores the predictions for a batch: one number, or one row of them, for each sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one trained model came to."""
+
+    validation: float
+    """Mean loss on validation sequences; infinite where the training diverged."""
+    scores: Float[Tensor, "difficulty sequence *more"] | None
+    """Scores of test sequences of each difficulty of the task; None where the training diverged."""
+    parameters: int
+    seconds: float
+    """Training time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An entrant of a contest: its learning rate, and its models, one per seed."""
+
+    rate: float
+    """The learning rate that was chosen."""
+    validation: dict[float, float]
+    """Loss on validation sequences of the first seed's model, by learning rate."""
+    outcomes: list[Outcome]
+
+    def score(self, difficulty: int = 0) -> Estimate:
+        """Give the mean score of a difficulty; a training that diverged scores nothing.
+
+        Its error is that over sequences, and over seeds where there are several.
+        """
+        return Estimate.of(self.scores[:, difficulty])
+
+    @property
+    def scores(self) -> Float[Tensor, "seed difficulty sequence *more"]:
+        """The scores of all seeds on the same sequences."""
+        given = [outcome.scores for outcome in self.outcomes]
+        shape = next((scores.shape for scores in given if scores is not None), (1, 2))
+        return torch.stack([torch.zeros(shape) if one is None else one for one in given])
+
+
+class Laboratory(laboratory.Laboratory):
+    """The runs of recipes, and trainings of its own, each in a run folder that is resumed."""
+
+    plan: LanguagePlan
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the plan's scale."""
+        return SETTINGS[self.plan.scale]
+
+    @contextlib.contextmanager
+    def part(self, number: int, parts: int) -> Generator[None]:
+        """Let the measurements of a block report their progress as one of several equal parts."""
+        whole = self.on_progress
+
+        def report(progress: Progress) -> None:
+            done = number * progress.total + progress.done
+            whole(replace(progress, done=done, total=parts * progress.total))
+
+        self.on_progress = report
+        try:
+            yield
+        finally:
+            self.on_progress = whole
+
+    def train(self, config: RunConfig, progress: OnProgress) -> Run | None:
+        """Train a model in its run folder, or load it; None where the training diverges."""
+        if self.folder is None:
+            raise ValueError("lab.folder is None: must be a folder for runs, as reproduce gives it")
+        where = self.folder / run_name(config)
+        try:
+            return train(
+                config,
+                where,
+                resume=True,
+                device=self.device,
+                progress=progress,
+            )
+        except DivergedError:
+            return None
+
+    def compete(
+        self,
+        contest: Contest,
+        entrants: Mapping[str, Prepare],
+        score: Score,
+        rates: tuple[float, ...] = (),
+    ) -> dict[str, Entry]:
+        """Train all entrants of a contest, choose their learning rates, and score their models.
+
+        Args:
+            contest: task, rates and numbers of sequences.
+            entrants: makes the settings of each.
+            score: of test sequences.
+            rates: in place of those of the contest.
+
+        Returns:
+            What each came to, by name.
+        """
+        rates = rates or contest.rates
+        count = len(rates) + self.plan.seeds - 1
+        total, done = len(entrants) * count * contest.train.steps, 0
+
+        def outcome(config: RunConfig) -> Outcome:
+            nonlocal done
+            before = done
+            run = self.train(
+                config,
+                lambda one: self.on_progress(replace(one, done=before + one.done, total=total)),
+            )
+            done += contest.train.steps
+            self.on_progress(Progress(done, total))
+            return scored(run, contest, score)
+
+        entries = {}
+        for name, prepare in entrants.items():
+            first = {rate: outcome(prepare(rate, 0)) for rate in rates}
+            rate = min(first, key=lambda rate: first[rate].validation)
+            more = [outcome(prepare(rate, seed)) for seed in range(1, self.plan.seeds)]
+            entries[name] = Entry(
+                rate=rate,
+                validation={rate: one.validation for rate, one in first.items()},
+                outcomes=[first[rate], *more],
+            )
+        return entries
+
+
+def settings_of(contest: Contest, name: str, mixer: MixerName) -> Prepare:
+    """Say how to make the settings of a mixer's runs in a contest."""
+
+    def prepare(rate: float, seed: int) -> RunConfig:
+        return RunConfig(
+            recipe=f"{name}-{rate:g}",
+            seed=seed,
+            task=contest.task,
+            model=contest.with_mixer(mixer),
+            train=training_at(contest, rate),
+        )
+
+    return prepare
+
+
+def training_at(contest: Contest, rate: float) -> TrainConfig:
+    """Give the training of a contest at a learning rate, which ends at a hundredth of it."""
+    return replace(contest.train, learning_rate=rate, final_learning_rate=rate / 100)
+
+
+@measurement
+def entry(lab: Laboratory, contest: str, mixer: str) -> Entry:
+    """Give what one mixer comes to in a contest, by the share of right answers."""
+    given = lab.settings.contests[contest]
+    prepare = settings_of(given, f"{contest}-{mixer}", MIXERS[mixer])
+    return lab.compete(given, {mixer: prepare}, right_answers)[mixer]
+
+
+def mixers(lab: Laboratory, contest: str) -> dict[str, Entry]:
+    """Compare all mixers in a contest."""
+    entries = {}
+    for number, name in enumerate(MIXERS):
+        with lab.part(number, len(MIXERS)):
+            entries[name] = entry(lab, contest, name)
+    return entries
+
+
+def scored(run: Run | None, contest: Contest, score: Score) -> Outcome:
+    """Score a model on validation sequences, and on test sequences of each difficulty."""
+    if run is None:
+        return Outcome(validation=math.inf, scores=None, parameters=0, seconds=0.0)
+    task, model = make_task(contest.task), run.model.cpu().eval()
+    losses = _by_difficulty(task, model, contest, "validation", lambda b, z: b.loss(z).view(1))
+    loss = float(losses.mean())
+    return Outcome(
+        validation=loss if math.isfinite(loss) else math.inf,
+        scores=_by_difficulty(task, model, contest, "test", score),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=run.seconds,
+    )
+
+
+def _by_difficulty(
+    task: Task, model: nn.Module, contest: Contest, split: Split, score: Score
+) -> Float[Tensor, "difficulty sequence *more"]:
+    """Score a model on sequences of each difficulty, whose batches a task gives in turn."""
+    difficulties = len(cast(Any, task).variants(split))
+    size = min(EVALUATION_BATCH, contest.sequences)
+    steps = range(difficulties * -(-contest.sequences // size))
+
+    @torch.no_grad()
+    def compute(step: int) -> Tensor:
+        batch = task.sample(size, seed=0, step=step, split=split)
+        return score(batch, model(batch.tokens, **batch.arguments))
+
+    scores = list(current_workers().map(compute, steps))
+    return torch.stack([torch.cat(scores[one::difficulties]) for one in range(difficulties)])
+
+
+def right_answers(batch: Batch, prediction: Tensor) -> Float[Tensor, " sequence"]:
+    """Give the share of right answers of each sequence."""
+    right = cast(Tensor, batch.accuracy(prediction)).float()  # type: ignore[attr-defined]
+    counted = torch.ones_like(right) if batch.counted is None else batch.counted.to(right)
+    return right.sum(1) / counted.sum(1).clamp(min=1)

@@ -1,0 +1,207 @@
+"""Every setting of the study by scale: which tasks, models and trainings, and how many test sequences."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mesaopt.config import (
+    ContinuousMQARConfig,
+    LanguageModelConfig,
+    MixerName,
+    ModelConfig,
+    MQARConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A task on which mixers are compared, and the training that each of them gets."""
+
+    task: TaskConfig
+    model: LanguageModelConfig | ModelConfig
+    """Its mixers are exchanged for each that is compared."""
+    train: TrainConfig
+    """Its learning rate is exchanged for each of the rates."""
+    rates: tuple[float, ...]
+    """Learning rates: of the first seed's models, the one with the least loss on validation sequences is
+    taken for all seeds."""
+    sequences: int
+    """Validation sequences, and test sequences of each difficulty."""
+    step_seconds: float
+    """Rough time of a step on two cores, the mean over mixers."""
+
+    def with_mixer(self, mixer: MixerName) -> LanguageModelConfig | ModelConfig:
+        """Give the model with one mixer in all its layers."""
+        return replace(self.model, mixers=(mixer,) * self.model.depth)
+
+    def seconds(self, entrants: int, seeds: int) -> float:
+        """Estimate the time of the trainings of all entrants on two cores."""
+        trainings = entrants * (len(self.rates) + seeds - 1)
+        return trainings * (2 + self.train.steps * self.step_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything by scale that is no part of a plan."""
+
+    contests: Mapping[str, Contest]
+    """By name."""
+    score_positions: tuple[int, int]
+    """The early and the late position of the in-context score; 50 and 500 in the literature."""
+    text_sequences: int
+    """Test sequences of the language models."""
+    attention_sequences: int
+    """Test sequences of attention maps."""
+
+
+SEEDS: dict[str, int] = {"smoke": 1, "small": 3, "paper": 3}
+"""Models of every entrant of a contest at the learning rate that was chosen."""
+
+
+def _training(steps: int, batch_size: int, *, weight_decay: float = 0.1) -> TrainConfig:
+    """Warm up for a tenth of the steps, and decay to a hundredth of the usual rate."""
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        schedule="warmup_cosine",
+        warmup_steps=steps // 10,
+        decay_steps=steps,
+        weight_decay=weight_decay,
+        evaluate_every=-(-steps // 2),
+        evaluation_sequences=256,
+    )
+
+
+_RECALL = LanguageModelConfig(
+    vocabulary=8192,
+    width=64,
+    mixers=("softmax_attention",) * 2,
+    num_heads=2,
+    convolution=4,
+    head_norm=True,
+    unit_queries_keys=True,
+    mlp="none",
+    logit_cap=None,
+)
+"""Two layers without networks in the surroundings of MesaNet: all mixers, softmax attention too, have the
+same short convolutions and head norms, which replace positions."""
+_ONE_LAYER = ModelConfig(
+    mixers=("mesa",),
+    token_dim=64,
+    output_dim=32,
+    readout="linear",
+    num_heads=1,
+    head_dim=32,
+    initial_std=0.05,
+    activation_clip=None,
+)
+"""One layer on vectors, and a linear readout; convolutions in mesanet2025 alone."""
+_RATES = (1e-3, 3e-3, 1e-2)
+
+
+def _mqar(pairs: int, steps: int, batch_size: int, **model: int) -> Contest:
+    return Contest(
+        task=MQARConfig(pairs=pairs, vocabulary=model.get("vocabulary", 8192)),
+        model=replace(_RECALL, **model),  # type: ignore[arg-type]
+        train=_training(steps, batch_size),
+        rates=_RATES,
+        sequences=1024,
+        step_seconds=0.15,
+    )
+
+
+def _continuous(pairs: int, dim: int, tested: tuple[int, ...], train: TrainConfig) -> Contest:
+    return Contest(
+        task=ContinuousMQARConfig(dim=dim, pairs=pairs, test_on=tested, codes=1024),
+        model=replace(_ONE_LAYER, token_dim=2 * dim, output_dim=dim, head_dim=dim),
+        train=train,
+        rates=_RATES,
+        sequences=512,
+        step_seconds=0.06,
+    )
+
+
+def _smoke() -> dict[str, Contest]:
+    """Show that everything works, with a vocabulary and widths next to nothing."""
+    tiny = Contest(
+        task=MQARConfig(vocabulary=64, length=16, pairs=2, examples=64),
+        model=replace(_RECALL, vocabulary=64, width=16),
+        train=replace(_training(2, 8), evaluation_sequences=8),
+        rates=(3e-3,),
+        sequences=256,
+        step_seconds=0.03,
+    )
+    continuous = _continuous(4, 8, (4, 8), tiny.train)
+    return {
+        "mqar": replace(tiny, rates=(1e-3, 1e-2)),
+        "mqar-state-4": replace(tiny, model=replace(tiny.model, head_dim=4)),
+        "continuous": replace(continuous, rates=(3e-3,), sequences=256, step_seconds=0.03),
+    }
+
+
+def _small() -> dict[str, Contest]:
+    """List what two cores train in a few hours."""
+    harder = _mqar(16, 400, 64, vocabulary=1024)
+    return {
+        "mqar": _mqar(4, 400, 128),
+        **{
+            f"mqar-state-{head_dim}": replace(
+                harder,
+                model=replace(harder.model, head_dim=head_dim),
+                rates=(3e-3, 1e-2),
+                step_seconds=0.1,
+            )
+            for head_dim in (4, 16)
+        },
+        "continuous": _continuous(32, 32, (4, 8, 16, 32, 64), _training(500, 128)),
+    }
+
+
+def _paper() -> dict[str, Contest]:
+    """List trainings as long as published: 64 epochs of 100,000 sequences."""
+    long = _training(12_500, 512)
+    harder = replace(_mqar(16, 12_500, 512), step_seconds=1.0)
+    return {
+        "mqar": replace(harder, task=MQARConfig(pairs=4)),
+        **{
+            f"mqar-state-{head_dim}": replace(
+                harder, model=replace(harder.model, head_dim=head_dim)
+            )
+            for head_dim in (4, 8, 16, 32)
+        },
+        "continuous": replace(
+            _continuous(64, 64, (4, 8, 16, 32, 64, 128, 256), long), step_seconds=0.5
+        ),
+    }
+
+
+SETTINGS: dict[str, Settings] = {
+    "smoke": Settings(
+        contests=_smoke(), score_positions=(8, 48), text_sequences=16, attention_sequences=8
+    ),
+    "small": Settings(
+        contests=_small(), score_positions=(50, 250), text_sequences=256, attention_sequences=32
+    ),
+    "paper": Settings(
+        contests=_paper(), score_positions=(50, 500), text_sequences=1024, attention_sequences=64
+    ),
+}
+
+
+def contest_seconds(*names: str, entrants: int) -> dict[Any, float]:
+    """Estimate the time of contests by scale; a name with a hyphen at its end stands for all that begin so.
+
+    Example:
+        >>> contest_seconds("mqar", entrants=8)["small"] > contest_seconds("mqar", entrants=2)["small"]
+        True
+    """
+    return {
+        scale: 2 + sum(
+            contest.seconds(entrants, SEEDS[scale])
+            for known, contest in settings.contests.items()
+            if any(known == name or (name.endswith("-") and known.startswith(name)) for name in names)
+        )
+        for scale, settings in SETTINGS.items()
+    }  # fmt: skip

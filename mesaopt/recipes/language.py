@@ -1,0 +1,134 @@
+"""Language models of both papers in small: bytes of the Python standard library, about a million weights.
+
+Each trains in minutes on two cores. All read the same text in the same order, with the same training, and
+have as many parameters as those they are compared with, within two in a hundred.
+"""
+
+from dataclasses import replace
+
+from mesaopt.config import LanguageModelConfig, MixerName, RunConfig, TextConfig, TrainConfig
+from mesaopt.recipes.recipe import Recipe
+
+_TASK = TextConfig(length=256)
+_TRAIN = TrainConfig(
+    steps=600,
+    batch_size=32,
+    learning_rate=3e-3,
+    schedule="warmup_cosine",
+    warmup_steps=60,
+    decay_steps=600,
+    final_learning_rate=3e-4,
+    weight_decay=0.1,
+    evaluate_every=100,
+    evaluation_sequences=256,
+)
+_UNCOVERING = LanguageModelConfig(
+    width=128,
+    num_heads=8,
+    unit_queries_keys=True,
+    positions="sinusoidal",
+    mlp="none",
+    norm="layer",
+    logit_cap=None,
+)
+"""The model of von Oswald et al. 2023, table 4, but for its mixers: positions are added, queries and keys
+of linear and mesa layers have unit length. Eight heads of 16, and not four of 32, keep the features of
+DPFP at 96 numbers a key."""
+_MESANET = LanguageModelConfig(
+    width=128, mixers=("mesanet2025",) * 4, convolution=4, head_norm=True, unit_queries_keys=True
+)
+"""MesaNet, whose mixer is exchanged: convolutions, unit queries and keys, norms of heads, gated
+networks."""
+_SHORT: dict[MixerName, str] = {
+    "softmax_attention": "softmax",
+    "linear_attention": "linear",
+    "gated_linear_attention": "gated-linear",
+    "delta_rule": "delta",
+    "gated_delta_rule": "gated-delta",
+    "longhorn": "longhorn",
+    "mesa": "mesa",
+    "mesanet2025": "mesanet",
+}
+WINDOWS = (4, 16, 64)
+"""Windows of the controls, which use no more of the context than these tokens."""
+
+
+def _recipe(name: str, model: LanguageModelConfig, summary: str) -> Recipe:
+    return Recipe(
+        summary=summary,
+        source="language",
+        architecture=name,
+        task="text",
+        config=RunConfig(recipe=name, task=_TASK, model=model, train=_TRAIN),
+    )
+
+
+def _one_layer() -> list[Recipe]:
+    """One layer that sees pairs of neighbours, with every feature map: figure 26 of the first paper."""
+    base = replace(_UNCOVERING, mixers=("softmax_attention",), key_shift=True)
+    recipes = [
+        _recipe("lm-1-softmax", base, "one softmax layer whose keys are of the token before")
+    ]
+    mixers: tuple[MixerName, ...] = ("linear_attention", "mesa")
+    for mixer in mixers:
+        for features in ("none", "dpfp1", "dpfp2", "dpfp3"):
+            model = replace(base, mixers=(mixer,), feature_map=features)
+            name = f"lm-1-{_SHORT[mixer]}" + ("" if features == "none" else f"-{features}")
+            mapped = "" if features == "none" else f", with the features {features}"
+            summary = f"one {_SHORT[mixer]} layer whose keys are of the token before{mapped}"
+            recipes.append(_recipe(name, model, summary))
+    return recipes
+
+
+def _hybrids() -> list[Recipe]:
+    """Two layers of attention, and four with networks, the first always softmax: figure 27."""
+    recipes = []
+    mixers: dict[str, MixerName] = {
+        "tf": "softmax_attention",
+        "hybrid-linear": "linear_attention",
+        "hybrid-mesa": "mesa",
+    }
+    for depth, mlp in ((2, "none"), (4, "relu")):
+        for name, mixer in mixers.items():
+            model = replace(
+                _UNCOVERING,
+                mixers=("softmax_attention", *(mixer,) * (depth - 1)),
+                mlp=mlp,
+                feature_map="none" if mixer == "softmax_attention" else "dpfp3",
+            )
+            networks = "" if mlp == "none" else " and networks"
+            summary = f"a softmax layer, then {depth - 1} of {_SHORT[mixer]} attention{networks}"
+            recipes.append(_recipe(f"lm-{name}-{depth}", model, summary))
+    return recipes
+
+
+def _backbone() -> list[Recipe]:
+    """Four layers of every mixer in the surroundings of MesaNet, and windows as controls."""
+    softmax = replace(
+        _MESANET,
+        mixers=("softmax_attention",) * 4,
+        convolution=None,
+        head_norm=False,
+        unit_queries_keys=False,
+        positions="sinusoidal",
+    )
+    recipes = [
+        _recipe(
+            f"lm-{short}",
+            softmax if short == "softmax" else replace(_MESANET, mixers=(mixer,) * 4),
+            f"MesaNet with four {mixer} layers",
+        )
+        for mixer, short in _SHORT.items()
+    ]
+    for window in WINDOWS:
+        summary = f"MesaNet with softmax attention to the last {window} tokens: a control"
+        recipes.append(
+            _recipe(f"lm-softmax-window-{window}", replace(softmax, window=window), summary)
+        )
+    hybrid = replace(_MESANET, mixers=("softmax_attention", "mesanet2025") * 2, window=64)
+    summary = "MesaNet with softmax attention to the last 64 tokens in every other layer"
+    return [*recipes, _recipe("lm-hybrid-mesanet", hybrid, summary)]
+
+
+RECIPES = (*_one_layer(), *_hybrids(), *_backbone())
+"""In the order of `mesaopt list`."""

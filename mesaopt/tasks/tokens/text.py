@@ -1,0 +1,67 @@
+"""Text in stretches of one length."""
+
+from typing import Any
+
+from mesaopt.config import TextConfig
+from mesaopt.corpus import Corpus, load_corpus
+from mesaopt.errors import ConfigError
+from mesaopt.tasks.base import streams_of
+from mesaopt.tasks.batch import Split
+from mesaopt.tasks.tokens.base import TokenTask
+from mesaopt.tasks.tokens.drawing import Drawn
+from mesaopt.tasks.tokens.order import shuffled
+
+
+class Text(TokenTask[TextConfig]):
+    """Stretches of a corpus of text, each token to be predicted from those before it.
+
+    An epoch shows stretches that lie side by side, in another order and from another first token in
+    every epoch. The documents of a corpus follow one another, so that a stretch may hold the end of one
+    and the beginning of the next. Documents for validation and tests are never trained on; where they are
+    few, an evaluation of many sequences shows some of them again.
+
+    Args:
+        config: corpus, tokenizer and length.
+
+    Raises:
+        ConfigError: the corpus cannot be read, a part of it is shorter than a stretch, it has more tokens
+            than fit into the vocabulary, or it is not the one with the given checksum.
+
+    Example:
+        >>> task = Text(length=32)
+        >>> batch = task.sample(2, seed=0)
+        >>> bool((batch.tokens[:, 1:] == batch.targets[:, :-1]).all()), batch.at is None
+        (True, True)
+    """
+
+    config_type = TextConfig
+
+    def __init__(self, config: TextConfig | None = None, **settings: Any):
+        super().__init__(config, **settings)
+        self.corpus = load_corpus(self.config.corpus, self.config.tokenizer)
+        _check_fits(self.config, self.corpus)
+
+    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> Drawn:
+        """Take the stretches of one batch of an epoch; see :meth:`TokenTask.sequences`."""
+        part, length = self.corpus.parts[split], self.config.length
+        count = max(1, (len(part) - 1) // length - 1)
+        stream = f"text/{split}"
+        epoch, _, which = shuffled(number, batch_size, [count], seed=seed, stream=stream)
+        random = streams_of("text", seed=seed, step=epoch, split=split)("first")
+        first = random.integers(0, min(length, len(part) - count * length))
+        tokens = part.windows(first + length * which, length + 1)
+        return Drawn(tokens[:, :-1], tokens[:, 1:])
+
+
+def _check_fits(config: TextConfig, corpus: Corpus) -> None:
+    """Refuse a corpus that is too short, has too many tokens or is another one."""
+    if corpus.vocabulary > config.vocabulary:
+        wanted = f"must be {corpus.vocabulary} or greater, the tokens of {corpus.tokenizer!r}"
+        raise ConfigError(f"vocabulary={config.vocabulary}: {wanted}")
+    for name, part in corpus.parts.items():
+        if len(part) <= config.length:
+            given = f"corpus={config.corpus!r}: its {name} part has {len(part):,} tokens"
+            raise ConfigError(f"{given}: must have more than length={config.length}")
+    if config.checksum not in ("", corpus.checksum):
+        wanted = f"must be {corpus.checksum!r}, that of corpus={config.corpus!r}"
+        raise ConfigError(f"checksum={config.checksum!r}: {wanted}")

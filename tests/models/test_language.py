@@ -1,0 +1,247 @@
+"""Language models: their definition, first weights, inputs that are refused, training by name."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from slow_language_model import slow_logits
+from torch import nn
+
+from mesaopt.config import (
+    FORGETTING_MIXERS,
+    CopyingConfig,
+    LanguageModelConfig,
+    MixerName,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+from mesaopt.errors import ConfigError
+from mesaopt.models import LanguageModel
+from mesaopt.training import load_run, train
+
+NAMES = get_args(MixerName)
+SMALL = LanguageModelConfig(vocabulary=11, width=6, num_heads=2, initial_std=0.4)
+
+
+def only_where(config: LanguageModelConfig, *, window: int | None) -> LanguageModelConfig:
+    """Set a window and a cap where there are mixers that take them, and no shift beside a convolution."""
+    forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
+    convolves = config.convolution is not None or "mesanet2025" in config.mixers
+    return replace(
+        config,
+        window=window if "softmax_attention" in config.mixers else None,
+        forget_cap=0.9 if forgets else None,
+        key_shift=not convolves,
+    )
+
+
+configs = st.builds(
+    only_where,
+    st.builds(
+        replace,
+        st.just(SMALL),
+        mixers=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map(tuple),
+        head_dim=st.sampled_from([None, 5]),
+        convolution=st.sampled_from([None, 3]),
+        head_norm=st.booleans(),
+        unit_queries_keys=st.booleans(),
+        feature_map=st.sampled_from(["none", "dpfp1", "dpfp3"]),
+        positions=st.sampled_from(["none", "sinusoidal"]),
+        mlp=st.sampled_from(["none", "relu", "gelu", "swiglu"]),
+        mlp_dim=st.sampled_from([None, 7]),
+        norm=st.sampled_from(["rms", "layer"]),
+        tied=st.booleans(),
+        logit_cap=st.sampled_from([None, 3.0]),
+    ),
+    window=st.sampled_from([None, 1, 4]),
+)
+
+
+def build(config: LanguageModelConfig, seed: int = 0) -> LanguageModel:
+    """Build a model in float64 whose norms, gates and ridges have left their first values."""
+    model = LanguageModel(config, seed=seed).double()
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("inverse_ridge"):
+            parameter.data.uniform_(0.5, 2.0, generator=random)
+        elif parameter.dim() == 1 or "ridge" in name or "head_norm" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=random)
+    return model
+
+
+def draw(config: LanguageModelConfig, batch: int = 2, time: int = 9) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    return torch.randint(config.vocabulary, (batch, time), generator=random)
+
+
+@given(config=configs, seed=st.integers(0, 2**20))
+def test_every_stack_computes_its_definition(config: LanguageModelConfig, seed: int) -> None:
+    model, tokens = build(config, seed), draw(config)
+    found = model(tokens)
+    wanted = [torch.from_numpy(slow_logits(config, model, row.numpy())) for row in tokens]
+    # float64, three layers, condition numbers below 1e4 and values of 1 to 1e3.
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_computes_its_definition_with_every_mixer(name: MixerName) -> None:
+    config = only_where(replace(SMALL, mixers=(name, name), positions="sinusoidal"), window=4)
+    model, tokens = build(config), draw(config, time=20)
+    wanted = [torch.from_numpy(slow_logits(config, model, row.numpy())) for row in tokens]
+    torch.testing.assert_close(model(tokens), torch.stack(wanted), rtol=1e-9, atol=1e-9)
+
+
+def test_logits_are_computed_at_the_positions_asked_for() -> None:
+    model, tokens = build(SMALL), draw(SMALL)
+    at = torch.tensor([[8, 0, 3], [1, 1, 7]])
+    every = model(tokens)
+    wanted = torch.stack([row[places] for row, places in zip(every, at, strict=True)])
+    torch.testing.assert_close(model(tokens, at=at), wanted)
+
+
+def test_first_weights_have_their_scales() -> None:
+    config = LanguageModelConfig(
+        width=128, mixers=("softmax_attention", "gated_delta_rule"), initial_std=0.02, tied=False
+    )
+    model = LanguageModel(config)
+    scaled = [part for name, part in model.named_modules() if re.search("output$|down$", name)]
+    assert len(scaled) == 4
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            wanted = 0.02 / 2 if part in scaled else 0.02  # sqrt(2 * 2 layers)
+            few = part.weight.numel() < 2000
+            assert part.weight.std().item() == pytest.approx(wanted, rel=0.2 if few else 0.05), name
+            assert abs(part.weight.mean().item()) < 0.1 * wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_built_without_memory_gets_all_first_values(name: MixerName) -> None:
+    config = only_where(replace(SMALL, mixers=(name, name)), window=4)
+    wanted = LanguageModel(config, seed=3)
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(math.nan)
+    model.reset_parameters(3)
+    for weight, value in wanted.state_dict().items():
+        assert torch.equal(model.state_dict()[weight], value), weight
+    tokens = draw(config)
+    assert torch.equal(model(tokens), wanted(tokens))
+
+
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """Switch off the test suite's own check of shapes, which would come first."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def test_weights_are_a_pure_function_of_the_seed() -> None:
+    before = torch.get_rng_state()
+    one, again, other = (LanguageModel(SMALL, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    tokens = draw(SMALL)
+    assert torch.equal(one(tokens), again(tokens))
+    assert not torch.allclose(one(tokens), other(tokens))
+
+
+def test_tied_embeddings_are_one_matrix() -> None:
+    tied, untied = (LanguageModel(replace(SMALL, tied=tied)) for tied in (True, False))
+    count, more = (sum(p.numel() for p in model.parameters()) for model in (tied, untied))
+    assert more - count == 11 * 6
+    tied(draw(SMALL)).sum().backward()
+    assert (tied.embedding.weight.grad != 0).all()
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_tokens_that_do_not_fit_are_refused() -> None:
+    model, tokens = LanguageModel(SMALL), draw(SMALL)
+    cases = [
+        (tokens + 5, "tokens has the value .*: must be from 0 to 10"),
+        (tokens - 11, "tokens has the value -11: must be from 0 to 10"),
+        (tokens.float(), "tokens is of torch.float32: must be a tensor of torch.int64"),
+        ([1, 2], "tokens is of list: must be a tensor of torch.int64"),
+        (tokens[0], r"tokens has shape \(9,\): must be \[batch, time\]"),
+        (tokens[:, :0], r"tokens has shape \(2, 0\): must be \[batch, time\]"),
+    ]
+    for given_tokens, message in cases:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            model(given_tokens)
+    with pytest.raises(ValueError, match=r"^state has 1 layers: must have 2"):
+        model.extend(tokens, LanguageModel(replace(SMALL, mixers=("mesa",))).init_state(2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixers": ()}, "mixers=(): must be at least one mixer"),
+        ({"mixers": ("meza",)}, "mixers: 'meza': did you mean 'mesa'?"),
+        (
+            {"num_heads": 4},
+            "num_heads=4: must be a divisor of the width 6, or head_dim must be given",
+        ),
+        ({"window": 4}, "window=4: must be None: there is no softmax_attention in mixers"),
+        ({"window": 0, "mixers": ("softmax_attention",)}, "window=0: must be greater than 0"),
+        ({"forget_cap": 1.5}, "forget_cap=1.5: must be above 0 and at most 1"),
+        (
+            {"forget_cap": 0.9, "mixers": ("mesa",)},
+            "forget_cap=0.9: must be None: a forget gate is in",
+        ),
+        (
+            {"key_shift": True},
+            "key_shift=True: must be False with a convolution, which can learn it",
+        ),
+        ({"feature_map": "dpfp4"}, "feature_map='dpfp4': did you mean 'dpfp3'"),
+        (
+            {"width": 5, "num_heads": 1, "positions": "sinusoidal"},
+            "positions='sinusoidal': must be 'none', since a width of 5",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        replace(SMALL, **changes)
+
+
+def test_settings_survive_json() -> None:
+    assert from_dict(LanguageModelConfig, to_dict(SMALL)) == SMALL
+
+
+def short_run(**changes: object) -> RunConfig:
+    task = CopyingConfig(alphabet=7, shortest=2, longest=4)
+    settings = TrainConfig(
+        steps=6, batch_size=8, evaluate_every=3, evaluation_sequences=16, learning_rate=1e-2
+    )
+    return RunConfig(
+        recipe="short",
+        task=task,
+        model=replace(SMALL, **changes),
+        train=settings,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_and_its_checkpoint_loads(name: MixerName, tmp_path: Path) -> None:
+    config = short_run(mixers=(name, "softmax_attention"), window=3)
+    run = train(config, tmp_path / "run", device="cpu")
+    again = load_run(tmp_path / "run")
+    assert again.config == config
+    assert [line["step"] for line in again.metrics] == [0, 3, 6]
+    assert run.metrics[-1]["test_loss"] < run.metrics[0]["test_loss"]
+    start = LanguageModel(config.model, seed=config.seed).state_dict()
+    for weight, value in run.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[weight]), weight
+        assert not torch.equal(value, start[weight]), weight

@@ -1,0 +1,82 @@
+"""The study of language models and recall: its figures and claims, on models that learned nothing."""
+
+from pathlib import Path
+
+import pytest
+from laboratories import Computed, compute
+
+from mesaopt.models import make_model
+from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
+from mesaopt.papers.language.item import STUDY
+from mesaopt.papers.language.laboratory import MIXERS, Laboratory, LanguagePlan
+from mesaopt.papers.language.settings import SETTINGS
+
+PLAN = LanguagePlan(what="language", scale="smoke", seeds=1)
+NEED_NO_TRAINING = {"mqar-mesa-beats-gated-delta"}
+"""Claims of equality, which hold among models that know nothing."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    """A laboratory whose models make two steps."""
+    lab = Laboratory(PLAN, {})
+    lab.folder, lab.device = tmp_path_factory.mktemp("runs"), "cpu"
+    return lab
+
+
+@pytest.fixture(scope="module")
+def results(lab: Laboratory) -> dict[str, Computed]:
+    """All figures."""
+    return {figure.name: compute(figure, lab) for figure in STUDY.figures}
+
+
+def test_every_figure_has_rows_and_settings(results: dict[str, Computed]) -> None:
+    for result in results.values():
+        assert len(result.rows) >= 8
+        assert result.settings["seeds"] == 1
+
+
+def test_claims_about_trained_models_fail_for_models_that_learned_nothing(
+    results: dict[str, Computed],
+) -> None:
+    claims = {name: claim for one in results.values() for name, claim in one.claims.items()}
+    for name, claim in claims.items():
+        assert claim.basis
+        assert claim.limits != (None, None)
+        assert name in NEED_NO_TRAINING or not claim.passed, name
+    assert claims.keys() >= NEED_NO_TRAINING
+
+
+def test_the_rate_with_the_least_validation_loss_is_taken(results: dict[str, Computed]) -> None:
+    rows = results["mqar"].panels["mixers"].rows
+    assert {row["entrant"] for row in rows} == set(MIXERS)
+    assert {row["learning_rate"] for row in rows} <= set(SETTINGS["smoke"].contests["mqar"].rates)
+
+
+def test_faults_are_all_there_and_have_a_claim_each(results: dict[str, Computed]) -> None:
+    rows, claims = results["faults"].rows, results["faults"].claims
+    assert [row["entrant"] for row in rows] == [WORKING, *FAULTS, RATE, ALL]
+    assert len(claims) == len(rows)
+    assert len({row["parameters"] for row in rows}) == 1
+
+
+def test_runs_are_loaded_and_not_trained_again(
+    lab: Laboratory, results: dict[str, Computed]
+) -> None:
+    assert lab.folder is not None
+    before = {path: path.stat().st_mtime_ns for path in Path(lab.folder).rglob("DONE")}
+    again = Laboratory(PLAN, {})
+    again.folder, again.device = lab.folder, "cpu"
+    figure = next(figure for figure in STUDY.figures if figure.name == "continuous")
+    assert compute(figure, again).rows == results["continuous"].rows
+    assert before == {path: path.stat().st_mtime_ns for path in Path(lab.folder).rglob("DONE")}
+
+
+@pytest.mark.parametrize(("name", "more"), [("mqar", 0.01), ("continuous", 0.1)])
+def test_mixers_have_equal_parameters_up_to_gates_and_convolutions(name: str, more: float) -> None:
+    contest = SETTINGS["small"].contests[name]
+    counts = [
+        sum(p.numel() for p in make_model(contest.with_mixer(mixer)).parameters())
+        for mixer in MIXERS.values()
+    ]
+    assert max(counts) <= (1 + more) * min(counts)

@@ -1,0 +1,157 @@
+"""Language models on the command line: train, evaluate, generate, and inputs that are refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mesaopt import cli, recipes
+from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.errors import ConfigError
+from mesaopt.models import LanguageModel
+from mesaopt.training import Run, load_run, train, train_seeds
+
+TRAIN = TrainConfig(steps=2, batch_size=4, evaluation_sequences=4, evaluate_every=1)
+SMALL = ["model.width=8", "model.num_heads=2", "model.mixers=['softmax_attention','mesanet2025']"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+@pytest.fixture(scope="module")
+def copying(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose tokens are no text."""
+    config = RunConfig(
+        recipe="copy",
+        task=CopyingConfig(),
+        model=LanguageModelConfig(vocabulary=CopyingConfig().vocabulary, width=8, num_heads=2),
+        train=TRAIN,
+    )
+    return train(config, tmp_path_factory.mktemp("copying"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on bytes of a small file."""
+    corpus = tmp_path_factory.mktemp("corpus") / "words.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog. é\n" * 100, encoding="utf-8")
+    config = RunConfig(
+        recipe="words",
+        task=TextConfig(corpus=str(corpus), length=16),
+        model=LanguageModelConfig(width=8, num_heads=2),
+        train=TRAIN,
+    )
+    return train(config, tmp_path_factory.mktemp("text"), device="cpu")
+
+
+def test_a_recipe_trains_and_what_to_do_next_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Run
+) -> None:
+    out = tmp_path / "run"
+    settings = [f"task.corpus={text.config.task.corpus}", "task.length=16", *SMALL]
+    settings += ["train.steps=2", "train.batch_size=4", "train.evaluation_sequences=4"]
+    status, shown, _ = call(capsys, "train", "lm-mesanet", "--set", *settings, "--out", out)
+    assert status == 0
+    assert f"Next: mesaopt generate {out} --prompt 'def '" in shown.replace("\n", "")
+    assert isinstance(load_run(out).model, LanguageModel)
+
+
+def test_losses_by_position_are_in_nats(capsys: pytest.CaptureFixture[str], text: Run) -> None:
+    status, out, _ = call(capsys, "evaluate", text.path, "--sequences", "256", "--json")
+    losses = json.loads(out)
+    assert status == 0
+    assert losses["uniform"]["mean"] == pytest.approx(5.545177, abs=1e-5)  # log 256
+    assert losses["words"]["positions"] == list(range(1, 17))
+    assert losses["words"]["mean"] < 5.6
+
+
+def test_bytes_are_continued(capsys: pytest.CaptureFixture[str], text: Run) -> None:
+    arguments = ("generate", text.path, "--prompt", "the é", "--tokens", "7", "--json")
+    status, out, _ = call(capsys, *arguments, "--samples", "3", "--top-k", "9", "--top-p", "0.9")
+    rows = json.loads(out)
+    assert (status, len(rows)) == (0, 3)
+    for row in rows:
+        assert row["text"] == "the é" + bytes(row["tokens"]).decode(errors="replace")
+        assert len(row["tokens"]) == 7
+        assert row["log_probability"] < 0
+    assert json.loads(call(capsys, *arguments, "--seed", "0")[1])[0]["tokens"]
+    greedy = [json.loads(call(capsys, *arguments, "--temperature", "0")[1]) for _ in range(2)]
+    assert greedy[0] == greedy[1]
+    status, out, _ = call(capsys, *arguments[:-1], "--beams", "2")
+    assert "--- 1 of 2, log-probability -" in out
+
+
+def test_tokens_that_are_no_text_are_numbers(
+    capsys: pytest.CaptureFixture[str], copying: Run
+) -> None:
+    arguments = ("generate", copying.path, "--prompt", "3 4 5", "--tokens", "4", "--temperature=0")
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0
+    numbers = [int(word) for word in out.split()]
+    assert numbers[:3] == [3, 4, 5]
+    model = load_run(copying.path).model
+    for count in range(3, 7):
+        assert numbers[count] == model(torch.tensor([numbers[:count]]))[0, -1].argmax()
+
+
+def test_what_cannot_be_continued_is_one_line(
+    capsys: pytest.CaptureFixture[str], copying: Run, text: Run
+) -> None:
+    size = copying.config.task.vocabulary
+    for run, arguments, message in (
+        (text.path, ["--prompt", ""], "prompt: is empty: must be one token or more"),
+        (copying.path, ["--prompt", " "], "prompt=' ': has no token: must be one token or more"),
+        (
+            copying.path,
+            ["--prompt", "1 999"],
+            f"prompt='1 999': has the token 999: must be from 0 to {size - 1}",
+        ),
+        (copying.path, ["--prompt", "def"], "prompt='def': must be whole numbers with spaces"),
+        (text.path, ["--prompt", "a", "--tokens", "0"], "tokens=0: must be 1 or greater"),
+        (text.path, ["--prompt", "a", "--top-p", "2"], "top_p=2.0: must be above 0 and at most 1"),
+        (text.path, ["--prompt", "a", "--beams", "0"], "beams=0: must be 1 or greater"),
+        ("zoo:lsa-1", ["--prompt", "a"], "holds a 'sequence' model: must be a 'language' model"),
+    ):
+        status, out, err = call(capsys, "generate", run, *arguments)
+        assert (status, out) == (2, ""), message
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_tasks_and_models_of_two_kinds_do_not_meet() -> None:
+    copying = recipes.get("lm-mesanet")
+    with pytest.raises(ConfigError, match=r"model.kind='sequence': must be 'language' or a module"):
+        replace(copying, model=recipes.get("lsa-1").model)
+    with pytest.raises(ConfigError, match=r"task.kind='linear_system': must be a task on tokens"):
+        replace(copying, task=recipes.get("lsa-1").task)
+    with pytest.raises(ConfigError, match=r"model.vocabulary=28: must be 256, the task's"):
+        replace(copying, model=replace(copying.model, vocabulary=28))
+
+
+def test_several_seeds_are_trained_one_after_another(tmp_path: Path, copying: Run) -> None:
+    configs = [replace(copying.config, seed=seed) for seed in (0, 1)]
+    folders = [tmp_path / "0", tmp_path / "1"]
+    with pytest.raises(ConfigError, match=r"model.kind='language': must be 'sequence' for several"):
+        train_seeds(configs, folders, device="cpu")
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_a_training_goes_on_bit_for_bit(tmp_path: Path, text: Run) -> None:
+    config = text.config
+
+    def stop(step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    longer = replace(config, train=replace(config.train, steps=12, evaluate_every=5))
+    whole = train(longer, tmp_path / "whole12", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train(longer, tmp_path / "cut", device="cpu", on_step=stop)
+    again = train(longer, tmp_path / "cut", device="cpu", resume=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
