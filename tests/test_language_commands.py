@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from mesaopt import cli, recipes
+from mesaopt.analysis import Evaluation, in_context_loss
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.errors import ConfigError
 from mesaopt.models import LanguageModel
+from mesaopt.tasks import make_task
 from mesaopt.training import Run, load_run, train, train_seeds
 
 TRAIN = TrainConfig(steps=2, batch_size=4, evaluation_sequences=4, evaluate_every=1)
@@ -64,11 +66,19 @@ def test_a_recipe_trains_and_what_to_do_next_is_named(
 
 def test_losses_by_position_are_in_nats(capsys: pytest.CaptureFixture[str], text: Run) -> None:
     status, out, _ = call(capsys, "evaluate", text.path, "--sequences", "256", "--json")
-    losses = json.loads(out)
+    (score,) = json.loads(out)["words"]
     assert status == 0
-    assert losses["uniform"]["mean"] == pytest.approx(5.545177, abs=1e-5)  # log 256
-    assert losses["words"]["positions"] == list(range(1, 17))
-    assert losses["words"]["mean"] < 5.6
+    assert len(score["by_position"]) == 16
+    uniform = in_context_loss(
+        lambda batch: torch.zeros(*batch.targets.shape, 256),
+        make_task(text.config.task),
+        Evaluation(num_sequences=256),
+    )
+    assert uniform.mean == pytest.approx(5.545177, abs=1e-5)  # log 256
+    own = in_context_loss(text, evaluation=Evaluation(num_sequences=256))
+    assert own.positions == range(1, 17)
+    assert own.mean == pytest.approx(score["loss"], abs=1e-5)
+    assert own.mean < 5.6
 
 
 def test_bytes_are_continued(capsys: pytest.CaptureFixture[str], text: Run) -> None:
