@@ -12,6 +12,7 @@ from mesaopt.analysis import Evaluation, in_context_loss
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.errors import ConfigError
 from mesaopt.models import LanguageModel
+from mesaopt.progress import Progress
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, load_run, train, train_seeds
 
@@ -155,13 +156,13 @@ def test_several_seeds_are_trained_one_after_another(tmp_path: Path, copying: Ru
 def test_a_training_goes_on_bit_for_bit(tmp_path: Path, text: Run) -> None:
     config = text.config
 
-    def stop(step: int, loss: float) -> None:
+    def stop(progress: Progress) -> None:
         raise KeyboardInterrupt
 
     longer = replace(config, train=replace(config.train, steps=12, evaluate_every=5))
     whole = train(longer, tmp_path / "whole12", device="cpu")
     with pytest.raises(KeyboardInterrupt):
-        train(longer, tmp_path / "cut", device="cpu", on_step=stop)
+        train(longer, tmp_path / "cut", device="cpu", progress=stop)
     again = train(longer, tmp_path / "cut", device="cpu", resume=True)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name

@@ -51,6 +51,7 @@ def test_every_command_it_shows_is_one() -> None:
             "bench",
             "doctor",
             "completion",
+            "generate",
         )
     }
     makefile = (ROOT / "Makefile").read_text()

@@ -28,6 +28,7 @@ SOURCES = {
     "uncovering2023": "The first paper: von Oswald and others, 2023",
     "emergence2024": "The second paper: Zheng and others, 2024",
     "family": "Ours, to compare the layers of this library on one task",
+    "language": "Language models: of the first paper and of MesaNet, in small",
 }
 """Headings of the recipes, by source."""
 
