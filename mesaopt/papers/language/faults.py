@@ -29,17 +29,18 @@ FAULTS: dict[str, Faults] = {
     "30 steps": Faults(steps=30),
     "10 steps": Faults(steps=10),
     "epsilon": Faults(steps=30, epsilon=1e-5),
-    "half precision": Faults(half=True),
+    "half precision": Faults(steps=30, half=True),
     "any ridge": Faults(any_ridge=True),
     "short memory": Faults(short_memory=True),
 }
-"""The faults of the layer, each alone; the epsilon has the 30 steps of the public kernel besides."""
+"""The faults of the layer, each alone; the epsilon and half precision have the 30 steps of the public
+kernel besides."""
 _TOGETHER = Faults(steps=30, epsilon=1e-5, half=True, any_ridge=True, short_memory=True)
 _WORDS = {
     "30 steps": "30 steps of conjugate gradients in place of a solve to the end",
     "10 steps": "10 steps of conjugate gradients in place of a solve to the end",
     "epsilon": "the absolute 1e-5 in the conjugate gradients (with 30 steps)",
-    "half precision": "queries, keys, states and backward solutions of 16 bits",
+    "half precision": "queries, keys, states and backward solutions of 16 bits (with 30 steps)",
     "any ridge": "a ridge that starts from numbers of any size",
     "short memory": "forget gates that start near 0.5",
     RATE: "the learning rate that is best for the gated delta rule",
@@ -128,10 +129,10 @@ faults = Figure(
         "sequences; ticks are seeds. At the top the mesa layer of this library at the learning rate "
         "chosen on validation sequences; below it the same with one fault each. The epsilon is added to "
         "both denominators of the conjugate gradients, forward and backward, with the 30 steps of the "
-        "public kernel; half precision rounds queries, keys, values, states and the backward solutions to "
-        "16 bits; any ridge starts from numbers between 1e-4 and 1e4 of either sign before softplus; "
-        "short memory starts from forget gates at 0.5; the other learning rate is that chosen for the "
-        "gated delta rule.\n\n"
+        "public kernel; half precision, with these steps too, rounds queries, keys, values, states and "
+        "the backward solutions to 16 bits; any ridge starts from numbers between 1e-4 and 1e4 of "
+        "either sign before softplus; short memory starts from forget gates at 0.5; the other "
+        "learning rate is that chosen for the gated delta rule.\n\n"
         "The faults are in a reference path made for this figure, which without them equals the operator "
         "of the library. A claim that fails says that a fault alone does not break recall at this size."
     ),

@@ -19,8 +19,6 @@ from mesaopt.ops import MesaOutput, MesaState
 
 _CHUNK = 16
 """Positions between two states that are kept."""
-_CONVERGED = 1e-6
-"""Residual, as a share of the right-hand side, at which an exact solve ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +34,10 @@ class Faults:
     """Added to both denominators of the conjugate gradients, forward and backward: 1e-5 in the public
     kernel, whatever the size of what is solved for."""
     steps: int | None = None
-    """Fixed number of steps; None: until the residual is a millionth of the right-hand side."""
+    """Steps of conjugate gradients, a fixed number; None: a direct solve in place of them."""
     half: bool = False
-    """Whether queries, keys, values, states and the backward solutions are rounded to 16 bits, and the
-    vectors of the solver before each product."""
+    """Whether queries, keys, values, states and the backward solutions are rounded to 16 bits, and in
+    conjugate gradients each vector before a product."""
     any_ridge: bool = False
     """Whether the ridge's parameter starts from numbers of any size, as memory that nobody has set may
     hold, in place of those that make it 1."""
@@ -65,6 +63,13 @@ class System(NamedTuple):
         moved = _rounded(x) if half else x
         past = self.kept * (moved @ self.start)
         return ((moved @ self.keys.mT) * self.weights) @ self.keys + past + self.ridge * x
+
+    def matrices(self) -> Tensor:
+        """Form A_t for every position."""
+        outer = (self.keys.unsqueeze(-1) * self.keys.unsqueeze(-2)).flatten(-2)
+        past = self.kept * self.start.flatten(-2).unsqueeze(-2)
+        formed = (self.weights @ outer + past).unflatten(-1, (self.keys.shape[-1], -1))
+        return formed + torch.diag_embed(self.ridge)
 
 
 def faulty_mesa(
@@ -142,7 +147,7 @@ def _starts(x: Tensor, keys: Tensor, whole: Tensor, half: bool) -> Tensor:
 def _solve(system: System, rhs: Tensor, faults: Faults) -> Tensor:
     """Solve A x = b, with a gradient that is a solve, too: dx = A^{-1} (db - dA x)."""
     with torch.no_grad():
-        solution = _conjugate_gradients(system, rhs, faults)
+        solution = _solution(system, rhs, faults)
     residual = rhs - system.multiply(solution, faults.half)
     return solution + cast(Tensor, _Adjoint.apply(residual, system, faults))
 
@@ -158,18 +163,17 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
         with torch.no_grad():
-            adjoint = _conjugate_gradients(ctx.system, gradients[0], ctx.faults)
+            adjoint = _solution(ctx.system, gradients[0], ctx.faults)
         return _rounded(adjoint) if ctx.faults.half else adjoint, None, None
 
 
-def _conjugate_gradients(system: System, rhs: Tensor, faults: Faults) -> Tensor:
-    """Solve for all positions at once, from zero on."""
+def _solution(system: System, rhs: Tensor, faults: Faults) -> Tensor:
+    """Solve for all positions at once, directly or from zero on."""
+    if faults.steps is None:
+        return torch.linalg.solve(system.matrices(), rhs)
     solution, residual, direction = torch.zeros_like(rhs), rhs, rhs
     size = residual.square().sum(-1, keepdim=True)
-    wanted = _CONVERGED**2 * size
-    for _ in range(4 * rhs.shape[-1] if faults.steps is None else faults.steps):
-        if faults.steps is None and bool((size <= wanted).all()):
-            break
+    for _ in range(faults.steps):
         image = system.multiply(direction, faults.half)
         along = size / _denominator((direction * image).sum(-1, keepdim=True), faults)
         solution, residual = solution + along * direction, residual - along * image
@@ -217,7 +221,8 @@ class FaultyMesa(MesaLayer):
 
 
 def faulty_model(config: LanguageModelConfig, faults: Faults, *, seed: int = 0) -> LanguageModel:
-    """Make a language model whose mesa layers have faults.
+    """Make a language model whose mesa layers have faults; where only first values are wrong, the operator
+    is that of the library.
 
     Args:
         config: with "mesanet2025" as every mixer.
@@ -236,19 +241,25 @@ def faulty_model(config: LanguageModelConfig, faults: Faults, *, seed: int = 0) 
     random = torch.Generator().manual_seed(seed)
     for block in model.blocks:
         mixer = cast(MesaLayer, block.mixer)
-        faulty = FaultyMesa(
-            mixer.width, mixer.num_heads, mixer.head_dim, frame=mixer.frame,
-            gates=("log_decay", "beta"), ridge_floor=mixer.ridge_floor,
-        )  # fmt: skip
-        faulty.load_state_dict(mixer.state_dict())
-        faulty.faults = faults
-        _spoil(faulty, faults, random)
-        block.mixer = cast(nn.Module, faulty)
+        _spoil(mixer, faults, random)
+        if faults.steps is not None or faults.half:
+            block.mixer = cast(nn.Module, _with_faults(mixer, faults))
     return model
 
 
+def _with_faults(mixer: MesaLayer, faults: Faults) -> FaultyMesa:
+    """Make the same layer with another operator."""
+    faulty = FaultyMesa(
+        mixer.width, mixer.num_heads, mixer.head_dim, frame=mixer.frame,
+        gates=("log_decay", "beta"), ridge_floor=mixer.ridge_floor,
+    )  # fmt: skip
+    faulty.load_state_dict(mixer.state_dict())
+    faulty.faults = faults
+    return faulty
+
+
 @torch.no_grad()
-def _spoil(mixer: FaultyMesa, faults: Faults, random: torch.Generator) -> None:
+def _spoil(mixer: MesaLayer, faults: Faults, random: torch.Generator) -> None:
     """Set first values as a fault has them."""
     if faults.short_memory:
         cast(Any, mixer.gates).log_decay.bias.zero_()

@@ -1,16 +1,40 @@
 """The study `language`: language models and recall, by mixer, and what can go wrong with mesa."""
 
-from mesaopt.papers.laboratory import Scale, Training
-from mesaopt.papers.language import faults, recall
-from mesaopt.papers.language.laboratory import SOURCE, Laboratory, LanguagePlan
+from mesaopt.papers.laboratory import Scale
+from mesaopt.papers.language import faults, recall, text
+from mesaopt.papers.language.laboratory import SOURCE, Laboratory, LanguagePlan, TextTraining
 from mesaopt.papers.language.settings import SEEDS
 from mesaopt.papers.plan import Headline, Study
 
-FIGURES = (recall.mqar, recall.continuous, faults.faults)
+FIGURES = (text.fig26, text.fig27, text.fig28, recall.mqar, recall.continuous, faults.faults)
 
 
-def _plan(scale: Scale, trainings: tuple[Training, ...] = ()) -> LanguagePlan:
-    return LanguagePlan(what="language", scale=scale, seeds=SEEDS[scale], trainings=trainings)
+def _text(steps: int, *, length: int, batch_size: int, seeds: int) -> tuple[TextTraining, ...]:
+    """List the runs of figures 26 to 28; those of four layers, which take longest, have one seed."""
+    return tuple(
+        TextTraining(
+            recipe=recipe,
+            seeds=1 if recipe.endswith("-4") else seeds,
+            steps=steps,
+            length=length,
+            batch_size=batch_size,
+            evaluation_sequences=batch_size,
+        )
+        for recipe in (*text.ONE_LAYER, *text.HYBRIDS)
+    )
+
+
+TRAININGS: dict[Scale, tuple[TextTraining, ...]] = {
+    "smoke": _text(2, length=64, batch_size=2, seeds=1),
+    "small": _text(300, length=256, batch_size=32, seeds=2),
+    "paper": _text(20_000, length=512, batch_size=64, seeds=3),
+}
+
+
+def _plan(scale: Scale) -> LanguagePlan:
+    return LanguagePlan(
+        what="language", scale=scale, seeds=SEEDS[scale], trainings=TRAININGS[scale]
+    )
 
 
 STUDY: Study[Laboratory] = Study(
@@ -19,8 +43,9 @@ STUDY: Study[Laboratory] = Study(
     title="Language models and recall, by mixer",
     summary="language models and recall with eight mixers, and what can go wrong with mesa",
     introduction=(
-        "Small models that differ in their mixer alone are trained on recall. Every mixer gets the same "
-        "training, but for the learning rate, which is chosen for each on validation sequences. Limits of "
+        "Small models that differ in their mixer alone are trained on text and on recall. In recall every "
+        "mixer gets the same training, but for the learning rate, which is chosen for each on validation "
+        "sequences; on text all have the same. Limits of "
         "claims were written down before anything was measured; those that fail are reported as such."
     ),
     plans={scale: _plan(scale) for scale in ("smoke", "small", "paper")},

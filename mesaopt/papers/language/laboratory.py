@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH
-from mesaopt.config import MixerName, RunConfig, TrainConfig
+from mesaopt.config import MixerName, RunConfig, TextConfig, TrainConfig
 from mesaopt.looks import Look
 from mesaopt.papers import laboratory
-from mesaopt.papers.laboratory import Plan, Source, measurement
+from mesaopt.papers.laboratory import Plan, Source, Training, measurement
 from mesaopt.papers.language.settings import SETTINGS, Contest, Settings
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.tasks import Batch, Split, Task, make_task
@@ -69,6 +69,37 @@ class LanguagePlan(Plan):
         """Give the same plan with another number of seeds of everything."""
         trainings = tuple(replace(training, seeds=seeds) for training in self.trainings)
         return replace(self, seeds=seeds, trainings=trainings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTraining(Training):
+    """The runs of a recipe on text, with a schedule that fits their steps.
+
+    Example:
+        >>> (config,) = TextTraining(recipe="lm-1-mesa", seeds=1, steps=50, length=64).configs
+        >>> config.task.length, config.train.decay_steps
+        (64, 50)
+    """
+
+    length: int
+    """Tokens of a stretch."""
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """One configuration per seed."""
+        return [
+            replace(
+                config,
+                task=replace(cast(TextConfig, config.task), length=self.length),
+                train=replace(
+                    config.train,
+                    warmup_steps=self.steps // 10,
+                    decay_steps=self.steps,
+                    evaluate_every=-(-self.steps // 2),
+                ),
+            )
+            for config in super().configs
+        ]
 
 
 Prepare = Callable[[float, int], RunConfig]

@@ -179,7 +179,7 @@ def _paper() -> dict[str, Contest]:
 
 SETTINGS: dict[str, Settings] = {
     "smoke": Settings(
-        contests=_smoke(), score_positions=(8, 48), text_sequences=16, attention_sequences=8
+        contests=_smoke(), score_positions=(8, 48), text_sequences=64, attention_sequences=8
     ),
     "small": Settings(
         contests=_small(), score_positions=(50, 250), text_sequences=256, attention_sequences=32
