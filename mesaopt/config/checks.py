@@ -25,6 +25,11 @@ def require_positive(config: object, *names: str) -> None:
         require(getattr(config, name) > 0, config, name, "greater than 0")
 
 
+def require_positive_if_given(config: object, *names: str) -> None:
+    """Check that settings are greater than 0 or None."""
+    require_positive(config, *(name for name in names if getattr(config, name) is not None))
+
+
 def require_not_negative(config: object, *names: str) -> None:
     """Check that settings are 0 or greater."""
     for name in names:

@@ -1,11 +1,15 @@
 """Settings of language models: :class:`mesaopt.models.LanguageModel` is built from them."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from mesaopt.config.checks import require, require_positive, require_types
-from mesaopt.config.models import FORGETTING_MIXERS, MixerName
-from mesaopt.errors import ConfigError, suggest
+from mesaopt.config.checks import (
+    require,
+    require_positive,
+    require_positive_if_given,
+    require_types,
+)
+from mesaopt.config.models import MixerName, check_mixers, check_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,31 +79,16 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(len(self.mixers) > 0, self, "mixers", "at least one mixer")
-        for mixer in self.mixers:
-            if mixer not in get_args(MixerName):
-                raise ConfigError(f"mixers: {mixer!r}: {suggest(str(mixer), get_args(MixerName))}")
-        require_positive(self, "vocabulary", "width", "num_heads", "initial_std")
-        for name in ("head_dim", "window", "convolution", "mlp_dim", "logit_cap"):
-            if getattr(self, name) is not None:
-                require_positive(self, name)
-        divides = self.head_dim is not None or self.width % self.num_heads == 0
-        wanted = f"a divisor of the width {self.width}, or head_dim must be given"
-        require(divides, self, "num_heads", wanted)
-        if self.forget_cap is not None:
-            require(0 < self.forget_cap <= 1, self, "forget_cap", "above 0 and at most 1")
-            forgets = not FORGETTING_MIXERS.isdisjoint(self.mixers)
-            wanted = f"None: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
-            require(forgets, self, "forget_cap", wanted)
+        check_mixers(self)
+        require_positive(self, "vocabulary", "initial_std")
+        require_positive_if_given(self, "window", "convolution", "mlp_dim", "logit_cap")
+        check_widths(self)
         if self.window is not None:
             wanted = "None: there is no softmax_attention in mixers"
             require("softmax_attention" in self.mixers, self, "window", wanted)
         convolves = self.convolution is not None or "mesanet2025" in self.mixers
         wanted = "False with a convolution, which can learn it"
         require(not (self.key_shift and convolves), self, "key_shift", wanted)
-        pairs = self.positions == "none" or self.width % 2 == 0
-        wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
-        require(pairs, self, "positions", wanted)
 
     @property
     def depth(self) -> int:

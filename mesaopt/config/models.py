@@ -7,6 +7,7 @@ from mesaopt.config.checks import (
     require,
     require_json,
     require_positive,
+    require_positive_if_given,
     require_types,
 )
 from mesaopt.config.tasks import Numbers, TokenSlot
@@ -28,6 +29,31 @@ FORGETTING_MIXERS: frozenset[MixerName] = frozenset(
     {"gated_linear_attention", "gated_delta_rule", "mesanet2025"}
 )
 """Mixers with a forget gate."""
+
+
+def check_mixers(config: Any) -> None:
+    """Refuse unknown mixers, and a cap on forgetting where none of them forgets."""
+    require(len(config.mixers) > 0, config, "mixers", "at least one mixer")
+    for mixer in config.mixers:
+        if mixer not in get_args(MixerName):
+            raise ConfigError(f"mixers: {mixer!r}: {suggest(str(mixer), get_args(MixerName))}")
+    if config.forget_cap is not None:
+        require(0 < config.forget_cap <= 1, config, "forget_cap", "above 0 and at most 1")
+        forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
+        wanted = f"None: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
+        require(forgets, config, "forget_cap", wanted)
+
+
+def check_widths(config: Any) -> None:
+    """Refuse heads that do not fit the width, and positions where it does not hold pairs."""
+    require_positive(config, "width", "num_heads")
+    require_positive_if_given(config, "head_dim")
+    divides = config.head_dim is not None or config.width % config.num_heads == 0
+    wanted = f"a divisor of the width {config.width}, or head_dim must be given"
+    require(divides, config, "num_heads", wanted)
+    pairs = config.positions == "none" or config.width % 2 == 0
+    wanted = f"'none', since a width of {config.width} does not hold pairs of a sine and a cosine"
+    require(pairs, config, "positions", wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,27 +115,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(len(self.mixers) > 0, self, "mixers", "at least one mixer")
-        for mixer in self.mixers:
-            if mixer not in get_args(MixerName):
-                raise ConfigError(f"mixers: {mixer!r}: {suggest(str(mixer), get_args(MixerName))}")
-        if self.forget_cap is not None:
-            require(0 < self.forget_cap <= 1, self, "forget_cap", "above 0 and at most 1")
-            forgets = not FORGETTING_MIXERS.isdisjoint(self.mixers)
-            wanted = f"None: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
-            require(forgets, self, "forget_cap", wanted)
-        require_positive(self, "token_dim", "output_dim", "num_heads", "initial_std")
-        for name in ("embed_dim", "head_dim", "mlp_dim", "activation_clip"):
-            if getattr(self, name) is not None:
-                require_positive(self, name)
-        divides = self.head_dim is not None or self.width % self.num_heads == 0
-        wanted = f"a divisor of the width {self.width}, or head_dim must be given"
-        require(divides, self, "num_heads", wanted)
+        check_mixers(self)
+        require_positive(self, "token_dim", "output_dim", "initial_std")
+        require_positive_if_given(self, "embed_dim", "mlp_dim", "activation_clip")
+        check_widths(self)
         wide_enough = self.readout == "linear" or self.output_dim <= self.width
         require(wide_enough, self, "output_dim", f"at most {self.width}, the width it is read from")
-        pairs = self.positions == "none" or self.width % 2 == 0
-        wanted = f"'none', since a width of {self.width} does not hold pairs of a sine and a cosine"
-        require(pairs, self, "positions", wanted)
 
     @property
     def depth(self) -> int:

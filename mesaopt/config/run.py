@@ -7,6 +7,7 @@ from mesaopt.config.checks import (
     require,
     require_not_negative,
     require_positive,
+    require_positive_if_given,
     require_types,
 )
 from mesaopt.config.language import LanguageModelConfig
@@ -64,8 +65,7 @@ class TrainConfig:
         require_types(self)
         require_positive(self, "steps", "batch_size", "evaluate_every", "evaluation_sequences")
         require_positive(self, "learning_rate")
-        if self.gradient_clip is not None:
-            require_positive(self, "gradient_clip")
+        require_positive_if_given(self, "gradient_clip")
         require_not_negative(self, "weight_decay", "warmup_steps", "final_learning_rate")
         if self.schedule == "warmup_cosine":
             later = self.decay_steps > self.warmup_steps

@@ -7,6 +7,7 @@ from mesaopt.config.checks import (
     require,
     require_not_negative,
     require_positive,
+    require_positive_if_given,
     require_types,
 )
 from mesaopt.errors import ConfigError
@@ -426,5 +427,4 @@ def check_settings(config: object, name: str, parts: tuple[str, ...]) -> None:
 
 def check_examples(config: object) -> None:
     """Check the number of different training sequences."""
-    if getattr(config, "examples") is not None:  # noqa: B009
-        require_positive(config, "examples")
+    require_positive_if_given(config, "examples")
