@@ -100,6 +100,7 @@ def _draw(axes: Axes, data: PanelData) -> None:
         label = f"{name}, {points[0]['mean loss']:.3f}"
         axes.plot(x, y, **_look(name).line(label=label))
     axes.set(xscale="log", xlabel="position", ylabel="loss less that of softmax, nats")
+    axes.xaxis.set_minor_formatter(lambda *_: "")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
 
 

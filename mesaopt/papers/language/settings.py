@@ -123,7 +123,7 @@ def _continuous(pairs: int, dim: int, tested: tuple[int, ...], train: TrainConfi
         train=train,
         rates=_RATES,
         sequences=512,
-        step_seconds=0.06,
+        step_seconds=0.025,
     )
 
 
@@ -211,7 +211,7 @@ def _smoke() -> dict[str, Contest]:
 
 def _small() -> dict[str, Contest]:
     """List what two cores train in a few hours."""
-    harder = _mqar(16, 400, 64, vocabulary=1024)
+    harder = _mqar(16, 320, 64, vocabulary=1024)
     return {
         "mqar": _mqar(4, 400, 128),
         **{
@@ -219,15 +219,17 @@ def _small() -> dict[str, Contest]:
                 harder,
                 model=replace(harder.model, head_dim=head_dim),
                 rates=(3e-3, 1e-2),
-                step_seconds=0.1,
+                step_seconds=0.075,
             )
             for head_dim in (4, 16)
         },
         "continuous": _continuous(32, 32, (4, 8, 16, 32, 64), _training(500, 128)),
-        **_tasks(_mad(64, 8), _training(150, 64), 0.1),
-        **_tasks({"regbench": RegBenchConfig(length=128, examples=2500)}, _training(300, 32), 0.13),
-        **_tasks({"parity": ParityConfig()}, _training(200, 64), 0.08),
-        "text": _text(256, _training(150, 16), 0.16, 256),
+        **_tasks(_mad(64, 8), _training(150, 64), 0.16),
+        **_tasks(
+            {"regbench": RegBenchConfig(length=128, examples=2500)}, _training(250, 32), 0.165
+        ),
+        **_tasks({"parity": ParityConfig()}, _training(200, 64), 0.095),
+        "text": _text(256, _training(150, 16), 0.18, 256),
     }
 
 
