@@ -1,12 +1,23 @@
 """The study `language`: language models and recall, by mixer, and what can go wrong with mesa."""
 
 from mesaopt.papers.laboratory import Scale
-from mesaopt.papers.language import faults, recall, text
+from mesaopt.papers.language import faults, positions, reasoning, recall, text
 from mesaopt.papers.language.laboratory import SOURCE, Laboratory, LanguagePlan, TextTraining
 from mesaopt.papers.language.settings import SEEDS
 from mesaopt.papers.plan import Headline, Study
 
-FIGURES = (text.fig26, text.fig27, text.fig28, recall.mqar, recall.continuous, faults.faults)
+FIGURES = (
+    text.fig26,
+    text.fig27,
+    text.fig28,
+    recall.mqar,
+    recall.continuous,
+    faults.faults,
+    reasoning.mad,
+    reasoning.regbench,
+    reasoning.parity,
+    positions.positions,
+)
 
 
 def _text(steps: int, *, length: int, batch_size: int, seeds: int) -> tuple[TextTraining, ...]:

@@ -130,9 +130,11 @@ class Entry:
     validation: dict[float, float]
     """Loss on validation sequences of the first seed's model, by learning rate."""
     outcomes: list[Outcome]
+    missing: float = 0.0
+    """Every score of a training that diverged: no right answer."""
 
     def score(self, difficulty: int = 0) -> Estimate:
-        """Give the mean score of a difficulty; a training that diverged scores nothing.
+        """Give the mean score of a difficulty.
 
         Its error is that over sequences, and over seeds where there are several.
         """
@@ -143,7 +145,9 @@ class Entry:
         """The scores of all seeds on the same sequences."""
         given = [outcome.scores for outcome in self.outcomes]
         shape = next((scores.shape for scores in given if scores is not None), (1, 2))
-        return torch.stack([torch.zeros(shape) if one is None else one for one in given])
+        return torch.stack(
+            [torch.full(shape, self.missing) if one is None else one for one in given]
+        )
 
 
 class Laboratory(laboratory.Laboratory):

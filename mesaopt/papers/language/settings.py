@@ -7,10 +7,14 @@ from typing import Any
 from mesaopt.config import (
     ContinuousMQARConfig,
     LanguageModelConfig,
+    MADConfig,
     MixerName,
     ModelConfig,
     MQARConfig,
+    ParityConfig,
+    RegBenchConfig,
     TaskConfig,
+    TextConfig,
     TrainConfig,
 )
 
@@ -39,7 +43,7 @@ class Contest:
     def seconds(self, entrants: int, seeds: int) -> float:
         """Estimate the time of the trainings of all entrants on two cores."""
         trainings = entrants * (len(self.rates) + seeds - 1)
-        return trainings * (2 + self.train.steps * self.step_seconds)
+        return trainings * (self.sequences / 512 + self.train.steps * self.step_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,60 @@ def _continuous(pairs: int, dim: int, tested: tuple[int, ...], train: TrainConfi
         train=train,
         rates=_RATES,
         sequences=512,
-        step_seconds=0.06,
+        step_seconds=0.025,
+    )
+
+
+_MAD = replace(_RECALL, vocabulary=16, num_heads=4, mlp="swiglu")
+"""As in recall, with networks, which the authors' models of these tasks have, too."""
+
+
+def _tasks(
+    tasks: Mapping[str, TaskConfig], train: TrainConfig, seconds: float, *, width: int = 64
+) -> dict[str, Contest]:
+    """Make contests of tasks on tokens that have the same training."""
+    return {
+        name: Contest(
+            task=task,
+            model=replace(_MAD, vocabulary=task.dim, width=width),
+            train=train,
+            rates=_RATES,
+            sequences=256,
+            step_seconds=seconds,
+        )
+        for name, task in tasks.items()
+    }
+
+
+def _mad(length: int, copied: int) -> dict[str, TaskConfig]:
+    """List the tasks of MAD but compression, which needs a decoder of its own."""
+    return {
+        "mad-recall": MADConfig(length=length),
+        "mad-fuzzy": MADConfig(task="fuzzy_recall", length=length),
+        "mad-noisy": MADConfig(
+            task="noisy_recall",
+            vocabulary=32,
+            noise_vocabulary=16,
+            noise_fraction=0.2,
+            length=length,
+        ),
+        "mad-copying": MADConfig(task="selective_copying", length=2 * length, copied=copied),
+        "mad-memory": MADConfig(task="memorization", vocabulary=256, length=32, examples=256),
+    }
+
+
+WINDOWS = (4, 16, 64)
+"""Windows of the controls on text: softmax attention to these last tokens alone."""
+
+
+def _text(length: int, train: TrainConfig, seconds: float, sequences: int) -> Contest:
+    return Contest(
+        task=TextConfig(length=length),
+        model=replace(_MAD, vocabulary=256),
+        train=train,
+        rates=_RATES,
+        sequences=sequences,
+        step_seconds=seconds,
     )
 
 
@@ -134,7 +191,18 @@ def _smoke() -> dict[str, Contest]:
         step_seconds=0.03,
     )
     continuous = _continuous(4, 8, (4, 8), tiny.train)
+    short: dict[str, TaskConfig] = {
+        "mad-recall": MADConfig(length=16, examples=64),
+        "regbench": RegBenchConfig(length=24, examples=64),
+        "parity": ParityConfig(longest=8, test_shortest=8, test_longest=12),
+    }
+    text = _text(64, replace(tiny.train, batch_size=2), 0.03, 32)
     return {
+        "text": replace(text, rates=(3e-3,), model=replace(_MAD, vocabulary=256, width=16)),
+        **{
+            name: replace(contest, rates=(3e-3,))
+            for name, contest in _tasks(short, tiny.train, 0.03, width=16).items()
+        },
         "mqar": replace(tiny, rates=(1e-3, 1e-2)),
         "mqar-state-4": replace(tiny, model=replace(tiny.model, head_dim=4)),
         "continuous": replace(continuous, rates=(3e-3,), sequences=256, step_seconds=0.03),
@@ -143,7 +211,7 @@ def _smoke() -> dict[str, Contest]:
 
 def _small() -> dict[str, Contest]:
     """List what two cores train in a few hours."""
-    harder = _mqar(16, 400, 64, vocabulary=1024)
+    harder = _mqar(16, 320, 64, vocabulary=1024)
     return {
         "mqar": _mqar(4, 400, 128),
         **{
@@ -151,11 +219,17 @@ def _small() -> dict[str, Contest]:
                 harder,
                 model=replace(harder.model, head_dim=head_dim),
                 rates=(3e-3, 1e-2),
-                step_seconds=0.1,
+                step_seconds=0.075,
             )
             for head_dim in (4, 16)
         },
         "continuous": _continuous(32, 32, (4, 8, 16, 32, 64), _training(500, 128)),
+        **_tasks(_mad(64, 8), _training(150, 64), 0.16),
+        **_tasks(
+            {"regbench": RegBenchConfig(length=128, examples=2500)}, _training(250, 32), 0.165
+        ),
+        **_tasks({"parity": ParityConfig()}, _training(200, 64), 0.095),
+        "text": _text(256, _training(150, 16), 0.18, 256),
     }
 
 
@@ -174,6 +248,10 @@ def _paper() -> dict[str, Contest]:
         "continuous": replace(
             _continuous(64, 64, (4, 8, 16, 32, 64, 128, 256), long), step_seconds=0.5
         ),
+        **_tasks(_mad(128, 16), _training(20_000, 128), 0.5),
+        **_tasks({"regbench": RegBenchConfig()}, _training(30_000, 32), 1.0),
+        **_tasks({"parity": ParityConfig()}, _training(10_000, 256), 0.5),
+        "text": _text(1024, _training(20_000, 32), 1.0, 1024),
     }
 
 

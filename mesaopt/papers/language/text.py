@@ -180,6 +180,7 @@ def _curves(recipes: Sequence[str], title: str) -> Panel[Laboratory]:
                 label=recipe.removeprefix("lm-"),
             )
         axes.set(xscale="log", xlabel="position", ylabel="loss, nats")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.set_title(title)
         axes.legend(fontsize=7)
 
