@@ -14,6 +14,9 @@ from mesaopt.papers.reproduce import STUDIES
 from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.recipes import RECIPES
 
+NOT_RUN = {"language"}
+"""Studies that were not run as a whole: their pages in the docs say so, and have no ledger."""
+
 
 @pytest.fixture(scope="module")
 def entries() -> dict[str, Any]:
@@ -28,7 +31,7 @@ def test_the_tables_of_the_docs_are_up_to_date(name: str, entries: dict[str, Any
 
 def test_every_study_is_in_the_docs_at_published_length(entries: dict[str, Any]) -> None:
     pages = "".join((ledger.DOCS / name).read_text() for name in ledger.PAGES)
-    assert set(entries) == set(STUDIES)
+    assert set(entries) == set(STUDIES) - NOT_RUN
     for study, entry in entries.items():
         assert pages.count(f"<!-- ledger: {study} -->") == 1
         assert entry["scale"] == "paper"
