@@ -388,7 +388,7 @@ def dpfp(x: Float[Tensor, "*position key"], shifts: int) -> Float[Tensor, "*posi
 
     Example:
         >>> dpfp(torch.tensor([2.0, -3.0]), shifts=3)
-        tensor([0., 0., 0., 0., 0., 0., 0., 6., 6., 0., 0., 0.])
+        tensor([6., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 6.])
     """
     halves = torch.cat([x.relu(), (-x).relu()], dim=-1)
     return torch.cat([halves * halves.roll(j, -1) for j in range(1, shifts + 1)], dim=-1)

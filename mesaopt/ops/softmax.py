@@ -37,7 +37,7 @@ def softmax_attention(
     """Causal softmax attention, o_t = sum_{s <= t} v_s softmax_s(scale k_s . q_t), diagonal included.
 
     With a window w, the sums are over t - w < s <= t: the last w pairs. The state then holds w - 1 pairs at
-    most, and time grows linearly with the sequence.
+    most, and time grows linearly with the sequence; compiled, with its square.
 
     Computed by :func:`torch.nn.functional.scaled_dot_product_attention`: without a window, time grows with
     the square of the sequence, memory linearly, unless a state is continued by several positions, which
@@ -215,6 +215,8 @@ def _attend_in_window(
 ) -> Float[Tensor, "batch time head value"]:
     """Attend in blocks of positions, each to the pairs that one of its positions sees."""
     total, length = state.keys.shape[1], q.shape[1]
+    if torch.compiler.is_compiling():  # one graph for all lengths
+        return _attend_to(q, state, scale, _mask(length, state, window))
     outputs = []
     for start in range(0, length, block := max(window, _BLOCK)):
         end = min(start + block, length)
