@@ -44,7 +44,7 @@ class LanguageModelConfig:
     """Length of the short convolution of queries, keys and values in every mixer; None: as the mixer has
     it, 4 in mesanet2025 and none elsewhere."""
     convolve_values: bool = True
-    """Whether values are convolved, too; otherwise queries and keys alone, as in the public code of MesaNet."""
+    """Whether values are convolved, too; otherwise queries and keys alone, as in the public kernel."""
     head_norm: bool = False
     """Whether the output of every head is divided by its root mean square, as in mesanet2025 always."""
     unit_queries_keys: bool = False

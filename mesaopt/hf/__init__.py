@@ -15,7 +15,7 @@ except ImportError:
 
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.hf.flash_linear_attention import from_mesa_net, to_mesa_net
-from mesaopt.hf.folders import export, restore
+from mesaopt.hf.folders import export, restore, wrap
 from mesaopt.hf.modelling import MesaoptForCausalLM
 
 _transformers.AutoConfig.register(MesaoptConfig.model_type, MesaoptConfig, exist_ok=True)
@@ -28,4 +28,5 @@ __all__ = [
     "from_mesa_net",
     "restore",
     "to_mesa_net",
+    "wrap",
 ]

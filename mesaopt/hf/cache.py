@@ -62,7 +62,8 @@ def write_state(
         place = cast(Any, cache.layers[number])
         if isinstance(layer.memory, KeyValueState):
             pairs = _new_pairs(place, layer.memory, real, count)
-            cache.update(*(x.transpose(1, 2) for x in pairs), number)
+            keys, values = (x.transpose(1, 2) for x in pairs)
+            cache.update(keys, values, number)
         else:
             for index, x in enumerate(layer.memory):
                 cache.update_recurrent_state(x, number, index)

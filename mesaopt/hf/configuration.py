@@ -7,7 +7,6 @@ from transformers import PreTrainedConfig
 from mesaopt.config import LanguageModelConfig, from_dict, to_dict
 from mesaopt.errors import ConfigError
 
-
 _SOFTMAX = {
     (False, False): "full_attention",
     (False, True): "sliding_attention",
@@ -37,9 +36,7 @@ class MesaoptConfig(PreTrainedConfig):
     model_type = "mesaopt"
     keys_to_ignore_at_inference = ("cache", "past_key_values")
 
-    def __init__(
-        self, settings: LanguageModelConfig | dict[str, Any] | None = None, **others: Any
-    ):
+    def __init__(self, settings: LanguageModelConfig | dict[str, Any] | None = None, **others: Any):
         if settings is None:
             settings = LanguageModelConfig()
         if isinstance(settings, dict):
@@ -49,7 +46,8 @@ class MesaoptConfig(PreTrainedConfig):
             wanted = f"must be {settings.tied}, as settings.tied"
             raise ConfigError(f"tie_word_embeddings={tied}: {wanted}")
         self.settings = to_dict(settings)
-        super().__init__(tie_word_embeddings=tied, **others)
+        super().__init__(**others)
+        self.tie_word_embeddings = tied
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """A language model of ours as a model of the library transformers; all computation stays in ours."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -59,6 +59,11 @@ class Core(LanguageModel):
         alias = {"head.weight"} if self.config.tied else set()
         return {name: x for name, x in self.state_dict().items() if name not in alias}
 
+    def load_plain(self, state: Mapping[str, Tensor]) -> None:
+        """Load the tensors of a :class:`mesaopt.models.LanguageModel` of the same settings."""
+        alias = {"head.weight": state["embedding.weight"]} if self.config.tied else {}
+        self.load_state_dict({**state, **alias})
+
 
 class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
     """A language model of ours for transformers: `from_pretrained`, `save_pretrained` and `generate`.
@@ -82,10 +87,10 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _is_stateful = True  # no rolling back: transformers refuses what needs it
-    _no_split_modules = ("Core",)
-    _skip_keys_device_placement = ("cache", "past_key_values")
-    _tied_weights_keys = {"model.head.weight": "model.embedding.weight"}  # noqa: RUF012
-    _keep_in_fp32_modules_strict = {"raw_ridge", "inverse_ridge"}  # noqa: RUF012
+    _no_split_modules: Any = {"Core"}
+    _skip_keys_device_placement: Any = {"cache", "past_key_values"}
+    _tied_weights_keys: Any = {"model.head.weight": "model.embedding.weight"}
+    _keep_in_fp32_modules_strict: Any = {"raw_ridge", "inverse_ridge"}
 
     def __init__(self, config: MesaoptConfig):
         super().__init__(config)
@@ -97,7 +102,9 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
 
     def initialize_weights(self) -> None:
         """Give what was not loaded the first values of :class:`mesaopt.models.LanguageModel`."""
-        missing = {name for name, x in self._tensors() if not getattr(x, "_is_hf_initialized", False)}
+        missing = {
+            name for name, x in self._tensors() if not getattr(x, "_is_hf_initialized", False)
+        }
         if not missing:
             return
         fresh = LanguageModel(self.model.config, seed=_draw_seed())
@@ -107,9 +114,7 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
                 initialization.copy_(x, values[name].detach())
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a model from a folder or a hub; weights are read from safetensors only.
 
         Args:
@@ -128,9 +133,8 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError("use_safetensors=False: must be True: nothing is unpickled")
         wanted = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, in one line
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        load = cast(Any, super().from_pretrained)
+        model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         _refuse_misfits(str(pretrained_model_name_or_path), info)
         return (model, info) if wanted else model
 
@@ -178,7 +182,8 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
             extra = {name: x for name, x in kwargs.items() if name == "num_items_in_batch"}
             size = self.model.config.vocabulary
             loss = cast(Any, self).loss_function(logits, labels, vocab_size=size, **extra)
-        output = CausalLMOutputWithPast(loss=loss, logits=cast(Any, logits), **{_CACHE: cache})
+        found: dict[str, Any] = {_CACHE: cache}
+        output = CausalLMOutputWithPast(loss=loss, logits=cast(Any, logits), **found)
         as_dict = kwargs.get("return_dict")
         as_dict = self.config.return_dict if as_dict is None else as_dict
         return output if as_dict else output.to_tuple()
@@ -314,7 +319,10 @@ def _check_prompts(prompts: Any, mask: Tensor | None, vocabulary: int) -> None:
 
 def _refuse_misfits(where: str, info: dict[str, Any]) -> None:
     """Refuse weights of another architecture, naming one tensor."""
-    for kind, wanted in (("missing", "there is no such tensor"), ("unexpected", "is not of the model")):
+    for kind, wanted in (
+        ("missing", "there is no such tensor"),
+        ("unexpected", "is not of the model"),
+    ):
         if names := sorted(map(str, info[f"{kind}_keys"])):
             raise ConfigError(f"{where}: {names[0]}: {wanted}")
     if mismatched := sorted(info["mismatched_keys"], key=lambda entry: str(entry[0])):

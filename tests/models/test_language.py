@@ -99,7 +99,9 @@ def test_every_stack_computes_its_definition(config: LanguageModelConfig, seed: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_its_definition_with_every_mixer(name: MixerName) -> None:
-    config = only_where(replace(SMALL, mixers=(name, name), positions="sinusoidal"), window=4, values=True)
+    config = only_where(
+        replace(SMALL, mixers=(name, name), positions="sinusoidal"), window=4, values=True
+    )
     model, tokens = build(config), draw(config, time=20)
     wanted = [torch.from_numpy(slow_logits(config, model, row.numpy())) for row in tokens]
     torch.testing.assert_close(model(tokens), torch.stack(wanted), rtol=1e-9, atol=1e-9)
