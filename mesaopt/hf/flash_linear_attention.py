@@ -10,6 +10,7 @@ from torch import Tensor
 from mesaopt import files, json_files
 from mesaopt.config import LanguageModelConfig
 from mesaopt.errors import ConfigError
+from mesaopt.hf.folders import require_free
 from mesaopt.models import LanguageModel
 from mesaopt.training.tensors import read_tensors
 
@@ -106,14 +107,14 @@ def to_mesa_net(model: LanguageModel, path: str | Path) -> Path:
         model: of mixers mesanet2025 with `convolve_values` switched off, gated networks, and neither a cap
             on logits nor one on forgetting: as :func:`from_mesa_net` reads it. Norms of heads that differ
             from head to head become factors of the output matrix.
-        path: folder to write `config.json` and `model.safetensors` into.
+        path: folder to write `config.json` and `model.safetensors` into, new or empty.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: a setting of the model has no counterpart there; it is named.
-        RunError: the folder cannot be written.
+        RunError: the folder holds files, or it cannot be written.
     """
     config, folder = model.config, files.as_path(path)
     for name, wanted in _OURS.items():
@@ -122,13 +123,15 @@ def to_mesa_net(model: LanguageModel, path: str | Path) -> Path:
     for mixer in config.mixers:
         if mixer != "mesanet2025":
             raise ConfigError(f"mixers: {mixer!r}: must be 'mesanet2025' in a MesaNet")
+    require_free(folder)
     state = {name: x.detach().cpu() for name, x in model.state_dict().items()}
     theirs = {name: state[ours] for ours, name in _AROUND.items()}
     if not config.tied:
         theirs[_HEAD] = state["head.weight"]
     for layer in range(config.depth):
         theirs |= _their_block(state, f"blocks.{layer}.", f"model.layers.{layer}.", config)
-    files.make_folder(folder)
+    if not files.exists(folder):
+        files.make_folder(folder)
     whole = {name: x.contiguous().clone() for name, x in theirs.items()}
     data = safetensors.torch.save(whole, metadata={"format": "pt"})
     files.write(folder / "model.safetensors", data)

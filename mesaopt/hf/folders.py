@@ -48,7 +48,7 @@ def export(run: str | Path, path: str | Path, *, step: int | None = None) -> Pat
     config = folder.config
     if not isinstance(config.model, LanguageModelConfig):
         raise ConfigError(f"run={str(run)!r}: model.kind={config.model.kind!r}: must be 'language'")
-    _require_free(out)
+    require_free(out)
     step = max(folder.steps, default=0) if step is None else step
     trained = load_folder(folder, step=step, device="cpu").model
     model = wrap(trained)
@@ -80,7 +80,7 @@ def restore(path: str | Path, run: str | Path) -> Path:
     source, out = files.as_path(path), files.as_path(run)
     saved = json_files.read(source / _RUN, {"step": int})
     config = from_dict(RunConfig, saved.get("run"), where=str(source / _RUN))
-    _require_free(out)
+    require_free(out)
     model = MesaoptForCausalLM.from_pretrained(source, dtype=torch.float32).plain()
     steps = saved["step"]
     config = replace(config, model=model.config, train=replace(config.train, steps=steps))
@@ -122,7 +122,8 @@ def wrap(model: Any) -> MesaoptForCausalLM:
     return wrapped.eval()
 
 
-def _require_free(path: Path) -> None:
+def require_free(path: Path) -> None:
+    """Refuse to write into a folder that holds files."""
     if not files.exists(path):
         files.require_writable(path)
     elif not files.is_folder(path) or files.names(path):
