@@ -40,7 +40,7 @@ $(VENV)/ready: pyproject.toml
 
 # And what developing it takes.
 $(VENV)/ready-dev: $(VENV)/ready
-	@$(PIP) --editable ".[dev]"
+	@$(PIP) --editable ".[dev,hf]"
 	@touch $@
 
 clean:

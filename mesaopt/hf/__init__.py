@@ -8,9 +8,12 @@ from mesaopt.errors import ConfigError
 
 try:
     import transformers as _transformers
+
+    if tuple(map(int, _transformers.__version__.split(".")[:2])) < (5, 16):
+        raise ImportError
 except ImportError:
     raise ConfigError(
-        "mesaopt.hf: needs the library transformers: pip install 'mesaopt[hf]'"
+        "mesaopt.hf: needs the library transformers, 5.16 or newer: pip install 'mesaopt[hf]'"
     ) from None
 
 from mesaopt.hf.configuration import MesaoptConfig

@@ -247,7 +247,7 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
         batch, time = tokens.shape
         real = None if attention_mask is None else _read_mask(attention_mask, batch, time)
         past = None if real is None else real[:, :-time]
-        _check_past(real, cache, time)
+        _check_mask(real, cache, time, self.model.config.window)
         state = None if cache is None else read_state(cache, self.model, past)
         if real is not None and bool(real.all()):
             real = None
@@ -289,12 +289,17 @@ def _read_mask(mask: Tensor, batch: int, time: int) -> Tensor:
     return mask.bool()
 
 
-def _check_past(real: Tensor | None, cache: Cache | None, time: int) -> None:
-    """Refuse a mask that does not cover the past."""
+def _check_mask(real: Tensor | None, cache: Cache | None, time: int, window: int | None) -> None:
+    """Refuse a mask that does not cover the past, or has padding that a window would count."""
+    if real is None:
+        return
     past = 0 if cache is None else past_length(cache)
-    if real is not None and real.shape[1] != past + time:
+    if real.shape[1] != past + time:
         wanted = f"must be {past + time}, for {past} positions so far and {time} more"
         raise ValueError(f"attention_mask has {real.shape[1]} columns: {wanted}")
+    if window is not None and bool((real[:, :-1] & ~real[:, 1:]).any()):
+        wanted = f"must be on the left with window={window}"
+        raise ValueError(f"attention_mask has padding behind a token: {wanted}")
 
 
 def _check_tokens(tokens: Any, vocabulary: int) -> None:

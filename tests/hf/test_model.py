@@ -1,8 +1,10 @@
 """Language models of ours in the library transformers: the same function, texts, gradients and weights."""
 
 import copy
+import importlib
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -243,6 +245,23 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         ValueError, match=r"attention_mask has shape \(3, 5\): must be \[2, past \+ 5\]"
     ):
         model(PADDED[:2], attention_mask=MASK)
+    with pytest.raises(
+        ValueError, match="padding behind a token: must be on the left with window=3"
+    ):
+        build("window")[0](PADDED, attention_mask=MASK.flip(1))
+
+
+@pytest.mark.parametrize("package", [None, types.SimpleNamespace(__version__="4.57.0")])
+def test_a_missing_or_old_library_is_named(
+    package: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("mesaopt.hf")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", package)
+    with pytest.raises(
+        ConfigError, match=r"^mesaopt.hf: needs the library transformers, 5.16 or newer"
+    ):
+        importlib.import_module("mesaopt.hf")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
