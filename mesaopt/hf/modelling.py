@@ -167,10 +167,10 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
             Logits [batch, time or kept, vocabulary], the loss if there are labels, and the cache.
 
         Raises:
-            ValueError: there is no token, one is not in the vocabulary, or the mask has the wrong shape.
+            ValueError: there is no token, one is not in the vocabulary, the mask has the wrong shape, or
+                the cache is of another kind.
         """
-        if kwargs.get("inputs_embeds") is not None:
-            raise ValueError("inputs_embeds is given: must be input_ids, tokens [batch, time]")
+        _check_others(kwargs)
         cache = past_key_values if cache is None else cache
         if use_cache is None:
             use_cache = cache is not None or not self.training
@@ -243,7 +243,8 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
         kept: int | Tensor,
     ) -> tuple[Tensor, Cache | None]:
         """Read tokens, and update the cache."""
-        _check_tokens(tokens, self.model.config.vocabulary)
+        _check_tokens(tokens)
+        _check_cache(cache, self.model.config.depth)
         batch, time = tokens.shape
         real = None if attention_mask is None else _read_mask(attention_mask, batch, time)
         past = None if real is None else real[:, :-time]
@@ -302,7 +303,27 @@ def _check_mask(real: Tensor | None, cache: Cache | None, time: int, window: int
         raise ValueError(f"attention_mask has padding behind a token: {wanted}")
 
 
-def _check_tokens(tokens: Any, vocabulary: int) -> None:
+def _check_others(given: dict[str, Any]) -> None:
+    """Refuse inputs and outputs that there are none of."""
+    if given.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds is given: must be input_ids, tokens [batch, time]")
+    for name in ("output_hidden_states", "output_attentions"):
+        if given.get(name):
+            raise ValueError(f"{name}=True: must be False; mesaopt.analysis.capture has them")
+
+
+def _check_cache(cache: Cache | None, depth: int) -> None:
+    """Refuse a cache of another kind or another model."""
+    if cache is None:
+        return
+    wanted = "must be DynamicCache(config=model.config)"
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(f"cache is a {type(cache).__name__}: {wanted}")
+    if len(cache.layers) != depth:
+        raise ValueError(f"cache has {len(cache.layers)} layers, not {depth}: {wanted}")
+
+
+def _check_tokens(tokens: Any) -> None:
     if not isinstance(tokens, Tensor) or tokens.dim() != 2:
         given = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "is missing"
         raise ValueError(f"input_ids {given}: must be tokens [batch, time]")
@@ -312,7 +333,7 @@ def _check_tokens(tokens: Any, vocabulary: int) -> None:
 
 def _check_prompts(prompts: Any, mask: Tensor | None, vocabulary: int) -> None:
     """Refuse prompts before any work."""
-    _check_tokens(prompts, vocabulary)
+    _check_tokens(prompts)
     smallest, largest = (int(x) for x in prompts.aminmax())
     if smallest < 0 or largest >= vocabulary:
         worst = smallest if smallest < 0 else largest

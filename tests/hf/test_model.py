@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import subprocess
 import sys
 import types
@@ -18,6 +19,8 @@ from mesaopt.errors import ConfigError
 from mesaopt.models import LanguageModel, Sampling, beam_search, generate
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+from transformers import GenerationMixin  # noqa: E402
+
 from mesaopt import hf  # noqa: E402
 
 SMALL = LanguageModelConfig(vocabulary=13, width=8, num_heads=2, initial_std=0.4)
@@ -33,6 +36,8 @@ STACKS = {name: replace(SMALL, mixers=(name, name)) for name in get_args(MixerNa
     ),
     "positions": replace(SMALL, mixers=("longhorn",), positions="sinusoidal", norm="layer"),
 }
+ARGUMENTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in ARGUMENTS else "past_key_values"
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6]]
 PADDED = torch.tensor([[3, 1, 4, 1, 5], [0, 0, 0, 9, 2], [0, 0, 0, 0, 6]])
@@ -96,7 +101,7 @@ def test_a_text_can_come_in_pieces(name: str) -> None:
         for length in cuts:
             end = begin + length
             output = model(tokens[:, begin:end], attention_mask=mask[:, :end], cache=cache)
-            cache, begin = output["cache" if "cache" in output else "past_key_values"], end
+            cache, begin = output[CACHE], end
             logits.append(output.logits)
         found = torch.cat(logits, dim=1)
         # Two orders of the same sums, in float32.
@@ -249,6 +254,35 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         ValueError, match="padding behind a token: must be on the left with window=3"
     ):
         build("window")[0](PADDED, attention_mask=MASK.flip(1))
+
+
+def test_other_caches_and_outputs_are_refused() -> None:
+    model, _ = build("hybrid")
+    with pytest.raises(
+        ValueError, match=r"StaticCache: must be DynamicCache\(config=model.config\)"
+    ):
+        model.generate(PADDED, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(ValueError, match="cache has 0 layers, not 3: must be DynamicCache"):
+        model(PADDED, cache=transformers.DynamicCache())
+    with pytest.raises(ValueError, match="output_hidden_states=True: must be False"):
+        model(PADDED, output_hidden_states=True)
+    with pytest.raises(ValueError, match="inputs_embeds is given: must be input_ids"):
+        model(PADDED, inputs_embeds=torch.zeros(3, 5, 8))
+
+
+def test_a_text_goes_on_from_a_cache_and_its_prompt_may_be_cut() -> None:
+    for name in ("hybrid", "mesanet2025", "window"):
+        model, _ = build(name)
+        settings = {"do_sample": False, "attention_mask": MASK}
+        wanted = model.generate(PADDED, max_new_tokens=8, **settings)
+        cut = model.generate(PADDED, max_new_tokens=8, prefill_chunk_size=2, **settings)
+        assert torch.equal(cut, wanted)
+        cache = transformers.DynamicCache(config=model.config)
+        first = model.generate(PADDED, max_new_tokens=3, **{CACHE: cache}, **settings)
+        settings["attention_mask"] = torch.cat([MASK, torch.ones(3, 3, dtype=torch.long)], dim=1)
+        assert torch.equal(
+            model.generate(first, max_new_tokens=5, **{CACHE: cache}, **settings), wanted
+        )
 
 
 @pytest.mark.parametrize("package", [None, types.SimpleNamespace(__version__="4.57.0")])
