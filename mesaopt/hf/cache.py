@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache
 
-from mesaopt.layers import LayerState
+from mesaopt.layers import LayerState, MesaLayer, SelfAttention, SoftmaxSelfAttention
 from mesaopt.models import LanguageModel
 from mesaopt.models.language_state import LanguageState
 from mesaopt.ops import KeyValueState, LinearState, MesaState
@@ -37,11 +37,9 @@ def read_state(
     places = [cast(Any, place) for place in cache.layers]
     if not any(_is_used(place) for place in places):
         return None
-    layers = []
-    for place, mixer in zip(places, model.mixers, strict=True):
-        empty = mixer.init_state(1)
-        layers.append(_read_layer(place, empty, past))
-    return LanguageState(tuple(layers), _read_seen(places, past))
+    pairs = zip(places, model.mixers, strict=True)
+    layers = tuple(_read_layer(place, mixer, past) for place, mixer in pairs)
+    return LanguageState(layers, _read_seen(places, past))
 
 
 def write_state(
@@ -99,12 +97,13 @@ def _read_seen(places: list[Any], past: Tensor | None) -> Int[Tensor, " batch"]:
     return torch.full((len(keys),), places[0].get_seq_length(), device=keys.device)
 
 
-def _read_layer(place: Any, empty: LayerState, past: Tensor | None) -> LayerState:
-    recent = None if empty.recent is None else place.recurrent_states[_RECENT]
-    if isinstance(empty.memory, KeyValueState):
+def _read_layer(place: Any, mixer: SelfAttention, past: Tensor | None) -> LayerState:
+    recent = None if mixer.convolution is None else place.recurrent_states[_RECENT]
+    if isinstance(mixer, SoftmaxSelfAttention):
         return LayerState(_read_pairs(place, past), recent)
-    parts = (place.recurrent_states[index] for index in range(len(empty.memory)))
-    return LayerState(cast(LinearState | MesaState, empty.memory._make(parts)), recent)
+    kind = MesaState if isinstance(mixer, MesaLayer) else LinearState
+    parts = (place.recurrent_states[index] for index in range(len(kind._fields)))
+    return LayerState(kind(*parts), recent)
 
 
 def _read_pairs(place: Any, past: Tensor | None) -> KeyValueState:
