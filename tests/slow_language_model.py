@@ -65,8 +65,10 @@ def slow_mixer(config: LanguageModelConfig, mixer: str, w: Weights, x: np.ndarra
     """Apply one mixer to the normalised stream [time, width]."""
     q, k, v = (x @ w[f"{name}.weight"].T for name in ("query", "key", "value"))
     if "convolution.weight" in w:
-        kernels = np.split(w["convolution.weight"], 3)
-        q, k, v = (slow_convolution(z, c) for z, c in zip((q, k, v), kernels, strict=True))
+        count = 3 if config.convolve_values else 2
+        kernels = np.split(w["convolution.weight"], count)
+        convolved = zip((q, k, v)[:count], kernels, strict=True)
+        q, k, v = [*(slow_convolution(z, c) for z, c in convolved), v][:3]
     if config.key_shift:
         k = np.concatenate([np.zeros_like(k[:1]), k[:-1]])
     beta, gamma = np.ones((2, len(x), config.num_heads))

@@ -46,6 +46,7 @@ ALLOWED["papers"].add("looks")
 ALLOWED["report"].add("looks")
 ALLOWED["zoo"] = ALLOWED["papers"] | {"papers", "display"}
 ALLOWED["released"] = BASE | {"models", "recipes", "tasks", "training"}
+ALLOWED["hf"] = BASE | {"ops", "layers", "models", "training", "corpus"}
 ALLOWED["arguments"] = set()
 ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)

@@ -47,6 +47,8 @@ class LanguageModelConfig:
     convolution: int | None = None
     """Length of the short convolution of queries, keys and values in every mixer; None: as the mixer has
     it, 4 in mesanet2025 and none elsewhere."""
+    convolve_values: bool = True
+    """Whether values are convolved, too; otherwise queries and keys alone, as in the public kernel."""
     head_norm: bool = False
     """Whether the output of every head is divided by its root mean square, as in mesanet2025 always."""
     unit_queries_keys: bool = False
@@ -89,6 +91,8 @@ class LanguageModelConfig:
         convolves = self.convolution is not None or "mesanet2025" in self.mixers
         wanted = "False with a convolution, which can learn it"
         require(not (self.key_shift and convolves), self, "key_shift", wanted)
+        wanted = "True without a convolution"
+        require(self.convolve_values or convolves, self, "convolve_values", wanted)
 
     @property
     def depth(self) -> int:

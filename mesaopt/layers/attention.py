@@ -101,7 +101,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
             self.gates = Gates(width, groups, gates, frame.forget_cap)
         self.convolution = None
         if frame.convolution is not None:
-            self.convolution = CausalConvolution(inner + 2 * shared, frame.convolution)
+            channels = inner + (2 if frame.convolve_values else 1) * shared
+            self.convolution = CausalConvolution(channels, frame.convolution)
         elif frame.key_shift:
             self.convolution = KeyShift(inner, shared, shared)
         self.head_norm = HeadNorm(num_heads, head_dim) if frame.head_norm else None
@@ -408,13 +409,14 @@ class SelfAttention(nn.Module, Generic[Memory]):
             placed, seen = self._place(x, seen, packed)
         parts = [self.query(placed), self.key(placed), self.value(x)]
         if self.convolution is not None:
+            after = [] if self.frame.key_shift or self.frame.convolve_values else [parts.pop()]
             joined = torch.cat(parts, dim=-1)
             if packed is None:
                 joined, recent = self.convolution(joined, recent)
             else:
                 joined, recent = self.convolution.convolve_packed(joined, recent, packed.lengths)
             joined = joined if self.frame.key_shift else silu(joined)
-            parts = joined.split([part.shape[-1] for part in parts], dim=-1)
+            parts = [*joined.split([part.shape[-1] for part in parts], dim=-1), *after]
         q = parts[0].unflatten(-1, (self.num_heads, -1))  # [B,T,H,K]
         k, v = (part.unflatten(-1, (self.num_key_value_heads, -1)) for part in parts[1:])
         if self.frame.features:

@@ -31,8 +31,8 @@ class Frame:
 
     Example:
         >>> Frame.mesanet2025()
-        Frame(positions=False, convolution=4, key_shift=False, features=0, unit_keys=True, \
-unit_values=False, head_norm=True, forget_cap=None)
+        Frame(positions=False, convolution=4, convolve_values=True, key_shift=False, features=0, \
+unit_keys=True, unit_values=False, head_norm=True, forget_cap=None)
         >>> Frame(convolution=0)
         Traceback (most recent call last):
         ...
@@ -43,6 +43,8 @@ unit_values=False, head_norm=True, forget_cap=None)
     """Whether queries and keys, but not values, are computed from the input and :func:`sinusoids`."""
     convolution: int | None = None
     """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
+    convolve_values: bool = True
+    """Whether the convolution takes v too; otherwise v stays as it is, without SiLU."""
     key_shift: bool = False
     """Whether the key of a token is computed from the token before it, the first being zero: then one layer
     sees pairs of neighbours. Not with a convolution, which can learn it."""
@@ -82,7 +84,7 @@ unit_values=False, head_norm=True, forget_cap=None)
             Convolutions over 4 tokens, unit queries and keys, normalised outputs.
 
         Source: von Oswald et al. 2025. The paper's figure convolves q, k and v, its appendix keys and
-        queries alone; all three are convolved here.
+        queries alone; all three are convolved here, unless `convolve_values` is switched off.
         """
         return cls(convolution=4, unit_keys=True, head_norm=True, forget_cap=forget_cap)
 

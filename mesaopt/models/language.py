@@ -62,6 +62,8 @@ class LanguageModel(nn.Module):
             seed: 0 or greater; the weights are a pure function of it.
         """
         require_count("seed", seed, smallest=0)
+        if self.embedding.weight.is_meta:
+            return
         random = torch.Generator().manual_seed(seed)
         for module in self._own_modules():
             module.reset_parameters()  # ridges, norms and biases
@@ -187,9 +189,15 @@ class LanguageModel(nn.Module):
         past = [None] * self.config.depth if state is None else self._layers_of(state)
         layers = []
         for block, layer in zip(self._blocks, past, strict=True):
-            x, after = block.extend(x, layer, mask)
+            x, after = self._extend_block(block, x, layer, mask)
             layers.append(after)
         return x, LanguageState(tuple(layers), seen + counts.sum(1))
+
+    def _extend_block(
+        self, block: "Block", x: Tensor, state: LayerState | None, mask: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """Apply one block to a chunk of tokens; a subclass may compute it again for the gradients."""
+        return block.extend(x, state, mask)
 
     def _layers_of(self, state: LanguageState) -> tuple[LayerState, ...]:
         """Return the states of the layers, if there are as many."""

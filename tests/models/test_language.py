@@ -33,7 +33,9 @@ NAMES = get_args(MixerName)
 SMALL = LanguageModelConfig(vocabulary=11, width=6, num_heads=2, initial_std=0.4)
 
 
-def only_where(config: LanguageModelConfig, *, window: int | None) -> LanguageModelConfig:
+def only_where(
+    config: LanguageModelConfig, *, window: int | None, values: bool
+) -> LanguageModelConfig:
     """Set a window and a cap where there are mixers that take them, and no shift beside a convolution."""
     forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
     convolves = config.convolution is not None or "mesanet2025" in config.mixers
@@ -42,6 +44,7 @@ def only_where(config: LanguageModelConfig, *, window: int | None) -> LanguageMo
         window=window if "softmax_attention" in config.mixers else None,
         forget_cap=0.9 if forgets else None,
         key_shift=not convolves,
+        convolve_values=values or not convolves,
     )
 
 
@@ -64,6 +67,7 @@ configs = st.builds(
         logit_cap=st.sampled_from([None, 3.0]),
     ),
     window=st.sampled_from([None, 1, 4]),
+    values=st.booleans(),
 )
 
 
@@ -95,7 +99,9 @@ def test_every_stack_computes_its_definition(config: LanguageModelConfig, seed: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_its_definition_with_every_mixer(name: MixerName) -> None:
-    config = only_where(replace(SMALL, mixers=(name, name), positions="sinusoidal"), window=4)
+    config = only_where(
+        replace(SMALL, mixers=(name, name), positions="sinusoidal"), window=4, values=True
+    )
     model, tokens = build(config), draw(config, time=20)
     wanted = [torch.from_numpy(slow_logits(config, model, row.numpy())) for row in tokens]
     torch.testing.assert_close(model(tokens), torch.stack(wanted), rtol=1e-9, atol=1e-9)
@@ -126,7 +132,7 @@ def test_first_weights_have_their_scales() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_built_without_memory_gets_all_first_values(name: MixerName) -> None:
-    config = only_where(replace(SMALL, mixers=(name, name)), window=4)
+    config = only_where(replace(SMALL, mixers=(name, name)), window=4, values=True)
     wanted = LanguageModel(config, seed=3)
     with torch.device("meta"):
         model = LanguageModel(config)
@@ -203,6 +209,10 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
         (
             {"key_shift": True},
             "key_shift=True: must be False with a convolution, which can learn it",
+        ),
+        (
+            {"mixers": ("mesa",), "convolve_values": False},
+            "convolve_values=False: must be True without a convolution",
         ),
         ({"feature_map": "dpfp4"}, "feature_map='dpfp4': did you mean 'dpfp3'"),
         (

@@ -1,0 +1,90 @@
+"""Run folders to pretrained folders, and back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.errors import ConfigError, RunError
+from mesaopt.training import load_run, train
+
+transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
+from mesaopt import hf  # noqa: E402
+
+MODEL = LanguageModelConfig(
+    vocabulary=11, width=8, num_heads=2, mixers=("mesa", "softmax_attention")
+)
+SHORT = TrainConfig(steps=4, batch_size=4, evaluate_every=2, evaluation_sequences=8)
+RUN = RunConfig(
+    recipe="short", task=CopyingConfig(alphabet=7, shortest=2, longest=4), model=MODEL, train=SHORT
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "short"
+    train(RUN, path, device="cpu")
+    return path
+
+
+def test_a_run_is_exported_and_restored(run: Path, tmp_path: Path) -> None:
+    original = load_run(run, device="cpu")
+    hf.export(run, tmp_path / "pretrained")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pretrained")
+    tokens = torch.randint(11, (2, 7))
+    assert torch.equal(model(tokens).logits, original.model(tokens))
+    hf.restore(tmp_path / "pretrained", tmp_path / "again")
+    again = load_run(tmp_path / "again", device="cpu")
+    assert again.config == original.config
+    assert torch.equal(again.model(tokens), original.model(tokens))
+    assert [line["step"] for line in again.metrics] == [4]
+    assert again.metrics[0]["test_loss"] == pytest.approx(
+        original.metrics[-1]["test_loss"], rel=1e-6
+    )
+
+
+def test_an_earlier_checkpoint_and_a_tuned_model_come_back(run: Path, tmp_path: Path) -> None:
+    hf.export(run, tmp_path / "pretrained", step=2)
+    model = hf.MesaoptForCausalLM.from_pretrained(tmp_path / "pretrained")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    model.save_pretrained(tmp_path / "pretrained")
+    hf.restore(tmp_path / "pretrained", tmp_path / "again")
+    again = load_run(tmp_path / "again", device="cpu")
+    assert again.config.train.steps == 2
+    assert torch.equal(again.model.norm.weight, model.model.norm.weight)
+
+
+def test_a_run_on_bytes_brings_a_tokenizer_along(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Grüße, mesa! " * 300)
+    task = TextConfig(corpus=str(tmp_path / "text.txt"), length=16)
+    config = replace(RUN, task=task, model=replace(MODEL, vocabulary=256))
+    train(config, tmp_path / "run", device="cpu")
+    hf.export(tmp_path / "run", tmp_path / "pretrained")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "pretrained")
+    text = "Grüße,\n\t mesa! \u0000 ≥ 3"
+    tokens = tokenizer(text)["input_ids"]
+    assert tokens == list(text.encode())
+    assert tokenizer.decode(tokens) == text
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pretrained")
+    prompt = tokenizer("Grü", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape == (1, 7)
+
+
+def test_what_cannot_be_exported_or_restored_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(RunError, match="taken: exists already: must be a new or an empty folder"):
+        hf.export(run, tmp_path / "taken")
+    with pytest.raises(RunError, match=r"mesaopt_run.json: there is no such file"):
+        hf.restore(tmp_path / "taken", tmp_path / "run")
+    train(
+        RunConfig(recipe="other", train=replace(SHORT, steps=2)), tmp_path / "other", device="cpu"
+    )
+    with pytest.raises(ConfigError, match=r"model.kind='.*': must be 'language'"):
+        hf.export(tmp_path / "other", tmp_path / "pretrained")
+    assert not (tmp_path / "pretrained").exists()
+    with pytest.raises(TypeError, match="model=Linear: must be a LanguageModel"):
+        hf.wrap(torch.nn.Linear(2, 2))
