@@ -8,7 +8,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from helpers import exit_status as run
 
 from mesaopt import zoo
@@ -247,13 +246,3 @@ def test_a_task_of_ones_own_is_given_to_the_runs_that_have_one(
     assert mine["task"]["name"] == name
     assert list(mine["losses"]) == ["own", "predict zero"]
     assert "least squares" in linear["losses"]
-
-
-def test_differences_are_paired() -> None:
-    from mesaopt.analysis import InContextLoss
-    from mesaopt.report.curves import difference
-
-    noise = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
-    one, other = InContextLoss(noise + 1), InContextLoss(noise)
-    assert difference(one, other).mean == pytest.approx(1)
-    assert difference(one, other).mean_error < 1e-6

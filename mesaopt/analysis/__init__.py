@@ -25,6 +25,7 @@ from mesaopt.analysis.few_shot import (
 )
 from mesaopt.analysis.in_context import (
     InContextLoss,
+    InContextLosses,
     Predictor,
     in_context_loss,
     model_predictor,
@@ -90,6 +91,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "InContextLoss",
+    "InContextLosses",
     "InputMap",
     "Linearization",
     "MixerMeasurements",

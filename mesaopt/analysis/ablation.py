@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
-from mesaopt.analysis.estimate import Estimate, estimates
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
-from mesaopt.analysis.in_context import InContextLoss
+from mesaopt.analysis.in_context import InContextLoss, Scored, join_losses
 from mesaopt.analysis.parts import find_part
-from mesaopt.analysis.patching import Replacement, patch
+from mesaopt.analysis.patching import Replacement, patching
 from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import suggest
 from mesaopt.looks import PALETTE
@@ -22,6 +22,8 @@ from mesaopt.tasks import Batch
 
 Corruption = Callable[[Tensor], Tensor]
 """From the tokens of a batch to the tokens of another run, of the same shape."""
+
+_ORIGINAL = ("", "")  # no part and no group of positions
 
 REPLACEMENTS = ("zero", "mean", "other_sequence", "shuffled_tokens")
 """Replacements that have a name."""
@@ -46,40 +48,41 @@ class Effect(Drawn):
     @property
     def change(self) -> Estimate:
         """Patched less original, in the mean over positions, with its paired standard error."""
-        return Estimate.of(self._changes.mean(1))
+        return Estimate.of(self._changes.by_sequence)
 
     @property
     def ratio(self) -> Estimate:
         """Patched divided by original, of the means over positions, with its paired standard error."""
-        losses = (self.patched.losses, self.original.losses)
-        return Estimate.ratio(*(one.mean(1) for one in losses))
+        return Estimate.ratio(self.patched.by_sequence, self.original.by_sequence)
 
     @property
     def curve(self) -> Float[Tensor, " position"]:
         """Mean change over sequences, by position."""
-        return self._changes.mean(0)
+        return self._changes.curve
 
     @property
     def curve_error(self) -> Float[Tensor, " position"]:
         """Paired standard error of :attr:`curve` over sequences."""
-        return self._changes.std(0) / len(self._changes) ** 0.5
+        return self._changes.curve_error
 
     @property
-    def _changes(self) -> Float[Tensor, "sequence position"]:
-        return self.patched.losses - self.original.losses
+    def _changes(self) -> InContextLoss:
+        return self.patched - self.original
 
     _axes = {"xlabel": "position in the sequence", "ylabel": "change of the in-context loss"}
 
     def _headline(self) -> str:
         losses = f"from {self.original.mean:.4g} to {self.patched.mean:.4g}"
-        return f"The loss changes by {self.change}, {losses}; {len(self._changes):,} sequences"
+        return (
+            f"The loss changes by {self.change}, {losses}; {len(self.original.losses):,} sequences"
+        )
 
     def _rows(self) -> list[Row]:
-        each = zip(self.original.positions, estimates(self._changes), strict=True)
+        each = zip(self.original.positions, self._changes.at_positions, strict=True)
         return [{"position": position, "change": change} for position, change in each]
 
     def _curves(self) -> list[Curve]:
-        each = estimates(self._changes)
+        each = self._changes.at_positions
         values, errors = [one.value for one in each], [one.error for one in each]
         return [Curve("change", self.original.positions, values, errors)]
 
@@ -198,29 +201,28 @@ def ablate(
         find_part(model, name, "names")
     replacements_on = _replacements(by)
 
-    def score(batch: Batch) -> tuple[range, list[Tensor]]:
+    def score(batch: Batch) -> Scored[tuple[str, str]]:
         tokens = like_weights(model, batch.tokens)
 
         def losses(replaced: Mapping[str, Replacement], where: Sequence[int] | None) -> Tensor:
             # A copy, which the model may change in place.
-            output = patch(model, tokens.clone(), replaced, positions=where)
+            with patching(model, replaced, positions=where):
+                output = model(tokens.clone(), **batch.arguments)
             return batch.losses(output.to(batch.targets.device)).double()
 
         with evaluating(model):
             replacements = replacements_on(model, tokens, names)
-            scored = [losses({}, None)]
-            for name in names:
-                scored += [losses({name: replacements[name]}, at) for at in replaced_at.values()]
-        return batch.positions, scored
+            scored = {_ORIGINAL: losses({}, None)} | {
+                (name, group): losses({name: replacements[name]}, where)
+                for name in names
+                for group, where in replaced_at.items()
+            }
+        return batch.positions, batch.counted, scored
 
     with evaluation.reported("ablation") as reported:
-        scored_at, scored = zip(*reported.map(task, score), strict=True)
-    original, *patched = (
-        InContextLoss(torch.cat(parts), scored_at[0]) for parts in zip(*scored, strict=True)
-    )
-    keys = [(name, group) for name in names for group in replaced_at]
-    effects = (Effect(original, one) for one in patched)
-    return AblationTable(original, dict(zip(keys, effects, strict=True)))
+        joined = join_losses(reported.map(task, score))
+    original = joined.pop(_ORIGINAL)
+    return AblationTable(original, {key: Effect(original, one) for key, one in joined.items()})
 
 
 def shuffled_tokens(tokens: Float[Tensor, "batch time token"]) -> Tensor:

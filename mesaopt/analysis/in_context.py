@@ -1,8 +1,8 @@
 """The in-context loss: the loss of a predictor by the position in the sequence."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ AnyPredictor = Predictor | AnyModel
 """A predictor, or a model or run that makes one."""
 
 
+Name = TypeVar("Name", bound=Hashable)
 _AXES = {"xlabel": "position in the sequence", "ylabel": "in-context loss", "yscale": "log"}
 
 
@@ -74,7 +75,7 @@ class InContextLoss(Drawn):
     @property
     def mean(self) -> float:
         """Mean over sequences and positions: the training loss, where that is no sum over positions."""
-        return self.losses.mean().item() if self.counted is None else self._means.mean().item()
+        return (self.losses if self.counted is None else self.by_sequence).mean().item()
 
     @property
     def estimate(self) -> Estimate:
@@ -84,34 +85,57 @@ class InContextLoss(Drawn):
     @property
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` over sequences."""
-        return (self._means.std() / len(self.losses) ** 0.5).item()
+        return (self.by_sequence.std() / len(self.losses) ** 0.5).item()
 
     @property
-    def _means(self) -> Float[Tensor, " sequence"]:
+    def by_sequence(self) -> Float[Tensor, " sequence"]:
         """Mean over the positions of each sequence."""
         if self.counted is None:
             return self.losses.mean(1)
         return (self.losses * self.counted).sum(1) / self.counted.sum(1).clamp(min=1)
 
+    def __sub__(self, other: "InContextLoss") -> "InContextLoss":
+        """Subtract losses sequence by sequence, so that their common noise cancels.
+
+        Args:
+            other: losses on the same sequences.
+
+        Returns:
+            The differences; their means and standard errors are those of paired values.
+        """
+        return InContextLoss(self.losses - other.losses, self.scored, self.counted)
+
+    @property
+    def at_positions(self) -> list[Estimate]:
+        """:attr:`curve` with its standard errors, which are NaN for a single sequence."""
+        if self.counted is None:
+            return estimates(self.losses)
+        pairs = zip(self.curve.tolist(), self.curve_error.tolist(), strict=True)
+        return [Estimate(value, error) for value, error in pairs]
+
     _axes = _AXES
 
     def _headline(self) -> str:
-        (mean,) = estimates(self.losses.mean(1, keepdim=True))
-        return f"In-context loss {mean} on {self._amount()}"
+        return f"In-context loss {self._mean} on {self._amount()}"
+
+    @property
+    def _mean(self) -> Estimate:
+        (mean,) = estimates(self.by_sequence.unsqueeze(1))
+        return mean
 
     def _amount(self) -> str:
         positions = f"{self.positions[0]} to {self.positions[-1]}"
         return f"{len(self.losses):,} sequences, at positions {positions}"
 
     def _rows(self) -> list[Row]:
-        each = zip(self.positions, estimates(self.losses), strict=True)
+        each = zip(self.positions, self.at_positions, strict=True)
         return [{"position": position, "loss": loss} for position, loss in each]
 
     def _curves(self) -> list[Curve]:
         return [self._curve("the model")]
 
     def _curve(self, name: str) -> Curve:
-        losses = estimates(self.losses)
+        losses = self.at_positions
         values, errors = [one.value for one in losses], [one.error for one in losses]
         return Curve(name, self.positions, values, errors)
 
@@ -138,7 +162,7 @@ class InContextLosses(Drawn, dict[str, InContextLoss]):
 
     def _table(self) -> list[Row]:
         return [
-            {"predictor": name, "mean loss": estimates(loss.losses.mean(1, keepdim=True))[0]}
+            {"predictor": name, "mean loss": loss._mean}
             | {f"at {row['position']}": row["loss"].value for row in loss._table()}
             for name, loss in self.items()
         ]
@@ -253,22 +277,33 @@ def in_context_loss(
         scored = {name: batch.losses(f(batch)).float() for name, f in functions.items()}
         return batch.positions, batch.counted, scored
 
-    losses: dict[str, list[Tensor]] = {name: [] for name in functions}
-    counts: list[Tensor] = []
-    positions = range(1, 1)
     with evaluation.reported("in-context loss") as reported:
-        for found, count, scored in reported.map(task, score):
-            positions = max(positions, found, key=len)
-            if count is not None:
-                counts.append(count)
-            for name, values in scored.items():
-                losses[name].append(values)
+        return InContextLosses(join_losses(reported.map(task, score)))
+
+
+Scored = tuple[range, Tensor | None, Mapping[Name, Tensor]]
+"""Of a batch: scored positions, which losses count (None: all), and losses [sequence, position] by name."""
+
+
+def join_losses(batches: Iterable[Scored[Name]]) -> dict[Name, InContextLoss]:
+    """Put the losses of batches together, by name; places that a batch does not have do not count."""
+    losses: dict[Name, list[Tensor]] = {}
+    counts, positions = [], range(1, 1)
+    for found, count, scored in batches:
+        positions = max(positions, found, key=len)
+        for name, values in scored.items():
+            losses.setdefault(name, []).append(values)
+        counts += [count] if count is not None else [_all_of(one) for one in scored.values()][:1]
     counted = _join(counts) if counts else None
     counted = None if counted is None or counted.all() else counted
     # pop() frees the memory of one predictor at a time.
-    return InContextLosses(
-        {name: InContextLoss(_join(losses.pop(name)), positions, counted) for name in functions}
-    )
+    return {
+        name: InContextLoss(_join(losses.pop(name)), positions, counted) for name in list(losses)
+    }
+
+
+def _all_of(losses: Tensor) -> Tensor:
+    return torch.ones_like(losses, dtype=torch.bool)
 
 
 def _join(parts: list[Tensor]) -> Tensor:

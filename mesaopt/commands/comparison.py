@@ -90,15 +90,13 @@ def _require_one_task(folders: dict[str, Path]) -> None:
 
 def _compare(runs: dict[str, "Run"], sequences: int) -> _Compared:
     """Score runs and list what differs."""
-    from mesaopt.report.curves import difference
-
     (scores,) = score(runs, sequences, baselines=False)
     to, *others = runs
     losses = scores.losses
     return _Compared(
         to=to,
         scores=scores,
-        differences={name: difference(losses[name], losses[to]) for name in others},
+        differences={name: losses[name] - losses[to] for name in others},
         settings=_differing({name: _flat(to_dict(run.config)) for name, run in runs.items()}),
         training={name: _training(run) for name, run in runs.items()},
     )

@@ -55,19 +55,6 @@ def draw(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def difference(one: InContextLoss, other: InContextLoss) -> InContextLoss:
-    """Subtract losses sequence by sequence, so that their common noise cancels.
-
-    Args:
-        one: losses on some sequences.
-        other: losses on the same sequences.
-
-    Returns:
-        The differences; their means and standard errors are those of paired values.
-    """
-    return InContextLoss(one.losses - other.losses, one.scored)
-
-
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     looks = _looks(panel.losses)
     for name, loss in panel.losses.items():
@@ -75,7 +62,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             continue
         line = looks[name].line(label=plain(panel.labels.get(name, name)))
         if panel.reference:
-            loss = difference(loss, panel.losses[panel.reference])
+            loss = loss - panel.losses[panel.reference]
         mean, half = loss.curve.numpy(), 1.96 * loss.curve_error.numpy()
         if panel.reference:
             axes.fill_between(

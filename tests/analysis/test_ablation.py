@@ -4,11 +4,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mesaopt.analysis import Estimate, Evaluation, ablate, capture, patch
+from mesaopt.analysis import (
+    Estimate,
+    Evaluation,
+    ablate,
+    capture,
+    in_context_loss,
+    patch,
+    patching,
+)
 from mesaopt.analysis.ablation import shuffled_tokens
-from mesaopt.config import LinearSystemConfig, ModelConfig
-from mesaopt.models import SequenceModel
-from mesaopt.tasks import Batch, LinearSystem
+from mesaopt.config import LanguageModelConfig, LinearSystemConfig, ModelConfig
+from mesaopt.models import LanguageModel, SequenceModel
+from mesaopt.tasks import Batch, Copying, LinearSystem
 from mesaopt.theory import gradient_descent, proposition_1
 
 DIM, LENGTH, STEP = 4, 12, 0.05
@@ -198,3 +206,21 @@ def test_what_cannot_be_ablated_is_refused(arguments: dict, message: str) -> Non
     given = {"names": [MIXER], **arguments}
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         ablate(one_step(), TASK, evaluation=FEW, **given)
+
+
+def test_models_that_get_more_than_tokens() -> None:
+    task = Copying(alphabet=5, shortest=2, longest=4, test_shortest=2, test_longest=4)
+    config = LanguageModelConfig(vocabulary=task.config.vocabulary, width=8, num_heads=2)
+    model = LanguageModel(config)
+    table = ablate(model, task, ["blocks.0.mixer", "blocks.1.mixer"], evaluation=FEW)
+    assert table.original.mean == pytest.approx(in_context_loss(model, task, FEW).mean)
+
+    def without(batch: Batch) -> Tensor:
+        with torch.no_grad(), patching(model, {"blocks.1.mixer": 0.0}):
+            return model(batch.tokens, **batch.arguments)
+
+    wanted = in_context_loss(without, task, FEW)
+    effect = table.at("blocks.1.mixer")
+    assert effect.patched.mean == pytest.approx(wanted.mean)
+    assert effect.change.value == pytest.approx(wanted.mean - table.original.mean, abs=1e-6)
+    torch.testing.assert_close(effect.curve.float(), wanted.curve - table.original.curve, **EXACT)

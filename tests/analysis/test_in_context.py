@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mesaopt import training, zoo
-from mesaopt.analysis import Evaluation, diagnose, in_context_loss
+from mesaopt.analysis import Evaluation, InContextLoss, InContextLosses, diagnose, in_context_loss
 from mesaopt.config import ARProcessConfig, LinearSystemConfig
-from mesaopt.tasks import ARProcess, LinearSystem
+from mesaopt.tasks import ARProcess, Batch, LinearSystem
 
 TASK = LinearSystem(LinearSystemConfig(length=20))
 
@@ -77,3 +77,57 @@ def test_only_scored_positions_are_scored() -> None:
     torch.testing.assert_close(loss.losses, torch.full((256, 7), 0.5), rtol=1e-6, atol=0)
     everywhere = in_context_loss(zero, TASK, Evaluation(num_sequences=256))["zero"]
     assert everywhere.positions == range(1, 21)
+
+
+def some_count() -> tuple[InContextLoss, torch.Tensor]:
+    """Losses of which each sequence has another number that counts; what does not count is absurd."""
+    random = torch.Generator().manual_seed(0)
+    counted = torch.arange(6) < torch.randint(1, 7, (40, 1), generator=random)
+    counted[:2] = True
+    losses = torch.rand(40, 6, generator=random)
+    return InContextLoss(losses.where(counted, 1e6), counted=counted), losses.where(
+        counted, torch.nan
+    )
+
+
+def test_what_does_not_count_is_nowhere_in_what_is_shown() -> None:
+    loss, wanted = some_count()
+    assert loss.mean == pytest.approx(wanted.nanmean(1).mean().item())
+    curve = wanted.nanmean(0).tolist()
+    assert [one.value for one in loss.at_positions] == pytest.approx(curve)
+    for shown in (loss, InContextLosses(a=loss)):
+        assert list(shown._curves()[0].y) == pytest.approx(curve)
+        assert shown.to_dataframe()["loss"].tolist() == pytest.approx(curve)
+        assert f"{loss.mean:.2f}" in repr(shown)
+        assert "e+0" not in repr(shown), "nothing absurd"
+
+
+def test_differences_are_paired() -> None:
+    noise = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    one, other = InContextLoss(noise + 1), InContextLoss(noise)
+    assert (one - other).mean == pytest.approx(1)
+    assert (one - other).mean_error < 1e-6
+
+
+def test_differences_count_what_both_count() -> None:
+    loss, wanted = some_count()
+    difference = loss - InContextLoss(
+        loss.losses.where(loss.losses > 1e5, 0.0), counted=loss.counted
+    )
+    assert difference.mean == pytest.approx(wanted.nanmean(1).mean().item())
+
+
+class Growing:
+    """Sequences that are longer in every other batch."""
+
+    def sample(self, batch_size, *, seed, step, split):
+        tokens = torch.ones(batch_size, 3 + 2 * (step % 2), 1)
+        return Batch(tokens=tokens, targets=tokens)
+
+
+def test_places_that_a_batch_does_not_have_do_not_count() -> None:
+    zero = {"zero": lambda batch: 0 * batch.targets}
+    loss = in_context_loss(zero, Growing(), Evaluation(num_sequences=512))["zero"]
+    assert loss.positions == range(1, 6)
+    assert loss.curve.tolist() == [0.5] * 5
+    assert loss.mean == 0.5
