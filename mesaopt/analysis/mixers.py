@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import evaluating, like_weights
+from mesaopt.analysis.capture import capturing, evaluating, like_weights
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.layers import MesaLayer, SelfAttention
 from mesaopt.layers.state import HeadInputs
@@ -139,24 +139,10 @@ def _spread(time: int) -> tuple[int, ...]:
 
 def _mixer_inputs(model: nn.Module, tokens: Tensor) -> list[tuple[SelfAttention, Tensor]]:
     """Run a model, and return its mixers with what each of them read, in the order of the calls."""
-    inputs: list[tuple[SelfAttention, Tensor]] = []
-    mixers = [m for m in model.modules() if isinstance(m, SelfAttention)]
-    # Language models call `extend`, for the state, and other models the layer itself, which does so too.
-    originals = [mixer.extend for mixer in mixers]
-    for mixer, original in zip(mixers, originals, strict=True):
-
-        def extend(x, *args, mixer=mixer, original=original, **kwargs):
-            inputs.append((mixer, x))
-            return original(x, *args, **kwargs)
-
-        mixer.extend = extend  # type: ignore[method-assign]
-    try:
-        with evaluating(model):
-            model(tokens)
-    finally:
-        for mixer in mixers:
-            del mixer.extend
-    return inputs
+    mixers = {name: m for name, m in model.named_modules() if isinstance(m, SelfAttention)}
+    with evaluating(model), capturing(model, [f"{name}.input" for name in mixers]) as inputs:
+        model(tokens)
+    return [(mixers[name.removesuffix(".input")], x) for name, x in inputs.items()]
 
 
 def _measure(

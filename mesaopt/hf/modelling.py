@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -13,7 +14,6 @@ from mesaopt.config import LanguageModelConfig
 from mesaopt.errors import ConfigError
 from mesaopt.hf.cache import past_length, read_state, write_state
 from mesaopt.hf.configuration import MesaoptConfig
-from mesaopt.layers import LayerState
 from mesaopt.models import LanguageModel
 from mesaopt.models.language import Block
 
@@ -46,13 +46,10 @@ class Core(LanguageModel):
             self.head = nn.Linear(config.width, config.vocabulary, bias=False, device="meta")
             self.head.weight = self.embedding.weight
 
-    def _extend_block(
-        self, block: Block, x: Tensor, state: LayerState | None, mask: Tensor | None
-    ) -> tuple[Tensor, LayerState]:
+    def _run_block(self, block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            again = cast(Any, self)._gradient_checkpointing_func
-            return again(block.extend, x, state, mask)
-        return super()._extend_block(block, x, state, mask)
+            return cast(Any, self)._gradient_checkpointing_func(block.__call__, x, mask)
+        return super()._run_block(block, x, mask)
 
     def plain_state(self) -> dict[str, Tensor]:
         """Return the tensors by their names in :class:`mesaopt.models.LanguageModel`."""
@@ -176,7 +173,7 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = cache is not None or not self.training
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        logits, cache = self._extend(input_ids, attention_mask, cache, logits_to_keep)
+        logits = self._extend(input_ids, attention_mask, cache, logits_to_keep)
         loss = None
         if labels is not None:
             extra = {name: x for name, x in kwargs.items() if name == "num_items_in_batch"}
@@ -241,8 +238,8 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None,
         cache: Cache | None,
         kept: int | Tensor,
-    ) -> tuple[Tensor, Cache | None]:
-        """Read tokens, and update the cache."""
+    ) -> Float[Tensor, "batch kept vocabulary"]:
+        """Read tokens, and update the cache if there is one."""
         _check_tokens(tokens)
         _check_cache(cache, self.model.config.depth)
         batch, time = tokens.shape
@@ -253,14 +250,15 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
         if real is not None and bool(real.all()):
             real = None
         mask = None if real is None else real[:, -time:]
+        if cache is None:
+            return self.model(tokens, mask=mask, at=_places(tokens, kept))
         if time == 1 and state is not None and (mask is None or bool(mask.all())):
             logits, state = self.model.step(tokens[:, 0], state)
             logits = logits.unsqueeze(1)
         else:
             logits, state = self.model.extend(tokens, state, mask=mask, at=_places(tokens, kept))
-        if cache is not None:
-            write_state(cache, state, real, time)
-        return logits, cache
+        write_state(cache, state, real, time)
+        return logits
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Walk over the parameters and buffers of the language model, by their names in it."""

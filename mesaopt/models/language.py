@@ -103,7 +103,11 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
         """
-        return self.extend(tokens, mask=mask, at=at)[0]
+        tokens = _checked(tokens, self.config.vocabulary, ("batch", "time"))
+        x = self._embed(tokens, _counts(tokens, mask).cumsum(1) - 1)
+        for block in self._blocks:
+            x = self._run_block(block, x, mask)
+        return self._logits(_at(x, at))
 
     def extend(
         self,
@@ -139,10 +143,16 @@ class LanguageModel(nn.Module):
             >>> torch.allclose(logits, model(tokens)[:, 6:], atol=1e-5)
             True
         """
-        x, state = self._run(tokens, state, mask)
-        if at is not None:
-            x = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return self._logits(x), state
+        tokens = _checked(tokens, self.config.vocabulary, ("batch", "time"))
+        seen = tokens.new_zeros(len(tokens)) if state is None else state.seen
+        counts = _counts(tokens, mask)
+        x = self._embed(tokens, seen.unsqueeze(1) + counts.cumsum(1) - 1)
+        past = [None] * self.config.depth if state is None else self._layers_of(state)
+        layers = []
+        for block, layer in zip(self._blocks, past, strict=True):
+            x, after = block.extend(x, layer, mask)
+            layers.append(after)
+        return self._logits(_at(x, at)), LanguageState(tuple(layers), seen + counts.sum(1))
 
     def step(
         self, tokens: Int[Tensor, " batch"], state: LanguageState
@@ -178,26 +188,9 @@ class LanguageModel(nn.Module):
         seen = torch.zeros(batch_size, dtype=torch.int64, device=self.embedding.weight.device)
         return LanguageState(tuple(mixer.init_state(batch_size) for mixer in self.mixers), seen)
 
-    def _run(
-        self, tokens: Tensor, state: LanguageState | None, mask: Tensor | None
-    ) -> tuple[Float[Tensor, "batch time width"], LanguageState]:
-        """Compute the stream after the last block, and the state after the last token."""
-        tokens = _checked(tokens, self.config.vocabulary, ("batch", "time"))
-        seen = tokens.new_zeros(len(tokens)) if state is None else state.seen
-        counts = torch.ones_like(tokens) if mask is None else mask.to(tokens)
-        x = self._embed(tokens, seen.unsqueeze(1) + counts.cumsum(1) - 1)
-        past = [None] * self.config.depth if state is None else self._layers_of(state)
-        layers = []
-        for block, layer in zip(self._blocks, past, strict=True):
-            x, after = self._extend_block(block, x, layer, mask)
-            layers.append(after)
-        return x, LanguageState(tuple(layers), seen + counts.sum(1))
-
-    def _extend_block(
-        self, block: "Block", x: Tensor, state: LayerState | None, mask: Tensor | None
-    ) -> tuple[Tensor, LayerState]:
-        """Apply one block to a chunk of tokens; a subclass may compute it again for the gradients."""
-        return block.extend(x, state, mask)
+    def _run_block(self, block: "Block", x: Tensor, mask: Tensor | None) -> Tensor:
+        """Apply one block to whole sequences; a subclass may compute it again for the gradients."""
+        return block(x, mask)
 
     def _layers_of(self, state: LanguageState) -> tuple[LayerState, ...]:
         """Return the states of the layers, if there are as many."""
@@ -236,7 +229,7 @@ class Block(nn.Module):
         layer: index of the block, from 0.
 
     Example:
-        >>> Block(LanguageModelConfig(width=8, num_heads=2), 0).extend(torch.randn(3, 5, 8))[0].shape
+        >>> Block(LanguageModelConfig(width=8, num_heads=2), 0)(torch.randn(3, 5, 8)).shape
         torch.Size([3, 5, 8])
     """
 
@@ -246,6 +239,20 @@ class Block(nn.Module):
         self.mixer = make_language_mixer(config, layer)
         self.network = None if config.mlp == "none" else Network(config)
         self.network_norm = None if config.mlp == "none" else _norm(config)
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], mask: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch time width"]:
+        """Apply the block to whole sequences.
+
+        Args:
+            x: the stream [batch, time, width].
+            mask: true where a token is.
+
+        Returns:
+            The stream after this block.
+        """
+        return self._finish(x + self.mixer(self.mixer_norm(x), mask=mask))
 
     def extend(
         self,
@@ -340,6 +347,16 @@ def _checked(tokens: Tensor, vocabulary: int, axes: tuple[str, ...]) -> Tensor:
             worst = smallest if smallest < 0 else largest
             raise ValueError(f"tokens has the value {worst}: must be from 0 to {vocabulary - 1}")
     return tokens.long()
+
+
+def _counts(tokens: Tensor, mask: Tensor | None) -> Int[Tensor, "batch time"]:
+    """Return 1 where a token is and 0 where padding is."""
+    return torch.ones_like(tokens) if mask is None else mask.to(tokens)
+
+
+def _at(x: Tensor, at: Tensor | None) -> Float[Tensor, "batch scored width"]:
+    """Take the positions that logits are wanted for."""
+    return x if at is None else x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

@@ -1,6 +1,7 @@
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from mesaopt.analysis import capture, captured_names, capturing, evaluating, up_to
 from mesaopt.analysis.capture import like_weights
-from mesaopt.config import ModelConfig
+from mesaopt.config import LanguageModelConfig, ModelConfig
 from mesaopt.layers import MesaLayer, SoftmaxSelfAttention
-from mesaopt.models import SequenceModel
+from mesaopt.models import LanguageModel, SequenceModel
 
 CONFIG = ModelConfig(
     mixers=("softmax_attention", "mesa", "linear_attention"),
@@ -276,10 +277,23 @@ def test_a_cut_after_a_part_that_does_not_run() -> None:
         up_to(Twice(), "text")(torch.zeros(2, 6))
 
 
-def test_all_listed_names_can_be_captured() -> None:
-    model, _ = make()
+def of_language() -> tuple[LanguageModel, Tensor]:
+    config = LanguageModelConfig(vocabulary=7, width=6, num_heads=2, mixers=CONFIG.mixers)
+    return LanguageModel(config), torch.randint(7, (2, 5))
+
+
+@pytest.mark.parametrize("given", [make, of_language])
+def test_all_listed_names_can_be_captured(given: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+    model, x = given()
     names = captured_names(model)
     assert len(names) == len(set(names))
+    for name in names:
+        assert capture(model, x, [name])[name].isfinite().all()
+
+
+def test_names_of_parts_that_run_are_listed() -> None:
+    model, _ = make()
+    names = captured_names(model)
     assert {"input", "blocks.1", "blocks.1.mixer.attention", "blocks.0.mlp.1.output"} <= set(names)
     assert not {"blocks", "blocks.input", "blocks.1.queries"} & set(names)
     for layer in (SoftmaxSelfAttention(6, 2, 3), MesaLayer(6, 2, 3)):

@@ -146,15 +146,19 @@ def test_sampled_texts_follow_torchs_seed_and_the_cache_changes_nothing() -> Non
 
 @pytest.mark.parametrize("name", ["hybrid", "mesa", "shifted window"])
 def test_checkpointing_leaves_the_gradients(name: str) -> None:
-    tokens, gradients = draw(STACKS[name]), []
+    tokens, gradients, calls = draw(STACKS[name]), [], []
     for checkpointing in (False, True):
         model = build(name)[0].train()
+        called: list[None] = []
+        model.model.blocks[0].register_forward_pre_hook(lambda *_, to=called: to.append(None))
         if checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None)
             (enable or model.gradient_checkpointing_enable)()
         output = model(tokens, labels=tokens, use_cache=False)
         output.loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
+        calls.append(len(called))
+    assert calls == [1, 2]
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
 
 

@@ -115,6 +115,16 @@ def test_logits_are_computed_at_the_positions_asked_for() -> None:
     torch.testing.assert_close(model(tokens, at=at), wanted)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_in_one_piece_is_the_whole_text(name: MixerName, *, masked: bool) -> None:
+    model = LanguageModel(replace(SMALL, mixers=(name, name)), seed=2)
+    tokens = torch.randint(SMALL.vocabulary, (2, 9))
+    mask = torch.arange(9) >= torch.tensor([[0], [3]]) if masked else None
+    wanted, _ = model.extend(tokens, mask=mask)
+    torch.testing.assert_close(model(tokens, mask=mask), wanted, rtol=0, atol=0)
+
+
 def test_first_weights_have_their_scales() -> None:
     config = LanguageModelConfig(
         width=128, mixers=("softmax_attention", "gated_delta_rule"), initial_std=0.02, tied=False
