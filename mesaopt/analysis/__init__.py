@@ -61,7 +61,7 @@ from mesaopt.analysis.sensitivity import (
     Sensitivity,
     sensitivity,
 )
-from mesaopt.analysis.token_scores import TokenScore, token_scores
+from mesaopt.analysis.token_scores import TokenScore, score_positions, token_scores
 from mesaopt.analysis.tuning import (
     InputMap,
     Tuned,
@@ -141,6 +141,7 @@ __all__ = [
     "probe",
     "probe_layers",
     "product_form",
+    "score_positions",
     "score_probes",
     "sensitivity",
     "stream_names",

@@ -1,13 +1,15 @@
 """Losses and accuracies on tasks on tokens, for each of the settings that a task is tested with."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import AnyPredictor, as_predictor
 from mesaopt.tasks import (
@@ -15,12 +17,15 @@ from mesaopt.tasks import (
     ContinuousMQARBatch,
     RegBenchBatch,
     SyntheticTask,
+    Text,
     TokenBatch,
     TokenTask,
 )
 
 LARGEST = 2**25
 """Logits that are computed at once."""
+_HALF = 4
+"""Half the number of positions whose losses are averaged for the in-context score."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,36 @@ class TokenScore:
     """Cross-entropy in nats: the mean of each sequence over its scored places, and the mean of these."""
     accuracy: Estimate
     """Share of right answers, averaged alike; in RegBench of letters that may come."""
-    more: dict[str, float]
-    """"total_variation" in RegBench."""
-    curve: list[float] | None = None
+    more: dict[str, Estimate]
+    """In RegBench "total_variation", the distance to the distribution of the automaton; in text
+    "perplexity", of a token, "bits_per_byte", and "in_context_score", see :func:`score_positions`."""
+    curve: list[Estimate] | None = None
     """Mean loss at each position, where all are scored."""
+
+
+def score_positions(length: int) -> tuple[int, int] | None:
+    """Choose the positions of the in-context score: the loss at the second less that at the first.
+
+    Both losses are means over the eight positions around, since single positions are noisy. The places are
+    arbitrary, so look at the whole curve, too.
+
+    Args:
+        length: tokens of a text.
+
+    Returns:
+        50 and 500; in texts that are too short for them 50 and 250, or a fifth of the text and its end;
+        None in those of fewer than 16 tokens.
+
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads", for 50 and 500.
+
+    Example:
+        >>> score_positions(512), score_positions(256), score_positions(100), score_positions(8)
+        ((50, 500), (50, 250), (20, 96), None)
+    """
+    for late in (500, 250):
+        if length >= late + _HALF:
+            return 50, late
+    return None if length < 4 * _HALF else (max(_HALF, length // 5), length - _HALF)
 
 
 @torch.no_grad()
@@ -83,7 +114,7 @@ def token_scores(
             found.setdefault((name, step % len(labels)), []).append(scores)
     return {
         name: [
-            _together(label, found[name, number])
+            _together(label, found[name, number], task)
             for number, label in enumerate(labels)
             if (name, number) in found
         ]
@@ -119,16 +150,33 @@ def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _together(label: str, parts: list[dict[str, Tensor]]) -> TokenScore:
+def _together(label: str, parts: list[dict[str, Tensor]], task: TokenTask[Any]) -> TokenScore:
     """Put the scores of several batches together."""
     values = _join(parts)
     loss, accuracy = values.pop("loss"), values.pop("accuracy")
     curve = values.pop("curve", None)
+    more = {name: Estimate.of(scores) for name, scores in values.items()}
+    if isinstance(task, Text) and curve is not None:
+        more |= _of_text(curve, task)
     return TokenScore(
         setting=label,
         num_sequences=len(loss),
         loss=Estimate.of(loss),
         accuracy=Estimate.of(accuracy),
-        more={name: scores.mean().item() for name, scores in values.items()},
-        curve=None if curve is None else curve.mean(0).tolist(),
+        more=more,
+        curve=None if curve is None else estimates(curve),
     )
+
+
+def _of_text(losses: Float[Tensor, "sequence position"], task: Text) -> dict[str, Estimate]:
+    """Give what is usual to say of text."""
+    loss = Estimate.of(losses.mean(1))
+    perplexity = math.exp(min(loss.value, 700.0))
+    found = {
+        "perplexity": Estimate(perplexity, perplexity * loss.error),
+        "bits_per_byte": loss / (math.log(2) * task.bytes_per_token),
+    }
+    if (places := score_positions(losses.shape[1])) is not None:
+        early, late = (losses[:, place - _HALF : place + _HALF].mean(1) for place in places)
+        found["in_context_score"] = Estimate.of(late - early)
+    return found

@@ -1,6 +1,6 @@
 """In-context losses of several predictors, drawn side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    looks = _looks(panel.losses)
+    looks = looks_of(panel.losses)
     for name, loss in panel.losses.items():
         if name == panel.reference:
             continue
@@ -78,7 +78,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.legend()
 
 
-def _looks(names: Mapping[str, object]) -> dict[str, Look]:
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
     """Give algorithms the look that they have in all figures, and runs one each."""
     runs = [name for name in names if name not in _BASELINES]
     own = (_RUNS[number % len(_RUNS)] for number in range(len(runs)))

@@ -1,5 +1,7 @@
 """Losses and accuracies of predictors on tasks on tokens."""
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,17 @@ import pytest
 import torch
 
 from mesaopt import cli, recipes
-from mesaopt.analysis import Evaluation, in_context_loss, token_scores
+from mesaopt.analysis import (
+    Estimate,
+    Evaluation,
+    TokenScore,
+    in_context_loss,
+    score_positions,
+    token_scores,
+)
 from mesaopt.config import LanguageModelConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.report.page import save_figure
+from mesaopt.report.token_curves import Panel, draw
 from mesaopt.tasks import (
     MAD,
     MQAR,
@@ -61,7 +72,7 @@ def test_regbench_is_scored_by_letters_that_may_come() -> None:
 
     (score,) = token_scores({"truth": truth}, task, Evaluation(num_sequences=1))["truth"]
     assert score.accuracy.value == pytest.approx(1)
-    assert score.more["total_variation"] == pytest.approx(0, abs=1e-6)
+    assert score.more["total_variation"].value == pytest.approx(0, abs=1e-6)
     assert 0.3 < score.loss.value < 0.8  # 1 to 3 letters may come
 
 
@@ -149,3 +160,64 @@ def test_a_run_is_trained_and_evaluated_by_the_commands(
         cli.main(["evaluate", str(tmp_path / "run"), "--sequences", "1"])
     assert end.value.code == 0
     assert "accuracy" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            ["evaluate", str(tmp_path / "run"), "--sequences", "1", "--csv", "--out", str(page)]
+        )
+    assert end.value.code == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {line["predictor"] for line in lines} == {"tiny"} | baselines[name]
+    own = {(line["quantity"], line["position"]): line for line in lines if line["kind"] == "run"}
+    assert float(own["accuracy", ""]["value"]) == score["accuracy"]
+    assert float(own["loss", ""]["standard_error"]) == score["loss_error"]
+    positions = len([position for _, position in own if position])
+    assert positions == (32 if name == "text-stdlib" else 0)
+    if positions:
+        assert float(own["loss", "32"]["value"]) == score["by_position"][-1]
+        assert float(own["loss", "32"]["standard_error"]) == score["by_position_error"][-1]
+    html = page.read_text()
+    assert html.count("<svg") == 1
+    assert ("position in the text" in html) == bool(positions)
+    assert "bits a byte" in html or name != "text-stdlib"
+
+
+def test_text_has_perplexity_bits_a_byte_and_an_in_context_score(text: Path) -> None:
+    task = Text(corpus=str(text), length=64)
+
+    def learns(batch: Batch) -> torch.Tensor:
+        """Give the right byte a logit that grows with the position."""
+        right = torch.nn.functional.one_hot(batch.targets, 256).float()
+        return right * torch.arange(64.0).unsqueeze(-1) / 8
+
+    evaluation = Evaluation(num_sequences=256)
+    (score,) = token_scores({"learns": learns}, task, evaluation)["learns"]
+    assert score_positions(64) == (12, 60)
+    losses = in_context_loss(learns, task, evaluation)
+    assert score.more["perplexity"].value == pytest.approx(np.exp(losses.mean), rel=1e-5)
+    assert score.more["bits_per_byte"].value == pytest.approx(losses.mean / np.log(2), rel=1e-5)
+    wanted = losses.losses[:, 56:64].mean() - losses.losses[:, 8:16].mean()
+    assert score.more["in_context_score"].value == pytest.approx(wanted.item(), rel=1e-5)
+    assert score.curve is not None
+    assert [one.value for one in score.curve] == pytest.approx(losses.curve.tolist())
+    noisy = {"guess": text_n_gram(task, order=1)}
+    (score,) = token_scores(noisy, task, evaluation)["guess"]
+    relative = score.more["perplexity"].error / score.more["perplexity"].value
+    assert relative == pytest.approx(score.loss.error, rel=1e-6)
+
+
+def test_runs_of_several_tasks_on_tokens_are_drawn_together(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def score(setting: str, curve: bool) -> TokenScore:
+        values = Estimate.of(torch.rand(8, generator=random))
+        return TokenScore(setting, 8, values, values, {}, [values] * 5 if curve else None)
+
+    panels = [
+        Panel("text", {"a $ run": [score("", True)], "1-gram": [score("", True)]}),
+        Panel("mqar", {"_b": [score("pairs 4", False), score("pairs 8", False)]}, guess=0.25),
+    ]
+    save_figure(draw(panels), tmp_path / "all.svg")
+    drawn = (tmp_path / "all.svg").read_text()
+    for word in ("a $ run", "_b, pairs 8", "loss in nats", "accuracy", "mqar"):
+        assert word in drawn

@@ -1,15 +1,22 @@
 """Text in stretches of one length."""
 
+import functools
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from mesaopt.config import TextConfig
-from mesaopt.corpus import Corpus, load_corpus
+from mesaopt.corpus import BYTES, Corpus, load_corpus, load_tokenizer
 from mesaopt.errors import ConfigError
 from mesaopt.tasks.base import streams_of
 from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import TokenTask
 from mesaopt.tasks.tokens.drawing import Drawn
 from mesaopt.tasks.tokens.order import shuffled
+
+_MEASURED = 2**18
+"""Tokens whose lengths are measured."""
 
 
 class Text(TokenTask[TextConfig]):
@@ -51,6 +58,31 @@ class Text(TokenTask[TextConfig]):
         first = random.integers(0, min(length, len(part) - count * length))
         tokens = part.windows(first + length * which, length + 1)
         return Drawn(tokens[:, :-1], tokens[:, 1:])
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Turn tokens into text.
+
+        Args:
+            tokens: numbers below the vocabulary.
+
+        Returns:
+            The text; what is no UTF-8 becomes the replacement character.
+
+        Example:
+            >>> Text(length=32).decode([100, 101, 102])
+            'def'
+        """
+        return load_tokenizer(self.corpus.tokenizer).decode(tokens)
+
+    @functools.cached_property
+    def bytes_per_token(self) -> float:
+        """Length of a token in bytes of text: 1 for bytes, else a mean over the test part's beginning."""
+        if self.corpus.tokenizer == BYTES:
+            return 1.0
+        part = self.corpus.parts["test"]
+        count = min(len(part), _MEASURED)
+        text = self.decode(part.windows(np.array([0]), count)[0].tolist())
+        return len(text.encode()) / count
 
 
 def _check_fits(config: TextConfig, corpus: Corpus) -> None:
