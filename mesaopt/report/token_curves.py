@@ -51,8 +51,9 @@ def draw(panels: Sequence[Panel]) -> Figure:
         )
         for row, panel in zip(rows, panels, strict=True):
             _draw_accuracies(row[-1], panel)
-            row[0].set_title(plain(panel.title))
-            if curved and _curves(panel):
+            has_curves = bool(_curves(panel))
+            row[0 if has_curves else -1].set_title(plain(panel.title))
+            if has_curves:
                 draw_losses(row[0], panel)
             elif curved:
                 row[0].set_axis_off()
@@ -93,5 +94,4 @@ def _draw_accuracies(axes: Axes, panel: Panel) -> None:
     if panel.guess is not None:
         axes.axvline(panel.guess, color=INK, ls=":", lw=1)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlim=(-0.02, 1.02), xlabel="accuracy")
-    axes.invert_yaxis()
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(labels) - 0.4, -0.6), xlabel="accuracy")
