@@ -84,39 +84,38 @@ or 'stdlib'
     if files.exists(folder / INDEX):
         return _load_prepared(folder, source, tokenizer)
     encoder = load_tokenizer(tokenizer)
-    encoded = encode_parts(documents_of(source), encoder)
-    parts = {part: np.concatenate([np.zeros(0, np.uint16), *encoded[part]]) for part in SPLITS}
+    parts = encode_parts(documents_of(source), encoder)
     return Corpus(
         vocabulary=encoder.vocabulary,
         tokenizer=tokenizer,
         parts={part: Tokens([tokens]) for part, tokens in parts.items()},
-        checksum=checksum_of(parts[part] for part in SPLITS),
+        checksum=checksum_of(parts.values()),
     )
 
 
 def encode_parts(
     documents: list[Document], tokenizer: TextTokenizer
-) -> dict[Part, list[NDArray[np.uint16]]]:
+) -> dict[Part, NDArray[np.uint16]]:
     """Turn documents into tokens and divide them into parts, by document where that leaves none empty."""
-    by_part: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
-    for name, text in documents:
-        by_part[split_of(name)].append(tokenizer.encode(text))
-    if all(by_part.values()):
-        return by_part
-    cut: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
-    for tokens in (tokenizer.encode(text) for _, text in documents):
-        first = len(tokens) * (100 - 2 * HELD_OUT_PERCENT) // 100
-        second = len(tokens) * (100 - HELD_OUT_PERCENT) // 100
-        for part, piece in zip(SPLITS, np.split(tokens, [first, second]), strict=True):
-            cut[part].append(piece)
-    return cut
+    encoded = [(name, tokenizer.encode(text)) for name, text in documents]
+    pieces: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
+    for name, tokens in encoded:
+        pieces[split_of(name)].append(tokens)
+    if not all(pieces.values()):
+        pieces = {part: [] for part in SPLITS}
+        for _, tokens in encoded:
+            first = len(tokens) * (100 - 2 * HELD_OUT_PERCENT) // 100
+            second = len(tokens) * (100 - HELD_OUT_PERCENT) // 100
+            for part, piece in zip(SPLITS, np.split(tokens, [first, second]), strict=True):
+                pieces[part].append(piece)
+    return {part: np.concatenate(pieces[part]) for part in SPLITS}
 
 
-def checksum_of(pieces: Iterable[NDArray[np.uint16]]) -> str:
+def checksum_of(parts: Iterable[NDArray[np.uint16]]) -> str:
     """Compute the CRC-32 of tokens, as eight hexadecimal digits."""
     value = 0
-    for piece in pieces:
-        value = zlib.crc32(np.ascontiguousarray(piece.astype("<u2")).tobytes(), value)
+    for part in parts:
+        value = zlib.crc32(part.astype("<u2").tobytes(), value)
     return f"{value:08x}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files, json_files
-from mesaopt.corpus.documents import SPLITS, Document, documents_of, split_of
+from mesaopt.corpus.documents import Document, Part, documents_of, split_of
 from mesaopt.corpus.load import INDEX, checksum_of, encode_parts
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from mesaopt.errors import ConfigError, RunError
@@ -25,7 +25,7 @@ class Prepared:
     """Where."""
     vocabulary: int
     """Number of different tokens."""
-    tokens: dict[str, int]
+    tokens: dict[Part, int]
     """Number of tokens of each part."""
     checksum: str
     """Eight letters that change when the tokens do."""
@@ -69,14 +69,9 @@ def prepare(
     documents = documents_of(source)
     files.make_folder(out)
     encoder = _tokenizer(documents, out, tokenizer, vocabulary)
-    shards: dict[str, list[str]] = {}
-    tokens: dict[str, int] = {}
     parts = encode_parts(documents, encoder)
-    for part in SPLITS:
-        row = np.concatenate([np.zeros(0, np.uint16), *parts[part]])
-        shards[part] = _write(row, out, part, shard_tokens)
-        tokens[part] = len(row)
-    checksum = checksum_of(piece for part in SPLITS for piece in parts[part])
+    shards = {part: _write(tokens, out, part, shard_tokens) for part, tokens in parts.items()}
+    checksum = checksum_of(parts.values())
     json_files.write(
         out / INDEX,
         {
@@ -86,7 +81,8 @@ def prepare(
             "shards": shards,
         },
     )
-    return Prepared(out, encoder.vocabulary, tokens, checksum)
+    sizes = {part: len(tokens) for part, tokens in parts.items()}
+    return Prepared(out, encoder.vocabulary, sizes, checksum)
 
 
 def _tokenizer(
@@ -103,14 +99,13 @@ def _tokenizer(
     return encoder
 
 
-def _write(row: NDArray[np.uint16], out: Path, part: str, shard_tokens: int) -> list[str]:
+def _write(tokens: NDArray[np.uint16], out: Path, part: str, shard_tokens: int) -> list[str]:
     """Write the tokens of a part; return the names of the files."""
     if shard_tokens < 1:
         raise ConfigError(f"shard_tokens={shard_tokens}: must be 1 or greater")
     names = []
-    for number, start in enumerate(range(0, len(row), shard_tokens)):
+    for number, start in enumerate(range(0, len(tokens), shard_tokens)):
         names.append(f"{part}-{number:05d}.bin")
-        files.write(
-            out / names[-1], row[start : start + shard_tokens].astype("<u2", copy=False).tobytes()
-        )
+        shard = tokens[start : start + shard_tokens].astype("<u2", copy=False)
+        files.write(out / names[-1], shard.tobytes())
     return names
