@@ -23,6 +23,7 @@ MADName = Literal[
     "selective_copying",
 ]
 LARGEST_VOCABULARY = 2**16
+"""Tokens of a text are stored as 16-bit numbers."""
 
 
 class OnTokens:
@@ -106,7 +107,7 @@ the pairs in length=16
         require_types(self)
         require_positive(self, "length", "pairs", "power")
         require_not_negative(self, "updates")
-        check_examples(self)
+        require_positive_if_given(self, "examples")
         require(self.vocabulary >= 4, self, "vocabulary", "4 or greater")
         fewer = self.updates <= self.pairs
         require(fewer, self, "updates", f"at most pairs={self.pairs}")
@@ -173,7 +174,7 @@ class ContinuousMQARConfig:
         require_types(self)
         require_positive(self, "dim", "pairs", "passes")
         require_not_negative(self, "codes_seed")
-        check_examples(self)
+        require_positive_if_given(self, "examples")
         check_settings(self, "train_also", ("pairs", "examples"))
         check_settings(self, "test_on", ("pairs",))
         most = max(self.pairs, *self.test_on, *(pairs for pairs, _ in self.train_also), 1)
@@ -240,7 +241,7 @@ length=32
         require_types(self)
         require_positive(self, "key_motif", "value_motif", "copied")
         require_not_negative(self, "noise_vocabulary", "map_seed")
-        check_examples(self)
+        require_positive_if_given(self, "examples")
         require(self.length >= 4, self, "length", "4 or greater")
         require(
             0 <= self.noise_fraction < 1, self, "noise_fraction", "0 or greater, and less than 1"
@@ -299,7 +300,7 @@ class RegBenchConfig(OnTokens):
     def __post_init__(self) -> None:
         require_types(self)
         require_positive(self, "length")
-        check_examples(self)
+        require_positive_if_given(self, "examples")
         states = 4 <= self.fewest_states <= self.most_states
         require(states, self, "fewest_states", f"between 4 and most_states={self.most_states}")
         fits = self.fewest_states <= self.alphabet <= 30
@@ -423,8 +424,3 @@ def check_settings(config: object, name: str, parts: tuple[str, ...]) -> None:
         if len(numbers) != len(parts) or any(type(n) is not int or n < 1 for n in numbers):
             wanted = f"({', '.join(parts)})" if len(parts) > 1 else parts[0]
             raise ConfigError(f"{name}: {setting!r}: must be {wanted}, greater than 0")
-
-
-def check_examples(config: object) -> None:
-    """Check the number of different training sequences."""
-    require_positive_if_given(config, "examples")

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files
+from mesaopt.config.token_tasks import LARGEST_VOCABULARY
 from mesaopt.errors import ConfigError
 
 BYTES = "bytes"
 """Name of the tokenizer whose tokens are the bytes of a text."""
-LARGEST_VOCABULARY = 2**16
-"""Tokens are stored as 16-bit numbers."""
 END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
 """What may end a document, whichever a tokenizer has first."""
 
