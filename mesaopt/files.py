@@ -257,6 +257,25 @@ def require_writable(path: Path) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def require_free(folder: Path) -> None:
+    """Check that a folder is new or empty, before the work whose results it will hold.
+
+    Args:
+        folder: to write into; if it does not exist, it must be possible to make it.
+
+    Raises:
+        RunError: it holds files, is a file itself, or cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> require_free(Path(tempfile.mkdtemp()))
+    """
+    if not exists(folder):
+        require_writable(folder)
+    elif not is_folder(folder) or names(folder):
+        raise RunError(f"{folder}: exists already: must be a new or an empty folder")
+
+
 def inside(folder: Path, *names: str) -> Path:
     """Return the path of something in a folder, and refuse one that leads out of it by a link.
 

@@ -10,7 +10,7 @@ from mesaopt import files, json_files
 from mesaopt.corpus.documents import Document, Part, documents_of, split_of
 from mesaopt.corpus.load import INDEX, checksum_of, encode_parts
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
-from mesaopt.errors import ConfigError, RunError
+from mesaopt.errors import ConfigError
 
 LEARN = "bpe"
 """Name of a tokenizer that is yet to be learned from the corpus."""
@@ -54,7 +54,7 @@ def prepare(
 
     Raises:
         ConfigError: there is no text, or the tokenizer does not exist or does not fit.
-        RunError: the folder is not empty.
+        RunError: the folder is not empty, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -64,10 +64,8 @@ def prepare(
         >>> written.tokens
         {'train': 1710, 'validation': 95, 'test': 96}
     """
-    if files.exists(out) and not (files.is_folder(out) and not files.names(out)):
-        raise RunError(f"out={str(out)!r}: must be a new or an empty folder")
+    files.require_free(out)
     documents = documents_of(source)
-    files.make_folder(out)
     encoder = _tokenizer(documents, out, tokenizer, vocabulary)
     parts = encode_parts(documents, encoder)
     shards = {part: _write(tokens, out, part, shard_tokens) for part, tokens in parts.items()}

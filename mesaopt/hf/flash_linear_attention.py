@@ -10,7 +10,6 @@ from torch import Tensor
 from mesaopt import files, json_files
 from mesaopt.config import LanguageModelConfig
 from mesaopt.errors import ConfigError
-from mesaopt.hf.folders import require_free
 from mesaopt.models import LanguageModel
 from mesaopt.training.tensors import read_tensors
 
@@ -123,15 +122,13 @@ def to_mesa_net(model: LanguageModel, path: str | Path) -> Path:
     for mixer in config.mixers:
         if mixer != "mesanet2025":
             raise ConfigError(f"mixers: {mixer!r}: must be 'mesanet2025' in a MesaNet")
-    require_free(folder)
+    files.require_free(folder)
     state = {name: x.detach().cpu() for name, x in model.state_dict().items()}
     theirs = {name: state[ours] for ours, name in _AROUND.items()}
     if not config.tied:
         theirs[_HEAD] = state["head.weight"]
     for layer in range(config.depth):
         theirs |= _their_block(state, f"blocks.{layer}.", f"model.layers.{layer}.", config)
-    if not files.exists(folder):
-        files.make_folder(folder)
     whole = {name: x.contiguous().clone() for name, x in theirs.items()}
     data = safetensors.torch.save(whole, metadata={"format": "pt"})
     files.write(folder / "model.safetensors", data)

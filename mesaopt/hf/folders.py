@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mesaopt import files, json_files
 from mesaopt.config import LanguageModelConfig, RunConfig, TextConfig, from_dict, to_dict
 from mesaopt.corpus.tokenizer import BYTES, import_tokenizers, load_tokenizer
-from mesaopt.errors import ConfigError, RunError
+from mesaopt.errors import ConfigError
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.hf.modelling import MesaoptForCausalLM
 from mesaopt.models import LanguageModel
@@ -48,7 +48,7 @@ def export(run: str | Path, path: str | Path, *, step: int | None = None) -> Pat
     config = folder.config
     if not isinstance(config.model, LanguageModelConfig):
         raise ConfigError(f"run={str(run)!r}: model.kind={config.model.kind!r}: must be 'language'")
-    require_free(out)
+    files.require_free(out)
     step = max(folder.steps, default=0) if step is None else step
     trained = load_folder(folder, step=step, device="cpu").model
     model = wrap(trained)
@@ -80,7 +80,7 @@ def restore(path: str | Path, run: str | Path) -> Path:
     source, out = files.as_path(path), files.as_path(run)
     saved = json_files.read(source / _RUN, {"step": int})
     config = from_dict(RunConfig, saved.get("run"), where=str(source / _RUN))
-    require_free(out)
+    files.require_free(out)
     model = MesaoptForCausalLM.from_pretrained(source, dtype=torch.float32).plain()
     steps = saved["step"]
     config = replace(config, model=model.config, train=replace(config.train, steps=steps))
@@ -120,14 +120,6 @@ def wrap(model: Any) -> MesaoptForCausalLM:
     wrapped = MesaoptForCausalLM(MesaoptConfig(model.config))
     wrapped.model.load_plain(model.state_dict())
     return wrapped.eval()
-
-
-def require_free(path: Path) -> None:
-    """Refuse to write into a folder that holds files."""
-    if not files.exists(path):
-        files.require_writable(path)
-    elif not files.is_folder(path) or files.names(path):
-        raise RunError(f"{path}: exists already: must be a new or an empty folder")
 
 
 def _tokenizer(config: RunConfig) -> PreTrainedTokenizerFast | None:

@@ -160,6 +160,7 @@ def test_another_corpus_than_the_one_with_the_checksum_is_refused(folder: Path) 
 
 def test_shards_that_are_damaged_are_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
+    out.mkdir()  # an empty folder is as good as a new one
     prepare(str(folder), out)
     with pytest.raises(RunError, match="must be a new or an empty folder"):
         prepare(str(folder), out)
