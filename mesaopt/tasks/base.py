@@ -1,10 +1,10 @@
 """The base of all tasks: drawing in double precision, rounding, and building tokens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from types import UnionType
-from typing import Any, Generic, TypeVar, cast, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -62,13 +62,7 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
     """The class of the batches."""
 
     def __init__(self, config: ConfigT | None = None, **settings: Any):
-        defaults = self.config_type() if isinstance(self.config_type, type) else None
-        given = cast(ConfigT, defaults if config is None else config)
-        require_config(given, self.config_type, part="task")
-        for name in settings:
-            if name not in (known := [field.name for field in fields(given)]):
-                raise ConfigError(f"{name}: is no setting of this task; {suggest(name, known)}")
-        self.config: ConfigT = replace(given, **settings) if settings else given
+        self.config: ConfigT = choose_settings(self.config_type, config, settings)
 
     @property
     def scored(self) -> slice:
@@ -132,6 +126,17 @@ class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
             )
         tokens = tokens_from_states(states[:, :-1], config.token_slots)
         return self.batch_type(tokens=tokens, targets=states[:, 1:], scored=self.scored, **tensors)
+
+
+def choose_settings(kind: type[Any] | UnionType, config: Any, changes: Mapping[str, Any]) -> Any:
+    """Return the settings of a task: the given ones, or the defaults of its kind, with some changed."""
+    given = kind() if config is None and isinstance(kind, type) else config
+    require_config(given, kind, part="task")
+    known = [field.name for field in fields(given)]
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"{name}: is no setting of this task; {suggest(name, known)}")
+    return replace(given, **changes) if changes else given
 
 
 def streams_of(kind: str, *, seed: int, step: int, split: Split) -> Streams:

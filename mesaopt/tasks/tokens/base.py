@@ -3,14 +3,12 @@
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from mesaopt.config import ContinuousMQARConfig, TokenTaskConfig, require_config, require_count
-from mesaopt.errors import ConfigError, suggest
-from mesaopt.tasks.base import Streams, check_split, streams_of
+from mesaopt.config import ContinuousMQARConfig, TokenTaskConfig, require_count
+from mesaopt.tasks.base import Streams, check_split, choose_settings, streams_of
 from mesaopt.tasks.batch import Batch, Split
 from mesaopt.tasks.tokens.drawing import Drawn
 from mesaopt.tasks.tokens.order import shuffled
@@ -36,12 +34,7 @@ class TokenTask(ABC, Generic[ConfigT]):
     """The class of the settings."""
 
     def __init__(self, config: ConfigT | None = None, **settings: Any):
-        given = cast(ConfigT, self.config_type() if config is None else config)
-        require_config(given, self.config_type, part="task")
-        for name in settings:
-            if name not in (known := [field.name for field in fields(given)]):
-                raise ConfigError(f"{name}: is no setting of this task; {suggest(name, known)}")
-        self.config: ConfigT = replace(given, **settings) if settings else given
+        self.config: ConfigT = choose_settings(self.config_type, config, settings)
 
     def variants(self, split: Split) -> Sequence[ConfigT]:
         """Return the settings that the batches of a split are drawn with, one or several in turn.
