@@ -88,8 +88,23 @@ class LayerState(NamedTuple):
             >>> state.memory.cross.requires_grad, state.detach().memory.cross.requires_grad
             (True, False)
         """
-        parts = (None if part is None else part.detach() for part in self.memory)
-        return self._around(self.memory._make(parts), torch.Tensor.detach)
+        return self._each(torch.Tensor.detach)
+
+    def copy(self) -> "LayerState":
+        """Copy the state, without a history of gradients.
+
+        Returns:
+            The same values in memory of their own.
+
+        Example:
+            >>> from mesaopt.layers import LinearSelfAttention
+            >>> state = LinearSelfAttention(width=6, num_heads=2, head_dim=3).init_state(batch_size=4)
+            >>> copy = state.copy()
+            >>> _ = state.memory.cross.fill_(1.0)
+            >>> copy.memory.cross.sum()
+            tensor(0.)
+        """
+        return self._each(lambda x: x.detach().clone())
 
     def index_select(self, indices: Int[Tensor, " selected"]) -> "LayerState":
         """Choose sequences by number: to reorder them, to drop some, or to go on from one in several ways.
@@ -127,6 +142,11 @@ class LayerState(NamedTuple):
         if isinstance(self.memory, KeyValueState) and self.memory.lengths is not None:
             return len(self.memory.lengths)
         return len(self.memory[0])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LayerState":
+        """Change every tensor."""
+        parts = (None if part is None else change(part) for part in self.memory)
+        return self._around(self.memory._make(parts), change)
 
     def _around(
         self, memory: LinearState | MesaState | KeyValueState, change: Callable[[Tensor], Tensor]

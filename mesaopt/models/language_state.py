@@ -1,6 +1,6 @@
 """What a language model carries from one token to the next, in memory and in a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,7 +57,8 @@ class LanguageState:
 
     def copy(self) -> "LanguageState":
         """Return the same numbers in memory of their own, without a history of gradients."""
-        return self._map(lambda x: x.detach().clone())
+        layers = tuple(layer.copy() for layer in self.layers)
+        return LanguageState(layers, self.seen.detach().clone())
 
     def to(self, *args: Any, **kwargs: Any) -> "LanguageState":
         """Move the state to a device, or convert it, as :meth:`mesaopt.layers.LayerState.to` does."""
@@ -118,15 +119,6 @@ class LanguageState:
             return cls(tuple(layers), tensors["seen"])
         except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{where}: holds no state of a language model ({error})") from None
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "LanguageState":
-        layers = []
-        for layer in self.layers:
-            parts = (None if x is None else change(x) for x in layer.memory)
-            recent = None if layer.recent is None else change(layer.recent)
-            seen = change(layer.seen) if isinstance(layer.seen, Tensor) else layer.seen
-            layers.append(LayerState(layer.memory._make(parts), recent, seen))
-        return LanguageState(tuple(layers), change(self.seen))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
