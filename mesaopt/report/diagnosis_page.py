@@ -1,11 +1,9 @@
 """A diagnosis as one HTML file with a figure."""
 
-import io
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +14,7 @@ from mesaopt.looks import LOOKS, Look, series
 from mesaopt.papers.plots import style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import page_templates
-from mesaopt.report.svg import inline
+from mesaopt.report.page import inline_figure
 
 _CAPTION = (
     "Left: loss by position on new sequences, with 95 % bands. Middle: share of "
@@ -38,9 +36,6 @@ def write_diagnosis(diagnosis: Diagnosis, path: Path, *, name: str) -> None:
     Raises:
         RunError: the disk is full.
     """
-    svg = io.StringIO()
-    with style():
-        draw(diagnosis).savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     page = (
         page_templates()
         .get_template("diagnosis.html.j2")
@@ -49,7 +44,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: Path, *, name: str) -> None:
             answer=ANSWERS[diagnosis.verdict.answer],
             chip=_CHIPS[diagnosis.verdict.answer],
             sentence=diagnosis.verdict.sentence,
-            svg=Markup(inline(svg.getvalue(), "diagnosis", "the evidence")),
+            svg=inline_figure(draw(diagnosis), "diagnosis", "the evidence"),
             caption=_CAPTION,
             sections=sections(diagnosis),
             note=NOTE,

@@ -55,7 +55,7 @@ def write(page: Page, path: Path) -> None:
         save_figure(page.figure, path)
         return
     template = page_templates().get_template("page.html.j2")
-    svg = Markup(inline(_svg(page.figure), "figure", page.title))
+    svg = inline_figure(page.figure, "figure", page.title)
     files.write(path, template.render(page=page, svg=svg, version=version("mesaopt")))
 
 
@@ -76,6 +76,20 @@ def save_figure(figure: Figure, path: Path) -> None:
     with style():
         figure.savefig(picture, format="png", dpi=200)
     files.write(path, picture.getvalue())
+
+
+def inline_figure(figure: Figure, name: str, title: str) -> Markup:
+    """Write a figure as a part of a page, whose colours follow those of the page.
+
+    Args:
+        figure: drawn in the house style.
+        name: unique on the page.
+        title: read out by screen readers.
+
+    Returns:
+        The element.
+    """
+    return Markup(inline(_svg(figure), name, title))
 
 
 def _svg(figure: Figure) -> str:
