@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from mesaopt.analysis import Diagnosis
 from mesaopt.analysis.diagnosis import Rates
-from mesaopt.looks import PALETTE
+from mesaopt.analysis.diagnosis.drawing import draw_shares
 from mesaopt.papers.plots import style
 from mesaopt.report.diagnosis import share
 from mesaopt.report.page import Page, Table
@@ -68,28 +67,15 @@ def draw(diagnoses: Mapping[str, Diagnosis]) -> Figure:
     Returns:
         The figure, 8 inches wide.
     """
-    places = np.arange(len(diagnoses))
+    named = [
+        (f"{name}\n{one.verdict.answer}: {one.optimizer}", one.agreement(one.optimizer))
+        for name, one in diagnoses.items()
+    ]
     with style():
         figure = Figure(figsize=(8, 1.4 + 0.55 * len(diagnoses)))
         axes = figure.subplots()
-        for offset, color, name in ((-0.19, 0, "predictions"), (0.19, 1, "errors")):
-            shares = [getattr(one.agreement(one.optimizer), name) for one in diagnoses.values()]
-            axes.barh(
-                places + offset,
-                [max(share.value, 0.0) for share in shares],
-                0.36,
-                xerr=[1.96 * share.error if share.value > 0 else 0.0 for share in shares],
-                color=PALETTE[color],
-                hatch="//" * color,
-                label=f"of {name}",
-            )
-        axes.axvline(0.5, color=PALETTE[4], lw=1)
-        names = [
-            f"{name}\n{one.verdict.answer}: {one.optimizer}" for name, one in diagnoses.items()
-        ]
-        axes.set(xlim=(0, 1.02), yticks=places, xlabel="share explained by the nearest optimizer")
-        axes.set_yticklabels(names)
-        axes.invert_yaxis()
+        draw_shares(axes, named)
+        axes.set(xlabel="share explained by the nearest optimizer")
         figure.legend(loc="outside upper right", ncols=2)
     return figure
 

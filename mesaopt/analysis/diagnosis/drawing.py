@@ -1,4 +1,4 @@
-"""The picture of a diagnosis: what the nearest optimizer explains, as trained and under shifts."""
+"""Pictures of diagnoses: what the nearest optimizer explains, as trained and under shifts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,27 @@ def draw_agreement(axes: Any, trained: Agreement, shifts: Sequence[ShiftResult])
         trained: agreement of the optimizer on the training distribution.
         shifts: the same optimizer under distribution shifts; grey names do not count.
     """
-    names = ["as trained", *(shift.name for shift in shifts)]
+    named = [("as trained", trained), *((shift.name, shift) for shift in shifts)]
+    draw_shares(axes, named)
+    axes.set(xlabel="share explained")
+    counted = [True, *(shift.counts for shift in shifts)]
+    for label, counts in zip(axes.get_yticklabels(), counted, strict=True):
+        label.set_color(INK if counts else PALETTE[5])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, ncols=2)
+
+
+def draw_shares(axes: Any, named: Sequence[tuple[str, Agreement | ShiftResult]]) -> None:
+    """Draw shares of predictions and of errors as bars, with 95 % errors and the least share of a "yes".
+
+    Args:
+        axes: of matplotlib, to be drawn on.
+        named: names and what was measured, from the top to the bottom.
+    """
+    places = range(len(named))
     for offset, color, what in ((-0.19, 0, "predictions"), (0.19, 1, "errors")):
-        shares = [getattr(one, what) for one in (trained, *shifts)]
+        shares = [getattr(one, what) for _, one in named]
         axes.barh(
-            [place + offset for place in range(len(names))],
+            [place + offset for place in places],
             [max(share.value, 0.0) for share in shares],
             0.36,
             xerr=[1.96 * share.error if share.value > 0 else 0.0 for share in shares],
@@ -28,9 +44,6 @@ def draw_agreement(axes: Any, trained: Agreement, shifts: Sequence[ShiftResult])
             label=f"of {what}",
         )
     axes.axvline(MOST, color=PALETTE[4], lw=1)
-    axes.set(xlim=(0, 1.02), yticks=range(len(names)), xlabel="share explained")
-    counted = [True, *(shift.counts for shift in shifts)]
-    for label, counts in zip(axes.set_yticklabels(names), counted, strict=True):
-        label.set_color(INK if counts else PALETTE[5])
+    axes.set(xlim=(0, 1.02))
+    axes.set_yticks(places, [name for name, _ in named])
     axes.invert_yaxis()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, ncols=2)
