@@ -121,6 +121,22 @@ class Curve:
     error: Sequence[float] | None = None
     """Standard errors, drawn as a band of 95 %."""
 
+    @classmethod
+    def of(
+        cls, name: str, x: Sequence[float] | Sequence[str], measured: Sequence[Measured]
+    ) -> "Curve":
+        """Make the line of measured numbers and their standard errors.
+
+        Args:
+            name: of the line.
+            x: as in :attr:`x`.
+            measured: the number of each point.
+
+        Returns:
+            The line, with its band.
+        """
+        return cls(name, x, [one.value for one in measured], [one.error for one in measured])
+
     @property
     def places(self) -> Sequence[float]:
         """Where the points are along the horizontal axis."""

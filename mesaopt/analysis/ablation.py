@@ -82,9 +82,7 @@ class Effect(Drawn):
         return [{"position": position, "change": change} for position, change in each]
 
     def _curves(self) -> list[Curve]:
-        each = self._changes.at_positions
-        values, errors = [one.value for one in each], [one.error for one in each]
-        return [Curve("change", self.original.positions, values, errors)]
+        return [Curve.of("change", self.original.positions, self._changes.at_positions)]
 
 
 @dataclass(frozen=True, repr=False)

@@ -51,10 +51,9 @@ class TunedPrompt(Drawn):
     _axes = {"xlabel": "step", "ylabel": "training loss"}
 
     def _headline(self) -> str:
-        prefix = 0 if self.prefix is None else len(self.prefix)
-        parts = ["a separator"] * (self.separator is not None) + [f"a prefix of {prefix}"] * bool(
-            prefix
-        )
+        parts = [] if self.separator is None else ["a separator"]
+        if self.prefix is not None and len(self.prefix):
+            parts.append(f"a prefix of {len(self.prefix)}")
         falls = f"{self.losses[0]:.4g} to {self.losses[-1]:.4g} in {len(self.losses):,} steps"
         return f"Prompt with {' and '.join(parts) or 'nothing'}; training loss from {falls}"
 

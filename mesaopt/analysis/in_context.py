@@ -84,8 +84,9 @@ class InContextLoss(Drawn):
 
     @property
     def mean_error(self) -> float:
-        """Standard error of :attr:`mean` over sequences."""
-        return (self.by_sequence.std() / len(self.losses) ** 0.5).item()
+        """Standard error of :attr:`mean` over sequences; NaN for a single one."""
+        (over_sequences,) = estimates(self.by_sequence.unsqueeze(1))
+        return over_sequences.error
 
     @property
     def by_sequence(self) -> Float[Tensor, " sequence"]:
@@ -116,12 +117,7 @@ class InContextLoss(Drawn):
     _axes = _AXES
 
     def _headline(self) -> str:
-        return f"In-context loss {self._mean} on {self._amount()}"
-
-    @property
-    def _mean(self) -> Estimate:
-        (mean,) = estimates(self.by_sequence.unsqueeze(1))
-        return mean
+        return f"In-context loss {self.estimate} on {self._amount()}"
 
     def _amount(self) -> str:
         positions = f"{self.positions[0]} to {self.positions[-1]}"
@@ -135,9 +131,7 @@ class InContextLoss(Drawn):
         return [self._curve("the model")]
 
     def _curve(self, name: str) -> Curve:
-        losses = self.at_positions
-        values, errors = [one.value for one in losses], [one.error for one in losses]
-        return Curve(name, self.positions, values, errors)
+        return Curve.of(name, self.positions, self.at_positions)
 
 
 class InContextLosses(Drawn, dict[str, InContextLoss]):
@@ -162,7 +156,7 @@ class InContextLosses(Drawn, dict[str, InContextLoss]):
 
     def _table(self) -> list[Row]:
         return [
-            {"predictor": name, "mean loss": loss._mean}
+            {"predictor": name, "mean loss": loss.estimate}
             | {f"at {row['position']}": row["loss"].value for row in loss._table()}
             for name, loss in self.items()
         ]

@@ -192,8 +192,7 @@ class ProbeTable(Drawn):
         for target in self._parts[0] if self.scores else ():
             scores = self.by_depth(target, self._parts[2][-1])
             shares = [1 - score.unexplained for score in scores.values()]
-            values, errors = [one.value for one in shares], [one.error for one in shares]
-            curves.append(Curve(target, tuple(scores), values, errors))
+            curves.append(Curve.of(target, tuple(scores), shares))
         return curves
 
 

@@ -80,8 +80,7 @@ class Sensitivity(Drawn):
 
     def _curves(self) -> list[Curve]:
         each = estimates(self.norms)
-        values, errors = [one.value for one in each], [one.error for one in each]
-        return [Curve("sensitivity", range(1, len(each) + 1), values, errors)]
+        return [Curve.of("sensitivity", range(1, len(each) + 1), each)]
 
 
 @differentiating()

@@ -217,11 +217,8 @@ class ProbeResults(Drawn):
         ]
 
     def _curves(self) -> list[Curve]:
-        def curve(target: str) -> Curve:
-            scores = [self.at(target, name, self.positions[-1]).r2 for name in self.names]
-            return Curve(target, self.names, [s.value for s in scores], [s.error for s in scores])
-
-        return [curve(target) for target in self.targets]
+        last, names = self.positions[-1], self.names
+        return [Curve.of(t, names, [self.at(t, n, last).r2 for n in names]) for t in self.targets]
 
 
 def steps_back(steps: int) -> str:
