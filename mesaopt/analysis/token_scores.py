@@ -21,9 +21,8 @@ from mesaopt.tasks import (
     TokenBatch,
     TokenTask,
 )
+from mesaopt.training.trainer import sequences_at_once
 
-LARGEST = 2**25
-"""Logits that are computed at once."""
 _HALF = 4
 """Half the number of positions whose losses are averaged for the in-context score."""
 
@@ -100,8 +99,7 @@ def token_scores(
     labels = _labels(task, evaluation)
 
     def score(batch: Batch) -> dict[str, dict[str, Tensor]]:
-        size = max(1, LARGEST // (batch.targets.shape[1] * task.config.dim))
-        parts = list(batch.split(size))
+        parts = list(batch.split(sequences_at_once(batch, task.config.dim)))
         scored = {
             name: [_scores(part, predict(part)) for part in parts]
             for name, predict in functions.items()

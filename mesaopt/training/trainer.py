@@ -25,6 +25,11 @@ MOST_LOGITS = 2**25
 """Logits that are computed at once in a test."""
 
 
+def sequences_at_once(batch: Batch, vocabulary: int) -> int:
+    """Say for how many sequences of a batch the logits at the scored positions fit into memory."""
+    return max(1, MOST_LOGITS // (batch.targets.shape[1] * vocabulary))
+
+
 class Data:
     """Training batches and test batches of one run, and the loss of predictions on them.
 
@@ -197,18 +202,13 @@ class Trainer:
     def _test_loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the sum of the losses of a batch of test sequences."""
         batch = self.data.test_batch(number)
+        vocabulary = getattr(self.config.task, "vocabulary", None)  # where predictions are logits
+        size = len(batch.tokens) if vocabulary is None else sequences_at_once(batch, vocabulary)
         losses = [
             self.data.loss(part, self.model(part.tokens, **part.arguments)) * len(part.tokens)
-            for part in batch.split(self._scored_at_once(batch))
+            for part in batch.split(size)
         ]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-    def _scored_at_once(self, batch: Batch) -> int:
-        """Say for how many test sequences the logits fit into memory, where predictions are logits."""
-        vocabulary = getattr(self.config.task, "vocabulary", None)
-        if vocabulary is None:
-            return len(batch.tokens)
-        return max(1, MOST_LOGITS // (batch.targets.shape[1] * vocabulary))
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Return the state after some steps.
