@@ -107,9 +107,10 @@ def token_scores(
         return {name: _join(scores) for name, scores in scored.items()}
 
     found: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
-    for step, scored in enumerate(evaluation.map(task, score)):
-        for name, scores in scored.items():
-            found.setdefault((name, step % len(labels)), []).append(scores)
+    with evaluation.reported("scores on tokens") as reported:
+        for step, scored in enumerate(reported.map(task, score)):
+            for name, scores in scored.items():
+                found.setdefault((name, step % len(labels)), []).append(scores)
     return {
         name: [
             _together(label, found[name, number], task)

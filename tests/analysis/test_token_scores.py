@@ -20,6 +20,7 @@ from mesaopt.analysis import (
     token_scores,
 )
 from mesaopt.config import LanguageModelConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.progress import Progress
 from mesaopt.report.page import save_figure
 from mesaopt.report.token_curves import Panel, draw
 from mesaopt.tasks import (
@@ -27,6 +28,7 @@ from mesaopt.tasks import (
     MQAR,
     Batch,
     ContinuousMQAR,
+    Parity,
     RegBench,
     Text,
 )
@@ -62,6 +64,13 @@ def test_batches_of_other_widths_are_scored_together() -> None:
     assert losses.mean == pytest.approx(np.log(16))
     (score,) = token_scores(uniform, task, evaluation)["uniform"]
     assert score.loss.value == pytest.approx(np.log(16))
+
+
+def test_progress_names_what_is_computed() -> None:
+    seen: list[Progress] = []
+    uniform = {"uniform": lambda batch: torch.zeros(*batch.targets.shape, 3)}
+    token_scores(uniform, Parity(), Evaluation(num_sequences=512, progress=seen.append))
+    assert seen == [Progress(1, 2, "scores on tokens"), Progress(2, 2, "scores on tokens")]
 
 
 def test_regbench_is_scored_by_letters_that_may_come() -> None:
