@@ -12,12 +12,12 @@ from mesaopt.commands.evaluation import (
     POSITIONS,
     Scores,
     csv_rows,
-    is_same_task,
     loss_to_json,
     score,
     table_rows,
+    task_differences,
 )
-from mesaopt.config import differences, to_dict
+from mesaopt.config import to_dict
 from mesaopt.console import duration, print_csv, print_json, print_table, words
 from mesaopt.errors import ConfigError
 
@@ -77,11 +77,7 @@ def _require_one_task(folders: dict[str, Path]) -> None:
     (first, folder), *others = folders.items()
     task = RunFolder(folder).config.task
     for name, folder in others:
-        other = RunFolder(folder).config.task
-        if not is_same_task(other, task):
-            lines = [
-                line for line in differences(other, task) if not line.startswith("token_slots")
-            ]
+        if lines := task_differences(RunFolder(folder).config.task, task):
             raise ConfigError(
                 f"run={name!r}: is of another task than {first!r} ({'; '.join(lines)}): must be of the "
                 "same; evaluate takes runs of several"

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mesaopt import arguments as args
 from mesaopt.commands import given
 from mesaopt.commands.tokens import evaluate_tokens
-from mesaopt.config import (
-    MergedAttentionConfig,
-    TaskConfig,
-    differences,
-    to_dict,
-)
+from mesaopt.config import MergedAttentionConfig, TaskConfig, differences, to_dict
 from mesaopt.console import print_csv, print_json, print_table
 
 if TYPE_CHECKING:
@@ -128,7 +123,7 @@ def by_task(runs: dict[str, "Run"]) -> list[Scores]:
     groups: list[Scores] = []
     for name, run in runs.items():
         for group in groups:
-            if is_same_task(run.config.task, group.task):
+            if not task_differences(run.config.task, group.task):
                 group.runs[name] = run
                 break
         else:
@@ -136,9 +131,9 @@ def by_task(runs: dict[str, "Run"]) -> list[Scores]:
     return groups
 
 
-def is_same_task(one: TaskConfig, other: TaskConfig) -> bool:
-    """Say whether two tasks draw the same sequences."""
-    return all(line.startswith("token_slots:") for line in differences(one, other))
+def task_differences(one: TaskConfig, other: TaskConfig) -> list[str]:
+    """List the settings in which the sequences of two tasks differ; slots of tokens do not count."""
+    return [line for line in differences(one, other) if not line.startswith("token_slots:")]
 
 
 def _score(group: Scores, evaluation: Any) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +147,6 @@ def is_on_tokens(task: TaskConfig) -> bool:
 
 def task_title(config: RunConfig) -> str:
     """Name the task of a run, with the settings that are not the usual ones."""
-    from dataclasses import MISSING, fields
-
     task = config.task
     if task.kind == "own":
         return task.name

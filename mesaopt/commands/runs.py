@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
 from mesaopt.commands import given, own
-from mesaopt.config import (
-    RunConfig,
-    TextConfig,
-    require_count,
-    to_dict,
-)
+from mesaopt.config import RunConfig, TextConfig, require_count, to_dict
 from mesaopt.console import duration, print_json, print_line, print_table
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """What `evaluate` shows of a run on tokens: losses and accuracies, and those that need no model."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -185,8 +184,7 @@ def _row(name: str, score: "TokenScore") -> dict[str, str]:
 
 
 def _with_error(estimate: "Estimate") -> str:
-    error = 0.0 if math.isnan(estimate.error) else estimate.error
-    return f"{estimate.value:.4f} ± {error:.4f}"
+    return f"{estimate.value:.4f} ± {estimate.error:.4f}"
 
 
 def _to_json(score: "TokenScore") -> dict[str, Any]:
