@@ -49,15 +49,6 @@ def console() -> Console:
     return screen
 
 
-def words(value: Any) -> str:
-    """Write a value in a cell of a table."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
-
-
 def duration(seconds: float) -> str:
     """Write a time in seconds, minutes or hours."""
     if seconds < 90:

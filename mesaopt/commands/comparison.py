@@ -17,8 +17,8 @@ from mesaopt.commands.evaluation import (
     table_rows,
     task_differences,
 )
-from mesaopt.config import to_dict
-from mesaopt.console import duration, print_csv, print_json, print_table, words
+from mesaopt.config import in_words, to_dict
+from mesaopt.console import duration, print_csv, print_json, print_table
 from mesaopt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _tables(compared: _Compared) -> list[tuple[str, list[dict[str, str]]]]:
         ("training", training),
     ]
     settings = [
-        {"setting": name} | {run: _short(value) for run, value in values.items()}
+        {"setting": name} | {run: in_words(value, longest=60) for run, value in values.items()}
         for name, values in compared.settings.items()
     ]
     return tables + ([("settings that differ", settings)] if settings else [])
@@ -177,11 +177,6 @@ def _training_row(numbers: dict[str, float]) -> dict[str, str]:
         "last train loss": loss(numbers["train_loss"]),
         "last test loss": loss(numbers["test_loss"]),
     }
-
-
-def _short(value: Any) -> str:
-    text = words(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _to_json(compared: _Compared) -> dict[str, Any]:

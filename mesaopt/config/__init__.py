@@ -18,6 +18,7 @@ from mesaopt.config.models import (
 from mesaopt.config.reading import (
     differences,
     from_dict,
+    in_words,
     override,
     parse_value,
     to_dict,
@@ -94,6 +95,7 @@ __all__ = [
     "check_slots",
     "differences",
     "from_dict",
+    "in_words",
     "override",
     "parse_value",
     "require_config",

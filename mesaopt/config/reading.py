@@ -242,6 +242,31 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
     return lines
 
 
+def in_words(value: Any, *, longest: int) -> str:
+    """Write a setting for a cell of a table.
+
+    Args:
+        value: as :func:`to_dict` gives it.
+        longest: number of characters, 4 or more; the rest of a longer text is left out.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> in_words(["current", "previous"], longest=60), in_words(None, longest=60)
+        ('current, previous', 'none')
+        >>> in_words("a long text", longest=9)
+        'a long...'
+    """
+    if isinstance(value, dict):
+        text = ", ".join(f"{name} {item}" for name, item in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(map(str, value)) or "none"
+    else:
+        text = "none" if value is None else str(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def _close(ours: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
     """Compare measured numbers, whose last digits differ from machine to machine."""
     near = (

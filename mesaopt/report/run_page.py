@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mesaopt import files, json_files
-from mesaopt.config import RunConfig, from_dict, to_dict
+from mesaopt.config import RunConfig, from_dict, in_words, to_dict
 from mesaopt.errors import RunError
 from mesaopt.looks import LOOKS
 from mesaopt.papers.plots import style
@@ -115,7 +115,10 @@ def _lead(folder: Path, config: RunConfig, lines: Lines) -> str:
 
 def _settings(part: str, settings: dict[str, Any]) -> Table:
     titles = {"task": "Task", "model": "Model", "train": "Training"}
-    rows = [{"setting": f"{part}.{name}", "": _words(value)} for name, value in settings.items()]
+    rows = [
+        {"setting": f"{part}.{name}", "": in_words(value, longest=200)}
+        for name, value in settings.items()
+    ]
     return Table(titles[part], rows)
 
 
@@ -142,9 +145,3 @@ def _machine(folder: Path) -> list[dict[str, str]]:
         "packages": ", ".join(f"{name} {version}" for name, version in meta["packages"].items()),
     }
     return [{"what": name, "": value} for name, value in facts.items()]
-
-
-def _words(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = "none" if value is None else text
-    return text if len(text) <= 200 else f"{text[:197]}..."
