@@ -78,6 +78,34 @@ def parse(text: str, where: str) -> Any:
         raise RunError(f"{where}: is not JSON: {error}") from None
 
 
+def read_lines(path: Path, wanted: Any) -> list[Any]:
+    """Read a file with a JSON value on each line; half of a last line, which a kill leaves, does not count.
+
+    Args:
+        path: of the file.
+        wanted: what each line must hold, see :func:`check`.
+
+    Returns:
+        The values, first to last.
+
+    Raises:
+        RunError: the file is missing, cannot be opened, or a line is not JSON or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+        >>> files.write(path, '{"step": 0}\\n{"step": 1}\\n{"st')
+        >>> read_lines(path, {"step": int})
+        [{'step': 0}, {'step': 1}]
+    """
+    text, lines = files.read_text(path), []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        where = f"{path}, line {number}"
+        lines.append(parse(line, where))
+        check(lines[-1], wanted, where)
+    return lines
+
+
 _NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 

@@ -88,14 +88,9 @@ def draw_learning_curve(lines: Lines) -> Figure:
 
 
 def _metrics(folder: Path) -> Lines:
-    """Read the learning curve; half of a last line, which a kill leaves, does not count."""
+    """Read the learning curve."""
     path = files.inside(folder, "metrics.jsonl")
-    text = files.read_text(path)
-    lines = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
-        where = f"{path}, line {number}"
-        lines.append(json_files.parse(line, where))
-        json_files.check(lines[-1], _METRICS, where)
+    lines = json_files.read_lines(path, _METRICS)
     if not lines:
         raise RunError(f"{path}: is empty: the run has not been evaluated yet")
     return lines

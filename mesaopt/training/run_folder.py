@@ -205,13 +205,7 @@ class RunFolder:
             RunError: the file is damaged.
         """
         path = self.path / "metrics.jsonl"
-        text = files.read_text(path) if files.exists(path) else ""
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill can leave half of a line behind
-        lines = []
-        for number, line in enumerate(whole, start=1):
-            where = f"{path}, line {number}"
-            lines.append(json_files.parse(line, where))
-            json_files.check(lines[-1], _METRICS, where)
+        lines = json_files.read_lines(path, _METRICS) if files.exists(path) else []
         settings = self.config.train
         # What was imported has the line of the last step alone.
         imported = bool(lines) and lines[0]["step"] > 0 and self.is_imported
