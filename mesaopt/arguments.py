@@ -47,7 +47,8 @@ class Doctor:
 class Train:
     """Train a recipe in a run folder, or with --task a task of your own.
 
-    Ctrl-C or a kill leave a folder that --resume continues, on the CPU bit for bit.
+    Ctrl-C or a kill leave a folder that --resume continues, on the CPU bit for bit. At its end a language
+    model is scored on test sequences, continues a text, and gets the report of its run.
 
     mesaopt train lsa-1
 
@@ -325,7 +326,8 @@ class Claims:
 class Report:
     """Write the report of a folder of results anew, or that of a run.
 
-    The page of a run shows its learning curve, its settings and what to type next.
+    The page of a run shows its learning curve, its settings and what to type next; that of a language model
+    its test scores, a text that it continues and its mixers, too.
 
     mesaopt report results --open
 

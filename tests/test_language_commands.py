@@ -1,6 +1,8 @@
 """Language models on the command line: train, evaluate, generate, and inputs that are refused."""
 
+import html as html_module
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from mesaopt import cli, recipes
-from mesaopt.analysis import Evaluation, in_context_loss
+from mesaopt.analysis import Evaluation, in_context_loss, read_tests
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.errors import ConfigError
 from mesaopt.models import LanguageModel
@@ -53,16 +55,57 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(config, tmp_path_factory.mktemp("text"), device="cpu")
 
 
-def test_a_recipe_trains_and_what_to_do_next_is_named(
+def test_one_command_trains_evaluates_generates_and_reports(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Run
 ) -> None:
     out = tmp_path / "run"
     settings = [f"task.corpus={text.config.task.corpus}", "task.length=16", *SMALL]
     settings += ["train.steps=2", "train.batch_size=4", "train.evaluation_sequences=4"]
-    status, shown, _ = call(capsys, "train", "lm-mesanet", "--set", *settings, "--out", out)
+    arguments = ("train", "lm-mesanet", "--set", *settings, "--out", out)
+    status, shown, _ = call(capsys, *arguments)
     assert status == 0
+    assert "score: loss at 12 less that at 4" in shown
+    for column in ("perplexity", "accuracy", "score"):
+        assert column in shown
+    reading = read_tests(out)
+    assert reading.sample is not None
+    assert reading.sample.prompt.encode() in Path(text.config.task.corpus).read_bytes()
+    assert f"--- a held-out text ---\n{reading.sample.prompt}\n--- the model goes on" in shown
+    report = out / "report.html"
+    assert f"Report: {report}" in shown.replace("\n", "")
     assert f"Next: mesaopt generate {out} --prompt 'def '" in shown.replace("\n", "")
     assert isinstance(load_run(out).model, LanguageModel)
+    html = report.read_text()
+    for words in ("position in the text", "bits a byte", "MesaLayer", "Where it was trained"):
+        assert words in html
+    assert html_module.escape(reading.sample.original[:8]) in html
+    report.unlink()
+    status, again, _ = call(capsys, *arguments, "--resume")  # trains nothing, shows the same
+    assert (status, again) == (0, shown)
+    assert report.read_text() == html
+
+
+def test_the_report_of_a_language_model_is_made_anew_and_does_without_its_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Run, copying: Run
+) -> None:
+    page, curve = tmp_path / "page.html", tmp_path / "curve.png"
+    status, shown, _ = call(capsys, "report", text.path, "--out", page)
+    assert (status, shown.strip()) == (0, str(page))
+    assert "The model goes on" in page.read_text()
+    assert call(capsys, "report", text.path, "--out", curve)[0] == 0
+    assert curve.read_bytes().startswith(b"\x89PNG")
+    run = shutil.copytree(text.path, tmp_path / "moved")
+    config = json.loads((run / "config.json").read_text())
+    config["task"]["corpus"] = str(tmp_path / "gone.txt")
+    (run / "config.json").write_text(json.dumps(config))
+    status, shown, _ = call(capsys, "report", run, "--out", page)
+    assert status == 0
+    assert "Without tests: corpus=" in shown
+    assert "The model goes on" not in page.read_text()
+    status, _, _ = call(capsys, "report", copying.path, "--out", page)
+    assert status == 0
+    assert "a guess without the sequence" in page.read_text()
+    assert "The model goes on" not in page.read_text()
 
 
 def test_losses_by_position_are_in_nats(capsys: pytest.CaptureFixture[str], text: Run) -> None:

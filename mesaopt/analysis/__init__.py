@@ -57,6 +57,7 @@ from mesaopt.analysis.probes import (
     probe_layers,
     score_probes,
 )
+from mesaopt.analysis.reading import Reading, TextSample, read_tests
 from mesaopt.analysis.sensitivity import (
     Sensitivity,
     sensitivity,
@@ -100,8 +101,10 @@ __all__ = [
     "ProbeData",
     "ProbeScore",
     "ProbeTable",
+    "Reading",
     "Sensitivity",
     "Target",
+    "TextSample",
     "TokenScore",
     "Tuned",
     "TunedPrompt",
@@ -141,6 +144,7 @@ __all__ = [
     "probe",
     "probe_layers",
     "product_form",
+    "read_tests",
     "score_positions",
     "score_probes",
     "sensitivity",

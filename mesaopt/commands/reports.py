@@ -6,6 +6,7 @@ from pathlib import Path
 from mesaopt import arguments as args
 from mesaopt import files, json_files, report, zoo
 from mesaopt.commands import given
+from mesaopt.commands.reading import is_language_run, write_language_report
 from mesaopt.config import RunConfig, from_dict
 from mesaopt.console import print_line
 from mesaopt.errors import ConfigError, RunError
@@ -53,10 +54,15 @@ def _of_run(command: args.Report) -> Path:
     usual = Path(f"{folder.name}.html") if name.startswith(zoo.PREFIX) else folder / "report.html"
     out = command.out or usual
     files.require_writable(out)
-    from mesaopt.report.run_page import write_run_report
-
     path = folder / "config.json"
     config = from_dict(RunConfig, json_files.read(path), where=str(path))
+    if is_language_run(config):
+        from mesaopt.training import load_run
+
+        write_language_report(load_run(folder, device="cpu"), out, name=name)
+        return out
+    from mesaopt.report.run_page import write_run_report
+
     verbs = ("evaluate", "diagnose")
     commands = [given.next_line(verb, command.folder, config) for verb in verbs]
     write_run_report(folder, out, name=name, commands=commands)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
 from mesaopt.commands import given, own
+from mesaopt.commands.reading import is_language_run, show_trained
 from mesaopt.config import RunConfig, TextConfig, require_count, to_dict
 from mesaopt.console import duration, print_json, print_line, print_table
 
@@ -78,6 +79,8 @@ def _train_groups(
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
         print_line(f"{loss}, {run.seconds:.0f} s: {run.path}")
+    if is_language_run(runs[0].config):
+        show_trained(runs)
     print_line(f"Next: {_next_line(runs[0])}")
     return 0
 

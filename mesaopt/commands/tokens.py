@@ -91,7 +91,7 @@ class _Scores:
 
     @property
     def title(self) -> str:
-        return scores_title(self.task, self.guess)
+        return scores_title(self.task)
 
     def rows(self) -> list[dict[str, str]]:
         return score_rows(self.scores)
@@ -144,17 +144,19 @@ def _baselines(config: RunConfig, task: Any) -> "dict[str, AnyPredictor]":
     return found
 
 
-def scores_title(task: Any, guess: float | None) -> str:
-    """Say what a table of scores is of."""
+def scores_title(task: Any) -> str:
+    """Say what a table of scores on a task is of."""
     title = f"test sequences of {task.kind}"
-    if isinstance(task, TextConfig):
-        from mesaopt.analysis import score_positions
+    if not isinstance(task, TextConfig):
+        from mesaopt.theory import chance
 
-        places = score_positions(task.length)
-        late = "" if places is None else f"; score: loss at {places[1]} less that at {places[0]}"
-        return f"{title}{late}"
-    what = "letters that may come" if isinstance(task, RegBenchConfig) else "accuracy"
-    return title if guess is None else f"{title}; a guess without the sequence: {guess:.2%} {what}"
+        what = "letters that may come" if isinstance(task, RegBenchConfig) else "accuracy"
+        return f"{title}; a guess without the sequence: {chance(task):.2%} {what}"
+    from mesaopt.analysis import score_positions
+
+    places = score_positions(task.length)
+    score = "" if places is None else f"; score: loss at {places[1]} less that at {places[0]}"
+    return f"{title}{score}"
 
 
 def score_rows(scores: "Mapping[str, list[TokenScore]]") -> list[dict[str, str]]:
@@ -178,7 +180,7 @@ def _row(name: str, score: "TokenScore") -> dict[str, str]:
         row["setting"] = score.setting
     row |= {"sequences": f"{score.num_sequences:,}", "loss in nats": _with_error(score.loss)}
     row["accuracy"] = _with_error(score.accuracy)
-    row |= {_COLUMNS.get(name, name): _with_error(value) for name, value in score.more.items()}
+    row |= {_COLUMNS.get(name, name): str(value) for name, value in score.more.items()}
     curve = enumerate(score.curve or (), start=1)
     return row | {str(place): f"{one.value:.3g}" for place, one in curve if place in _POSITIONS}
 

@@ -24,6 +24,8 @@ class Table:
     rows: Sequence[dict[str, str]]
     """All with the same columns; the text is shown alone where there is none."""
     text: str = ""
+    verbatim: str = ""
+    """Shown as it is, line by line."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mesaopt import files, json_files
@@ -12,6 +13,9 @@ from mesaopt.errors import RunError
 from mesaopt.looks import LOOKS
 from mesaopt.papers.plots import style
 from mesaopt.report.page import Page, Table, scale_of, write
+
+if TYPE_CHECKING:
+    from mesaopt.report.token_curves import Panel
 
 _METRICS = {"step": int, "train_loss": (float, None), "test_loss": float, "learning_rate": float}
 _META = {
@@ -25,11 +29,20 @@ _CAPTION = (
     "Loss by training step. Test sequences are the same at every step and for every run; the train loss is "
     "the mean over the steps since the point before."
 )
+_POSITIONS = " On the right: loss by position on test sequences, with a 95 % band."
 
 Lines = list[dict[str, Any]]
 
 
-def write_run_report(folder: Path, out: Path, *, name: str, commands: Sequence[str] = ()) -> None:
+def write_run_report(
+    folder: Path,
+    out: Path,
+    *,
+    name: str,
+    commands: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+    positions: "Panel | None" = None,
+) -> None:
     """Write the page of a run as one HTML file, or its learning curve as PNG or SVG.
 
     Args:
@@ -37,6 +50,8 @@ def write_run_report(folder: Path, out: Path, *, name: str, commands: Sequence[s
         out: file to write, whose ending says what is written.
         name: of the run, as a user types it.
         commands: what to type next.
+        tables: what was found out about its model, shown before its settings.
+        positions: losses by position, drawn beside the learning curve.
 
     Raises:
         RunError: there is no run, a file of it is damaged, or the disk is full.
@@ -48,9 +63,10 @@ def write_run_report(folder: Path, out: Path, *, name: str, commands: Sequence[s
     page = Page(
         title=f"Run {name}",
         lead=_lead(folder, config, lines),
-        figure=draw_learning_curve(lines),
-        caption=_CAPTION,
+        figure=draw_learning_curve(lines, positions),
+        caption=_CAPTION if positions is None else f"{_CAPTION}{_POSITIONS}",
         tables=[
+            *tables,
             *(
                 _settings(part, to_dict(getattr(config, part)))
                 for part in ("task", "model", "train")
@@ -63,28 +79,38 @@ def write_run_report(folder: Path, out: Path, *, name: str, commands: Sequence[s
     write(page, out)
 
 
-def draw_learning_curve(lines: Lines) -> Figure:
+def draw_learning_curve(lines: Lines, positions: "Panel | None" = None) -> Figure:
     """Draw the losses of a training by step.
 
     Args:
         lines: of `metrics.jsonl`, one or more.
+        positions: losses by position, drawn beside them.
 
     Returns:
         The figure.
     """
     with style():
-        figure = Figure(figsize=(6.5, 3.8))
-        axes = figure.subplots()
-        looks = {"train_loss": LOOKS["no knowledge"], "test_loss": LOOKS["trained model"]}
-        for key, look in looks.items():
-            points = [(line["step"], line[key]) for line in lines if line[key] is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), **look.line(label=key.replace("_", " ")))
-        losses = [line[key] for line in lines for key in looks if line[key] is not None]
-        axes.set_yscale(scale_of(losses))
-        axes.set(xlabel="step", ylabel="loss")
-        axes.legend()
+        count = 1 if positions is None else 2
+        figure = Figure(figsize=(6.5 if count == 1 else 11.0, 3.8))
+        axes = figure.subplots(1, count, squeeze=False)[0]
+        _draw_steps(axes[0], lines)
+        if positions is not None:
+            from mesaopt.report.token_curves import draw_losses  # needs torch
+
+            draw_losses(axes[1], positions)
     return figure
+
+
+def _draw_steps(axes: Axes, lines: Lines) -> None:
+    looks = {"train_loss": LOOKS["no knowledge"], "test_loss": LOOKS["trained model"]}
+    for key, look in looks.items():
+        points = [(line["step"], line[key]) for line in lines if line[key] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), **look.line(label=key.replace("_", " ")))
+    losses = [line[key] for line in lines for key in looks if line[key] is not None]
+    axes.set_yscale(scale_of(losses))
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend()
 
 
 def _metrics(folder: Path) -> Lines:
