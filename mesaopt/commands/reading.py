@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from mesaopt.report.page import Table
     from mesaopt.training import Run
 
-_SECONDS = 10.0
-
 
 def is_language_run(config: RunConfig) -> bool:
     """Say whether a run is that of a language model."""
@@ -26,15 +24,10 @@ def is_language_run(config: RunConfig) -> bool:
 def show_trained(runs: "list[Run]") -> None:
     """Print the scores of trained language models and how they go on with a text; write their reports."""
     from mesaopt.analysis import read_tests
-    from mesaopt.progress import ProgressDisplay, Stage
     from mesaopt.workers import parallel
 
-    titles = [f"tests of {run.path}" for run in runs]
-    readings = []
-    with ProgressDisplay([Stage(title, 1, _SECONDS) for title in titles]) as display, parallel():
-        for run, title in zip(runs, titles, strict=True):
-            display.begin(title)
-            readings.append(read_tests(run))
+    with parallel():
+        readings = [read_tests(run) for run in runs]
     names = [run.config.recipe if len(runs) == 1 else run.path.name for run in runs]
     scores = {name: reading.scores for name, reading in zip(names, readings, strict=True)}
     print_line("")
