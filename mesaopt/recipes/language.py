@@ -39,16 +39,19 @@ _MESANET = LanguageModelConfig(
 )
 """MesaNet, whose mixer is exchanged: convolutions, unit queries and keys, norms of heads, gated
 networks."""
-_SHORT: dict[MixerName, str] = {
-    "softmax_attention": "softmax",
-    "linear_attention": "linear",
-    "gated_linear_attention": "gated-linear",
-    "delta_rule": "delta",
-    "gated_delta_rule": "gated-delta",
+MIXERS: dict[str, MixerName] = {
+    "softmax": "softmax_attention",
+    "linear": "linear_attention",
+    "gated-linear": "gated_linear_attention",
+    "delta": "delta_rule",
+    "gated-delta": "gated_delta_rule",
     "longhorn": "longhorn",
     "mesa": "mesa",
-    "mesanet2025": "mesanet",
+    "mesanet": "mesanet2025",
 }
+"""The mixers that are compared, by their short names: "mesa" is that of 2023, "mesanet" that of 2025."""
+FEATURES = ("none", "dpfp1", "dpfp2", "dpfp3")
+"""Feature maps of one layer, nu = 0 to 3."""
 WINDOWS = (4, 16, 64)
 """Windows of the controls, which use no more of the context than these tokens."""
 
@@ -69,13 +72,12 @@ def _one_layer() -> list[Recipe]:
     recipes = [
         _recipe("lm-1-softmax", base, "one softmax layer whose keys are of the token before")
     ]
-    mixers: tuple[MixerName, ...] = ("linear_attention", "mesa")
-    for mixer in mixers:
-        for features in ("none", "dpfp1", "dpfp2", "dpfp3"):
-            model = replace(base, mixers=(mixer,), feature_map=features)
-            name = f"lm-1-{_SHORT[mixer]}" + ("" if features == "none" else f"-{features}")
+    for short in ("linear", "mesa"):
+        for features in FEATURES:
+            model = replace(base, mixers=(MIXERS[short],), feature_map=features)
+            name = f"lm-1-{short}" + ("" if features == "none" else f"-{features}")
             mapped = "" if features == "none" else f", with the features {features}"
-            summary = f"one {_SHORT[mixer]} layer whose keys are of the token before{mapped}"
+            summary = f"one {short} layer whose keys are of the token before{mapped}"
             recipes.append(_recipe(name, model, summary))
     return recipes
 
@@ -83,21 +85,17 @@ def _one_layer() -> list[Recipe]:
 def _hybrids() -> list[Recipe]:
     """Two layers of attention, and four with networks, the first always softmax: figure 27."""
     recipes = []
-    mixers: dict[str, MixerName] = {
-        "tf": "softmax_attention",
-        "hybrid-linear": "linear_attention",
-        "hybrid-mesa": "mesa",
-    }
+    names = {"tf": "softmax", "hybrid-linear": "linear", "hybrid-mesa": "mesa"}
     for depth, mlp in ((2, "none"), (4, "relu")):
-        for name, mixer in mixers.items():
+        for name, short in names.items():
             model = replace(
                 _UNCOVERING,
-                mixers=("softmax_attention", *(mixer,) * (depth - 1)),
+                mixers=("softmax_attention", *(MIXERS[short],) * (depth - 1)),
                 mlp=mlp,
-                feature_map="none" if mixer == "softmax_attention" else "dpfp3",
+                feature_map="none" if short == "softmax" else "dpfp3",
             )
             networks = "" if mlp == "none" else " and networks"
-            summary = f"a softmax layer, then {depth - 1} of {_SHORT[mixer]} attention{networks}"
+            summary = f"a softmax layer, then {depth - 1} of {short} attention{networks}"
             recipes.append(_recipe(f"lm-{name}-{depth}", model, summary))
     return recipes
 
@@ -118,7 +116,7 @@ def _backbone() -> list[Recipe]:
             softmax if short == "softmax" else replace(_MESANET, mixers=(mixer,) * 4),
             f"MesaNet with four {mixer} layers",
         )
-        for mixer, short in _SHORT.items()
+        for short, mixer in MIXERS.items()
     ]
     for window in WINDOWS:
         summary = f"MesaNet with softmax attention to the last {window} tokens: a control"
@@ -130,5 +128,7 @@ def _backbone() -> list[Recipe]:
     return [*recipes, _recipe("lm-hybrid-mesanet", hybrid, summary)]
 
 
-RECIPES = (*_one_layer(), *_hybrids(), *_backbone())
+ONE_LAYER = tuple(_one_layer())
+HYBRIDS = tuple(_hybrids())
+RECIPES = (*ONE_LAYER, *HYBRIDS, *_backbone())
 """In the order of `mesaopt list`."""

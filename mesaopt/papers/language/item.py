@@ -5,6 +5,7 @@ from mesaopt.papers.language import faults, positions, reasoning, recall, text
 from mesaopt.papers.language.laboratory import SOURCE, Laboratory, LanguagePlan, TextTraining
 from mesaopt.papers.language.settings import SEEDS
 from mesaopt.papers.plan import Headline, Study
+from mesaopt.recipes import RECIPES
 
 FIGURES = (
     text.fig26,
@@ -25,7 +26,7 @@ def _text(steps: int, *, length: int, batch_size: int, seeds: int) -> tuple[Text
     return tuple(
         TextTraining(
             recipe=recipe,
-            seeds=1 if recipe.endswith("-4") else seeds,
+            seeds=1 if len(RECIPES[recipe].mixers) == 4 else seeds,
             steps=steps,
             length=length,
             batch_size=batch_size,

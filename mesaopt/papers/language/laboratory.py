@@ -18,6 +18,7 @@ from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Source, Training, measurement
 from mesaopt.papers.language.settings import SETTINGS, Contest, Settings
 from mesaopt.progress import OnProgress, Progress
+from mesaopt.recipes.language import MIXERS
 from mesaopt.tasks import Batch, Split, Task, make_task
 from mesaopt.training import DivergedError, Run, run_name, train
 from mesaopt.workers import current_workers
@@ -27,18 +28,6 @@ SOURCE = Source(
     authors="J. von Oswald, M. Schlegel, A. Meulemans and others, 2023",
     url="https://arxiv.org/abs/2309.05858",
 )
-
-MIXERS: dict[str, MixerName] = {
-    "softmax": "softmax_attention",
-    "linear": "linear_attention",
-    "gated-linear": "gated_linear_attention",
-    "delta": "delta_rule",
-    "gated-delta": "gated_delta_rule",
-    "longhorn": "longhorn",
-    "mesa": "mesa",
-    "mesanet": "mesanet2025",
-}
-"""The mixers that are compared, by their short names: "mesa" is that of 2023, "mesanet" that of 2025."""
 
 LOOKS: dict[str, Look] = {
     "softmax": Look("#758c1a", marker="X"),
@@ -50,7 +39,7 @@ LOOKS: dict[str, Look] = {
     "mesa": Look("#258f69", marker="P"),
     "mesanet": Look("#1c8c9c", marker="*"),
 }
-"""Their looks in all figures of this study."""
+"""The looks of the mixers in all figures of this study."""
 
 
 @dataclass(frozen=True, kw_only=True)

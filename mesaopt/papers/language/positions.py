@@ -18,13 +18,13 @@ from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.language.drawing import contest_settings
 from mesaopt.papers.language.laboratory import (
     LOOKS,
-    MIXERS,
     Entry,
     Laboratory,
     settings_of,
 )
-from mesaopt.papers.language.settings import WINDOWS, contest_seconds
+from mesaopt.papers.language.settings import contest_seconds
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.recipes.language import MIXERS, WINDOWS
 from mesaopt.tasks import Batch
 
 _TOGETHER = 8

@@ -10,9 +10,10 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.language.drawing import contest_settings, draw_entrants, rows_of
-from mesaopt.papers.language.laboratory import MIXERS, Laboratory, mixers
+from mesaopt.papers.language.laboratory import Laboratory, mixers
 from mesaopt.papers.language.settings import contest_seconds
 from mesaopt.papers.rows import PanelData
+from mesaopt.recipes.language import MIXERS
 
 _MAD = "mad-"
 _FUZZY = "mad-fuzzy"

@@ -11,9 +11,10 @@ from mesaopt.config import LanguageModelConfig, MQARConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.language.drawing import contest_settings, draw_entrants, rows_of
-from mesaopt.papers.language.laboratory import LOOKS, MIXERS, Entry, Laboratory, mixers
+from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
 from mesaopt.papers.language.settings import Contest, contest_seconds
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.recipes.language import MIXERS
 
 _STATES = "mqar-state-"
 

@@ -165,10 +165,6 @@ def _mad(length: int, copied: int) -> dict[str, TaskConfig]:
     }
 
 
-WINDOWS = (4, 16, 64)
-"""Windows of the controls on text: softmax attention to these last tokens alone."""
-
-
 def _text(length: int, train: TrainConfig, seconds: float, sequences: int) -> Contest:
     return Contest(
         task=TextConfig(length=length),

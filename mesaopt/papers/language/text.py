@@ -17,21 +17,14 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.recipes import RECIPES, language
+from mesaopt.recipes.language import FEATURES, MIXERS
 from mesaopt.tasks import Batch, make_task
 from mesaopt.workers import current_workers
 
-FEATURES = ("none", "dpfp1", "dpfp2", "dpfp3")
-"""Feature maps, nu = 0 to 3."""
-ONE_LAYER = (
-    "lm-1-softmax",
-    *(
-        f"lm-1-{mixer}" + ("" if features == "none" else f"-{features}")
-        for mixer in ("linear", "mesa")
-        for features in FEATURES
-    ),
-)
+ONE_LAYER = tuple(recipe.name for recipe in language.ONE_LAYER)
+HYBRIDS = tuple(recipe.name for recipe in language.HYBRIDS)
 DEPTHS = (2, 4)
-HYBRIDS = tuple(f"lm-{name}-{n}" for n in DEPTHS for name in ("tf", "hybrid-linear", "hybrid-mesa"))
 FURTHEST = 8
 """Largest number of tokens back whose share of attention is measured."""
 _CLEAR = 0.995
@@ -45,7 +38,8 @@ def mixer_of(recipe: str) -> str:
         >>> mixer_of("lm-hybrid-mesa-2"), mixer_of("lm-tf-4"), mixer_of("lm-1-linear-dpfp3")
         ('mesa', 'softmax', 'linear')
     """
-    return next((name for name in ("linear", "mesa") if name in recipe), "softmax")
+    last = RECIPES[recipe].mixers[-1]
+    return next(short for short, mixer in MIXERS.items() if mixer == last)
 
 
 @measurement
