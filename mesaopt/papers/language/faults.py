@@ -6,7 +6,7 @@ from typing import cast
 
 from matplotlib.axes import Axes
 
-from mesaopt.config import LanguageModelConfig, RunConfig
+from mesaopt.config import LanguageModelConfig, OwnModelConfig
 from mesaopt.models import own_model
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
@@ -19,7 +19,7 @@ from mesaopt.papers.language.laboratory import (
     Prepare,
     entry,
     right_answers,
-    training_at,
+    settings_of,
 )
 from mesaopt.papers.language.settings import Contest, contest_seconds
 from mesaopt.papers.rows import PanelData
@@ -53,25 +53,18 @@ _LOST = 0.1
 """Share of right answers whose loss counts as a cause."""
 
 
-def _settings_of(contest: Contest, name: str, faults: Faults) -> Prepare:
+def _faulty_settings(contest: Contest, name: str, faults: Faults) -> Prepare:
     """Say how to make the settings of runs whose mesa layers have faults."""
     model = cast(LanguageModelConfig, contest.with_mixer("mesanet2025"))
 
-    def prepare(rate: float, seed: int) -> RunConfig:
-        made = own_model(
+    def faulty(seed: int) -> OwnModelConfig:
+        return own_model(
             lambda: faulty_model(model, faults, seed=seed),
             name="faulty_model",
             keywords=asdict(faults),
         )
-        return RunConfig(
-            recipe=f"faults-{name.replace(' ', '-')}-{rate:g}",
-            seed=seed,
-            task=contest.task,
-            model=made,
-            train=training_at(contest, rate),
-        )
 
-    return prepare
+    return settings_of(contest, f"faults-{name.replace(' ', '-')}", faulty)
 
 
 @measurement
@@ -86,7 +79,7 @@ def variants(lab: Laboratory) -> dict[str, Entry]:
     found = {WORKING: working}
     for number, (name, faults) in enumerate({**FAULTS, RATE: Faults(), ALL: _TOGETHER}.items()):
         rate = common if name in (RATE, ALL) else working.rate
-        prepare = _settings_of(contest, name, faults)
+        prepare = _faulty_settings(contest, name, faults)
         with lab.part(2 + number, parts):
             found |= lab.compete(contest, {name: prepare}, right_answers, (rate,))
     return found

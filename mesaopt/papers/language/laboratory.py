@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH
-from mesaopt.config import MixerName, RunConfig, TextConfig, TrainConfig
+from mesaopt.config import MixerName, NetworkConfig, RunConfig, TextConfig
 from mesaopt.looks import Look
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Source, Training, measurement
@@ -226,31 +226,35 @@ class Laboratory(laboratory.Laboratory):
         return entries
 
 
-def settings_of(contest: Contest, name: str, mixer: MixerName) -> Prepare:
-    """Say how to make the settings of a mixer's runs in a contest."""
+def settings_of(contest: Contest, name: str, make_model: Callable[[int], NetworkConfig]) -> Prepare:
+    """Say how to make the settings of runs in a contest, whose model may depend on the seed.
+
+    The learning rate falls to a hundredth of the given one.
+    """
 
     def prepare(rate: float, seed: int) -> RunConfig:
         return RunConfig(
             recipe=f"{name}-{rate:g}",
             seed=seed,
             task=contest.task,
-            model=contest.with_mixer(mixer),
-            train=training_at(contest, rate),
+            model=make_model(seed),
+            train=replace(contest.train, learning_rate=rate, final_learning_rate=rate / 100),
         )
 
     return prepare
 
 
-def training_at(contest: Contest, rate: float) -> TrainConfig:
-    """Give the training of a contest at a learning rate, which ends at a hundredth of it."""
-    return replace(contest.train, learning_rate=rate, final_learning_rate=rate / 100)
+def mixer_settings(contest: Contest, name: str, mixer: MixerName) -> Prepare:
+    """Say how to make the settings of a mixer's runs in a contest."""
+    model = contest.with_mixer(mixer)
+    return settings_of(contest, name, lambda _: model)
 
 
 @measurement
 def entry(lab: Laboratory, contest: str, mixer: str) -> Entry:
     """Give what one mixer comes to in a contest, by the share of right answers."""
     given = lab.settings.contests[contest]
-    prepare = settings_of(given, f"{contest}-{mixer}", MIXERS[mixer])
+    prepare = mixer_settings(given, f"{contest}-{mixer}", MIXERS[mixer])
     return lab.compete(given, {mixer: prepare}, right_answers)[mixer]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate, mean_and_error
 from mesaopt.config import LanguageModelConfig
-from mesaopt.looks import PALETTE, Look
+from mesaopt.looks import DASH_DOTTED, DASHED, DOTTED, PALETTE, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
@@ -20,7 +20,7 @@ from mesaopt.papers.language.laboratory import (
     LOOKS,
     Entry,
     Laboratory,
-    settings_of,
+    mixer_settings,
 )
 from mesaopt.papers.language.settings import contest_seconds
 from mesaopt.papers.rows import PanelData, Rows
@@ -29,15 +29,19 @@ from mesaopt.tasks import Batch
 
 _TOGETHER = 8
 """Positions whose losses are averaged."""
-_DASHES = {4: (0, (1, 1.5)), 16: (0, (4, 2)), 64: (0, (6, 1.5, 1, 1.5))}
+_WINDOWS = {f"window {window}": window for window in WINDOWS}
+"""The windows of softmax attention, by the names of these readers."""
+_LOOKS = LOOKS | {
+    name: Look(PALETTE[5], dashes)
+    for name, dashes in zip(_WINDOWS, (DOTTED, DASHED, DASH_DOTTED), strict=True)
+}
 
 
 def _losses(batch: Batch, logits: Tensor) -> Float[Tensor, "sequence part"]:
     """Give the losses of each sequence, averaged over a few positions each."""
     losses = batch.losses(logits)
-    return (
-        losses[:, : losses.shape[1] // _TOGETHER * _TOGETHER].unflatten(1, (-1, _TOGETHER)).mean(-1)
-    )
+    whole = losses.shape[1] // _TOGETHER * _TOGETHER
+    return losses[:, :whole].unflatten(1, (-1, _TOGETHER)).mean(-1)
 
 
 @measurement
@@ -45,11 +49,12 @@ def readers(lab: Laboratory) -> dict[str, Entry]:
     """Train all mixers on text, and softmax attention with windows."""
     contest = lab.settings.contests["text"]
     model = cast(LanguageModelConfig, contest.model)
-    entrants = {name: settings_of(contest, f"text-{name}", mixer) for name, mixer in MIXERS.items()}
-    for window in WINDOWS:
+    entrants = {
+        name: mixer_settings(contest, f"text-{name}", mixer) for name, mixer in MIXERS.items()
+    }
+    for name, window in _WINDOWS.items():
         narrow = replace(contest, model=replace(model, window=window))
-        name = f"window {window}"
-        entrants[name] = settings_of(narrow, f"text-window-{window}", "softmax_attention")
+        entrants[name] = mixer_settings(narrow, f"text-window-{window}", "softmax_attention")
     entries = lab.compete(contest, entrants, _losses)
     return {name: replace(entry, missing=math.nan) for name, entry in entries.items()}
 
@@ -65,12 +70,6 @@ def _falling_behind(lab: Laboratory, name: str) -> Estimate:
     behind = _behind_softmax(lab, name)
     quarter = max(1, behind.shape[-1] // 4)
     return Estimate.of(behind[..., -quarter:].mean(-1) - behind[..., :quarter].mean(-1))
-
-
-def _look(name: str) -> Look:
-    if name in LOOKS:
-        return LOOKS[name]
-    return Look(PALETTE[5], _DASHES[int(name.removeprefix("window "))])
 
 
 def _measure(lab: Laboratory) -> PanelData:
@@ -98,7 +97,7 @@ def _draw(axes: Axes, data: PanelData) -> None:
         points = [row for row in data.rows if row["reader"] == name]
         x, y = ([row[key] for row in points] for key in ("position", "behind softmax"))
         label = f"{name}, {points[0]['mean loss']:.3f}"
-        axes.plot(x, y, **_look(name).line(label=label))
+        axes.plot(x, y, **_LOOKS[name].line(label=label))
     axes.set(xscale="log", xlabel="position", ylabel="loss less that of softmax, nats")
     axes.xaxis.set_minor_formatter(lambda *_: "")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
@@ -153,5 +152,5 @@ positions = Figure(
     layout=grid(height=4.2, width=9.0),
     settings=lambda lab: contest_settings(lab, "text"),
     claims=_claims,
-    seconds=contest_seconds("text", entrants=len(MIXERS) + len(WINDOWS)),
+    seconds=contest_seconds("text", entrants=len(MIXERS) + len(_WINDOWS)),
 )
