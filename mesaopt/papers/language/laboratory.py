@@ -304,3 +304,14 @@ def right_answers(batch: Batch, prediction: Tensor) -> Float[Tensor, " sequence"
     right = cast(Tensor, batch.accuracy(prediction)).float()  # type: ignore[attr-defined]
     counted = torch.ones_like(right) if batch.counted is None else batch.counted.to(right)
     return right.sum(1) / counted.sum(1).clamp(min=1)
+
+
+def ratio_of_losses(
+    above: Float[Tensor, "above_seed sequence position"],
+    below: Float[Tensor, "below_seed sequence position"],
+) -> Estimate:
+    """Estimate the ratio of two mean losses, on the same text and with seeds of their own."""
+    first, second = above.mean(-1), below.mean(-1)
+    return Estimate.ratio_of_models(
+        first.mean(0), second.mean(0), above_seeds=first.mean(1), below_seeds=second.mean(1)
+    )

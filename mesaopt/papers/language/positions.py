@@ -21,6 +21,7 @@ from mesaopt.papers.language.laboratory import (
     Entry,
     Laboratory,
     mixer_settings,
+    ratio_of_losses,
 )
 from mesaopt.papers.language.settings import contest_seconds
 from mesaopt.papers.rows import PanelData, Rows
@@ -124,13 +125,12 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         basis="so it does in the MesaNet paper, at much greater size; a two-hundredth of a nat counts",
     )
     entries = readers(lab)
-    one, other = (entries[name].scores[:, 0].mean(-1) for name in ("mesanet", "gated-delta"))
     yield Claim(
         name="text-mesa-as-gated-delta",
         figure="loss by position",
         statement="The mesa layer reads text no worse than the gated delta rule (ratio of losses)",
-        measured=Estimate.ratio_of_models(
-            one.mean(0), other.mean(0), above_seeds=one.mean(1), below_seeds=other.mean(1)
+        measured=ratio_of_losses(
+            entries["mesanet"].scores[:, 0], entries["gated-delta"].scores[:, 0]
         ),
         high=1.0,
         basis="perplexities 0.01 to 0.12 less in the MesaNet paper; equal counts",

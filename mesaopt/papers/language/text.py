@@ -10,12 +10,13 @@ from matplotlib.figure import Figure as Drawing
 from torch import Tensor, nn
 
 from mesaopt.analysis.attention import attention_mass
+from mesaopt.analysis.capture import up_to
 from mesaopt.analysis.estimate import Estimate
-from mesaopt.looks import Look
+from mesaopt.looks import DASHED, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.language.laboratory import LOOKS, Laboratory
+from mesaopt.papers.language.laboratory import LOOKS, Laboratory, ratio_of_losses
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.recipes import RECIPES, language
 from mesaopt.recipes.language import FEATURES, MIXERS
@@ -27,6 +28,8 @@ HYBRIDS = tuple(recipe.name for recipe in language.HYBRIDS)
 DEPTHS = (2, 4)
 FURTHEST = 8
 """Largest number of tokens back whose share of attention is measured."""
+_TOGETHER = 8
+"""Positions whose losses are averaged in a curve."""
 _CLEAR = 0.995
 """Ratio of losses that counts as an order: half a percent."""
 
@@ -75,24 +78,18 @@ def score_of(lab: Laboratory, recipe: str) -> Float[Tensor, "seed sequence"]:
 
 
 def _ratio(lab: Laboratory, first: str, second: str) -> Estimate | None:
-    """Estimate the ratio of two mean losses, on the same text and with seeds of their own."""
-    a, b = losses(lab, first), losses(lab, second)
-    if a is None or b is None:
-        return None
-    one, other = a.mean(-1), b.mean(-1)
-    return Estimate.ratio_of_models(
-        one.mean(0), other.mean(0), above_seeds=one.mean(1), below_seeds=other.mean(1)
-    )
+    """Estimate the ratio of the mean losses of two recipes; None where one has no models."""
+    one, other = losses(lab, first), losses(lab, second)
+    return None if one is None or other is None else ratio_of_losses(one, other)
 
 
 def _score_difference(lab: Laboratory, first: str, second: str) -> Estimate | None:
-    """Estimate the difference of two in-context scores."""
+    """Estimate the difference of two in-context scores; None where a recipe has no models."""
     if losses(lab, first) is None or losses(lab, second) is None:
         return None
     one, other = score_of(lab, first), score_of(lab, second)
     difference = Estimate.of(one.mean(0) - other.mean(0))
-    error = sum(Estimate.of_seeds(x.mean(1)).error ** 2 for x in (one, other))
-    return Estimate(difference.value, (difference.error**2 + error) ** 0.5)
+    return difference.with_seeds(one.mean(1)).with_seeds(other.mean(1))
 
 
 def _rows(lab: Laboratory, recipes: Sequence[str]) -> Rows:
@@ -152,10 +149,10 @@ def _curves(recipes: Sequence[str], title: str) -> Panel[Laboratory]:
             given = losses(lab, recipe)
             if given is None:
                 continue
-            length = given.shape[-1] // 8 * 8
-            for part, chunk in enumerate(given[..., :length].split(8, -1)):
+            whole = given.shape[-1] // _TOGETHER * _TOGETHER
+            for part, chunk in enumerate(given[..., :whole].split(_TOGETHER, -1)):
                 mean = Estimate.of(chunk.mean(-1))
-                place = 8 * part + 4.5
+                place = _TOGETHER * part + (_TOGETHER + 1) / 2
                 rows.append({"recipe": recipe, "position": place, "mean loss": mean.value})
         return PanelData(rows=rows) if rows else None
 
@@ -170,7 +167,7 @@ def _curves(recipes: Sequence[str], title: str) -> Panel[Laboratory]:
                 marker=look.marker,
                 ms=3.5,
                 markevery=(number % 4, 4),
-                ls="-" if number < 3 else (0, (4, 2)),
+                ls="-" if number < 3 else DASHED,
                 label=recipe.removeprefix("lm-"),
             )
         axes.set(xscale="log", xlabel="position", ylabel="loss, nats")
@@ -307,23 +304,15 @@ def first_layer_shares(lab: Laboratory, recipe: str) -> Float[Tensor, "head offs
     runs = lab.runs.get(recipe, [])
     if not runs:
         return None
-    model: Any = runs[0].model.cpu().eval()
+    maps_of = up_to(runs[0].model.cpu().eval(), "blocks.0.mixer.attention")
     task = make_task(runs[0].config.task)
     batch = task.sample(lab.settings.attention_sequences, seed=0, step=0, split="test")
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        seen.append(output)
-
-    handle = model.blocks[0].mixer_norm.register_forward_hook(keep)
-    shares = []
+    offsets, start = range(FURTHEST + 1), 2 * FURTHEST + 1
     with torch.no_grad():
-        for part in batch.split(8):
-            model(part.tokens)
-            maps = model.blocks[0].mixer.attention_map(seen.pop())
-            offsets = range(FURTHEST + 1)
-            shares.append(attention_mass(maps, offsets=offsets, start=2 * FURTHEST + 1))
-    handle.remove()
+        shares = [
+            attention_mass(maps_of(part.tokens), offsets=offsets, start=start)
+            for part in batch.split(8)
+        ]
     return torch.cat(shares).mean(0)
 
 
