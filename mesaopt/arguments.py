@@ -416,14 +416,17 @@ class Argument:
     """One argument of a command, as it is typed.
 
     Example:
-        >>> [argument.name for argument in arguments_of(Claims)]
-        ['', '--json']
+        >>> print(*arguments_of(Report)[:3], sep=", ")
+        DIR|RUN, --out FILE.png|.svg|.html, --redraw
     """
 
     name: str
     """With its dashes; empty for one that is told by its place."""
     values: str
     """The choices with "|" between them, or what help texts call the value; empty for a switch."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.values}".strip()
 
 
 def dashed(name: str) -> str:
@@ -478,7 +481,8 @@ def _argument(name: str, hint: Any) -> Argument:
     names = [extra.name for extra in extras if getattr(extra, "name", None)]
     values = [extra.metavar for extra in extras if getattr(extra, "metavar", None)]
     values += ["|".join(map(str, get_args(plain)))] if get_origin(plain) is Literal else []
+    usual = {bool: "", int: "N", float: "X"}.get(plain, "VALUE")
     return Argument(
         name="" if by_place else f"--{dashed(names[0] if names else name)}",
-        values=values[0] if values else "" if plain is bool else "VALUE",
+        values=values[0] if values else usual,
     )

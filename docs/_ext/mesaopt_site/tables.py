@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
-from mesaopt import json_files, zoo
-from mesaopt.arguments import Command
+from mesaopt import arguments, json_files, zoo
 from mesaopt.config import RunConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.index import STUDIES
@@ -60,7 +57,7 @@ def plain(text: str) -> str:
 
 def commands(_: str = "") -> str:
     """Write a section for every command, with its arguments."""
-    return "\n\n".join(_command(kind) for kind in typing.get_args(Command))
+    return "\n\n".join(_command(name, kind) for name, kind in arguments.commands().items())
 
 
 def recipes(_: str = "") -> str:
@@ -118,37 +115,19 @@ def picture(study: str, figure: str) -> Path:
     return PICTURES / f"{study.rstrip('0123456789')}-{figure}.png"
 
 
-def dashed(name: str) -> str:
-    """Write the name of a class or field as the command line does."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", name).lower()
-
-
-def _command(kind: type) -> str:
-    name, (summary, *more) = dashed(kind.__name__), inspect.getdoc(kind).split("\n\n")
+def _command(name: str, kind: type) -> str:
+    summary, *more = inspect.getdoc(kind).split("\n\n")
     examples = [text for text in more if text.startswith("mesaopt ")]
     words = [text for text in more if text not in examples]
     parts = [f"## {name}", plain(summary), *map(plain, words)]
     if examples:
         parts.append("```console\n" + "\n".join(examples) + "\n```")
-    docs, hints = _field_docs(kind), typing.get_type_hints(kind, include_extras=True)
+    docs, as_typed = _field_docs(kind), arguments.arguments_of(kind)
     rows = [
-        (_option(field, hints[field.name]), docs.get(field.name, ""), _default(field))
-        for field in dataclasses.fields(kind)
+        (f"`{one}`", docs.get(field.name, ""), _default(field))
+        for field, one in zip(dataclasses.fields(kind), as_typed, strict=True)
     ]
     return "\n\n".join([*parts, table(("argument", "what it is", "default"), rows)])
-
-
-def _option(field: dataclasses.Field[Any], hint: Any) -> str:
-    """Write how an argument is typed: `RUN`, `--out DIR`, `--json`."""
-    extras = getattr(hint, "__metadata__", ())
-    plain = hint.__origin__ if extras else hint
-    name = next((e.name for e in extras if getattr(e, "name", None)), dashed(field.name))
-    value = next((e.metavar for e in extras if getattr(e, "metavar", None)), None)
-    choices = [str(choice) for choice in typing.get_args(plain) if isinstance(choice, str)]
-    value = value or "|".join(choices) or {int: "N", float: "X"}.get(plain, "VALUE")
-    if any(extra is Positional for extra in extras):
-        return f"`{value}`"
-    return f"`--{name}`" if plain is bool else f"`--{name} {value}`"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
