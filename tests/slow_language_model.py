@@ -6,7 +6,7 @@ from slow_sequence_model import (
     GATED,
     UNIT_KEYS,
     Weights,
-    _part,
+    part,
     sigmoid,
     slow_convolution,
     slow_gelu,
@@ -27,14 +27,14 @@ def slow_logits(
     if config.positions == "sinusoidal":
         x = x + slow_positions(*x.shape)
     for layer, mixer in enumerate(config.mixers):
-        block = _part(w, f"blocks.{layer}.")
-        normed = slow_norm(config, _part(block, "mixer_norm."), x)
-        x = x + slow_mixer(config, mixer, _part(block, "mixer."), normed)
+        block = part(w, f"blocks.{layer}.")
+        normed = slow_norm(config, part(block, "mixer_norm."), x)
+        x = x + slow_mixer(config, mixer, part(block, "mixer."), normed)
         if config.mlp != "none":
-            normed = slow_norm(config, _part(block, "network_norm."), x)
-            x = x + slow_network(config, _part(block, "network."), normed)
+            normed = slow_norm(config, part(block, "network_norm."), x)
+            x = x + slow_network(config, part(block, "network."), normed)
     head = w["embedding.weight"] if config.tied else w["head.weight"]
-    logits = slow_norm(config, _part(w, "norm."), x) @ head.T
+    logits = slow_norm(config, part(w, "norm."), x) @ head.T
     return (
         logits
         if config.logit_cap is None
@@ -65,10 +65,10 @@ def slow_mixer(config: LanguageModelConfig, mixer: str, w: Weights, x: np.ndarra
     """Apply one mixer to the normalised stream [time, width]."""
     q, k, v = (x @ w[f"{name}.weight"].T for name in ("query", "key", "value"))
     if "convolution.weight" in w:
-        count = 3 if config.convolve_values else 2
-        kernels = np.split(w["convolution.weight"], count)
-        convolved = zip((q, k, v)[:count], kernels, strict=True)
-        q, k, v = [*(slow_convolution(z, c) for z, c in convolved), v][:3]
+        kernels = np.split(w["convolution.weight"], 3 if config.convolve_values else 2)
+        q, k = slow_convolution(q, kernels[0]), slow_convolution(k, kernels[1])
+        if config.convolve_values:
+            v = slow_convolution(v, kernels[2])
     if config.key_shift:
         k = np.concatenate([np.zeros_like(k[:1]), k[:-1]])
     beta, gamma = np.ones((2, len(x), config.num_heads))

@@ -19,7 +19,7 @@ def slow_model(config: ModelConfig, model: SequenceModel, tokens: np.ndarray) ->
     w = {name: p.detach().numpy() for name, p in model.named_parameters()}
     x = tokens if config.embed_dim is None else tokens @ w["embedding.weight"].T
     for layer in range(config.depth):
-        x = x + slow_mixer(config, layer, _part(w, f"blocks.{layer}.mixer."), x)
+        x = x + slow_mixer(config, layer, part(w, f"blocks.{layer}.mixer."), x)
         if config.mlp_dim is not None:
             hidden = slow_gelu(x @ w[f"blocks.{layer}.mlp.0.weight"].T)
             x = x + hidden @ w[f"blocks.{layer}.mlp.2.weight"].T
@@ -127,7 +127,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _part(weights: Weights, prefix: str) -> Weights:
+def part(weights: Weights, prefix: str) -> Weights:
     names = [name for name in weights if name.startswith(prefix)]
     return {name.removeprefix(prefix): weights[name] for name in names}
 

@@ -29,15 +29,12 @@ ROOT = Path(mesaopt.__file__).parent.parent
 MODULES = ["ops", "layers", "models", "tasks", "theory", "analysis", "training", "config"]
 MODULES += ["recipes", "zoo", "report"]
 
-NEEDED = ["sphinx", "myst_parser", "furo", "sphinx_copybutton", "jupytext"]
+NEEDED = ("sphinx", "myst_parser", "furo", "sphinx_copybutton", "jupytext")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        any(
-            importlib.util.find_spec(name) is None
-            for name in ("sphinx", "myst_parser", "furo", "jupytext")
-        ),
+        any(importlib.util.find_spec(name) is None for name in NEEDED),
         reason="needs the documentation's packages: pip install '.[docs]'",
     ),
 ]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import exit_status
 
-from mesaopt import cli, recipes
+from mesaopt import recipes
 from mesaopt.analysis import Evaluation, in_context_loss, read_tests
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.errors import ConfigError
@@ -23,10 +24,9 @@ SMALL = ["model.width=8", "model.num_heads=2", "model.mixers=['softmax_attention
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(argument) for argument in arguments])
+    status = exit_status(*map(str, arguments))
     out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
+    return status, out, err
 
 
 @pytest.fixture(scope="module")

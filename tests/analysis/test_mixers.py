@@ -87,9 +87,8 @@ def test_tables_and_plots_show_every_head() -> None:
     model = LanguageModel(replace(BASE, mixers=("softmax_attention", "mesanet2025")))
     softmax, mesa = measure_mixers(model, draw())
     rows = [*softmax.rows(), *mesa.rows()]
-    assert [(row["layer"], row["head"]) for row in rows] == [
-        ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1"),
-    ]  # fmt: skip
+    layers_and_heads = [f"{row['layer']} {row['head']}" for row in rows]
+    assert layers_and_heads == ["0 0", "0 1", "1 0", "1 1"]
     assert (rows[0]["memory"], rows[0]["condition"]) == ("all", "")
     assert all(float(rows[2][name]) > 0 for name in ("memory", "rank", "ridge", "condition"))
     figure, axes = plt.subplots(1, 2)
