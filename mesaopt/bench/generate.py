@@ -1,11 +1,11 @@
 """Generation with language models of every mixer: time of a token and size of the state."""
 
 import statistics
-import time
 from dataclasses import dataclass, replace
 
 import torch
 
+from mesaopt.bench.timing import time_in_turn
 from mesaopt.config import LanguageModelConfig
 from mesaopt.models import LanguageModel, LanguageState, prefill
 from mesaopt.models.mixers import MIXERS
@@ -15,7 +15,7 @@ EARLY, LATE, QUICK_LATE = 10, 10_000, 300
 """Positions at which a token is timed."""
 WINDOW = 64
 """Tokens that softmax attention sees in the row with a window."""
-_WARM_UP, _ROUNDS, _STEPS = 3, 9, 16
+_WARM_UP, _ROUNDS, _STEPS = 2, 9, 16  # the first round of all is a warm-up, too
 BASE = LanguageModelConfig(
     width=128, mixers=("mesanet2025",) * 4, convolution=4, head_norm=True, unit_queries_keys=True
 )
@@ -89,27 +89,23 @@ def _measure(name: str, model: LanguageModel, late: int) -> GenerationSpeed:
     tokens = torch.randint(256, (1, late), generator=torch.Generator().manual_seed(0))
     _, early_state = prefill(model, tokens[:, :EARLY])
     _, late_state = prefill(model, tokens[:, EARLY:], early_state)
-    states = (early_state, late_state)
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(_WARM_UP + _ROUNDS):
-        for state, own in zip(states, times, strict=True):  # in turns: the machine may slow down
-            seconds = _time_steps(model, state)
-            if number >= _WARM_UP:
-                own.append(seconds)
+    works = {
+        "early": lambda: _add_tokens(model, early_state),
+        "late": lambda: _add_tokens(model, late_state),
+    }
+    times = time_in_turn(works, _WARM_UP + _ROUNDS)
     return GenerationSpeed(
         mixer=name,
-        early_seconds=statistics.median(times[0]),
-        late_seconds=statistics.median(times[1]),
+        early_seconds=statistics.median(times["early"][_WARM_UP:]) / _STEPS,
+        late_seconds=statistics.median(times["late"][_WARM_UP:]) / _STEPS,
         early_bytes=early_state.num_bytes,
         late_bytes=late_state.num_bytes,
     )
 
 
-def _time_steps(model: LanguageModel, state: LanguageState) -> float:
-    """Time some steps from a state, per step."""
+def _add_tokens(model: LanguageModel, state: LanguageState) -> None:
+    """Go on by some tokens from a state, which stays as it is."""
     token = torch.zeros(1, dtype=torch.int64)
-    started = time.perf_counter()
     for _ in range(_STEPS):
         logits, state = model.step(token, state)
         token = logits.argmax(-1)
-    return (time.perf_counter() - started) / _STEPS
