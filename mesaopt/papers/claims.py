@@ -108,6 +108,11 @@ class Claim:
         return self.measured.error
 
     @property
+    def number(self) -> str:
+        """The measured number in words, with its standard error if it has one: "0.912 ± 0.002"."""
+        return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
+
+    @property
     def limits(self) -> tuple[float | None, float | None]:
         """Smallest and largest value that pass, noise included."""
         if self.read_back:

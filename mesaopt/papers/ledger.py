@@ -146,12 +146,11 @@ def _tables(study: str, entry: dict[str, Any]) -> list[str]:
 
 def _claim_row(data: dict[str, Any], judged: bool, models: dict[str, Any]) -> str:
     claim = Claim.from_json(data)
-    number = f"{claim.value:.4g}" + (f" ± {claim.error:.2g}" if claim.error else "")
     verdict = "holds" if claim.passed else "**fails**"
     return _row(
         f"{claim.statement}; {claim.figure} (`{claim.name}`)",
         _REPEATED.sub("", claim.basis),
-        number if judged else "",
+        claim.number if judged else "",
         claim.threshold if judged else "",
         verdict if judged else "not trained yet",
         "; ".join(_training(recipe, models) for recipe in claim.recipes),

@@ -202,6 +202,5 @@ def _claims(judged: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:
 
 
 def _claim_row(claim: Claim) -> tuple[str, str, str, str]:
-    number = f"{claim.value:.4g}" + (f" ± {claim.error:.2g}" if claim.error else "")
     statement = f"{claim.statement}; {claim.figure}"
-    return statement, number, claim.threshold, "holds" if claim.passed else "**fails**"
+    return statement, claim.number, claim.threshold, "holds" if claim.passed else "**fails**"
