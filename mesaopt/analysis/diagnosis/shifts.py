@@ -1,6 +1,6 @@
 """Distribution shifts: sequences unlike those of training, on which an algorithm remains the same."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,6 @@ from mesaopt.tasks import (
     PartiallyObserved,
     PartiallyObservedBatch,
     Split,
-    Task,
     make_task,
     tokens_from_states,
 )
@@ -75,10 +74,11 @@ def distribution_shifts(
     if isinstance(task, NonlinearSystem):
         return _of_nonlinear(problem.task, task) + own, {}
     if isinstance(task, LinearSystem | PartiallyObserved):
-        rescaled = _rescaled(lambda *factors: problem.task.of(Rescaled(task, *factors)))
-        return rescaled + _longer(problem.task, task.config) + _spectrum(
-            problem.task, task
-        ) + own, {}
+        shifts = _rescaled(lambda *factors: problem.task.of(Rescaled(task, *factors)))
+        shifts.append(_longer(problem.task, task.config))
+        if isinstance(task, LinearSystem):
+            shifts.append(_other_spectrum(problem.task, task.config))
+        return shifts + own, {}
     prompts = problem.task.sample(_LAYOUT_SEQUENCES, seed=0, split="validation")
     layout = layout_of(prompts)
     if layout is None:
@@ -91,13 +91,13 @@ def distribution_shifts(
         layout.check(prompts)
     shifts = _rescaled(lambda *factors: RescaledPairs(problem.task, layout, *factors)) + own
     if isinstance(task, FewShot):
-        return shifts + _longer(problem.task, task.config), {}
+        return [*shifts, _longer(problem.task, task.config)], {}
     return shifts, {
         "longer prompts": "a task of your own makes one length: give shifts={name: task}"
     }
 
 
-def _rescaled(make: Any) -> list[DistributionShift]:
+def _rescaled(make: Callable[..., PromptTask]) -> list[DistributionShift]:
     return [
         DistributionShift("0.5 times as large", make(0.5), counts=True),
         DistributionShift("1.25 times as large", make(1.25), counts=True),
@@ -106,23 +106,17 @@ def _rescaled(make: Any) -> list[DistributionShift]:
     ]
 
 
-def _longer(problem: PromptTask, config: Any) -> list[DistributionShift]:
+def _longer(problem: PromptTask, config: Any) -> DistributionShift:
     longer = make_task(replace(config, length=3 * config.length // 2))
-    return [DistributionShift("1.5 times as long", problem.of(longer), counts=False)]
+    return DistributionShift("1.5 times as long", problem.of(longer), counts=False)
 
 
-def _spectrum(problem: PromptTask, task: Task) -> list[DistributionShift]:
-    if not isinstance(task, LinearSystem):
-        return []
-    name, other = _other_spectrum(task.config)
-    return [DistributionShift(name, problem.of(LinearSystem(other)), counts=False)]
-
-
-def _other_spectrum(config: LinearSystemConfig) -> tuple[str, LinearSystemConfig]:
+def _other_spectrum(problem: PromptTask, config: LinearSystemConfig) -> DistributionShift:
     if config.transition == "contracting":
         other = replace(config, transition="orthogonal", matrix=None, state_clip=10.0)
-        return "orthogonal W", other
-    return "contracting W", replace(config, transition="contracting", matrix=None, state_clip=2.0)
+    else:
+        other = replace(config, transition="contracting", matrix=None, state_clip=2.0)
+    return DistributionShift(f"{other.transition} W", problem.of(LinearSystem(other)), counts=False)
 
 
 def _of_nonlinear(problem: PromptTask, task: NonlinearSystem) -> list[DistributionShift]:
@@ -137,7 +131,7 @@ def _of_nonlinear(problem: PromptTask, task: NonlinearSystem) -> list[Distributi
         DistributionShift("1.25 W", problem.of(ScaledNonlinear(config, 1.25)), counts=True),
         DistributionShift("10 times the noise", problem.of(noisy), counts=False),
         DistributionShift("another teacher", problem.of(other), counts=False),
-        *_longer(problem, config),
+        _longer(problem, config),
     ]
 
 
