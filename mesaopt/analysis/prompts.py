@@ -61,6 +61,22 @@ class Prompts(Batch):
         """The regression problem at every pair, in double precision."""
         return context_of(self.seen.double(), inputs=self.inputs.double())
 
+    def in_eigenvectors(self, pairs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Decompose the Gram matrices at some pairs: H = V diag(values) V^T, in double precision.
+
+        Args:
+            pairs: indices of pairs.
+
+        Returns:
+            The values, 0 or greater, and V^T q for the inputs q, both [batch, pair, input]; and G V
+            [batch, pair, dim, input]. With these, any ridge and any number of steps is cheap.
+        """
+        context = self.context
+        gram, cross = (matrices[:, pairs] for matrices in context.statistics())
+        values, vectors = torch.linalg.eigh(gram)
+        queries = (vectors.mT @ context.queries[:, pairs, :, None])[..., 0]
+        return values.clamp(min=0), queries, cross @ vectors
+
     @property
     def asked(self) -> list[int]:
         """Indices of the pairs whose answers are scored."""

@@ -142,11 +142,8 @@ def _in_eigenvectors(batch: Prompts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     G_t (H_t + ridge I)^{-1} q_t = (G_t V) ((V^T q_t) / (values + ridge)), H_t = V diag(values) V^T.
     """
-    context, asked = batch.context, batch.asked
-    gram, cross = (matrices[:, asked] for matrices in context.statistics())
-    values, vectors = torch.linalg.eigh(gram)
-    queries = (vectors.mT @ context.queries[:, asked, :, None])[..., 0]
-    return values.clamp(min=0), queries, cross @ vectors, batch.scored_targets.double()
+    values, queries, cross = batch.in_eigenvectors(batch.asked)
+    return values, queries, cross, batch.scored_targets.double()
 
 
 def _variance_of(inputs: Tensor) -> float:

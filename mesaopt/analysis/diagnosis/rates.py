@@ -221,13 +221,8 @@ def _in_eigenvectors(ridge: float) -> Target:
     """
 
     def decomposed(batch: Any, positions: Sequence[int]) -> Tensor:
-        context, pairs = batch.context, batch.pairs_at(positions)
-        gram, cross = (matrices[:, pairs] for matrices in context.statistics())
-        values, vectors = torch.linalg.eigh(gram)
-        queries = vectors.mT @ context.queries[:, pairs, :, None]
-        return torch.cat(
-            [values[..., None, :].clamp(min=0) + ridge, queries.mT, cross @ vectors], -2
-        )
+        values, queries, cross = batch.in_eigenvectors(batch.pairs_at(positions))
+        return torch.cat([values[..., None, :] + ridge, queries[..., None, :], cross], -2)
 
     return decomposed
 
