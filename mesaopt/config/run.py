@@ -13,7 +13,7 @@ from mesaopt.config.checks import (
 from mesaopt.config.language import LanguageModelConfig
 from mesaopt.config.models import MergedAttentionConfig, ModelConfig, OwnModelConfig
 from mesaopt.config.tasks import LinearSystemConfig, OwnTaskConfig, TaskConfig
-from mesaopt.config.token_tasks import MADConfig, TokenTaskConfig
+from mesaopt.config.token_tasks import TokenTaskConfig
 from mesaopt.errors import ConfigError
 
 NetworkConfig = ModelConfig | MergedAttentionConfig | OwnModelConfig | LanguageModelConfig
@@ -113,19 +113,16 @@ class RunConfig:
 
     def _check_kinds(self) -> None:
         """Refuse a task of tokens without a model of tokens, and the other way round."""
-        of_tokens = isinstance(self.task, TokenTaskConfig)
-        if of_tokens and not isinstance(self.model, LanguageModelConfig | OwnModelConfig):
+        if isinstance(self.model, LanguageModelConfig):
+            if not isinstance(self.task, TokenTaskConfig):
+                wanted = (
+                    "must be a task on tokens, such as 'copying', for a model of kind 'language'"
+                )
+                raise ConfigError(f"task.kind={self.task.kind!r}: {wanted}")
+            self.task.check_language_model()
+        elif isinstance(self.task, TokenTaskConfig) and not isinstance(self.model, OwnModelConfig):
             wanted = f"must be 'language' or a module of your own, for {self.task.kind!r}"
             raise ConfigError(f"model.kind={self.model.kind!r}: {wanted}, a task on tokens")
-        if isinstance(self.model, LanguageModelConfig) and isinstance(self.task, MADConfig):
-            wanted = (
-                "must be another: an auto-encoder solves it, and a language model copies its input"
-            )
-            if self.task.task == "compression":
-                raise ConfigError(f"task.task='compression': {wanted}")
-        if isinstance(self.model, LanguageModelConfig) and not of_tokens:
-            wanted = "must be a task on tokens, such as 'copying', for a model of kind 'language'"
-            raise ConfigError(f"task.kind={self.task.kind!r}: {wanted}")
 
     @property
     def sequence_model(self) -> ModelConfig:
