@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 
-from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory
-from mesaopt.papers.rows import Rows
+from mesaopt.papers.figure import Panel
+from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
+from mesaopt.papers.rows import PanelData, Rows
 
 
 def rows_of(entries: dict[str, Entry], **more: object) -> Rows:
@@ -44,6 +45,21 @@ def draw_entrants(axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(xlim=(0, 1.02), xlabel=xlabel)
+
+
+def contest_panel(contest: str, title: str, *, name: str = "") -> Panel[Laboratory]:
+    """Make a panel of all mixers in a contest; it is left out where the scale does not have it."""
+
+    def measure(lab: Laboratory) -> PanelData | None:
+        if contest not in lab.settings.contests:
+            return None
+        return PanelData(rows=rows_of(mixers(lab, contest), contest=contest))
+
+    def draw(axes: Axes, data: PanelData) -> None:
+        draw_entrants(axes, data.rows, xlabel="share of right answers")
+        axes.set_title(title)
+
+    return Panel(name=name or contest, measure=measure, draw=draw)
 
 
 def contest_settings(lab: Laboratory, name: str) -> dict[str, object]:

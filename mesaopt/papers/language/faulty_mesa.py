@@ -214,9 +214,14 @@ class FaultyMesa(MesaLayer):
         if memory is not None or cu_seqlens is not None or inputs.beta is None:
             raise ValueError("memory and cu_seqlens: must be None in a layer for one experiment")
         output = faulty_mesa(
-            inputs.q, inputs.k, inputs.v, ridge=self.ridge, beta=inputs.beta,
-            log_decay=cast(Tensor, inputs.log_decay), faults=self.faults,
-        )  # fmt: skip
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            ridge=self.ridge,
+            beta=inputs.beta,
+            log_decay=cast(Tensor, inputs.log_decay),
+            faults=self.faults,
+        )
         return MesaOutput(output, self.init_memory(inputs.k[:, 0]), cast(Any, None))
 
 
@@ -250,9 +255,13 @@ def faulty_model(config: LanguageModelConfig, faults: Faults, *, seed: int = 0) 
 def _with_faults(mixer: MesaLayer, faults: Faults) -> FaultyMesa:
     """Make the same layer with another operator."""
     faulty = FaultyMesa(
-        mixer.width, mixer.num_heads, mixer.head_dim, frame=mixer.frame,
-        gates=("log_decay", "beta"), ridge_floor=mixer.ridge_floor,
-    )  # fmt: skip
+        mixer.width,
+        mixer.num_heads,
+        mixer.head_dim,
+        frame=mixer.frame,
+        gates=("log_decay", "beta"),
+        ridge_floor=mixer.ridge_floor,
+    )
     faulty.load_state_dict(mixer.state_dict())
     faulty.faults = faults
     return faulty

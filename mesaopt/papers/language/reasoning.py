@@ -1,18 +1,15 @@
 """Tasks of reasoning in a context: MAD, RegBench and parity, by mixer."""
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
-from matplotlib.axes import Axes
 
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.language.drawing import contest_settings, draw_entrants, rows_of
+from mesaopt.papers.figure import Figure, grid
+from mesaopt.papers.language.drawing import contest_panel, contest_settings
 from mesaopt.papers.language.laboratory import Laboratory, mixers
 from mesaopt.papers.language.settings import contest_seconds
-from mesaopt.papers.rows import PanelData
 from mesaopt.recipes.language import MIXERS
 
 _MAD = "mad-"
@@ -26,23 +23,6 @@ _CHOSEN = (
 def mad_contests(lab: Laboratory) -> list[str]:
     """List the tasks of MAD of a scale."""
     return [name for name in lab.settings.contests if name.startswith(_MAD)]
-
-
-def _measure(lab: Laboratory, *, contest: str) -> PanelData | None:
-    if contest not in lab.settings.contests:
-        return None
-    return PanelData(rows=rows_of(mixers(lab, contest), contest=contest))
-
-
-def _draw(axes: Axes, data: PanelData, *, title: str) -> None:
-    draw_entrants(axes, data.rows, xlabel="share of right answers")
-    axes.set_title(title)
-
-
-def _panel(contest: str, title: str) -> Panel[Laboratory]:
-    return Panel(
-        name=contest, measure=partial(_measure, contest=contest), draw=partial(_draw, title=title)
-    )
 
 
 def _mean(lab: Laboratory, mixer: str) -> Estimate:
@@ -87,11 +67,11 @@ mad = Figure(
         "settings of a task; the lengths of scale small are half of the published ones."
     ),
     panels=(
-        _panel("mad-recall", "in-context recall"),
-        _panel(_FUZZY, "fuzzy recall"),
-        _panel("mad-noisy", "noisy recall"),
-        _panel("mad-copying", "selective copying"),
-        _panel("mad-memory", "memorization"),
+        contest_panel("mad-recall", "in-context recall"),
+        contest_panel(_FUZZY, "fuzzy recall"),
+        contest_panel("mad-noisy", "noisy recall"),
+        contest_panel("mad-copying", "selective copying"),
+        contest_panel("mad-memory", "memorization"),
     ),
     layout=grid(columns=2, height=8.0),
     settings=lambda lab: contest_settings(lab, "mad-recall"),
@@ -122,7 +102,7 @@ regbench = Figure(
         "and test sequences; ticks are seeds. Every sequence has an automaton of its own.\n\n"
         + _CHOSEN
     ),
-    panels=(_panel("regbench", ""),),
+    panels=(contest_panel("regbench", ""),),
     layout=grid(height=3.4),
     settings=lambda lab: contest_settings(lab, "regbench"),
     claims=_regbench_claims,
@@ -151,7 +131,7 @@ parity = Figure(
         "over seeds and test sequences; ticks are seeds. The gates of all mixers are between 0 and 1, "
         "which cannot keep a sign that flips.\n\n" + _CHOSEN
     ),
-    panels=(_panel("parity", ""),),
+    panels=(contest_panel("parity", ""),),
     layout=grid(height=3.4),
     settings=lambda lab: contest_settings(lab, "parity"),
     claims=_parity_claims,

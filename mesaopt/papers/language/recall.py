@@ -6,11 +6,10 @@ from typing import Any, cast
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import LanguageModelConfig, MQARConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.language.drawing import contest_settings, draw_entrants, rows_of
+from mesaopt.papers.language.drawing import contest_panel, contest_settings, rows_of
 from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
 from mesaopt.papers.language.settings import Contest, contest_seconds
 from mesaopt.papers.rows import PanelData, Rows
@@ -39,15 +38,6 @@ def _by_state(lab: Laboratory) -> dict[str, dict[str, Entry]]:
     """The contests with heads of several widths, the smallest first."""
     names = [name for name in lab.settings.contests if name.startswith(_STATES)]
     return {name: mixers(lab, name) for name in names}
-
-
-def _measure_mixers(lab: Laboratory) -> PanelData:
-    return PanelData(rows=rows_of(mixers(lab, "mqar"), contest="mqar"))
-
-
-def _draw_mixers(axes: Axes, data: PanelData) -> None:
-    draw_entrants(axes, data.rows, xlabel="share of right answers")
-    axes.set_title("A: four pairs, by mixer")
 
 
 def _measure_states(lab: Laboratory) -> PanelData:
@@ -81,11 +71,6 @@ def draw_lines(axes: Axes, rows: Rows, *, x: str) -> None:
             axes.errorbar(x_places, mean, yerr=half, label=name, capsize=2, **line)
 
 
-def _difference(first: Entry, second: Entry, difficulty: int = 0) -> Estimate:
-    """Estimate the difference of two mean scores; the models have seeds of their own."""
-    return first.score(difficulty) - second.score(difficulty)
-
-
 def _mqar_claims(lab: Laboratory) -> Iterable[Claim]:
     entries = mixers(lab, "mqar")
     for name in ("softmax", "mesa", "mesanet"):
@@ -104,7 +89,7 @@ def _mqar_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="beyond the paper",
         statement="Recall of more pairs with the smallest heads: the mesa layer answers more than linear "
         "attention, whose pairs disturb one another (difference of shares, mesanet - linear)",
-        measured=_difference(small["mesanet"], small["linear"]),
+        measured=small["mesanet"].score() - small["linear"].score(),
         low=0.05,
         basis="one in twenty counts; ridge regression fits as many pairs as a key is wide, exactly",
     )
@@ -112,7 +97,7 @@ def _mqar_claims(lab: Laboratory) -> Iterable[Claim]:
         name="mqar-mesa-beats-gated-delta",
         figure="beyond the paper",
         statement="The same: mesa answers no less than the gated delta rule (difference of shares)",
-        measured=_difference(small["mesanet"], small["gated-delta"]),
+        measured=small["mesanet"].score() - small["gated-delta"].score(),
         low=0.0,
         basis="exact regression is what the delta rule approaches; the same counts",
     )
@@ -133,7 +118,7 @@ mqar = Figure(
         "have positions in place of convolutions; those of scale small are a fraction of one epoch."
     ),
     panels=(
-        Panel(name="mixers", measure=_measure_mixers, draw=_draw_mixers),
+        contest_panel("mqar", "A: four pairs, by mixer", name="mixers"),
         Panel(name="states", measure=_measure_states, draw=_draw_states),
     ),
     layout=grid(columns=2, height=4.2),
@@ -187,7 +172,7 @@ def _continuous_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="beyond the paper",
         statement="Recall on vectors: with as many pairs as dimensions, linear attention answers fewer "
         "(difference of shares, mesa - linear)",
-        measured=_difference(entries["mesa"], entries["linear"], full),
+        measured=entries["mesa"].score(full) - entries["linear"].score(full),
         low=0.05,
         basis="the sum of the disturbances of d pairs is as large as the answer; one in twenty counts",
     )

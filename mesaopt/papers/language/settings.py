@@ -271,11 +271,14 @@ def contest_seconds(*names: str, entrants: int) -> dict[Any, float]:
         >>> contest_seconds("mqar", entrants=8)["small"] > contest_seconds("mqar", entrants=2)["small"]
         True
     """
-    return {
-        scale: 2 + sum(
-            contest.seconds(entrants, SEEDS[scale])
-            for known, contest in settings.contests.items()
-            if any(known == name or (name.endswith("-") and known.startswith(name)) for name in names)
+
+    def is_meant(known: str) -> bool:
+        return any(
+            known == name or (name.endswith("-") and known.startswith(name)) for name in names
         )
-        for scale, settings in SETTINGS.items()
-    }  # fmt: skip
+
+    seconds: dict[Any, float] = {}
+    for scale, settings in SETTINGS.items():
+        meant = [contest for known, contest in settings.contests.items() if is_meant(known)]
+        seconds[scale] = 2 + sum(contest.seconds(entrants, SEEDS[scale]) for contest in meant)
+    return seconds
