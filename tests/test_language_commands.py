@@ -2,6 +2,7 @@
 
 import html as html_module
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import exit_status
 from mesaopt import recipes
 from mesaopt.analysis import Evaluation, in_context_loss, read_tests
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.corpus import load_corpus
 from mesaopt.errors import ConfigError
 from mesaopt.models import LanguageModel
 from mesaopt.progress import Progress
@@ -176,6 +178,118 @@ def test_what_cannot_be_continued_is_one_line(
         assert (status, out) == (2, ""), message
         assert message in err
         assert err.count("\n") == 1
+
+
+def train_tiny(capsys: pytest.CaptureFixture[str], out: Path, *settings: str) -> tuple[int, str]:
+    tiny = ["train.steps=1", "train.batch_size=2", "train.evaluation_sequences=2", "task.length=8"]
+    status, _, err = call(
+        capsys, "train", "lm-mesanet", "--out", out, "--set", *SMALL, *tiny, *settings
+    )
+    return status, err
+
+
+def test_a_corpus_or_a_vocabulary_that_does_not_fit_is_one_line_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    short, empty = tmp_path / "short.txt", tmp_path / "empty.txt"
+    short.write_text("abc def")
+    empty.write_text("")
+    long = tmp_path / "long.txt"
+    long.write_text("abc def" * 100)
+    for settings, message in (
+        ([f"task.corpus={short}"], "its train part has 7 tokens: must have more than length=8"),
+        ([f"task.corpus={empty}"], "is empty; must have a file with text in it"),
+        ([f"task.corpus={tmp_path / 'gone'}"], "there is no such file or folder; must be one, or"),
+        (["task.tokenizer=gone.json"], "tokenizer='gone.json': there is no such file; must be one"),
+        (["task.vocabulary=300"], "model.vocabulary=256: must be 300, the task's vocabulary"),
+        (
+            ["task.vocabulary=99", "model.vocabulary=99"],
+            "vocabulary=99: must be 256 or greater, the",
+        ),
+    ):
+        status, err = train_tiny(capsys, tmp_path / "run", *settings)
+        assert status == 2, message
+        assert message in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_whose_vocabulary_does_not_fit_and_unknown_words_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    package = pytest.importorskip("tokenizers")
+
+    def save(name: str, words: dict[str, int], **unknown: str) -> Path:
+        tokenizer = package.Tokenizer(package.models.WordLevel(words, **unknown))
+        tokenizer.pre_tokenizer = package.pre_tokenizers.Whitespace()
+        tokenizer.save(str(tmp_path / name))
+        return tmp_path / name
+
+    text, out = tmp_path / "a.txt", tmp_path / "run"
+    text.write_text("to be or not to be " * 40)
+    few = save("few.json", {"to": 0, "be": 1})
+    many = save("many.json", {f"w{number}": number for number in range(300)})
+    words = save("words.json", {"to": 0, "be": 1, "or": 2, "?": 3}, unk_token="?")
+    for tokenizer, message in (
+        (few, "does not know all of the text: WordLevel error"),
+        (many, "does not know all of the text: WordLevel error"),
+    ):
+        status, err = train_tiny(capsys, out, f"task.corpus={text}", f"task.tokenizer={tokenizer}")
+        assert status == 2
+        assert message in err
+        assert err.count("\n") == 1
+    text.write_text("w7 " * 400)
+    status, err = train_tiny(capsys, out, f"task.corpus={text}", f"task.tokenizer={many}")
+    assert status == 2
+    assert f"vocabulary=256: must be 300 or greater, the tokens of '{many}'" in err
+    assert not out.exists()
+
+    text.write_text("to be or not to be " * 40)
+    shards = tmp_path / "shards"
+    assert call(capsys, "data", "prepare", text, "--out", shards, "--tokenizer", words)[0] == 0
+    own = ["task.vocabulary=5", "model.vocabulary=5"]
+    assert train_tiny(capsys, out, f"task.corpus={shards}", *own)[0] == 0
+    status, shown, _ = call(capsys, "generate", out, "--prompt", "to be", "--tokens", "1")
+    assert (status, shown[:5]) == (0, "to be")
+    status, _, err = call(capsys, "generate", out, "--prompt", "to sleep")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "prompt='to sleep': has a part that the tokenizer does not know" in err
+    shards.rename(tmp_path / "elsewhere")  # and with it the tokenizer
+    load_corpus.cache_clear()
+    status, _, err = call(capsys, "generate", out, "--prompt", "to be")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"corpus='{shards}': there is no such file or folder" in err
+
+
+def test_weights_of_another_architecture_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Run
+) -> None:
+    config = json.loads((text.path / "config.json").read_text())
+    for number, change in enumerate(({"width": 16}, {"mixers": ["mesa"]}, {"mlp": "none"})):
+        run = shutil.copytree(text.path, tmp_path / str(number))
+        changed = config | {"model": config["model"] | change}
+        (run / "config.json").write_text(json.dumps(changed))
+        for command in (("generate", run, "--prompt", "a"), ("evaluate", run), ("report", run)):
+            status, out, err = call(capsys, *command)
+            assert (status, out) == (2, "")
+            assert "model.safetensors: the weights do not fit config.json: " in err
+            assert err.count("\n") == 1
+
+
+def test_a_prompt_that_is_no_utf_8_is_bytes_all_the_same(
+    capsys: pytest.CaptureFixture[str], text: Run, copying: Run
+) -> None:
+    typed = os.fsdecode(b"caf\xe9")
+    arguments = ("--prompt", typed, "--tokens", "1", "--temperature", "0", "--json")
+    status, out, _ = call(capsys, "generate", text.path, *arguments)
+    assert status == 0
+    (row,) = json.loads(out)
+    logits = load_run(text.path).model(torch.tensor([list(b"caf\xe9")]))
+    assert row["tokens"] == [logits[0, -1].argmax()]
+    assert row["text"].startswith("caf\ufffd")
+    status, _, err = call(capsys, "generate", copying.path, *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "must be whole numbers with spaces" in err
 
 
 def test_tasks_and_models_of_two_kinds_do_not_meet() -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 
 class _Tokenizer(Protocol):
+    @property
+    def unknown(self) -> int | None: ...
+
     def encode(self, text: bytes) -> Any: ...
 
     def decode(self, tokens: Iterable[int]) -> str: ...
@@ -75,23 +78,28 @@ def tokenizer_of(task: TaskConfig) -> _Tokenizer:
     if not isinstance(task, TextConfig):
         return _Numbers()
     from mesaopt import files
-    from mesaopt.corpus import load_corpus, load_tokenizer
+    from mesaopt.corpus import BYTES, load_corpus, load_tokenizer
     from mesaopt.corpus.load import INDEX
 
-    prepared = files.exists(Path(task.corpus) / INDEX)
-    name = load_corpus(task.corpus, task.tokenizer).tokenizer if prepared else task.tokenizer
-    return load_tokenizer(name)
+    # A prepared folder has a tokenizer of its own; only bytes are 256 tokens.
+    prepared = files.exists(Path(task.corpus) / INDEX) or task.vocabulary != 256
+    own = prepared and task.tokenizer == BYTES
+    return load_tokenizer(load_corpus(task.corpus).tokenizer if own else task.tokenizer)
 
 
 class _Numbers:
     """Tokens as whole numbers with spaces between them."""
+
+    unknown = None
 
     def encode(self, text: bytes) -> list[int]:
         try:
             return [int(word) for word in text.split()]
         except ValueError:
             wanted = "whole numbers with spaces between them, since its tokens are no text"
-            raise ConfigError(f"prompt={text.decode()!r}: must be {wanted}") from None
+            raise ConfigError(
+                f"prompt={text.decode(errors='replace')!r}: must be {wanted}"
+            ) from None
 
     def decode(self, tokens: Iterable[int]) -> str:
         return " ".join(map(str, tokens))
@@ -100,10 +108,15 @@ class _Numbers:
 def _tokens_of(prompt: str, tokenizer: _Tokenizer, vocabulary: int) -> list[int]:
     """Turn a prompt into tokens, without the one that ends a document, and refuse unknown ones."""
     end = len(tokenizer.encode(b""))
-    tokens = [int(token) for token in tokenizer.encode(prompt.encode())]
+    # What was typed in another encoding than UTF-8 comes as surrogates: the bytes as they were typed.
+    typed = prompt.encode(errors="surrogateescape")
+    tokens = [int(token) for token in tokenizer.encode(typed)]
     tokens = tokens[: len(tokens) - end]
     if not tokens:
         raise ConfigError(f"prompt={prompt!r}: has no token: must be one token or more")
+    if tokenizer.unknown in tokens:
+        problem = "has a part that the tokenizer does not know: must be of its tokens"
+        raise ConfigError(f"prompt={prompt!r}: {problem}")
     for token in tokens:
         if not 0 <= token < vocabulary:
             problem = f"has the token {token}: must be from 0 to {vocabulary - 1}"

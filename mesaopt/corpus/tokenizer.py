@@ -1,6 +1,8 @@
 """Tokenizers: bytes, and what the package `tokenizers` has learned."""
 
+import functools
 import importlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,11 @@ class TextTokenizer(Protocol):
         """Number of different tokens."""
         ...
 
+    @property
+    def unknown(self) -> int | None:
+        """The token of what it does not know; None: it knows everything."""
+        ...
+
     def encode(self, text: bytes) -> NDArray[np.uint16]:
         """Turn a document into tokens, with one at the end that says so where there is one."""
         ...
@@ -46,6 +53,7 @@ class ByteTokenizer:
     """
 
     vocabulary = 256
+    unknown = None
 
     def encode(self, text: bytes) -> NDArray[np.uint16]:
         """Turn a document into tokens.
@@ -62,12 +70,12 @@ class ByteTokenizer:
         """Turn tokens into text.
 
         Args:
-            tokens: numbers below 256.
+            tokens: numbers.
 
         Returns:
-            The text; bytes that are no UTF-8 become question marks.
+            The text; what is no UTF-8, and numbers of 256 or more, become the replacement character.
         """
-        return bytes(tokens).decode("utf-8", errors="replace")
+        return bytes(min(token, 255) for token in tokens).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,20 @@ class LearnedTokenizer:
     """The object."""
     end: int | None
     """The token that ends a document; None: the tokenizer has none."""
+    name: str
+    """Its file."""
 
     @property
     def vocabulary(self) -> int:
         """Number of different tokens."""
         return self.tokenizer.get_vocab_size()
+
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """The token of what it does not know; None: it knows everything."""
+        model = json.loads(self.tokenizer.to_str())["model"]
+        number, token = model.get("unk_id"), model.get("unk_token")
+        return number if token is None else self.tokenizer.token_to_id(token)
 
     def encode(self, text: bytes) -> NDArray[np.uint16]:
         """Turn a document into tokens; bytes that are no UTF-8 become question marks.
@@ -92,10 +109,17 @@ class LearnedTokenizer:
 
         Returns:
             Its tokens, and the one that ends a document if there is one.
+
+        Raises:
+            ConfigError: the tokenizer does not know a part of it, and has no token for that.
         """
-        encoding = self.tokenizer.encode(
-            text.decode("utf-8", errors="replace"), add_special_tokens=False
-        )
+        try:
+            encoding = self.tokenizer.encode(
+                text.decode("utf-8", errors="replace"), add_special_tokens=False
+            )
+        except Exception as error:  # the package raises plain exceptions
+            problem = f"does not know all of the text: {error}"
+            raise ConfigError(f"tokenizer={self.name!r}: {problem}") from error
         return np.array([*encoding.ids, *([] if self.end is None else [self.end])], dtype=np.uint16)
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -179,7 +203,7 @@ def as_learned(tokenizer: Any, name: str) -> LearnedTokenizer:
         wanted = f"must have at most {LARGEST_VOCABULARY:,}, which fit into 16 bits"
         raise ConfigError(f"tokenizer={name!r}: has {size:,} tokens: {wanted}")
     ends = (tokenizer.token_to_id(token) for token in END_TOKENS)
-    return LearnedTokenizer(tokenizer, next((end for end in ends if end is not None), None))
+    return LearnedTokenizer(tokenizer, next((end for end in ends if end is not None), None), name)
 
 
 def import_tokenizers(name: str) -> Any:
