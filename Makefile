@@ -62,7 +62,7 @@ $(VENV)/ready: pyproject.toml
 
 # And what developing it takes.
 $(VENV)/ready-dev: $(VENV)/ready
-	@$(PIP) --editable ".[dev,docs,hf]"
+	@$(PIP) --editable ".[dev,docs,hf,slurm]"
 	@touch $@
 
 clean:

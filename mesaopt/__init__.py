@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors; __getattr__ is for the rest
         papers,
         recipes,
         report,
+        sweeps,
         tasks,
         theory,
         training,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; __getattr__ is for the rest
     from mesaopt.analysis import capture, diagnose, in_context_loss, probe_layers
     from mesaopt.layers import MesaLayer
     from mesaopt.models import SequenceModel
+    from mesaopt.sweeps import sweep
     from mesaopt.training import load_run, train
     from mesaopt.zoo import load
 
@@ -40,6 +42,7 @@ _HOMES = {
     "load": "zoo",
     "load_run": "training",
     "probe_layers": "analysis",
+    "sweep": "sweeps",
     "train": "training",
 }
 """Functions and classes at hand as `mesaopt.<name>`, and the submodules they are from."""
@@ -61,6 +64,8 @@ __all__ = [
     "probe_layers",
     "recipes",
     "report",
+    "sweep",
+    "sweeps",
     "tasks",
     "theory",
     "train",

@@ -81,6 +81,45 @@ class Train:
     """Print the settings and what the run would cost here, and stop."""
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Train every combination of some settings, with several seeds: on cores, a Ray or a Slurm cluster.
+
+    Each point is a run folder in the folder of the sweep, with a table and a picture of all. A point that
+    fails does not stop the others; the status is then 1. --resume goes on, on any machine that sees the
+    folder.
+
+    mesaopt sweep lsa-1 --grid train.learning_rate=1e-4,3e-4 --grid model.num_heads=2,4 --seeds 3
+
+    mesaopt sweep lsa-1 --grid train.batch_size=64,256 --engine ray --resume
+    """
+
+    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe; mesaopt list recipes shows them."""
+    grid: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,..."), tyro.conf.UseAppendAction
+    ] = ()
+    """A setting and its values, such as train.learning_rate=1e-4,3e-4; once for each setting."""
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Number of seeds of every combination."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Settings to change in all points, such as train.steps=500."""
+    engine: Annotated[str, tyro.conf.arg(metavar="local|ray|slurm")] = "local"
+    """Where the trainings run: in processes here, on a Ray cluster (pip install 'mesaopt[ray]') or on a
+    Slurm cluster (pip install 'mesaopt[slurm]')."""
+    engine_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Options of the engine: processes=4 of local, address=HOST:PORT gpus=1 of ray, partition=long
+    timeout_min=600 of slurm, and others."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("sweep")
+    """Folder of the sweep, new or empty."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; auto is a GPU if there is one."""
+    resume: bool = False
+    """Go on with the sweep in the folder."""
+    dry_run: bool = False
+    """Print the points and what they would cost here, and stop."""
+
+
 _Runs = Annotated[
     Positional[tuple[Path, ...]],
     tyro.conf.arg(name="run", metavar="RUN ...", help_behavior_hint="(one or more)"),
@@ -396,6 +435,7 @@ Command = (
     | Doctor
     | Demo
     | Train
+    | Sweep
     | Data
     | Evaluate
     | Generate

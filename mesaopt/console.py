@@ -3,8 +3,8 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +17,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def print_csv(rows: Sequence[dict[str, Any]]) -> None:
+def print_csv(rows: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
     """Print rows as a table of comma-separated values, with the names of the columns first."""
-    table = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    table = csv.DictWriter(file or sys.stdout, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
 

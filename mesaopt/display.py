@@ -72,7 +72,7 @@ class Shown:
     def __repr__(self) -> str:
         """Give the headline and a small table, in lines of at most 80 columns."""
         head = [line for text in self._headline().splitlines() for line in wrap(text, WIDTH)]
-        return "\n".join([*map(printable, head), *_text(_cells(self._table()))])
+        return "\n".join([*map(printable, head), *_text(cells(self._table()))])
 
     def __str__(self) -> str:
         return repr(self)
@@ -80,7 +80,7 @@ class Shown:
     def _repr_html_(self) -> str:
         """Give the same as a piece of a page; colours are those of the page, light or dark."""
         parts = [f"<p>{'<br>'.join(_html(line) for line in self._headline().splitlines())}</p>"]
-        parts += [self._picture(), _html_table(_cells(self._table()))]
+        parts += [self._picture(), _html_table(cells(self._table()))]
         return f"<div>{''.join(parts)}</div>"
 
     def _picture(self) -> str:
@@ -272,8 +272,19 @@ def _flat(row: Row) -> dict[str, Any]:
     return flat
 
 
-def _cells(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Write the cells of a table as words."""
+def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Write the cells of a table as words.
+
+    Args:
+        rows: of the table.
+
+    Returns:
+        The same with text in all cells, and with spaces in the names of columns.
+
+    Example:
+        >>> cells([{"test_loss": 0.123456, "is_done": True}])
+        [{'test loss': '0.1235', 'is done': 'yes'}]
+    """
     return [
         {printable(name.replace("_", " ")): _word(cell) for name, cell in row.items()}
         for row in rows

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mesaopt.errors import ConfigError, RunError, wrong_type
 
 TEMPORARY = ".part-"
 """Prefix of a file that is still being written; a file left behind by a kill does no harm."""
+_LOCK_EVERY_SECONDS = 0.2
 
 
 def as_path(path: str | Path) -> Path:
@@ -365,14 +367,16 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_one_process(folder: Path) -> Generator[None]:
-    """Lock a folder against other processes of this package; the lock ends with this process at the latest.
+def only_one_process(path: Path, *, wait: float = 0.0) -> Generator[None]:
+    """Lock a path against other processes of this package; the lock ends with this process at the latest.
 
     Args:
-        folder: an existing one.
+        path: an existing folder, or a file: a network file system passes the locks of files on to other
+            machines, but not those of folders.
+        wait: seconds to wait for a process that works there now, such as one that is being killed.
 
     Raises:
-        RunError: another process is working in it, or it cannot be locked.
+        RunError: another process is working there, or it cannot be locked.
 
     Example:
         >>> import tempfile
@@ -380,18 +384,29 @@ def only_one_process(folder: Path) -> Generator[None]:
         ...     print("alone")
         alone
     """
-    with explain_os_errors(folder, "locked"):
-        descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left behind
+    until = time.monotonic() + wait
+    with explain_os_errors(path, "locked"):
+        # The path itself: no file is left behind.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        with explain_os_errors(folder, "locked"):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                problem = "another process is working in this folder"
-                raise RunError(f"{folder}: {problem}") from None
+        while not _is_locked(path, descriptor):
+            if time.monotonic() >= until:
+                where = "folder" if path.is_dir() else "file"
+                raise RunError(f"{path}: another process is working in this {where}")
+            time.sleep(_LOCK_EVERY_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_locked(path: Path, descriptor: int) -> bool:
+    """Try to lock an open file, and say whether it is locked now."""
+    with explain_os_errors(path, "locked"):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
-"""Helpers of several tests: the exit status of a command, and interrupted programs."""
+"""Helpers of several tests: the exit status of a command, interrupted programs, processes that train."""
 
+import contextlib
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +32,22 @@ def interrupt(owner: type, method: str, *, after: int, patch: pytest.MonkeyPatch
         return original(*arguments, **keywords)
 
     patch.setattr(owner, method, interrupted)
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    """Wait until another process has written some lines to a file."""
+    until = time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert time.monotonic() < until, f"{path} has no {count} lines"
+        time.sleep(0.02)
+
+
+def workers_of(process: int) -> list[int]:
+    """List the processes that train folders for another one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"mesaopt.sweeps.job" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found

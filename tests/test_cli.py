@@ -35,6 +35,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "doctor",
         "demo",
         "train",
+        "sweep",
         "evaluate",
         "diagnose",
         "compare",
@@ -66,6 +67,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
                 "model",
                 "track",
             },
+        ),
+        (
+            "sweep",
+            {"grid", "seeds", "set", "engine", "engine-set", "out", "device", "resume", "dry-run"},
         ),
         ("evaluate", {"sequences", "out", "json", "csv", "task", "model"}),
         (

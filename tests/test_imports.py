@@ -41,6 +41,8 @@ ALLOWED = {
 ALLOWED["looks"] = set()
 ALLOWED["display"] = {"errors", "looks"}
 ALLOWED["training"].add("display")
+ALLOWED["sweeps"] = BASE | {"training", "display"}
+ALLOWED["papers"].add("sweeps")
 ALLOWED["analysis"] |= {"display", "looks"}
 ALLOWED["papers"].add("looks")
 ALLOWED["report"].add("looks")

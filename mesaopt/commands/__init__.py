@@ -20,6 +20,7 @@ from mesaopt.commands.machine import bench, doctor, list_names
 from mesaopt.commands.reports import write_report
 from mesaopt.commands.runs import import_released, train
 from mesaopt.commands.studies import demo, reproduce, show_claims
+from mesaopt.commands.sweeps import sweep
 
 
 def run(command: args.Command) -> int:
@@ -45,6 +46,8 @@ def run(command: args.Command) -> int:
             return demo(command)
         case args.Train():
             return train(command)
+        case args.Sweep():
+            return sweep(command)
         case args.Data():
             return data(command)
         case args.Evaluate():

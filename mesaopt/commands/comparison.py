@@ -17,7 +17,7 @@ from mesaopt.commands.evaluation import (
     table_rows,
     task_differences,
 )
-from mesaopt.config import in_words, to_dict
+from mesaopt.config import flat, in_words, to_dict
 from mesaopt.console import duration, print_csv, print_json, print_table
 from mesaopt.errors import ConfigError
 
@@ -93,17 +93,9 @@ def _compare(runs: dict[str, "Run"], sequences: int) -> _Compared:
         to=to,
         scores=scores,
         differences={name: losses[name] - losses[to] for name in others},
-        settings=_differing({name: _flat(to_dict(run.config)) for name, run in runs.items()}),
+        settings=_differing({name: flat(to_dict(run.config)) for name, run in runs.items()}),
         training={name: _training(run) for name, run in runs.items()},
     )
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Write nested settings as one level: train.steps and the like."""
-    if not isinstance(settings, dict):
-        return {name: settings}
-    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in settings.items()]
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def _differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

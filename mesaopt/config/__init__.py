@@ -17,6 +17,7 @@ from mesaopt.config.models import (
 )
 from mesaopt.config.reading import (
     differences,
+    flat,
     from_dict,
     in_words,
     override,
@@ -94,6 +95,7 @@ __all__ = [
     "as_matrix",
     "check_slots",
     "differences",
+    "flat",
     "from_dict",
     "in_words",
     "override",

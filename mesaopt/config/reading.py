@@ -40,6 +40,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Write nested settings as one level, by names such as train.steps.
+
+    Args:
+        settings: as :func:`to_dict` returns them.
+        name: of the part that they are of.
+
+    Returns:
+        The values by name.
+
+    Example:
+        >>> flat({"seed": 0, "train": {"steps": 500}})
+        {'seed': 0, 'train.steps': 500}
+    """
+    if not isinstance(settings, dict):
+        return {name: settings}
+    parts = [flat(value, f"{name}.{key}".lstrip(".")) for key, value in settings.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def _saved(config: Any) -> list[dataclasses.Field]:
     """List the fields that are settings; the others hold objects of the user."""
     return [f for f in dataclasses.fields(config) if f.metadata.get("saved", True)]

@@ -23,6 +23,7 @@ MODULES = (
     "theory",
     "analysis",
     "training",
+    "sweeps",
     "config",
     "recipes",
     "zoo",

@@ -1,0 +1,123 @@
+"""Grids: every combination of some values of settings."""
+
+import difflib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mesaopt.config import RunConfig, flat, override, to_dict
+from mesaopt.errors import ConfigError, suggest
+from mesaopt.training.loop import as_config
+
+_NOT_IN_A_GRID = {
+    "seed": "give the number of seeds",
+    "recipe": "give a list of settings to mesaopt.sweep",
+}
+
+
+def grid(
+    config: RunConfig | str, settings: Mapping[str, Sequence[Any]], *, seeds: int = 1
+) -> list[RunConfig]:
+    """List the settings of every combination of values, each with several seeds.
+
+    Args:
+        config: to begin with, or the name of a recipe.
+        settings: values by the name of a setting, such as "train.learning_rate"; text is read as on the
+            command line.
+        seeds: of every combination, from that of `config` on; 1 or more.
+
+    Returns:
+        The settings: the last setting varies fastest, and within one combination the seed.
+
+    Raises:
+        ConfigError: there is no such setting, or a value is wrong.
+
+    Example:
+        >>> points = grid("lsa-1", {"train.steps": [100, 200], "model.num_heads": [2, 4]}, seeds=3)
+        >>> len(points), points[-1].train.steps, points[-1].seed
+        (12, 200, 2)
+        >>> grid("lsa-1", {"learning_rat": [1e-4]})
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: grid='learning_rat': did you mean 'train.learning_rate'?
+    """
+    config = as_config(config)
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds}: must be 1 or greater")
+    texts = {
+        name: [value if isinstance(value, str) else json.dumps(value) for value in values]
+        for name, values in settings.items()
+    }
+    _check(config, texts)
+    made = []
+    for values in itertools.product(*texts.values()):
+        changes = [f"{name}={value}" for name, value in zip(texts, values, strict=True)]
+        changed = override(config, changes)
+        made += [replace(changed, seed=config.seed + seed) for seed in range(seeds)]
+    return made
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Read the values of settings as they are given on the command line.
+
+    Args:
+        texts: such as "train.learning_rate=1e-4,3e-4"; commas within brackets and quotes divide nothing.
+
+    Returns:
+        The values by the name of the setting.
+
+    Raises:
+        ConfigError: one looks like something else, or a setting is given twice.
+
+    Example:
+        >>> parse_grid(["model.num_heads=2,4", "model.mixers=['mesa'],['mesa','mesa']"])
+        {'model.num_heads': ['2', '4'], 'model.mixers': ["['mesa']", "['mesa','mesa']"]}
+    """
+    settings: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        parts = _parts(values)
+        if not equals or not name or "" in parts:
+            raise ConfigError(f"grid={text!r}: must look like train.learning_rate=1e-4,3e-4")
+        if name in settings:
+            raise ConfigError(f"grid={text!r}: {name} is given twice")
+        settings[name] = parts
+    return settings
+
+
+def _parts(text: str) -> list[str]:
+    """Divide text at the commas outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            parts.append("")
+            continue
+        if character in "'\"" and quote in ("", character):
+            quote = "" if quote else character
+        elif not quote:
+            depth += (character in "[{(") - (character in "]})")
+        parts[-1] += character
+    return parts
+
+
+def _check(config: RunConfig, texts: Mapping[str, Sequence[str]]) -> None:
+    """Refuse settings that there are not, and suggest the right ones."""
+    known = set(flat(to_dict(config)))
+    # Of another kind of task or model, `override` knows the settings.
+    others = {name.removesuffix("kind") for name in texts if name.endswith(".kind")}
+    for name, values in texts.items():
+        if name in _NOT_IN_A_GRID:
+            raise ConfigError(f"grid={name!r}: cannot be in a grid; {_NOT_IN_A_GRID[name]}")
+        if name not in known and not name.startswith(tuple(others)):
+            raise ConfigError(f"grid={name!r}: {_hint(name, known)}")
+        if len(set(values)) < len(values) or not values:
+            raise ConfigError(f"grid={name!r}: must have one or more values, all different")
+
+
+def _hint(name: str, known: set[str]) -> str:
+    """Suggest the full name of a setting, also where its part was left out."""
+    short = {full.rpartition(".")[2]: full for full in sorted(known)}
+    close = difflib.get_close_matches(name, short, n=1)
+    return f"did you mean {short[close[0]]!r}?" if close else suggest(name, sorted(known))

@@ -1,0 +1,476 @@
+"""A sweep: a folder of run folders, trained by an engine, and what came of them."""
+
+import contextlib
+import functools
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mesaopt import files, json_files
+from mesaopt.config import RunConfig, differences, flat, from_dict, to_dict
+from mesaopt.display import Curve, Drawn, Row
+from mesaopt.errors import ConfigError, RunError
+from mesaopt.progress import AnyProgress, Report, reporting
+from mesaopt.sweeps.engine import Engine, make_engine
+from mesaopt.training import RunFolder
+from mesaopt.training.loop import as_config
+
+FILE = "sweep.json"
+"""The points of the sweep, written once; locked while an engine works."""
+_PROBLEMS = "problems.json"
+_LOOK_EVERY_SECONDS = 2.0
+_SHOWN_CURVES = 6
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    path: Path
+    """Its run folder."""
+    config: RunConfig
+    settings: Mapping[str, Any]
+    """Those that are not the same for all points, without the seed, by name."""
+    metrics: Sequence[Mapping[str, Any]] = ()
+    """Lines of its `metrics.jsonl`."""
+    is_done: bool = False
+    problem: str | None = None
+    """Why it has not come to its end, as far as it was tried."""
+
+    @property
+    def state(self) -> str:
+        """One of "done", "failed" and "waiting"."""
+        return "done" if self.is_done else "failed" if self.problem else "waiting"
+
+    @property
+    def test_loss(self) -> float | None:
+        """The test loss after the last step; None before."""
+        return self.metrics[-1]["test_loss"] if self.is_done and self.metrics else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that differ in their seeds alone."""
+
+    settings: Mapping[str, Any]
+    points: Sequence[Point]
+
+    @property
+    def title(self) -> str:
+        """The settings in words."""
+        return ", ".join(f"{name} {_word(value)}" for name, value in self.settings.items())
+
+    @property
+    def losses(self) -> list[float]:
+        """Test losses after the last step, of the points that came to it."""
+        return [point.test_loss for point in self.points if point.test_loss is not None]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the losses; infinite where there are none."""
+        return statistics.fmean(self.losses) if self.losses else math.inf
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the losses over seeds; None of fewer than two."""
+        return statistics.stdev(self.losses) if len(self.losses) > 1 else None
+
+
+@dataclass(frozen=True, repr=False)
+class Sweep(Drawn):
+    """The points of a sweep, as :func:`sweep` and :func:`load_sweep` return them.
+
+    It prints its best settings. `plot()` draws the learning curves of the best, and `to_dataframe()` has a
+    row for every point.
+    """
+
+    path: Path
+    """The folder of the sweep."""
+    points: list[Point]
+    """In the order of the settings."""
+
+    _axes = {"xlabel": "step", "ylabel": "test loss", "yscale": "log"}
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """The points by their settings, those with the lowest mean loss first."""
+        groups: dict[str, list[Point]] = {}
+        for point in self.points:
+            groups.setdefault(json.dumps(to_dict(dict(point.settings))), []).append(point)
+        found = [Group(points[0].settings, points) for points in groups.values()]
+        return sorted(found, key=lambda group: group.mean)
+
+    @property
+    def best(self) -> Point | None:
+        """The point with the lowest loss among those of the best settings; None where none has ended."""
+        ended = [point for point in self.groups[0].points if point.test_loss is not None]
+        return min(ended, key=lambda point: point.test_loss or 0.0, default=None)
+
+    @property
+    def failed(self) -> list[Point]:
+        """The points that were tried and did not come to their end."""
+        return [point for point in self.points if point.state == "failed"]
+
+    def table(self) -> list[Row]:
+        """Give a row for each combination of settings, the best first."""
+        return [
+            dict(group.settings)
+            | {
+                "done": f"{len(group.losses)} of {len(group.points)}",
+                "mean loss": group.mean if group.losses else None,
+                "spread": group.spread,
+                "lowest": min(group.losses, default=None),
+            }
+            for group in self.groups
+        ]
+
+    def rows(self) -> list[Row]:
+        """Give a row for each point: its settings, its state and its newest losses."""
+        columns = ("step", "train_loss", "test_loss")
+        return [
+            {"point": point.path.name, **point.settings, "seed": point.config.seed}
+            | {"state": point.state, "problem": point.problem}
+            | {name: point.metrics[-1][name] if point.metrics else None for name in columns}
+            for point in self.points
+        ]
+
+    def _headline(self) -> str:
+        count = sum(point.is_done for point in self.points)
+        lines = [f"Sweep {self.path}: {count} of {len(self.points)} points are done"]
+        if self.best is not None:
+            best = self.groups[0]
+            spread = "" if best.spread is None else f" (spread {best.spread:.2g})"
+            settings = f" with {best.title}" if best.title else ""
+            lines.append(f"Lowest mean test loss: {best.mean:.4g}{spread}{settings}")
+        lines += [f"{point.path.name} failed: {point.problem}" for point in self.failed[:3]]
+        if len(self.failed) > 3:
+            lines.append(f"{len(self.failed) - 3} more have failed")
+        return "\n".join(lines)
+
+    def _table(self) -> list[Row]:
+        return self.table()[:5]
+
+    def _rows(self) -> list[Row]:
+        return self.rows()
+
+    def _curves(self) -> list[Curve]:
+        """Draw the mean over seeds, with the error of the mean as a band, as far as all have come."""
+        curves = []
+        for group in self.groups[:_SHOWN_CURVES]:
+            length = min(len(point.metrics) for point in group.points)
+            lines = [point.metrics[:length] for point in group.points]
+            losses = [[line[i]["test_loss"] for line in lines] for i in range(length)]
+            if length > 1:
+                error = [
+                    statistics.stdev(x) / math.sqrt(len(x)) if len(x) > 1 else 0.0 for x in losses
+                ]
+                steps, means = (
+                    [one["step"] for one in lines[0]],
+                    list(map(statistics.fmean, losses)),
+                )
+                curves.append(Curve(group.title or "test loss", steps, means, error))
+        return curves
+
+
+def sweep(
+    configs: Sequence[RunConfig | str],
+    out: str | Path,
+    *,
+    engine: str | Engine = "local",
+    resume: bool = False,
+    device: str = "auto",
+    progress: AnyProgress = True,
+) -> Sweep:
+    """Train many runs, several at once, each in a run folder of its own.
+
+    A point that fails does not stop the others. After Ctrl-C, a kill or a lost machine, `resume=True` goes
+    on from the newest checkpoint of each point, with any engine, on any machine that sees the folder.
+
+    Args:
+        configs: what to train, or names of recipes, all different, such as a list that
+            :func:`mesaopt.sweeps.grid` makes. No tasks or models of your own: a job has the folder alone,
+            which holds no code.
+        out: folder of the sweep, new or empty unless resumed.
+        engine: "local" (processes on this machine), "ray", "slurm", or an engine such as
+            :class:`mesaopt.sweeps.Local` with options of its own.
+        resume: go on with the sweep in `out` if there is one, of the same points.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        progress: a bar, nothing, or a function that is called every two seconds with the finished steps of
+            all points.
+
+    Returns:
+        The points with their metrics.
+
+    Raises:
+        ConfigError: a configuration or the engine is wrong.
+        MissingPackageError: the package of the engine is not installed.
+        RunError: the folder holds something else or another process works in it, or the engine cannot be
+            reached.
+
+    Example:
+        >>> import tempfile
+        >>> from mesaopt.sweeps import Local, grid
+        >>> short = {"train.steps": [2], "train.batch_size": [4], "train.evaluation_sequences": [4]}
+        >>> configs = grid("lsa-1", short | {"train.learning_rate": [1e-4, 3e-4]})
+        >>> result = sweep(configs, tempfile.mkdtemp(), engine=Local(processes=1), device="cpu")
+        >>> [point.state for point in result.points]
+        ['done', 'done']
+    """
+    planned, chosen = plan_sweep(configs, out), make_engine(engine)
+    out, points = planned.path, planned.points
+    paths, settings = [point.path for point in points], [point.config for point in points]
+    _require_same(out, settings, resume=resume)
+    RunFolder.check_all(paths, settings, resume=True)
+    if not all(RunFolder(path).is_done for path in paths):
+        chosen.check()
+    if not files.exists(out / FILE):
+        named = [{"name": one.path.name, "config": to_dict(one.config)} for one in points]
+        json_files.write(out / FILE, {"points": named})
+    with files.only_one_process(out / FILE):
+        for point in points:
+            if not files.exists(point.path / "config.json"):
+                json_files.write(point.path / "config.json", to_dict(point.config))
+        run_all(chosen, paths, device=device, logs=out / "jobs", progress=progress)
+    return load_sweep(out)
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Load what there is of a sweep, also while an engine works on it.
+
+    Args:
+        path: folder of the sweep.
+
+    Returns:
+        The points with their metrics so far.
+
+    Raises:
+        RunError: there is no sweep, or a file is damaged.
+
+    Example:
+        >>> load_sweep("no/such/sweep")
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.RunError: no/such/sweep/sweep.json: there is no such file
+    """
+    path = files.as_path(path)
+    saved = _saved(path)
+    problems = {}
+    if files.exists(path / _PROBLEMS):
+        problems = json_files.read(path / _PROBLEMS, {str: str})
+    points = []
+    for point in _points(saved, path):
+        folder = RunFolder(point.path)
+        if files.exists(folder.path / "config.json"):
+            problem = problems.get(folder.path.name)
+            state = {"metrics": folder.metrics, "is_done": folder.is_done, "problem": problem}
+            point = replace(point, **state)
+        points.append(point)
+    return Sweep(path, points)
+
+
+def plan_sweep(configs: Sequence[RunConfig | str], out: str | Path) -> Sweep:
+    """List the points that :func:`sweep` would train, and write nothing.
+
+    Args:
+        configs: as for :func:`sweep`.
+        out: folder of the sweep.
+
+    Returns:
+        The points, none of which has begun.
+
+    Raises:
+        ConfigError: a configuration is wrong, or two are the same.
+
+    Example:
+        >>> from mesaopt.sweeps import grid
+        >>> planned = plan_sweep(grid("lsa-1", {"train.steps": [100, 200]}, seeds=2), "runs/steps")
+        >>> [point.path.name for point in planned.points][-1]
+        'lsa-1-steps=200-seed1'
+    """
+    given = [as_config(config, f"configs[{i}]") for i, config in enumerate(configs)]
+    _check(given)
+    out = files.as_path(out)
+    return Sweep(out, _points(dict(zip(_names(given), given, strict=True)), out))
+
+
+def _points(configs: Mapping[str, RunConfig], out: Path) -> list[Point]:
+    """Give the points of these names, without what is in their folders."""
+    varied = _varied(list(configs.values()))
+    return [
+        Point(path=out / name, config=config, settings=settings)
+        for (name, config), settings in zip(configs.items(), varied, strict=True)
+    ]
+
+
+def run_all(
+    engine: Engine, paths: Sequence[Path], *, device: str, logs: Path, progress: AnyProgress
+) -> dict[Path, str]:
+    """Have an engine train run folders that have not ended, and say which of them failed, and why.
+
+    Args:
+        engine: that was checked.
+        paths: of the folders, with their `config.json`.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        logs: folder for what the engine writes; the problems are kept next to it.
+        progress: as in :func:`sweep`.
+
+    Returns:
+        The problems by the path of the folder.
+    """
+    waiting = {path.absolute(): path for path in paths if not RunFolder(path).is_done}
+    watched, problems = _Watched(paths), dict[Path, str]()
+    files.remove(logs.parent / _PROBLEMS)
+    if not waiting:
+        return problems
+    with contextlib.ExitStack() as stack:
+        jobs = engine.run(list(waiting), device=device, logs=logs)
+        stack.enter_context(contextlib.closing(jobs))
+        name = logs.parent.name
+        report = stack.enter_context(reporting(progress, name, done=watched.done))
+        watched.look(waiting.values(), report)
+        for ended in jobs:
+            if ended is not None:
+                path = waiting.pop(ended.folder)
+                watched.end(path)
+                if ended.problem is not None:
+                    problems[path] = ended.problem
+                    known = {path.name: problem for path, problem in problems.items()}
+                    json_files.write(logs.parent / _PROBLEMS, known)
+            watched.look(waiting.values(), report)
+    return problems
+
+
+class _Watched:
+    """The progress of all points, read from their folders."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._next = 0.0
+        self._total = {path: RunFolder(path).config.train.steps for path in paths}
+        self._ended = {path for path in paths if RunFolder(path).is_done}
+        self._steps = {path: _last_step(path) for path in paths}
+
+    @property
+    def done(self) -> int:
+        """Finished steps of all points; those of points that have failed count as finished."""
+        return sum(self._steps.values())
+
+    def end(self, path: Path) -> None:
+        """Count a point that has ended, well or not."""
+        self._ended.add(path)
+        self._steps[path] = self._total[path]
+        self._next = 0.0
+
+    def look(self, running: Iterable[Path], report: Report) -> None:
+        """Read how far the others are, seldom enough that it costs little, and report it."""
+        started = time.monotonic()
+        if not report.is_heard or started < self._next:
+            return
+        for path in running:
+            self._steps[path] = _last_step(path)
+        stage = f"{len(self._ended)} of {len(self._total)} points"
+        report(self.done, sum(self._total.values()), stage=stage)
+        ended = time.monotonic()
+        self._next = ended + max(_LOOK_EVERY_SECONDS, 10 * (ended - started))
+
+
+def _last_step(path: Path) -> int:
+    """Read the newest step of a run that another process writes now."""
+    try:
+        text = files.read_text(path / "metrics.jsonl")
+        return int(json.loads(text[: text.rindex("\n")].splitlines()[-1])["step"])
+    except (RunError, ValueError, LookupError):
+        return 0
+
+
+def _check(configs: Sequence[RunConfig]) -> None:
+    """Refuse no points, equal ones, and those that a folder does not hold."""
+    if not configs:
+        raise ConfigError("configs=[]: must be one or more")
+    first: dict[str, int] = {}
+    for i, config in enumerate(configs):
+        for part in ("task", "model"):
+            if getattr(config, part).kind == "own":
+                wanted = (
+                    "must be one of the package: a job has the folder alone, which holds no code"
+                )
+                raise ConfigError(f"configs[{i}].{part}.kind='own': {wanted}")
+        before = first.setdefault(json.dumps(to_dict(config)), i)
+        if before != i:
+            raise ConfigError(
+                f"configs[{i}]: is the same as configs[{before}]: must all be different"
+            )
+
+
+def _require_same(out: Path, configs: Sequence[RunConfig], *, resume: bool) -> None:
+    """Refuse a folder with other files or another sweep; nothing is written."""
+    files.require_writable(out)
+    if files.exists(out) and not files.is_folder(out):
+        raise RunError(f"out={str(out)!r}: is a file; give a folder")
+    names = files.names(out)
+    if not names:
+        return
+    if FILE not in names:
+        raise RunError(f"out={str(out)!r}: holds other files; give a new or an empty folder")
+    if not resume:
+        raise RunError(f"out={str(out)!r}: holds a sweep; --resume goes on with the same points")
+    theirs = list(_saved(out).values())
+    if len(theirs) != len(configs):
+        different = f"{len(theirs)} points, not {len(configs)}"
+    else:
+        lines = (differences(a, b) for a, b in zip(configs, theirs, strict=True))
+        different = next((line for found in lines for line in found), "")
+    if different:
+        raise RunError(
+            f"out={str(out)!r}: holds a sweep of other points ({different}); give the same ones or a new "
+            "folder"
+        )
+
+
+def _saved(path: Path) -> dict[str, RunConfig]:
+    """Read the settings of all points by their name."""
+    file = path / FILE
+    points = json_files.read(file, {"points": [{"name": str, "config": {}}]})["points"]
+    return {one["name"]: from_dict(RunConfig, one["config"], where=str(file)) for one in points}
+
+
+def _varied(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Give each point the settings that vary, without the seed: the recipe, and what varies within one."""
+    settings = [flat(to_dict(config)) for config in configs]
+    names = list(dict.fromkeys(name for one in settings for name in one if name != "seed"))
+    first: dict[str, dict[str, Any]] = {}
+    for one in settings:
+        first.setdefault(one["recipe"], one)
+    varied = [
+        name
+        for name in names
+        if any(one.get(name) != first[one["recipe"]].get(name) for one in settings)
+    ]
+    varied = (["recipe"] if len(first) > 1 else []) + varied
+    last = [name.rpartition(".")[2] for name in varied]
+    short = [one if last.count(one) == 1 else name for one, name in zip(last, varied, strict=True)]
+    return [
+        {name: one.get(full) for name, full in zip(short, varied, strict=True)} for one in settings
+    ]
+
+
+def _names(configs: Sequence[RunConfig]) -> list[str]:
+    """Name the folder of each point by its settings; with a number where that is too long or not enough."""
+    names = []
+    for config, settings in zip(configs, _varied(configs), strict=True):
+        parts = [f"{name}={_word(x)}" for name, x in settings.items() if name != "recipe"]
+        text = "-".join([config.recipe, *parts, f"seed{config.seed}"])
+        names.append(re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)[:150])
+    if len(set(names)) < len(names):
+        return [f"{i:04d}-{name}" for i, name in enumerate(names)]
+    return names
+
+
+def _word(value: Any) -> str:
+    """Write the value of a setting."""
+    return value if isinstance(value, str) else json.dumps(to_dict(value)).replace('"', "")
