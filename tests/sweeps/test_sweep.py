@@ -125,11 +125,11 @@ def test_a_failed_point_keeps_its_reason_and_is_tried_again(tmp_path: Path) -> N
 
 
 def test_a_training_that_diverges_does_not_stop_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mesaopt.commands.sweeps.engine_of", lambda *_: Here())
     arguments = ["lsa-1", "--set", *SHORT, "--grid", "train.learning_rate=1e12,1e-3"]
-    options = ["--engine-set", "processes=1", "--device", "cpu"]
-    assert run("sweep", *arguments, *options, "--out", str(tmp_path / "out")) == 1
+    assert run("sweep", *arguments, "--device", "cpu", "--out", str(tmp_path / "out")) == 1
     shown = capsys.readouterr()
     assert "lower train.learning_rate" in shown.out
     assert "1 of 2 points are done." in shown.out
