@@ -23,7 +23,7 @@ _MEASURING = "measuring and drawing as on two cores with AVX-512"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CommandTime:
     """How long a command takes here."""
 
     command: str
@@ -35,9 +35,9 @@ class Estimate:
         return {"command": self.command, "time": f"about {duration(self.seconds)}", "how": self.how}
 
 
-def measure() -> tuple[list[Check], list[Estimate]]:
+def measure() -> tuple[list[Check], list[CommandTime]]:
     """Measure speed, and estimate the time of some commands, with a progress bar."""
-    parts: dict[str, Callable[[], Check | Estimate]] = {
+    parts: dict[str, Callable[[], Check | CommandTime]] = {
         "matrix products in float32": lambda: _matrix_product(torch.float32),
         "matrix products in float64": lambda: _matrix_product(torch.float64),
         "tiny numbers": _denormals,
@@ -52,7 +52,7 @@ def measure() -> tuple[list[Check], list[Estimate]]:
             display.begin(name)
             found.append(part())
     checks = [one for one in found if isinstance(one, Check)]
-    return checks, [one for one in found if isinstance(one, Estimate)]
+    return checks, [one for one in found if isinstance(one, CommandTime)]
 
 
 def _matrix_product(dtype: torch.dtype) -> Check:
@@ -92,21 +92,21 @@ def _gpu() -> Check:
     return Check("device that auto means", "ok", f"cuda: {', '.join(names)}")
 
 
-def _training() -> Estimate:
+def _training() -> CommandTime:
     config = recipes.get("tf-7")
     seconds = config.train.steps * StepCosts().of([config]).seconds
-    return Estimate("mesaopt train tf-7", seconds, f"{config.train.steps:,} steps; {_TIMED}")
+    return CommandTime("mesaopt train tf-7", seconds, f"{config.train.steps:,} steps; {_TIMED}")
 
 
-def _demo() -> Estimate:
+def _demo() -> CommandTime:
     study = papers.get_study("core")
     seconds = DIAGNOSIS_SECONDS + sum(figure.seconds["small"] for figure in study.figures)
-    return Estimate("mesaopt demo", seconds, _MEASURING)
+    return CommandTime("mesaopt demo", seconds, _MEASURING)
 
 
-def _core() -> Estimate:
+def _core() -> CommandTime:
     plan = papers.make_plan("core", scale="small")
     seconds = sum(cost.seconds for cost in papers.costs(plan))
     seconds += sum(papers.measuring_seconds(plan).values())
     how = f"of each training {_TIMED}; {_MEASURING}"
-    return Estimate("mesaopt reproduce core --scale small", seconds, how)
+    return CommandTime("mesaopt reproduce core --scale small", seconds, how)
