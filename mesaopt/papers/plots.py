@@ -48,10 +48,12 @@ def style() -> Any:
     return mpl.rc_context(_STYLE)
 
 
-def band(axes: Axes, x: Sequence[float], mean: Any, half: Any, **line: Any) -> None:
-    """Draw a line with a band of 95 %, for a logarithmic axis: the band ends at a tenth of the line."""
+def band(
+    axes: Axes, x: Sequence[float], mean: Any, half: Any, *, log: bool = True, **line: Any
+) -> None:
+    """Draw a line with a band of 95 %; for a logarithmic axis the band ends at a tenth of the line."""
     mean, half = np.asarray(mean, dtype=float), np.asarray(half, dtype=float)
-    low = np.maximum(mean - half, mean / 10)
+    low = np.maximum(mean - half, mean / 10) if log else mean - half
     axes.fill_between(x, low, mean + half, color=line["color"], alpha=0.2, lw=0)
     axes.plot(x, mean, **line)
 

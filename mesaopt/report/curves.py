@@ -64,13 +64,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         if panel.reference:
             loss = loss - panel.losses[panel.reference]
         mean, half = loss.curve.numpy(), 1.96 * loss.curve_error.numpy()
-        if panel.reference:
-            axes.fill_between(
-                loss.positions, mean - half, mean + half, color=line["color"], alpha=0.2, lw=0
-            )
-            axes.plot(loss.positions, mean, **line)
-        else:
-            band(axes, loss.positions, mean, half, **line)
+        band(axes, loss.positions, mean, half, log=not panel.reference, **line)
     quantity = f"loss less that of {plain(panel.reference)}" if panel.reference else "loss"
     axes.set(title=plain(panel.title), xlabel="position in the sequence", ylabel=quantity)
     values = [value for loss in panel.losses.values() for value in loss.curve.tolist()]
