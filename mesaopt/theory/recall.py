@@ -1,6 +1,5 @@
 """What tasks on tokens come to for one who answers right, and for one who guesses."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -178,7 +177,7 @@ def _by_heart(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored
     """The values of the keys in front of the scored positions."""
     mapping = draw_mapping(generator(config.map_seed, "mad/memorization"), config.vocabulary)
     keys = batch.tokens.gather(1, _at(batch) - 1)
-    return torch.from_numpy(np.asarray(mapping))[keys]
+    return torch.from_numpy(mapping)[keys]
 
 
 def _remembered(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
