@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, get_args, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from mesaopt.config import require_count
-from mesaopt.errors import ConfigError, suggest
 from mesaopt.progress import AnyProgress, Progress, reporting
 from mesaopt.tasks import Batch, Split
+from mesaopt.tasks.base import check_split
 from mesaopt.workers import current_workers
 
 EVALUATION_BATCH = 256
@@ -65,8 +65,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         require_count("num_sequences", self.num_sequences, smallest=1)
         require_count("seed", self.seed, smallest=0)
-        if self.split not in get_args(Split):
-            raise ConfigError(f"split={self.split!r}: {suggest(str(self.split), get_args(Split))}")
+        check_split(self.split)
 
     @property
     def num_batches(self) -> int:
