@@ -178,7 +178,8 @@ class SeedsTrainer:
         return [(own.sum() / total).item() for own in torch.stack(losses, dim=1)]
 
     def _losses(self, batches: Sequence[Batch]) -> Float[Tensor, " seed"]:
-        predictions = self.model(torch.stack([batch.tokens for batch in batches]))
+        with self.data[0].precision():
+            predictions = self.model(torch.stack([batch.tokens for batch in batches]))
         each = zip(self.data, batches, predictions, strict=True)
         return torch.stack([data.loss(batch, own) for data, batch, own in each])
 

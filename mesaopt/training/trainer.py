@@ -89,7 +89,15 @@ class Data:
             The mean over sequences of the squared error or the cross-entropy, and its mean or sum over the
             scored positions.
         """
+        if predictions.dtype == torch.bfloat16:
+            predictions = predictions.float()
         return batch.loss(predictions, total=self.config.train.positions == "sum")
+
+    def precision(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context that a model predicts in: autocast where the settings have bfloat16."""
+        if self.config.train.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     @functools.cached_property
     def _fixed(self) -> Batch:
@@ -187,11 +195,17 @@ class Trainer:
     def _differentiate(self, part: Batch) -> tuple[Float[Tensor, ""], list[Tensor]]:
         """Compute the share that a part has in the loss and its gradients."""
         share = len(part.tokens) / self.config.train.batch_size
-        loss = self.data.loss(part, self.model(part.tokens, **part.arguments)) * share
+        loss = self._loss(part) * share
         gradients = torch.autograd.grad(
             loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True
         )
         return loss.detach(), list(gradients)
+
+    def _loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Let the model predict, and compute its mean loss."""
+        with self.data.precision():
+            predictions = self.model(batch.tokens, **batch.arguments)
+        return self.data.loss(batch, predictions)
 
     def test_loss(self) -> float:
         """Return the mean loss of the test sequences."""
@@ -204,10 +218,7 @@ class Trainer:
         batch = self.data.test_batch(number)
         vocabulary = getattr(self.config.task, "vocabulary", None)  # where predictions are logits
         size = len(batch.tokens) if vocabulary is None else sequences_at_once(batch, vocabulary)
-        losses = [
-            self.data.loss(part, self.model(part.tokens, **part.arguments)) * len(part.tokens)
-            for part in batch.split(size)
-        ]
+        losses = [self._loss(part) * len(part.tokens) for part in batch.split(size)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
