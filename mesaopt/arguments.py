@@ -53,6 +53,8 @@ class Train:
     mesaopt train lsa-1
 
     mesaopt train lsa-1 --seeds 3 --set train.steps=500
+
+    torchrun --nproc-per-node 8 -m mesaopt train text-mesanet --shard
     """
 
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
@@ -73,6 +75,16 @@ class Train:
     """Settings to change, such as train.steps=500 model.num_heads=4; --dry-run shows them all."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
+    shard: bool = False
+    """With torchrun: divide weights, gradients and optimiser among the processes (FSDP), in place of the
+    batches alone."""
+    parts: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """With torchrun: compute a process's share of a batch in so many parts and add up the gradients, to save
+    memory."""
+    recompute: bool = False
+    """Compute every block again for the gradients, to save memory (activation checkpointing)."""
+    compile: bool = False
+    """Compile every block with torch.compile."""
     resume: bool = False
     """Continue the run in the folder."""
     track: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|trackio")] = None

@@ -1,6 +1,7 @@
 """Commands that make runs: `train`, `import-released`."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from mesaopt.console import duration, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from mesaopt.progress import OnProgress
-    from mesaopt.training import Run, StepCost
+    from mesaopt.training import Devices, Run, StepCost
 
 MOST_SEEDS = 10**4
 
@@ -21,7 +22,7 @@ def train(command: args.Train) -> int:
     """Train seeds of a recipe, or of a task of one's own, or print what that would cost."""
     require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
     configs = own.configs_of(command)
-    from mesaopt.training import RunFolder, run_name, seed_batches, step_cost, tracker
+    from mesaopt.training import RunFolder, is_launched, run_name, seed_batches, step_cost, tracker
 
     groups = seed_batches(configs, command.device)
     folder = command.out or Path("runs")
@@ -29,12 +30,43 @@ def train(command: args.Train) -> int:
     if command.seeds == 1 and command.out is not None:
         paths = {command.seed: command.out}
     logger = None if command.track is None else tracker(command.track)
+    devices = _devices(command)
+    if (is_launched() or devices is not None) and not command.dry_run:
+        return _train_shared(configs, paths, command, devices, logger)
     if not command.dry_run:
         RunFolder.check_all([paths[c.seed] for c in configs], configs, resume=command.resume)
     cost = step_cost(configs[0], command.device, seeds=[config.seed for config in groups[0]])
     if command.dry_run:
         return _print_training_cost(configs, cost)
     return _train_groups(groups, paths, cost.seconds, command.device, logger)
+
+
+def _devices(command: args.Train) -> "Devices | None":
+    """Return how the run is spread over devices, if the command says anything about it."""
+    from mesaopt.training import Devices
+
+    names = [field.name for field in fields(Devices)]
+    devices = Devices(**{name: getattr(command, name) for name in names})
+    return None if devices == Devices() else devices
+
+
+def _train_shared(
+    configs: list[RunConfig],
+    paths: dict[int, Path],
+    command: args.Train,
+    devices: "Devices | None",
+    logger: "OnProgress | None",
+) -> int:
+    """Train one seed after another, with all processes that `torchrun` has started."""
+    from mesaopt.training import Devices, is_first, one_message, train
+
+    how = {"resume": command.resume, "device": command.device, "logger": logger}
+    devices = devices or Devices()
+    with one_message():
+        runs = [train(c, paths[c.seed], devices=devices, **how) for c in configs]
+    if is_first():
+        _print_runs(runs)
+    return 0
 
 
 def _print_training_cost(configs: list[RunConfig], cost: "StepCost") -> int:
@@ -75,6 +107,12 @@ def _train_groups(
             runs += train_seeds(
                 group, folders, resume=True, device=device, progress=display.update, logger=logger
             )
+    _print_runs(runs)
+    return 0
+
+
+def _print_runs(runs: "list[Run]") -> None:
+    """Print how good the trained runs are, and what to do next."""
     for run in runs:
         last = run.metrics[-1]
         loss = f"test loss {last['test_loss']:.4f} after {last['step']} steps"
@@ -82,7 +120,6 @@ def _train_groups(
     if is_language_run(runs[0].config):
         show_trained(runs)
     print_line(f"Next: {_next_line(runs[0])}")
-    return 0
 
 
 def _next_line(run: "Run") -> str:

@@ -57,7 +57,7 @@ class TrainConfig:
     """Every element of every gradient is clipped to [-gradient_clip, gradient_clip], real and imaginary
     part alike; None: not clipped."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the large matrix products. With bfloat16, autocast rounds what goes into these; weights, their
+    """Type of large matrix products. With bfloat16, autocast rounds what goes into these; weights, their
     gradients, the optimiser, states and losses stay float32."""
     evaluate_every: int = 100
     """Steps between two evaluations; a checkpoint is written at each."""

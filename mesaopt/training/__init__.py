@@ -1,5 +1,6 @@
 """Training: steps, loops over them, and run folders that a kill cannot spoil."""
 
+from mesaopt.training.devices import Devices, is_first, is_launched, one_message
 from mesaopt.training.environment import describe, peak_memory_bytes, resolve_device
 from mesaopt.training.estimate import StepCost, StepCosts, step_cost
 from mesaopt.training.loop import DivergedError, Run, load_run, run_name, train
@@ -12,6 +13,7 @@ from mesaopt.training.trainer import Trainer
 
 __all__ = [
     "Checkpoint",
+    "Devices",
     "DivergedError",
     "Optimizer",
     "Run",
@@ -25,10 +27,13 @@ __all__ = [
     "WeightsAndBiases",
     "describe",
     "fitted_to",
+    "is_first",
+    "is_launched",
     "learning_rate",
     "load_run",
     "named_model",
     "named_task",
+    "one_message",
     "own_run",
     "peak_memory_bytes",
     "reserve_folder",

@@ -6,7 +6,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import ConfigError, RunError, SolveError, wrong_type
 from mesaopt.models import Model, SequenceModel
 from mesaopt.progress import NOBODY, AnyProgress, OnProgress, Progress, Report, reporting
+from mesaopt.training.devices import Devices, is_launched
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
 from mesaopt.training.own import ModelLike, TaskLike, give_again, own_run
@@ -126,6 +127,7 @@ def train(
     task: TaskLike | None = None,
     resume: bool = False,
     device: str = "auto",
+    devices: Devices | None = None,
     progress: AnyProgress = True,
     logger: OnProgress | None = None,
     **settings: Any,
@@ -140,6 +142,8 @@ def train(
     the newest checkpoint and gives the numbers of an uninterrupted run, on the CPU bit for bit. A run
     that has ended is loaded, not repeated.
 
+    Processes that `torchrun` has started train one run together, and each returns it.
+
     Args:
         config: what to train, or the name of a recipe, such as "lsa-1"; none with a task.
         out: folder of the run, new or empty unless resumed; with a task `runs/<name>-seed<seed>` if not
@@ -149,6 +153,8 @@ def train(
         task: of any kind.
         resume: continue the run in `out` if there is one.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
+        devices: how the run is spread over several processes, each of which calls this, or how one of
+            them computes; every process has all weights if not given.
         progress: a bar, nothing, or a function that is called every 10 steps with the finished steps and
             the newest training loss: see :data:`mesaopt.progress.AnyProgress`.
         logger: called after each evaluation with its metrics, such as
@@ -179,7 +185,17 @@ def train(
     where = resolve_device(device)
     config = _run_config(config, model, task, settings)
     chosen: Any = out if out is not None or task is None else Path("runs") / run_name(config)
-    folder = RunFolder.open(files.as_path(chosen), config, resume=resume)
+    path = files.as_path(chosen)
+    if devices is not None or is_launched():
+        from mesaopt.training.shared import Team  # takes two seconds to import
+
+        with (
+            Team.meet(where, devices or Devices()) as team,
+            team.open(path, config, resume=resume) as shared,
+        ):
+            team.train(shared, progress=progress, logger=logger)
+        return load_folder(RunFolder(path, config), device=device)
+    folder = RunFolder.open(path, config, resume=resume)
     if not folder.is_done:
         with files.only_one_process(folder.path):
             train_in(folder, where, progress=progress, logger=logger)
@@ -282,6 +298,7 @@ def train_in(
     start: int | None = None,
     progress: AnyProgress = True,
     logger: OnProgress | None = None,
+    open_trainer: "OpenTrainer | None" = None,
 ) -> None:
     """Train the run of a folder to its end.
 
@@ -291,6 +308,7 @@ def train_in(
         start: one of the folder's :attr:`RunFolder.resumable_steps`; the newest if not given.
         progress: as in :func:`train`.
         logger: as in :func:`train`.
+        open_trainer: makes the trainer, for a block; one that computes in this process alone if not given.
 
     Raises:
         RunError: a checkpoint is damaged, or the disk is full.
@@ -299,7 +317,7 @@ def train_in(
     settings = folder.config.train
     with contextlib.ExitStack() as stack:
         stack.enter_context(single_precision())
-        trainer = stack.enter_context(_trainer(folder, device))
+        trainer = stack.enter_context((open_trainer or _trainer)(folder, device))
         checkpoint = folder.rewind(start)
         if checkpoint is not None:
             trainer.restore(checkpoint)
@@ -323,6 +341,10 @@ def tell(logger: OnProgress | None, folder: RunFolder, line: dict[str, Any]) -> 
     if logger is not None:
         numbers = {name: x for name, x in line.items() if name != "step" and x is not None}
         logger(Progress(line["step"], folder.config.train.steps, folder.path.name, numbers))
+
+
+OpenTrainer = Callable[[RunFolder, torch.device], contextlib.AbstractContextManager[Trainer]]
+"""Makes the trainer of a run, for a block."""
 
 
 @contextlib.contextmanager

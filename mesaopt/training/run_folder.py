@@ -3,7 +3,8 @@
 config.json               the configuration, read strictly
 meta.json                 versions, hardware, threads and command line
 metrics.jsonl             one line per evaluation
-checkpoints/step_000100/  model.safetensors, and optimizer.safetensors in the newest two
+checkpoints/step_000100/  model.safetensors, and in the newest two optimizer.safetensors, or the folder
+                          optimizer/ where several processes train
 DONE                      steps and seconds, once the run has ended
 """
 
@@ -24,6 +25,7 @@ from mesaopt.config import RunConfig, differences, from_dict, to_dict, with_obje
 from mesaopt.errors import RunError
 from mesaopt.training import environment
 from mesaopt.training.tensors import (
+    apart,
     check_optimizer,
     check_weights,
     initial_model,
@@ -285,12 +287,16 @@ class RunFolder:
         """
         files.append_line(self.path / "metrics.jsonl", json.dumps(metrics))
 
-    def save(self, checkpoint: Checkpoint, *, resumable: bool = True) -> None:
+    def save(
+        self, checkpoint: Checkpoint, *, resumable: bool = True, pieces: Path | None = None
+    ) -> None:
         """Write a checkpoint, and delete the optimiser state of all but the newest two.
 
         Args:
             checkpoint: the state after `checkpoint.step` steps.
             resumable: write the state of the optimiser too.
+            pieces: a folder with that state, as :func:`write_pieces` leaves it, which is moved into the
+                checkpoint.
 
         Raises:
             RunError: the disk is full.
@@ -300,8 +306,10 @@ class RunFolder:
         facts = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds)}
         files.remove(temporary)
         files.make_folder(temporary)
-        for name in ("model", "optimizer") if resumable else ("model",):
-            tensors = _apart(getattr(checkpoint, name))
+        if pieces is not None:
+            files.move(pieces, temporary / "optimizer")
+        for name in ("model", "optimizer") if resumable and pieces is None else ("model",):
+            tensors = apart(getattr(checkpoint, name))
             files.write(
                 temporary / f"{name}.safetensors",
                 lambda path, tensors=tensors: save_file(tensors, path, metadata=facts),
@@ -335,13 +343,26 @@ class RunFolder:
         model, facts = read_tensors(path)
         check_weights(path, model, self._new_model.state_dict())
         seconds = _check_facts(path, facts, step)
-        optimizer, path = {}, self._optimizer_path(step)
-        if files.exists(path):
-            optimizer, facts = read_tensors(path)
-            _check_facts(path, facts, step)
-            parameters = trained_parameters(self._new_model)
-            check_optimizer(path, optimizer, parameters, self.config.train, step=step)
-        return Checkpoint(step, seconds, model, optimizer)
+        return Checkpoint(step, seconds, model, self._load_optimizer(step))
+
+    def _load_optimizer(self, step: int) -> dict[str, Tensor]:
+        """Read the state of the optimiser, where there is one."""
+        path = self._optimizer_path(step)
+        if not files.exists(path):
+            return {}
+        if files.is_folder(path):
+            from mesaopt.training.shared import read_pieces  # takes two seconds to import
+
+            return read_pieces(path, self.parameters, self.config.train, step=step)
+        optimizer, facts = read_tensors(path)
+        _check_facts(path, facts, step)
+        check_optimizer(path, optimizer, self.parameters, self.config.train, step=step)
+        return optimizer
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that the run trains, by name: as they are in memory, for the optimiser's state."""
+        return trained_parameters(self._new_model)
 
     @functools.cached_property
     def _new_model(self) -> nn.Module:
@@ -398,7 +419,9 @@ class RunFolder:
         return self.path / "checkpoints" / f"step_{step:06d}"
 
     def _optimizer_path(self, step: int) -> Path:
-        return self._checkpoint_path(step) / "optimizer.safetensors"
+        """Return the path of the optimiser's state: of a file, or of a folder with pieces."""
+        pieces = self._checkpoint_path(step) / "optimizer"
+        return pieces if files.exists(pieces) else pieces.with_suffix(".safetensors")
 
 
 def reserve_folder(path: Path, *, resume: bool) -> bool:
@@ -457,17 +480,6 @@ def _runs_in(folder: Path) -> list[Path]:
 def _not_one_run(path: Path, holds: str, runs: list[Path]) -> RunError:
     example = f", such as {runs[0]}" if runs else "; mesaopt.load gives trained ones"
     return RunError(f"run={str(path)!r}: holds {holds}: must be the folder of one run{example}")
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU, each into memory of its own: a module may use a weight in two places."""
-    apart, known = {}, set()
-    for name, tensor in tensors.items():
-        saved = tensor.detach().cpu().contiguous()
-        place = saved.untyped_storage().data_ptr()
-        apart[name] = saved.clone() if place in known else saved
-        known.add(place)
-    return apart
 
 
 def _check_facts(path: Path, facts: Mapping[str, str], step: int) -> float:

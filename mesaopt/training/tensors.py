@@ -18,7 +18,8 @@ from mesaopt.models import make_model
 from mesaopt.models.own import kind
 from mesaopt.training.environment import single_precision
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW has of every parameter, besides a count of steps."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -39,7 +40,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         length = int.from_bytes(data[:8], "little")
         facts = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     return {_name(name): tensor for name, tensor in tensors.items()}, facts
 
 
@@ -75,7 +76,7 @@ def check_weights(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
             problem = f"{name} is {theirs}: must be {ours}"
             raise RunError(f"{path}: the weights do not fit config.json: {problem}")
         if not tensor.isfinite().all():
-            raise _damaged(path, f"{name} holds a number that is not finite")
+            raise damaged(path, f"{name} holds a number that is not finite")
 
 
 def check_optimizer(
@@ -101,22 +102,34 @@ def check_optimizer(
     names = list(parameters) if config.optimizer == "adamw" and step > 0 else []
     count = torch.tensor(float(step), dtype=torch.float32)
     wanted = {f"{name}/step": count for name in names}
-    wanted |= {f"{name}/{moment}": parameters[name] for name in names for moment in _MOMENTS}
+    wanted |= {f"{name}/{moment}": parameters[name] for name in names for moment in MOMENTS}
     if found.keys() != wanted.keys():
         wrong = ", ".join(sorted(found.keys() ^ wanted.keys())[:3])
-        raise _damaged(path, f"{wrong} missing or unknown")
+        raise damaged(path, f"{wrong} missing or unknown")
     for name, tensor in found.items():
         ours, theirs = (kind(t) for t in (wanted[name], tensor))
         if ours != theirs:
-            raise _damaged(path, f"{name} is {theirs}: must be {ours}")
+            raise damaged(path, f"{name} is {theirs}: must be {ours}")
         if name.endswith("/step") and tensor != count:
-            raise _damaged(path, f"{name}={tensor.item():g}: must be {step}")
+            raise damaged(path, f"{name}={tensor.item():g}: must be {step}")
         squares = name.endswith("/exp_avg_sq") and not tensor.is_complex()
         if tensor.isnan().any() or (squares and (tensor < 0).any()):
-            raise _damaged(path, f"{name} holds a number out of range")
+            raise damaged(path, f"{name} holds a number out of range")
 
 
-def _damaged(path: Path, problem: str) -> RunError:
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, each into memory of its own: a module may use a weight in two places."""
+    copies, known = {}, set()
+    for name, tensor in tensors.items():
+        saved = tensor.detach().cpu().contiguous()
+        place = saved.untyped_storage().data_ptr()
+        copies[name] = saved.clone() if place in known else saved
+        known.add(place)
+    return copies
+
+
+def damaged(path: Path, problem: str) -> RunError:
+    """Return the error of a checkpoint that cannot be used."""
     advice = f"delete {path.parent} to go on from the checkpoint before it"
     return RunError(f"{path}: is damaged ({problem}); {advice}")
 

@@ -1,0 +1,385 @@
+"""Runs that several processes train together; :mod:`mesaopt.training.loop` asks it for folder and trainer.
+
+All compute the same steps, each on its rows of the batch that one process alone would draw. Weights are
+divided by `fully_shard`, over a mesh of replicas and shards: data parallel training is the case of one
+shard. The first process writes all files but the optimiser's state, of which each writes its pieces.
+"""
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from mesaopt import files
+from mesaopt.config import MergedAttentionConfig, RunConfig, TrainConfig
+from mesaopt.errors import ConfigError, MesaoptError, RunError
+from mesaopt.progress import AnyProgress, OnProgress
+from mesaopt.tasks import Batch
+from mesaopt.training.devices import ENDED, Devices, is_launched, is_lost
+from mesaopt.training.loop import train_in
+from mesaopt.training.optimizer import Optimizer
+from mesaopt.training.run_folder import Checkpoint, RunFolder
+from mesaopt.training.tensors import MOMENTS, check_optimizer, damaged, trained_parameters
+from mesaopt.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class Team:
+    """The processes of one training, each with its device, and what they do together.
+
+    Args:
+        device: of this process.
+        devices: how the run is spread over them.
+
+    Example:
+        >>> with Team.meet(torch.device("cpu"), Devices()) as team:
+        ...     team.rank, team.size, team.first(len, "one")
+        (0, 1, 3)
+    """
+
+    def __init__(self, device: torch.device, devices: Devices):
+        self.device, self.devices = device, devices
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        shape = (1, self.size) if devices.shard else (self.size, 1)
+        names = ("replicas", "shards")
+        self.mesh: DeviceMesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+    @classmethod
+    @contextlib.contextmanager
+    def meet(cls, device: torch.device, devices: Devices) -> Generator["Team"]:
+        """Join the processes that `torchrun` has started, or be a team of one.
+
+        Args:
+            device: where to compute; of several GPUs each process takes the one of its number.
+            devices: how the run is spread over them.
+
+        Yields:
+            The team, until the block ends.
+
+        Raises:
+            RunError: a machine has fewer GPUs than processes, or a process has gone.
+        """
+        device = _own_device(device)
+        with contextlib.ExitStack() as stack:
+            if not distributed.is_initialized():
+                backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+                if is_launched():
+                    distributed.init_process_group(backend)
+                else:
+                    store = distributed.HashStore()
+                    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+                stack.callback(distributed.destroy_process_group)
+            try:
+                yield cls(device, devices)
+            except RuntimeError as error:
+                if is_lost(error):
+                    raise RunError(ENDED) from error
+                raise
+
+    def first(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Let the first process call a function, while the others wait.
+
+        Args:
+            function: called by the first process alone.
+            *args: its arguments.
+            **keywords: more of them.
+
+        Returns:
+            Its result, in every process.
+
+        Raises:
+            MesaoptError: what it raised, in every process.
+        """
+        outcome: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                outcome = [function(*args, **keywords)]
+            except MesaoptError as error:
+                outcome = [error]
+        distributed.broadcast_object_list(outcome)
+        if isinstance(outcome[0], MesaoptError):
+            raise outcome[0]
+        return outcome[0]
+
+    def total(self, value: Tensor) -> Tensor:
+        """Add up a tensor over the processes, in place, and return it."""
+        distributed.all_reduce(value)
+        return value
+
+    @contextlib.contextmanager
+    def open(self, path: Path, config: RunConfig, *, resume: bool) -> Generator["SharedFolder"]:
+        """Open the folder of a run for all processes, and lock it against others.
+
+        Args:
+            path: of the folder, which all of them see.
+            config: of the run.
+            resume: as in :meth:`RunFolder.open`.
+
+        Yields:
+            The folder.
+
+        Raises:
+            ConfigError: the batch cannot be divided among the processes, or the model is of another kind.
+            RunError: as in :meth:`RunFolder.open`.
+        """
+        self._check(config)
+        with contextlib.ExitStack() as stack:
+
+            def open_and_lock() -> None:
+                RunFolder.open(path, config, resume=resume)
+                stack.enter_context(files.only_one_process(path))
+
+            self.first(open_and_lock)
+            yield SharedFolder(path, config, self)
+
+    def _check(self, config: RunConfig) -> None:
+        """Refuse a run that these processes cannot share."""
+        if config.train.batch_size % self.size:
+            wanted = f"must be a multiple of {self.size}, the number of processes"
+            raise ConfigError(f"train.batch_size={config.train.batch_size}: {wanted}")
+        if isinstance(config.model, MergedAttentionConfig):
+            wanted = "must be 'sequence', 'language' or a module of your own, with torchrun"
+            raise ConfigError(f"model.kind={config.model.kind!r}: {wanted}")
+
+    def train(
+        self, folder: "SharedFolder", *, progress: AnyProgress, logger: OnProgress | None
+    ) -> None:
+        """Train the run of a folder to its end, if it has not come there; the first process reports."""
+        if folder.is_done:
+            return
+        heard = (progress, logger) if self.rank == 0 else (False, None)
+        train_in(folder, self.device, progress=heard[0], logger=heard[1], open_trainer=self.trainer)
+
+    @contextlib.contextmanager
+    def trainer(self, folder: RunFolder, device: torch.device) -> Generator["SharedTrainer"]:
+        """Make the trainer of a run, whose parameters are then those of the folder."""
+        trainer = SharedTrainer(folder.config, self)
+        folder.parameters = trainer.parameters
+        yield trainer
+
+
+class SharedFolder(RunFolder):
+    """A run folder that all processes of a team use, and the first one writes.
+
+    Args:
+        path: of the folder.
+        config: of the run, with the task or model of your own.
+        team: the processes.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, team: Team):
+        super().__init__(path, config)
+        self.team = team
+
+    def finish(self, steps: int, seconds: float) -> None:
+        """Mark the run as ended."""
+        self.team.first(super().finish, steps, seconds)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append one line of metrics."""
+        self.team.first(super().log, metrics)
+
+    def save(
+        self, checkpoint: Checkpoint, *, resumable: bool = True, pieces: Path | None = None
+    ) -> None:
+        """Write a checkpoint, of which every process writes its pieces of the optimiser's state."""
+        if checkpoint.optimizer:
+            pieces = self.path / "checkpoints" / f"{files.TEMPORARY}pieces"
+            self.team.first(files.remove, pieces)
+            write_pieces(pieces, checkpoint.optimizer)
+        whole = replace(checkpoint, optimizer={})
+        self.team.first(super().save, whole, resumable=resumable, pieces=pieces)
+
+    def rewind(self, last: int | None = None) -> Checkpoint | None:
+        """Go back to a checkpoint, and delete what came after it."""
+        last = self.team.first(lambda: self.resumable_steps[-1]) if last is None else last
+        self.team.first(self._rewind, last)
+        return None if last < 0 else self.load(last)
+
+    def _rewind(self, last: int) -> None:
+        RunFolder(self.path, self._objects).rewind(last)
+
+
+class SharedTrainer(Trainer):
+    """Training steps of one run, of which this process computes its share.
+
+    Args:
+        config: of the run.
+        team: the processes.
+
+    Example:
+        >>> from mesaopt import recipes
+        >>> with Team.meet(torch.device("cpu"), Devices(parts=2)) as team:
+        ...     round(SharedTrainer(recipes.get("lsa-1"), team).step(0).item(), 1)
+        1.7
+    """
+
+    def __init__(self, config: RunConfig, team: Team):
+        super().__init__(config, team.device)
+        self.team = team
+        self.divided = _divide(self.model, team)
+        self.parameters = trained_parameters(self.model)
+        self.optimizer = Optimizer(config.train, self.parameters)
+
+    def step(self, step: int) -> Float[Tensor, ""]:
+        """Train on the batch of one step.
+
+        Args:
+            step: 0 for the first one.
+
+        Returns:
+            The loss of the whole batch before the step, on the device.
+        """
+        rows = self.config.train.batch_size // self.team.size
+        own = list(self._batch(step).split(rows))[self.team.rank]
+        parts = list(own.split(-(-rows // self.team.devices.parts)))
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, start=1):
+            self.divided.set_requires_gradient_sync(number == len(parts))
+            loss = self._loss(part) * (len(part.tokens) / rows)
+            loss.backward()  # fully_shard takes the mean of the gradients
+            total += loss.detach()
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # it decays all the same, as with one process
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step(step)
+        return self.team.total(total / self.team.size)
+
+    @torch.no_grad()
+    def test_loss(self) -> float:
+        """Return the mean loss of the test sequences."""
+        total = torch.zeros((), device=self.device)
+        for batch in map(self.data.test_batch, range(self.data.num_test_batches)):
+            for part in batch.split(self._scored_at_once(batch) * self.team.size):
+                total += self._share(part)
+        return self.team.total(total).item() / self.config.train.evaluation_sequences
+
+    def _share(self, part: Batch) -> Tensor:
+        """Compute the sum of the losses of own rows; without any a process must gather weights, too."""
+        rows = list(part.split(-(-len(part.tokens) // self.team.size)))
+        own = self.team.rank < len(rows)
+        mine = rows[self.team.rank if own else 0]
+        return self._loss(mine) * (len(mine.tokens) if own else 0)
+
+    def checkpoint(self, step: int, seconds: float) -> Checkpoint:
+        """Return the state after some steps: the weights in the first process, pieces of the moments."""
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Any = get_model_state_dict(self.model, options=whole)
+        return Checkpoint(step, seconds, weights, self.optimizer.state())
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint."""
+        weights: dict[str, Any] = dict(checkpoint.model)
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, weights, options=whole)
+        self.optimizer.load_state(
+            {name: self._divided(name, tensor) for name, tensor in checkpoint.optimizer.items()}
+        )
+
+    def _divided(self, name: str, tensor: Tensor) -> Tensor:
+        """Divide a whole moment, which one process alone has written, like its parameter."""
+        like = self.parameters[name.rsplit("/", 1)[0]]
+        if isinstance(tensor, DTensor) or not tensor.dim() or not isinstance(like, DTensor):
+            return tensor
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+
+def write_pieces(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors that are divided among processes, of which all call this: each writes its pieces.
+
+    Args:
+        path: of a new folder that all of them see.
+        tensors: by name, divided or whole ones that all have.
+
+    Raises:
+        RunError: the disk is full, on one of the machines.
+    """
+    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+    with files.explain_os_errors(path):
+        try:
+            dcp.save(dict(tensors), storage_writer=writer)
+        except CheckpointException as error:  # it is no Exception
+            raise next(iter(error.failures.values()))[0] from error
+
+
+def read_pieces(
+    path: Path, parameters: Mapping[str, Tensor], config: TrainConfig, *, step: int
+) -> dict[str, Tensor]:
+    """Read the state of AdamW from pieces, however many processes wrote them; nothing is unpickled.
+
+    Args:
+        path: of a folder that :func:`write_pieces` has written.
+        parameters: those that are trained, by name: of each, the part that this process has is read.
+        config: of the training.
+        step: steps done.
+
+    Returns:
+        The state, "<parameter>/<name>" to tensor, divided like the parameters.
+
+    Raises:
+        RunError: a piece is missing or damaged.
+    """
+    state: dict[str, Any] = {f"{name}/step": torch.tensor(torch.nan) for name in parameters}
+    for name, parameter in parameters.items():  # what no piece has stays no number
+        state |= {f"{name}/{m}": torch.full_like(parameter, torch.nan) for m in MOMENTS}
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that this process reads for itself
+            dcp.load(state, storage_reader=reader, no_dist=True)
+    except (CheckpointException, Exception) as error:
+        raise damaged(path, str(error).strip().splitlines()[-1]) from None
+    check_optimizer(path, _local(state), _local(parameters), config, step=step)
+    return state
+
+
+def _local(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parts of tensors that this process has."""
+    return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+
+def _divide(model: nn.Module, team: Team) -> FSDPModule:
+    """Divide the weights of a model among the processes, block by block, and change how blocks compute."""
+    for block in getattr(model, "blocks", ()):
+        if team.devices.compile:
+            block.forward = torch.compile(block.forward)
+        if team.devices.recompute:
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            block.forward = functools.partial(recomputed, block.forward, **again)
+    for module in (*getattr(model, "blocks", ()), model):
+        fully_shard(module, mesh=team.mesh, reshard_after_forward=team.devices.shard)
+    return cast(FSDPModule, model)
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Return the device of this process: of several GPUs, the one of its number on this machine."""
+    number = os.environ.get("LOCAL_RANK")
+    if device.type != "cuda" or number is None:
+        return device
+    if int(number) >= torch.cuda.device_count():
+        have, need = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE", "more")
+        raise RunError(
+            f"device='cuda': {need} processes here share {have} GPUs: must have one each"
+        )
+    torch.cuda.set_device(int(number))
+    return torch.device("cuda", int(number))
