@@ -54,7 +54,7 @@ class Train:
 
     mesaopt train lsa-1 --seeds 3 --set train.steps=500
 
-    torchrun --nproc-per-node 8 -m mesaopt train text-mesanet --shard
+    torchrun --nproc-per-node 8 -m mesaopt train lm-mesanet --shard
     """
 
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
@@ -76,11 +76,9 @@ class Train:
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
     shard: bool = False
-    """With torchrun: divide weights, gradients and optimiser among the processes (FSDP), in place of the
-    batches alone."""
+    """Divide weights, gradients and optimiser among the processes of torchrun (FSDP), not only batches."""
     parts: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """With torchrun: compute a process's share of a batch in so many parts and add up the gradients, to save
-    memory."""
+    """Compute a process's share of a batch in so many parts and add up the gradients, to save memory."""
     recompute: bool = False
     """Compute every block again for the gradients, to save memory (activation checkpointing)."""
     compile: bool = False

@@ -67,9 +67,10 @@ def _run(arguments: Sequence[str]) -> int:
     # Before torch is loaded: threads that wait for one another by spinning take 20 times as long as
     # needed where another program wants a core (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from mesaopt.commands import run
+    from mesaopt.commands import one_message, run
 
-    return run(command)
+    with one_message():
+        return run(command)
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:

@@ -4,6 +4,8 @@
 to load are imported by the command that needs them.
 """
 
+import contextlib
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,15 @@ def run(command: args.Command) -> int:
             return bench(command)
         case args.Completion():
             return print_completion(command)
+
+
+def one_message() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which one of the processes that `torchrun` has started says why all end."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return contextlib.nullcontext()
+    from mesaopt import training
+
+    return training.one_message()
 
 
 def _meant(value: Any) -> Any:

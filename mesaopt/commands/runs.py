@@ -58,12 +58,11 @@ def _train_shared(
     logger: "OnProgress | None",
 ) -> int:
     """Train one seed after another, with all processes that `torchrun` has started."""
-    from mesaopt.training import Devices, is_first, one_message, train
+    from mesaopt.training import Devices, is_first, train
 
     how = {"resume": command.resume, "device": command.device, "logger": logger}
     devices = devices or Devices()
-    with one_message():
-        runs = [train(c, paths[c.seed], devices=devices, **how) for c in configs]
+    runs = [train(c, paths[c.seed], devices=devices, **how) for c in configs]
     if is_first():
         _print_runs(runs)
     return 0
