@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    set_model_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -288,21 +287,14 @@ class SharedTrainer(Trainer):
         weights: Any = get_model_state_dict(self.model, options=whole)
         return Checkpoint(step, seconds, weights, self.optimizer.state())
 
+    @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint."""
-        weights: dict[str, Any] = dict(checkpoint.model)
-        whole = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, weights, options=whole)
-        self.optimizer.load_state(
-            {name: self._divided(name, tensor) for name, tensor in checkpoint.optimizer.items()}
-        )
-
-    def _divided(self, name: str, tensor: Tensor) -> Tensor:
-        """Divide a whole moment, which one process alone has written, like its parameter."""
-        like = self.parameters[name.rsplit("/", 1)[0]]
-        if isinstance(tensor, DTensor) or not tensor.dim() or not isinstance(like, DTensor):
-            return tensor
-        return distribute_tensor(tensor, like.device_mesh, like.placements)
+        for name, weight in self.model.state_dict().items():
+            weight.copy_(_divided(checkpoint.model[name], like=weight))
+        like = {name: self.parameters[name.rsplit("/", 1)[0]] for name in checkpoint.optimizer}
+        state = {n: _divided(t, like=like[n]) for n, t in checkpoint.optimizer.items()}
+        self.optimizer.load_state(state)
 
 
 def write_pieces(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -351,6 +343,13 @@ def read_pieces(
         raise damaged(path, str(error).strip().splitlines()[-1]) from None
     check_optimizer(path, _local(state), _local(parameters), config, step=step)
     return state
+
+
+def _divided(whole: Tensor, *, like: Tensor) -> Tensor:
+    """Take the part of a whole tensor that this process has of another one; counts of steps stay whole."""
+    if isinstance(whole, DTensor) or whole.shape != like.shape or not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _local(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
