@@ -365,9 +365,15 @@ def _divide(model: nn.Module, team: Team) -> FSDPModule:
         if team.devices.recompute:
             again = {"use_reentrant": False, "preserve_rng_state": False}
             block.forward = functools.partial(recomputed, block.forward, **again)
+    model.register_forward_hook(_no_view)
     for module in (*getattr(model, "blocks", ()), model):
         fully_shard(module, mesh=team.mesh, reshard_after_forward=team.devices.shard)
     return cast(FSDPModule, model)
+
+
+def _no_view(model: nn.Module, inputs: Any, predictions: Tensor) -> Tensor:
+    """Return predictions in memory of their own: fully_shard loses track of views."""
+    return predictions.clone() if predictions._is_view() else predictions
 
 
 def _own_device(device: torch.device) -> torch.device:

@@ -1,0 +1,222 @@
+"""Trainings by several processes: the numbers of one, whoever is killed and however many go on."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Processes, command, train_some
+from safetensors.torch import load_file
+from torch import nn
+
+from mesaopt import recipes
+from mesaopt.config import (
+    CopyingConfig,
+    LanguageModelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from mesaopt.errors import ConfigError, RunError
+from mesaopt.models import own_model
+from mesaopt.training import Devices, RunFolder, load_run, train
+
+TRAIN = TrainConfig(
+    steps=12, batch_size=12, evaluate_every=4, evaluation_sequences=7, learning_rate=1e-3
+)
+TASK = CopyingConfig(shortest=2, longest=4, test_shortest=4, test_longest=4)
+# One head and odd widths: what one of the processes has of a weight may be smaller, or nothing.
+LANGUAGE = LanguageModelConfig(
+    vocabulary=TASK.vocabulary, mixers=("mesanet2025",), width=9, num_heads=1, mlp_dim=5, tied=False
+)
+CONFIGS = {
+    "language": RunConfig(recipe="tiny", task=TASK, model=LANGUAGE, train=TRAIN),
+    "sequence": replace(
+        recipes.get("mesa-1"),
+        task=replace(recipes.get("mesa-1").task, length=8),
+        model=replace(recipes.get("mesa-1").model, mlp_dim=5),
+        train=TRAIN,
+    ),
+}
+SHARED = Devices(shard=True, parts=2, recompute=True)
+
+
+@pytest.fixture(params=list(CONFIGS))
+def config(request: pytest.FixtureRequest) -> RunConfig:
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., str]:
+    """Train with some processes, and return what they say; None means that all must succeed."""
+
+    def run(size: int, config: RunConfig, name: str, *how, fails: bool = False) -> str:
+        said = tmp_path / f"{name}.said"
+        statuses = Processes(size, train_some, config, tmp_path / name, *how, said=said).end()
+        assert any(statuses) == fails, said.read_text()
+        return said.read_text()
+
+    return run
+
+
+def assert_close(ours: Path, theirs: Path) -> None:
+    """Compare the curves and weights of two runs: sums of the same numbers in another order."""
+    ours, theirs = load_run(ours), load_run(theirs)
+    for own, other in zip(ours.metrics, theirs.metrics, strict=True):
+        assert own | {"train_loss": own["train_loss"] or 0.0} == pytest.approx(
+            other | {"train_loss": other["train_loss"] or 0.0}, rel=2e-5
+        )
+    weights = theirs.model.state_dict()
+    for name, weight in ours.model.state_dict().items():
+        assert torch.allclose(weight, weights[name], rtol=1e-3, atol=2e-5), name
+
+
+@pytest.mark.parametrize("devices", [Devices(), SHARED], ids=["data parallel", "shared"])
+def test_two_processes_train_like_one(
+    config: RunConfig, devices: Devices, run: Callable[..., str], tmp_path: Path
+) -> None:
+    train(config, tmp_path / "alone", device="cpu")
+    run(2, config, "two", devices)
+    assert_close(tmp_path / "two", tmp_path / "alone")
+    assert RunFolder(tmp_path / "two").is_done
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("language", (2, 1, 2)),
+        ("sequence", (2, 1, 2)),
+        ("sequence", (1, 3, None)),
+        ("sequence", (None, 2, None)),
+    ],
+)
+def test_any_number_of_processes_goes_on(
+    name: str, sizes: tuple, run: Callable[..., str], tmp_path: Path
+) -> None:
+    """None is one process as ever, not one of torchrun."""
+    config = CONFIGS[name]
+    train(config, tmp_path / "whole", device="cpu")
+    for size, last in zip(sizes, (5, 9, None), strict=True):
+        if size is not None:
+            run(size, config, "parts", SHARED, last)
+        elif last is None:
+            train(config, tmp_path / "parts", device="cpu", resume=True)
+        else:
+            first = replace(config, train=replace(config.train, steps=4))
+            train(first, tmp_path / "parts", device="cpu")
+            (tmp_path / "parts/DONE").unlink()
+            (tmp_path / "parts/config.json").write_bytes(
+                (tmp_path / "whole/config.json").read_bytes()
+            )
+    assert_close(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_killed_process_ends_all_with_one_message(tmp_path: Path) -> None:
+    arguments = ["train", "mesa-1", "--device", "cpu", "--shard", "--resume", "--set"]
+    arguments += ["train.steps=300", "train.batch_size=4", "train.evaluate_every=10"]
+    arguments += ["train.evaluation_sequences=4", "task.length=8"]
+    said = tmp_path / "said"
+    out = ["--out", str(tmp_path / "killed")]
+    both = Processes(2, command, *arguments, *out, said=said)
+    while not (tmp_path / "killed/checkpoints/step_000020").exists():
+        assert all(process.is_alive() for process in both.all), said.read_text()
+        time.sleep(0.01)
+    os.kill(both.all[1].pid, signal.SIGKILL)
+    assert both.end()[1] == -signal.SIGKILL
+    messages = [line for line in said.read_text().splitlines() if line.startswith("mesaopt:")]
+    ended = "another process of this training has ended, and so do all; go on with --resume"
+    assert messages == [f"mesaopt: {ended}"]
+    assert not RunFolder(tmp_path / "killed").is_done
+    assert Processes(2, command, *arguments, *out, said=said).end() == [0, 0]
+    out = ["--out", str(tmp_path / "whole")]
+    assert Processes(2, command, *arguments, *out, said=said).end() == [0, 0]
+    lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "whole")]
+    assert lines[0] == lines[1]
+
+
+def test_what_processes_cannot_share_is_refused_before_training(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    config = CONFIGS["sequence"]
+    config = replace(config, train=replace(config.train, batch_size=8))
+    said = run(3, config, "three", Devices(), fails=True)
+    problem = "train.batch_size=8: must be a multiple of 3, the number of processes\n"
+    assert said == problem * 3, "each process says so; the command line, once"
+    assert not (tmp_path / "three").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/notes.txt").touch()
+    said = run(2, config, "taken", Devices(), fails=True)
+    assert said.count("holds other files") == 2
+    merged = replace(recipes.get("ar-full-one"), train=TRAIN)
+    with pytest.raises(ConfigError, match=r"^model\.kind='merged_attention': must be 'sequence'"):
+        train(merged, tmp_path / "merged", device="cpu", devices=Devices())
+    with pytest.raises(ConfigError, match="^parts=0: must be 1 or greater"):
+        Devices(parts=0)
+
+
+@pytest.mark.parametrize("how", [{"parts": 5}, {"recompute": True}])
+def test_one_process_may_save_memory(how: dict, config: RunConfig, tmp_path: Path) -> None:
+    config = replace(config, train=replace(config.train, steps=4))
+    train(config, tmp_path / "alone", device="cpu")
+    train(config, tmp_path / "how", device="cpu", devices=Devices(**how))
+    assert_close(tmp_path / "how", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(run: Callable[..., str], tmp_path: Path) -> None:
+    base = CONFIGS["sequence"]
+    model = replace(base.model, mixers=("linear_attention",))
+    config = replace(base, model=model, train=replace(base.train, steps=4))
+    train(config, tmp_path / "alone", device="cpu")
+    run(1, config, "compiled", Devices(compile=True, shard=True, recompute=True))
+    assert_close(tmp_path / "compiled", tmp_path / "alone")
+
+
+def test_recomputing_keeps_less_for_the_gradients(config: RunConfig) -> None:
+    from mesaopt.training.shared import SharedTrainer, Team
+
+    kept = []
+    for recompute in (False, True):
+        sizes = {}
+
+        def pack(x: torch.Tensor, sizes: dict = sizes) -> torch.Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with Team.meet(torch.device("cpu"), Devices(recompute=recompute)) as team:
+            trainer = SharedTrainer(config, team)
+            batch = trainer.data.batch(0)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                loss = trainer._loss(batch)
+            kept.append(sum(sizes.values()))
+            loss.backward()
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_module_of_ones_own_is_shared_whole(run: Callable[..., str], tmp_path: Path) -> None:
+    base = CONFIGS["sequence"]
+    config = replace(base, model=own_model(nn.Linear(40, 10)))
+    train(config, tmp_path / "alone", device="cpu")
+    run(2, config, "two", Devices(shard=True))
+    last = "checkpoints/step_000012/model.safetensors"
+    weights = [load_file(tmp_path / name / last)["weight"] for name in ("alone", "two")]
+    assert torch.allclose(*weights, atol=1e-5)
+
+
+def test_missing_and_damaged_pieces_are_refused(run: Callable[..., str], tmp_path: Path) -> None:
+    config = CONFIGS["language"]
+    run(2, config, "two", Devices(shard=True), 5)
+    step = tmp_path / "two/checkpoints/step_000004"
+    pieces = sorted((step / "optimizer").iterdir())
+    assert len(pieces) == 2
+    for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(b"x" * 99)):
+        for piece in pieces:
+            whole = piece.read_bytes()
+            damage(piece)
+            with pytest.raises(RunError, match=rf"^{step}/optimizer: is damaged .* delete {step}"):
+                train(config, tmp_path / "two", device="cpu", resume=True)
+            piece.write_bytes(whole)
+    train(config, tmp_path / "two", device="cpu", resume=True)
