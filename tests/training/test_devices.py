@@ -116,7 +116,7 @@ def test_any_number_of_processes_goes_on(
 
 def test_a_killed_process_ends_all_with_one_message(tmp_path: Path) -> None:
     arguments = ["train", "mesa-1", "--device", "cpu", "--shard", "--resume", "--set"]
-    arguments += ["train.steps=300", "train.batch_size=4", "train.evaluate_every=10"]
+    arguments += ["train.steps=80", "train.batch_size=4", "train.evaluate_every=10"]
     arguments += ["train.evaluation_sequences=4", "task.length=8"]
     said = tmp_path / "said"
     out = ["--out", str(tmp_path / "killed")]
