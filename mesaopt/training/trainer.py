@@ -216,10 +216,14 @@ class Trainer:
     def _test_loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the sum of the losses of a batch of test sequences."""
         batch = self.data.test_batch(number)
-        vocabulary = getattr(self.config.task, "vocabulary", None)  # where predictions are logits
-        size = len(batch.tokens) if vocabulary is None else sequences_at_once(batch, vocabulary)
-        losses = [self._loss(part) * len(part.tokens) for part in batch.split(size)]
+        parts = batch.split(self._scored_at_once(batch))
+        losses = [self._loss(part) * len(part.tokens) for part in parts]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _scored_at_once(self, batch: Batch) -> int:
+        """Say for how many test sequences the logits fit into memory, where predictions are logits."""
+        vocabulary = getattr(self.config.task, "vocabulary", None)
+        return len(batch.tokens) if vocabulary is None else sequences_at_once(batch, vocabulary)
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
         """Return the state after some steps.
