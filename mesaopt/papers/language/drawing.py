@@ -9,14 +9,14 @@ from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
 from mesaopt.papers.rows import PanelData, Rows
 
 
-def rows_of(entries: dict[str, Entry], **more: object) -> Rows:
+def rows_of(entries: dict[str, Entry], *, what: str = "accuracy", **more: object) -> Rows:
     """Make rows of the models of entrants: one for each seed, with their mean and what was chosen."""
     return [
         {
             "entrant": name,
             **more,
             "seed": seed,
-            "accuracy": 0.0 if outcome.scores is None else float(outcome.scores[0].mean()),
+            what: entry.missing if outcome.scores is None else float(outcome.scores[0].mean()),
             "mean": entry.score().value,
             "half_width_95": 1.96 * entry.score().error,
             "learning_rate": entry.rate,
@@ -29,7 +29,9 @@ def rows_of(entries: dict[str, Entry], **more: object) -> Rows:
     ]
 
 
-def draw_entrants(axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str) -> None:
+def draw_entrants(
+    axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str, what: str = "accuracy"
+) -> None:
     """Draw the mean of each entrant with its 95 % interval, and each seed as a point, one below another."""
     given: dict[str, Rows] = {}
     for row in rows:
@@ -39,7 +41,7 @@ def draw_entrants(axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str)
         mean, half = seeds[0]["mean"], seeds[0]["half_width_95"]
         axes.barh(place, mean, height=0.62, color=look.color, alpha=0.35, lw=0)
         axes.errorbar(mean, place, xerr=half, color=look.color, lw=1.5, capsize=2.5)
-        points = [row["accuracy"] for row in seeds]
+        points = [row[what] for row in seeds]
         axes.plot(points, [place] * len(points), color=look.color, ls="", marker="|", ms=9)
     axes.set_yticks(range(len(given)), list(given))
     axes.invert_yaxis()

@@ -9,13 +9,15 @@ import torch
 from laboratories import Computed, compute
 from torch import Tensor
 
+from mesaopt.analysis import Evaluation, token_scores
 from mesaopt.models import make_model
 from mesaopt.papers.figure import judge
 from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
 from mesaopt.papers.language.laboratory import MIXERS, Entry, Laboratory, Outcome
 from mesaopt.papers.language.settings import SETTINGS
-from mesaopt.training import Run
+from mesaopt.tasks import make_task
+from mesaopt.training import Run, load_run
 
 PLAN = STUDY.plans["smoke"]
 NEED_NO_TRAINING = {
@@ -78,6 +80,27 @@ def test_the_rate_with_the_least_validation_loss_is_taken(results: dict[str, Com
     rows = results["mqar"].panels["mixers"].rows
     assert {row["entrant"] for row in rows} == set(MIXERS)
     assert {row["learning_rate"] for row in rows} <= set(SETTINGS["smoke"].contests["mqar"].rates)
+
+
+def test_regbench_has_the_share_of_letters_and_the_distance_of_the_same_runs(
+    lab: Laboratory, results: dict[str, Computed]
+) -> None:
+    panels = results["regbench"].panels
+    assert list(panels) == ["regbench", "distance"]
+    letters, distances = panels["regbench"].rows, panels["distance"].rows
+    contest, evaluation = lab.settings.contests["regbench"], Evaluation(num_sequences=256)
+    for letter, distance in zip(letters, distances, strict=True):
+        rate = letter["learning_rate"]
+        assert (letter["entrant"], rate) == (distance["entrant"], distance["learning_rate"])
+        if letter["entrant"] not in ("softmax", "mesanet"):
+            continue
+        run = load_run(lab.folder / f"regbench-{letter['entrant']}-{rate:g}-seed{letter['seed']}")
+        assert contest.sequences <= 256
+        (score,) = token_scores({"": run.model}, make_task(contest.task), evaluation)[""]
+        assert score.accuracy.value == pytest.approx(letter["accuracy"], abs=0.1)
+        measured = score.more["total_variation"].value
+        assert measured == pytest.approx(distance["total_variation"], abs=0.05)
+        assert 0.5 < distance["total_variation"] < 1  # it has learned nothing
 
 
 def test_faults_are_all_there_and_have_a_claim_each(results: dict[str, Computed]) -> None:
