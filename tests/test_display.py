@@ -18,20 +18,33 @@ from mesaopt.analysis import (
     Diagnosis,
     Effect,
     Estimate,
+    Evaluation,
     InContextLoss,
     Linearization,
+    MixerMeasurements,
     ProbeScore,
     ProbeTable,
     Sensitivity,
+    TokenScore,
     TunedPrompt,
     diagnose,
     in_context_loss,
+    measure_mixers,
+    token_scores,
 )
 from mesaopt.analysis.in_context import InContextLosses
-from mesaopt.config import LinearSystemConfig, ModelConfig, RunConfig, TrainConfig
+from mesaopt.config import (
+    LanguageModelConfig,
+    LinearSystemConfig,
+    MixerName,
+    ModelConfig,
+    RunConfig,
+    TextConfig,
+    TrainConfig,
+)
 from mesaopt.display import WIDTH, Curve, Drawn, Shown, with_error
-from mesaopt.models import SequenceModel
-from mesaopt.tasks import LinearSystem
+from mesaopt.models import LanguageModel, SequenceModel
+from mesaopt.tasks import LinearSystem, Parity, Text
 from mesaopt.theory import gradient_descent
 from mesaopt.training import Run
 
@@ -79,6 +92,18 @@ def a_linearization() -> Linearization:
     return Linearization((0, 1), (), ratios, ratios / 50, missed, 0.3)
 
 
+def of_mixers(name: MixerName) -> MixerMeasurements:
+    model = LanguageModel(LanguageModelConfig(width=8, num_heads=2, mixers=(name,)))
+    return measure_mixers(model, torch.randint(256, (2, 9), generator=random(0)))[0]
+
+
+def scores_on(task: Any) -> TokenScore:
+    def guess(batch: Any) -> torch.Tensor:
+        return torch.zeros(*batch.targets.shape, task.config.vocabulary)
+
+    return token_scores({"guess": guess}, task, Evaluation(num_sequences=1))["guess"][0]
+
+
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
     class Descent(torch.nn.Module):
@@ -106,6 +131,10 @@ RESULTS: dict[str, Callable[[], Shown]] = {
     "prompt": lambda: TunedPrompt(
         separator=torch.zeros(4), losses=torch.rand(9, generator=random(0)), norms=torch.ones(9, 1)
     ),
+    "mixer": lambda: of_mixers("mesanet2025"),
+    "mixer that solves no system": lambda: of_mixers("softmax_attention"),
+    "scores of text": lambda: scores_on(Text(TextConfig(length=20))),
+    "scores at some places": lambda: scores_on(Parity()),
     "run": a_run,
     "run with a strange name": lambda: a_run(Path(f"runs/{EVIL}")),
     "model of the zoo": lambda: zoo.get("lsa-1"),

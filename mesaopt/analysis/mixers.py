@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from mesaopt.analysis.capture import capturing, evaluating, like_weights
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.layers import MesaLayer, SelfAttention
 from mesaopt.layers.state import HeadInputs
 from mesaopt.tasks import Batch
 
+_BY_POSITION = ("keep", "write", "rank", "ridge", "condition")
 _FEW = 16  # positions that are measured if none are given
 
 
-@dataclass(frozen=True)
-class MixerMeasurements:
+@dataclass(frozen=True, repr=False)
+class MixerMeasurements(Drawn):
     """The in-context regression of one layer, head by head, at some positions; means over sequences.
 
     H_t = sum_{s <= t} zeta_ts beta_s k_s k_s^T is the Gram matrix of the keys so far, where zeta is what
     forgetting leaves. Layers without gates have zeta = beta = 1. Layers that solve no system have no
-    ridge, condition and steps: these are None.
+    ridge, condition and steps: these are None. `plot()` draws the rank, and :meth:`draw` any of them.
     """
 
     layer: int
@@ -45,6 +47,30 @@ class MixerMeasurements:
     """Condition number of H_t + ridge, the geometric mean over sequences."""
     steps: Float[Tensor, " head"] | None
     """Iterations of the solver, mean over the chunks; 0 where it solves directly."""
+
+    _axes = {"xlabel": "position", "ylabel": "effective rank of the keys", "xscale": "log"}
+
+    def _headline(self) -> str:
+        heads, last = self.rank.shape[1], self.positions[-1]
+        return f"Layer {self.layer}, {self.mixer}: {heads} heads, shown at position {last:,}"
+
+    def _table(self) -> list[Row]:
+        return [
+            {n: x for n, x in row.items() if n not in ("layer", "mixer")} for row in self.rows()
+        ]
+
+    def _rows(self) -> list[Row]:
+        values = {name: x for name in _BY_POSITION if (x := getattr(self, name)) is not None}
+        return [
+            {"layer": self.layer, "mixer": self.mixer, "head": head, "position": position}
+            | {name: x[place, head].item() for name, x in values.items()}
+            for head in range(self.rank.shape[1])
+            for place, position in enumerate(self.positions)
+        ]
+
+    def _curves(self) -> list[Curve]:
+        heads = enumerate(self.rank.T.tolist())
+        return [Curve(f"head {head}", self.positions, ranks) for head, ranks in heads]
 
     def rows(self) -> list[dict[str, str]]:
         """Return a row of a table for each head, at the last position."""

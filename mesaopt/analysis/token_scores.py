@@ -12,6 +12,7 @@ from torch import Tensor
 from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.in_context import AnyPredictor, as_predictor
+from mesaopt.display import Curve, Drawn, Row
 from mesaopt.tasks import (
     Batch,
     ContinuousMQARBatch,
@@ -27,8 +28,8 @@ _HALF = 4
 """Half the number of positions whose losses are averaged for the in-context score."""
 
 
-@dataclass(frozen=True)
-class TokenScore:
+@dataclass(frozen=True, repr=False)
+class TokenScore(Drawn):
     """The scores of a predictor on the sequences of one setting."""
 
     setting: str
@@ -44,6 +45,29 @@ class TokenScore:
     "perplexity", of a token, "bits_per_byte", and "in_context_score", see :func:`score_positions`."""
     curve: list[Estimate] | None = None
     """Mean loss at each position, where all are scored."""
+
+    _axes = {"xlabel": "position in the sequence", "ylabel": "loss, in nats"}
+
+    def _headline(self) -> str:
+        setting = f" of {self.setting}" if self.setting else ""
+        return f"Loss {self.loss} nats, accuracy {self.accuracy}; {self.num_sequences:,} sequences{setting}"
+
+    def _rows(self) -> list[Row]:
+        return [{"score": name, "value": score} for name, score in self._all.items()]
+
+    def _curves(self) -> list[Curve]:
+        if self.curve is None:
+            return [Curve.of("score", list(self._all), list(self._all.values()))]
+        return [Curve.of("loss", range(1, len(self.curve) + 1), self.curve)]
+
+    def _draw(self, axes: Any) -> None:
+        super()._draw(axes)
+        if self.curve is None:
+            axes.set(xlabel="", ylabel="")
+
+    @property
+    def _all(self) -> dict[str, Estimate]:
+        return {"loss": self.loss, "accuracy": self.accuracy, **self.more}
 
 
 def score_positions(length: int) -> tuple[int, int] | None:
