@@ -1,5 +1,6 @@
 """The iterative solver: preconditioned conjugate gradients, until the worst position is good."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -7,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesaopt.ops.mesa.preconditioner import Preconditioner, difference, precondition
+from mesaopt.ops.mesa.descent import Matrices, Preconditioned, descend, worst_norm
+from mesaopt.ops.mesa.preconditioner import Preconditioner, precondition
 from mesaopt.ops.mesa.solver import (
     TRACED_CHUNK_SIZE,
     Prepared,
@@ -19,6 +21,7 @@ from mesaopt.ops.mesa.system import System, flatten, power_of_two, select
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.validation import check_number, traced
 
+_BLOCK_NUMBERS = 2**16  # of one tensor of a block of chunks, of which a dozen are in use
 _MAX_RESTARTS = 4  # of conjugate gradients from the true residual
 # A chunk's forgetting is minus the log of its decay.
 _MAX_PRECONDITIONED_FORGETTING = 0.44  # of a chunk: up to here four steps reach a residual of 1e-4
@@ -118,125 +121,93 @@ def _iterate(
     rtol: float,
     max_steps: int,
 ) -> _Iterated:
-    """Descend from the true residual until it is small, or no longer shrinks."""
-    group = rhs.shape[:-2]
-    system = flatten(system, group)
+    """Iterate on as many chunks at a time as the caches hold, those of like decay together."""
+    group, (positions, width) = rhs.shape[:-2], rhs.shape[-2:]
+    system, rhs = flatten(system, group), rhs.reshape(-1, positions, width)
     preconditioner = preconditioner and flatten(preconditioner, group)
-    rhs = rhs.reshape(-1, *rhs.shape[-2:])  # [G,C,K]
-    spoiled = ~rhs.isfinite().all(-1, keepdim=True)  # positions without a solution
-    rhs = rhs.masked_fill(spoiled, 0.0)
-    unit = power_of_two(rhs)
-    rhs = rhs / unit
-    scale = rhs.norm(dim=-1, keepdim=True)
-    residual = rhs / torch.where(scale == 0, 1.0, scale)
-    target, solution = residual.clone(), torch.zeros_like(residual)
-    worst, norm = _worst(residual), system.frobenius_norm()
+    size = len(rhs)
+    if rhs.device.type == "cpu":
+        size = max(1, _BLOCK_NUMBERS // (positions * max(positions, width)))
+    steps = torch.empty(len(rhs), dtype=torch.int64, device=rhs.device)
+    worst, rounding = (rhs.new_empty(len(rhs)) for _ in range(2))
+    result = _Iterated(torch.empty_like(rhs), worst, steps, rounding)
+    for index, chosen in _blocks(system, preconditioner, size):
+        block = select(system, index), chosen and select(chosen, index), rhs[index]
+        for joined, part in zip(result, _iterate_block(*block, rtol, max_steps), strict=True):
+            joined[index] = part
+    return _Iterated(*(x.unflatten(0, group) for x in result))
+
+
+def _blocks(
+    system: System, preconditioner: Preconditioner | None, size: int
+) -> Iterator[tuple[Tensor | slice, Preconditioner | None]]:
+    """Cut flat chunks into blocks, each with a preconditioner for all of them or for none."""
+    kept, total = system.since_start, len(system.keys)
+    unused = None if preconditioner is None else preconditioner.unused
+    if unused is None or unused.all() or not unused.any():
+        chosen = None if unused is None or unused.any() else preconditioner
+        if total <= size or kept is None:
+            yield from ((slice(first, first + size), chosen) for first in range(0, total, size))
+            return
+        groups = [(torch.arange(total), chosen)]
+    else:
+        groups = [(x.nonzero().squeeze(-1), y) for x, y in ((unused, None), (~unused, preconditioner))]
+    for index, chosen in groups:
+        if len(index) > size:
+            index = index[kept[index, -1, 0].argsort()]
+        yield from ((part, chosen) for part in index.split(size))
+
+
+def _iterate_block(
+    system: System,
+    preconditioner: Preconditioner | None,
+    rhs: Float[Tensor, "group position key"],
+    rtol: float,
+    max_steps: int,
+) -> _Iterated:
+    """Descend from the true residual until it is small, or no longer shrinks."""
+    matrices = Matrices.of(system)
+    stepped = Preconditioned.of(system, preconditioner) if preconditioner else matrices
+    peak = rhs.abs().amax(-1, keepdim=True)
+    spoiled = ~peak.isfinite()  # positions without a solution
+    if spoils := bool(spoiled.any()):
+        rhs, peak = rhs.masked_fill(spoiled, 0.0), peak.masked_fill(spoiled, 0.0)
+    unit = power_of_two(peak)
+    target = rhs / unit
+    scale = target.norm(dim=-1, keepdim=True)
+    target = target / torch.where(scale == 0, 1.0, scale)
+    residual, solution, worst = target.clone(), torch.zeros_like(target), worst_norm(target)
     steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
-    goes_on = torch.ones_like(steps, dtype=torch.bool)
+    rounding = rounding_level(torch.zeros_like(scale), solution)
+    goes_on, active = torch.ones_like(steps, dtype=torch.bool), slice(None)
     for _ in range(_MAX_RESTARTS):
-        rounding = rounding_level(norm, solution)
+        correction, more_steps = descend(
+            select(stepped, active), residual[active], rtol, max_steps - steps[active]
+        )
+        candidate, before = solution[active] + correction, worst[active].clone()
+        remainder = target[active] - select(matrices, active).multiply(candidate)
+        reached = worst_norm(remainder)
+        steps[active] += more_steps
+        better = (reached < before)[:, None, None]  # false for a NaN
+        if not better.all():
+            candidate = torch.where(better, candidate, solution[active])
+            remainder = torch.where(better, remainder, residual[active])
+        solution[active], residual[active] = candidate, remainder
+        worst[active] = torch.where(reached < before, reached, before)
+        goes_on[active] = reached < before / 2
+        missed = (~(worst <= rtol)).nonzero().squeeze(-1)
+        if len(missed):
+            norm = select(system, missed).frobenius_norm()
+            rounding[missed] = rounding_level(norm, solution[missed])
         wanted = goes_on & (worst > rounding.clamp(min=rtol)) & (steps < max_steps)
         active = wanted.nonzero().squeeze(-1)
         if len(active) == 0:
             break
-        part, budget = select(system, active), max_steps - steps[active]
-        part_preconditioner = preconditioner and select(preconditioner, active)
-        correction, more_steps = _descend_each(
-            part, part_preconditioner, residual[active], rtol, budget
-        )
-        candidate = solution[active] + correction
-        remainder = target[active] - part.multiply(candidate)
-        reached, before = _worst(remainder), worst[active]
-        better = reached < before  # false for a NaN
-        solution[active[better]], residual[active[better]] = candidate[better], remainder[better]
-        worst[active[better]] = reached[better]
-        steps[active] += more_steps
-        goes_on[active] = reached < before / 2
-    rounding = rounding_level(norm, solution)
-    solution = (solution * scale * unit).masked_fill(spoiled, torch.nan)
-    worst = worst.masked_fill(spoiled.any(-2).squeeze(-1), torch.nan)
-    parts = (solution, worst, steps, rounding)
-    return _Iterated(*(x.unflatten(0, group) for x in parts))
-
-
-def _descend_each(
-    system: System,
-    preconditioner: Preconditioner | None,
-    residual: Tensor,
-    rtol: float,
-    budget: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Descend with the preconditioner where it is of use, and without it elsewhere."""
-    if preconditioner is None or preconditioner.unused.all():
-        return _descend(system, None, residual, rtol, budget)
-    if not preconditioner.unused.any():
-        return _descend(system, preconditioner, residual, rtol, budget)
-    solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
-    for plain in (True, False):
-        at = (preconditioner.unused == plain).nonzero().squeeze(-1)
-        chosen = None if plain else select(preconditioner, at)
-        solution[at], steps[at] = _descend(
-            select(system, at), chosen, residual[at], rtol, budget[at]
-        )
-    return solution, steps
-
-
-def _descend(
-    system: System,
-    preconditioner: Preconditioner | None,
-    residual: Tensor,
-    rtol: float,
-    budget: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Iterate from zero until every chunk's recursive residual is small or its budget is used up.
-
-    With a preconditioner B, steps carry B direction, whose new part is the residual itself, and A adds
-    a diagonal to it: the preconditioner's own products are then the only ones. The share that rounding
-    takes from B B^{-1} = 1 shows in the true residual, which the caller measures.
-    """
-    solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
-    running = torch.arange(
-        len(residual), device=residual.device
-    )  # numbers of the chunks that go on
-    iterate, direction, image = (torch.zeros_like(residual) for _ in range(3))
-    weight_before = torch.ones_like(residual[..., :1])
-    while True:
-        steepest = preconditioner.apply(residual) if preconditioner else residual / system.ridge
-        weight = (residual * steepest).sum(-1, keepdim=True)
-        ratio = _ratio(weight, weight_before)
-        direction = steepest + direction * ratio
-        if preconditioner is None:
-            product = system.multiply(direction)
-        else:
-            # The preconditioner leaves the decay f out: B steepest = f residual.
-            decay = None if preconditioner.correction is None else system.since_start
-            image = (residual if decay is None else residual * decay) + image * ratio
-            diagonal = difference(system)
-            product = image if diagonal is None else image + diagonal * direction
-        length = _ratio(weight, (direction * product).sum(-1, keepdim=True))
-        iterate, residual = iterate + length * direction, residual - length * product
-        weight_before = weight
-        steps[running] += 1
-        done = ~(_worst(residual) > rtol) | (steps[running] >= budget[running])
-        if done.any():
-            solution[running[done]] = iterate[done]
-            if done.all():
-                return solution, steps
-            rest = (~done).nonzero().squeeze(-1)
-            system = select(system, rest)
-            preconditioner = preconditioner and select(preconditioner, rest)
-            running, iterate, residual, direction, image, weight_before = (
-                x[rest] for x in (running, iterate, residual, direction, image, weight_before)
-            )
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Return the quotient, or 0 where a position is already solved and the denominator vanishes."""
-    return numerator / torch.where(denominator == 0, torch.inf, denominator)
-
-
-def _worst(residual: Float[Tensor, "group position key"]) -> Float[Tensor, "group"]:
-    return residual.norm(dim=-1).amax(-1)
+    solution = solution * scale * unit
+    if spoils:
+        solution = solution.masked_fill(spoiled, torch.nan)
+        worst = worst.masked_fill(spoiled.any(-2).squeeze(-1), torch.nan)
+    return _Iterated(solution, worst, steps, rounding)
 
 
 # The same as one operation of a compiled graph, which cannot look into a loop that depends on values.

@@ -194,12 +194,12 @@ def flatten(tensors: Parts, group: tuple[int, ...]) -> Parts:
     return _map(lambda x: x.expand(*group, *x.shape[count:]).flatten(0, count - 1), tensors)
 
 
-def select(tensors: Parts, index: Int[Tensor, "chosen"]) -> Parts:
-    """Copy some chunks of a flat system or of flat factors.
+def select(tensors: Parts, index: Int[Tensor, "chosen"] | slice) -> Parts:
+    """Copy, or of a slice view, some chunks of a flat system or of flat factors.
 
     Args:
         tensors: from :func:`flatten`.
-        index: numbers of the chunks.
+        index: numbers of the chunks, or a slice of them.
 
     Returns:
         The system or the factors of these chunks.
@@ -209,7 +209,9 @@ def select(tensors: Parts, index: Int[Tensor, "chosen"]) -> Parts:
         >>> select(System(one, one), torch.tensor([2])).keys.shape
         torch.Size([1, 1, 1])
     """
-    return _map(lambda x: x[index], tensors)
+    if isinstance(index, slice):
+        return _map(lambda x: x[index], tensors)
+    return _map(lambda x: x.index_select(0, index), tensors)
 
 
 def _map(function: Callable[[Tensor], Tensor], tensors: Parts) -> Parts:
