@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mesaopt.ops.mesa.descent import Matrices, Preconditioned, descend, worst_norm
-from mesaopt.ops.mesa.preconditioner import Preconditioner, precondition
+from mesaopt.ops.mesa.descent import Matrices, descend, worst_norm
+from mesaopt.ops.mesa.preconditioner import Preconditioner, Series, precondition, terms_needed
 from mesaopt.ops.mesa.solver import (
     TRACED_CHUNK_SIZE,
     Prepared,
@@ -131,43 +131,46 @@ def _iterate(
     steps = torch.empty(len(rhs), dtype=torch.int64, device=rhs.device)
     worst, rounding = (rhs.new_empty(len(rhs)) for _ in range(2))
     result = _Iterated(torch.empty_like(rhs), worst, steps, rounding)
-    for index, chosen in _blocks(system, preconditioner, size):
-        block = select(system, index), chosen and select(chosen, index), rhs[index]
-        for joined, part in zip(result, _iterate_block(*block, rtol, max_steps), strict=True):
+    for index, terms in _blocks(system, preconditioner, size, rtol):
+        block = select(system, index)
+        series = (
+            Series.of(block, select(preconditioner, index)) if preconditioner and terms else None
+        )
+        found = _iterate_block(block, series, rhs[index], rtol, max_steps, terms)
+        for joined, part in zip(result, found, strict=True):
             joined[index] = part
     return _Iterated(*(x.unflatten(0, group) for x in result))
 
 
 def _blocks(
-    system: System, preconditioner: Preconditioner | None, size: int
-) -> Iterator[tuple[Tensor | slice, Preconditioner | None]]:
-    """Cut flat chunks into blocks, each with a preconditioner for all of them or for none."""
-    kept, total = system.since_start, len(system.keys)
-    unused = None if preconditioner is None else preconditioner.unused
-    if unused is None or unused.all() or not unused.any():
-        chosen = None if unused is None or unused.any() else preconditioner
-        if total <= size or kept is None:
-            yield from ((slice(first, first + size), chosen) for first in range(0, total, size))
+    system: System, preconditioner: Preconditioner | None, size: int, rtol: float
+) -> Iterator[tuple[Tensor | slice, int]]:
+    """Cut flat chunks into blocks that need as many terms of their series, or 0 for plain steps."""
+    total, kept = len(system.keys), system.since_start
+    terms = (
+        torch.zeros(total) if preconditioner is None else terms_needed(system, preconditioner, rtol)
+    )
+    kinds = [int(x) for x in terms.unique().tolist()]
+    for kind in kinds:
+        if len(kinds) == 1 and (kind or kept is None or total <= size):
+            yield from ((slice(first, first + size), kind) for first in range(0, total, size))
             return
-        groups = [(torch.arange(total), chosen)]
-    else:
-        groups = [(x.nonzero().squeeze(-1), y) for x, y in ((unused, None), (~unused, preconditioner))]
-    for index, chosen in groups:
-        if len(index) > size:
+        index = (terms == kind).nonzero().squeeze(-1)
+        if not kind and len(index) > size:  # the less is forgotten, the more steps are taken
             index = index[kept[index, -1, 0].argsort()]
-        yield from ((part, chosen) for part in index.split(size))
+        yield from ((part, kind) for part in index.split(size))
 
 
 def _iterate_block(
     system: System,
-    preconditioner: Preconditioner | None,
+    series: Series | None,
     rhs: Float[Tensor, "group position key"],
     rtol: float,
     max_steps: int,
+    terms: int,
 ) -> _Iterated:
     """Descend from the true residual until it is small, or no longer shrinks."""
     matrices = Matrices.of(system)
-    stepped = Preconditioned.of(system, preconditioner) if preconditioner else matrices
     peak = rhs.abs().amax(-1, keepdim=True)
     spoiled = ~peak.isfinite()  # positions without a solution
     if spoils := bool(spoiled.any()):
@@ -181,11 +184,15 @@ def _iterate_block(
     rounding = rounding_level(torch.zeros_like(scale), solution)
     goes_on, active = torch.ones_like(steps, dtype=torch.bool), slice(None)
     for _ in range(_MAX_RESTARTS):
-        correction, more_steps = descend(
-            select(stepped, active), residual[active], rtol, max_steps - steps[active]
-        )
+        begin, part, budget = residual[active], select(matrices, active), max_steps - steps[active]
+        if series:
+            count = min(terms, int(budget.min()))
+            correction = select(series, active).apply(begin, count)
+            more_steps = torch.full_like(budget, count)
+        else:
+            correction, more_steps = descend(part, begin, rtol, budget)
         candidate, before = solution[active] + correction, worst[active].clone()
-        remainder = target[active] - select(matrices, active).multiply(candidate)
+        remainder = target[active] - part.multiply(candidate)
         reached = worst_norm(remainder)
         steps[active] += more_steps
         better = (reached < before)[:, None, None]  # false for a NaN

@@ -9,11 +9,10 @@ from itertools import count
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt.ops import chunks
-from mesaopt.ops.mesa.preconditioner import Preconditioner, difference
 from mesaopt.ops.mesa.system import System, select
 
 
@@ -51,79 +50,17 @@ class Matrices(NamedTuple):
         product = torch.baddbmm(product, scores, self.weighted)
         return product if self.start is None else torch.baddbmm(product, kept, self.start)
 
-    def precondition(self, residual: Tensor) -> Tensor:
-        """Divide by the ridge."""
-        return residual / self.ridge
-
-    def advance(self, direction: Tensor, **_: Tensor | None) -> tuple[Tensor, None]:
-        """Return A_t d_t for the new direction d."""
-        return self.multiply(direction), None
-
-    def finish(self, iterate: Tensor) -> Tensor:
-        """Return the solution."""
-        return iterate
-
-
-class Preconditioned(NamedTuple):
-    """The matrices A_t / f_t of flat chunks, next to those of their preconditioner.
-
-    With the preconditioner's B, A_t = B_t + f_t diagonal. Divided by f_t, both need no factor in a step.
-
-    Example:
-        >>> from mesaopt.ops.mesa.preconditioner import precondition
-        >>> one = torch.ones(1, 1, 1)
-        >>> system = System(one, one)
-        >>> round(Preconditioned.of(system, precondition(system)).precondition(one).item(), 4)
-        0.5
-    """
-
-    inverse: Float[Tensor, "group rows key"]
-    correction: Float[Tensor, "group position key"] | None
-    unused: Bool[Tensor, " group"]
-    """See :class:`Preconditioner`, as for the two before."""
-    diagonal: Float[Tensor, "group position key"] | None
-    decay: Float[Tensor, "group position 1"] | None
-    """f_t; None for 1."""
-
-    @classmethod
-    def of(cls, system: System, preconditioner: Preconditioner) -> "Preconditioned":
-        """Prepare the steps with a preconditioner of the same flat system."""
-        decay = None if preconditioner.correction is None else system.since_start
-        diagonal = difference(system)
-        if diagonal is not None and decay is not None:
-            diagonal = diagonal / decay
-        return cls(*preconditioner, diagonal, decay)
-
-    def precondition(self, residual: Tensor) -> Tensor:
-        """Return (B_t / f_t)^{-1} r_t."""
-        return Preconditioner(*self[:3]).apply(residual)
-
-    def advance(
-        self, direction: Tensor, *, residual: Tensor, image: Tensor | None, ratio: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return A_t d_t / f_t and its share B_t d_t / f_t, whose new part is the residual itself."""
-        image = residual if image is None else torch.addcmul(residual, image, ratio)
-        if self.diagonal is None:
-            return image, image
-        return torch.addcmul(image, self.diagonal, direction), image
-
-    def finish(self, iterate: Tensor) -> Tensor:
-        """Return the solution for A_t."""
-        return iterate if self.decay is None else iterate / self.decay
-
 
 @torch.no_grad()
 def descend(
-    matrices: Matrices | Preconditioned,
+    matrices: Matrices,
     residual: Float[Tensor, "group position key"],
     rtol: float,
     budget: Int[Tensor, " group"],
 ) -> tuple[Float[Tensor, "group position key"], Int[Tensor, " group"]]:
     """Iterate from zero until every chunk's recursive residual is small or its budget is used up.
 
-    With a preconditioner B, steps carry B times the direction, and A adds a diagonal to it: the
-    preconditioner's own products are then the only ones. The share that rounding takes from B B^{-1} = 1
-    shows in the true residual, which the caller measures.
+    The only preconditioner is the ridge.
 
     Args:
         matrices: of the chunks.
@@ -142,26 +79,25 @@ def descend(
     """
     solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
     running = torch.arange(len(residual), device=residual.device)  # chunks that go on
-    direction = image = weight_before = None
-    iterate = solution
+    iterate, direction, weight_before = solution, None, None
     for step in count():
         done = ~(worst_norm(residual) > rtol) | (budget <= step)
         if done.any():
             ended = running[done]
-            steps[ended], solution[ended] = step, matrices.finish(iterate)[done]
+            steps[ended], solution[ended] = step, iterate[done]
             if done.all():
                 return solution, steps
             rest = (~done).nonzero().squeeze(-1)
             matrices = select(matrices, rest)
-            running, budget, residual, iterate, direction, image, weight_before = (
+            running, budget, residual, iterate, direction, weight_before = (
                 None if x is None else x.index_select(0, rest)
-                for x in (running, budget, residual, iterate, direction, image, weight_before)
+                for x in (running, budget, residual, iterate, direction, weight_before)
             )
-        steepest = matrices.precondition(residual)
+        steepest = residual / matrices.ridge
         weight = _dot(residual, steepest)
         ratio = None if weight_before is None else _ratio(weight, weight_before)
         direction = steepest if ratio is None else torch.addcmul(steepest, direction, ratio)
-        product, image = matrices.advance(direction, residual=residual, image=image, ratio=ratio)
+        product = matrices.multiply(direction)
         length = _ratio(weight, _dot(direction, product))
         iterate = torch.addcmul(iterate, direction, length)
         residual = torch.addcmul(residual, product, length, value=-1)

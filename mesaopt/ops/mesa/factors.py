@@ -162,10 +162,16 @@ def _invert_factor_by_lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def ridge_inside(system: System) -> Float[Tensor, "*group 1 key"]:
     """Return the ridge that, decaying with the start, is the true one in the middle of the chunk."""
+    grown = growth_inside(system)
+    return system.ridge if grown is None else system.ridge * grown
+
+
+def growth_inside(system: System) -> Float[Tensor, "*group 1 1"] | None:
+    """Return :func:`ridge_inside` as a multiple of the ridge; None where that is 1."""
     if system.since_start is None or system.ridge_decays:
-        return system.ridge
+        return None
     log_total = system.since_start[..., -1:, :].log().clamp(min=MIN_LOG_DECAY)
-    return system.ridge * (log_total / -2).exp()
+    return (log_total / -2).exp()
 
 
 def _whitening(system: System) -> tuple[Tensor, Tensor, Tensor]:
