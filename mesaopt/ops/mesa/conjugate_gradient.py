@@ -24,10 +24,11 @@ from mesaopt.ops.validation import check_number, traced
 _BLOCK_NUMBERS = 2**16  # of one tensor of a block of chunks, of which a dozen are in use
 _MAX_RESTARTS = 4  # of conjugate gradients from the true residual
 # A chunk's forgetting is minus the log of its decay.
-_MAX_PRECONDITIONED_FORGETTING = 0.44  # of a chunk: up to here four steps reach a residual of 1e-4
+_MAX_PRECONDITIONED_FORGETTING = 0.56  # of a chunk: up to here four steps reach a residual of 1e-4
 _MIN_PRECONDITIONED_SIZE = (
     14  # positions; factors of shorter chunks cost more than the steps they save
 )
+_EVEN_SIZE = 16
 _MAX_FACTORISED_FORGETTING = 0.48  # of the shortest chunk: heads that forget more take plain steps
 
 
@@ -83,6 +84,10 @@ class ConjugateGradient(Solver):
         fastest = slow.max().item() if len(slow) else 0.0
         forgets = fastest * size > _MAX_PRECONDITIONED_FORGETTING
         wanted = int(_MAX_PRECONDITIONED_FORGETTING / fastest) if forgets else size
+        if (
+            _EVEN_SIZE <= wanted < size
+        ):  # products of such sizes are faster, and fill more sequences
+            wanted -= wanted % _EVEN_SIZE
         return min(size, max(wanted, _MIN_PRECONDITIONED_SIZE))
 
     def prepare(self, system: System) -> Preconditioner | None:
@@ -171,17 +176,11 @@ def _iterate_block(
 ) -> _Iterated:
     """Descend from the true residual until it is small, or no longer shrinks."""
     matrices = Matrices.of(system)
-    peak = rhs.abs().amax(-1, keepdim=True)
-    spoiled = ~peak.isfinite()  # positions without a solution
-    if spoils := bool(spoiled.any()):
-        rhs, peak = rhs.masked_fill(spoiled, 0.0), peak.masked_fill(spoiled, 0.0)
-    unit = power_of_two(peak)
-    target = rhs / unit
-    scale = target.norm(dim=-1, keepdim=True)
-    target = target / torch.where(scale == 0, 1.0, scale)
-    residual, solution, worst = target.clone(), torch.zeros_like(target), worst_norm(target)
+    target, spoiled, scale, unit = _normalise(rhs)
+    solution, residual = torch.zeros_like(target), target
+    worst = (scale > 0).to(rhs.dtype).amax((-2, -1))
     steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
-    rounding = rounding_level(torch.zeros_like(scale), solution)
+    rounding = torch.full_like(worst, 16 * torch.finfo(rhs.dtype).eps)
     goes_on, active = torch.ones_like(steps, dtype=torch.bool), slice(None)
     for _ in range(_MAX_RESTARTS):
         begin, part, budget = residual[active], select(matrices, active), max_steps - steps[active]
@@ -191,17 +190,22 @@ def _iterate_block(
             more_steps = torch.full_like(budget, count)
         else:
             correction, more_steps = descend(part, begin, rtol, budget)
-        candidate, before = solution[active] + correction, worst[active].clone()
-        remainder = target[active] - part.multiply(candidate)
+        before = worst[active]
+        candidate = correction if residual is target else solution[active] + correction
+        remainder = part.subtract_from(target[active], candidate)
         reached = worst_norm(remainder)
-        steps[active] += more_steps
-        better = (reached < before)[:, None, None]  # false for a NaN
+        better = reached < before  # false for a NaN
         if not better.all():
-            candidate = torch.where(better, candidate, solution[active])
-            remainder = torch.where(better, remainder, residual[active])
-        solution[active], residual[active] = candidate, remainder
-        worst[active] = torch.where(reached < before, reached, before)
-        goes_on[active] = reached < before / 2
+            kept = better[:, None, None]
+            candidate = torch.where(kept, candidate, solution[active])
+            remainder = torch.where(kept, remainder, begin)
+            reached = torch.where(better, reached, before)
+        goes_on[active] = better & (reached < before / 2)
+        steps[active] += more_steps
+        if isinstance(active, slice):
+            solution, residual, worst = candidate, remainder, reached
+        else:
+            solution[active], residual[active], worst[active] = candidate, remainder, reached
         missed = (~(worst <= rtol)).nonzero().squeeze(-1)
         if len(missed):
             norm = select(system, missed).frobenius_norm()
@@ -210,11 +214,24 @@ def _iterate_block(
         active = wanted.nonzero().squeeze(-1)
         if len(active) == 0:
             break
-    solution = solution * scale * unit
-    if spoils:
+    solution = (solution * scale).mul_(unit)
+    if spoiled is not None:
         solution = solution.masked_fill(spoiled, torch.nan)
         worst = worst.masked_fill(spoiled.any(-2).squeeze(-1), torch.nan)
     return _Iterated(solution, worst, steps, rounding)
+
+
+def _normalise(rhs: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return unit vectors or zeros, where a vector is not finite, and norms as scale and power of two."""
+    peak = rhs.abs().amax(-1, keepdim=True)
+    spoiled = ~peak.isfinite()  # positions without a solution
+    if spoils := bool(spoiled.any()):
+        rhs, peak = rhs.masked_fill(spoiled, 0.0), peak.masked_fill(spoiled, 0.0)
+    unit = power_of_two(peak)
+    target = rhs / unit
+    scale = target.norm(dim=-1, keepdim=True)
+    target /= torch.where(scale == 0, 1.0, scale)
+    return target, spoiled if spoils else None, scale, unit
 
 
 # The same as one operation of a compiled graph, which cannot look into a loop that depends on values.

@@ -46,9 +46,21 @@ class Matrices(NamedTuple):
         """Return A_t x_t for every position."""
         kept = x if self.since_start is None else x * self.since_start
         product = (kept if self.ridge_decays else x) * self.ridge
+        return self._add(product, x, kept, 1)
+
+    def subtract_from(
+        self, rhs: Float[Tensor, "group position key"], x: Float[Tensor, "group position key"]
+    ) -> Float[Tensor, "group position key"]:
+        """Return b_t - A_t x_t for every position."""
+        kept = x if self.since_start is None else x * self.since_start
+        rest = torch.addcmul(rhs, kept if self.ridge_decays else x, self.ridge, value=-1)
+        return self._add(rest, x, kept, -1)
+
+    def _add(self, to: Tensor, x: Tensor, kept: Tensor, sign: int) -> Tensor:
+        """Add the products without the ridge, or subtract them."""
         scores = chunks.weigh_past(x @ self.keys.mT, self.between)
-        product = torch.baddbmm(product, scores, self.weighted)
-        return product if self.start is None else torch.baddbmm(product, kept, self.start)
+        to = torch.baddbmm(to, scores, self.weighted, alpha=sign)
+        return to if self.start is None else torch.baddbmm(to, kept, self.start, alpha=sign)
 
 
 @torch.no_grad()

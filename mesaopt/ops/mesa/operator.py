@@ -6,6 +6,7 @@ chunk; from there on all chunks are independent, and a solver solves their syste
 :mod:`mesaopt.ops.mesa.backward`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -307,8 +308,8 @@ def _run_segment(
         for x in (inputs.beta, inputs.log_decay)
     )  # [B,H,N,C,1]
     decay = None if gates is None else chunks.decays(gates.squeeze(-1))
-    written = keys if beta is None else keys * beta
-    kept = written if decay is None else written * decay.to_end
+    strengths = [x for x in (beta, None if decay is None else decay.to_end) if x is not None]
+    kept = keys * math.prod(strengths) if strengths else keys
     total = () if decay is None else (decay.total,)
     scan = chunks.sum_states if decay is None else chunks.chain_states
     first = None if initial is None else (initial.gram + initial.gram.mT) / 2
