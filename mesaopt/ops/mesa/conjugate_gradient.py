@@ -185,8 +185,11 @@ def _iterate_block(
     for _ in range(_MAX_RESTARTS):
         begin, part, budget = residual[active], select(matrices, active), max_steps - steps[active]
         if series:
+            chosen = select(series, active)
+            if residual is not target:
+                terms = chosen.terms_needed(rtol / worst[active].max().item())
             count = min(terms, int(budget.min()))
-            correction = select(series, active).apply(begin, count)
+            correction = chosen.apply(begin, count)
             more_steps = torch.full_like(budget, count)
         else:
             correction, more_steps = descend(part, begin, rtol, budget)

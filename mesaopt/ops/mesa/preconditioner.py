@@ -24,6 +24,9 @@ from mesaopt.ops.mesa.factors import factorise, growth_inside, ridge_inside, rot
 from mesaopt.ops.mesa.system import System, flatten, select
 from mesaopt.ops.validation import traced
 
+# Bounds of residuals over the residuals that are found; a chunk that misses its tolerance is corrected.
+_PESSIMISM = 2.0
+
 
 class Preconditioner(NamedTuple):
     """P_t of every position, in products."""
@@ -93,10 +96,13 @@ def terms_needed(
     if grown is None or preconditioner.correction is None:
         return (~preconditioner.unused).long()
     root = grown.flatten().sqrt()  # the largest k_t^1/2, and the inverse of the least
-    ratio = (root - 1) / (root + 1)
-    # What is left out of the series is below 2 k^1/2 h^terms / (1 - h).
-    wanted = (rtol * (1 - ratio) / (2 * root)).log() / ratio.log()
-    return wanted.ceil().clamp(min=1).masked_fill(preconditioner.unused, 0).long()
+    return _count_terms((root - 1) / (root + 1), rtol).masked_fill(preconditioner.unused, 0)
+
+
+def _count_terms(ratio: Tensor, rtol: float) -> Tensor:
+    """Return the least number of terms, from the greatest h: they leave 2 k^1/2 h^terms / (1 - h)."""
+    left = 2 * (1 + ratio) / (1 - ratio).square()
+    return ((_PESSIMISM * rtol / left).log() / ratio.log()).ceil().clamp(min=1).long()
 
 
 class Series(NamedTuple):
@@ -143,6 +149,10 @@ class Series(NamedTuple):
         inverse_root = (system.ridge if correction is None else ridge_inside(system)).rsqrt()
         return cls(inverse, correction, inverse_root, (1 - root) / (1 + root), 1 / (decay * root))
 
+    def terms_needed(self, rtol: float) -> int:
+        """Return :func:`terms_needed` of all of the chunks."""
+        return int(_count_terms(self.ratio.abs().amax(), rtol))
+
     def apply(
         self, rhs: Float[Tensor, "group position key"], terms: int
     ) -> Float[Tensor, "group position key"]:
@@ -171,13 +181,13 @@ class Series(NamedTuple):
         scores = chunks.weigh_past(x @ self.correction.mT, None)
         return torch.baddbmm(product, scores, self.correction, alpha=-1)
 
-    def _weights(self, terms: int) -> list[Tensor]:
+    def _weights(self, terms: int) -> tuple[Tensor, ...]:
         """Return the weight of every power of P."""
-        like = self.ratio
-        powers = like ** torch.arange(terms, dtype=like.dtype, device=like.device)
-        polynomials = torch.tensor(_series(terms), dtype=like.dtype, device=like.device)
-        weights = (powers @ polynomials) * self.scale
-        return [weights[..., index : index + 1] for index in range(terms)]
+        polynomials = torch.tensor(_series(terms), dtype=self.ratio.dtype, device=self.ratio.device)
+        powers = [self.scale]
+        for _ in range(1, terms):
+            powers.append(powers[-1] * self.ratio)
+        return (torch.cat(powers, -1) @ polynomials).split(1, -1)
 
 
 @lru_cache
