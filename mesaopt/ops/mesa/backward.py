@@ -427,12 +427,15 @@ def _pull_back_start(
     start, ridge, since_start = system.start, system.ridge, system.since_start
     d_start = d_since_start = None
     product = adjoint * solution
-    kept = solution if since_start is None else solution * since_start
     if start is not None:
-        d_start = -(adjoint.mT @ kept)
+        kept = -solution if since_start is None else solution * -since_start
+        d_start = adjoint.mT @ kept
     if since_start is not None:
-        past = solution * ridge if system.ridge_decays else torch.zeros_like(solution)
-        past = past if start is None else past + solution @ start
+        past = _sum(
+            solution * ridge if system.ridge_decays else None,
+            None if start is None else solution @ start,
+        )
+        past = torch.zeros_like(solution) if past is None else past
         d_since_start = -(adjoint * past).sum(-1, keepdim=True)
         product = product * since_start if system.ridge_decays else product
     return d_start, -product.sum_to_size(ridge.shape), d_since_start

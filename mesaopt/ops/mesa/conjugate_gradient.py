@@ -1,4 +1,4 @@
-"""The iterative solver: preconditioned conjugate gradients, until the worst position is good."""
+"""The iterative solver: conjugate gradients or a series, until the worst position is good."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mesaopt.ops.mesa.system import System, flatten, power_of_two, select
 from mesaopt.ops.packing import Layout
 from mesaopt.ops.validation import check_number, traced
 
-_BLOCK_NUMBERS = 2**16  # of one tensor of a block of chunks, of which a dozen are in use
+_BLOCK_NUMBERS = 2**17  # of one tensor of a block of chunks, of which a dozen are in use
 _MAX_RESTARTS = 4  # of conjugate gradients from the true residual
 # A chunk's forgetting is minus the log of its decay.
 _MAX_PRECONDITIONED_FORGETTING = 0.56  # of a chunk: up to here four steps reach a residual of 1e-4
@@ -34,13 +34,14 @@ _MAX_FACTORISED_FORGETTING = 0.48  # of the shortest chunk: heads that forget mo
 
 @dataclass(frozen=True, kw_only=True)
 class ConjugateGradient(Solver):
-    """Solve by conjugate gradients, preconditioned by the chunk's factors where it remembers its start.
+    """Solve by conjugate gradients, or by a series of the chunk's factors where it remembers its start.
 
-    Every right-hand side is scaled to norm 1 first and there is no absolute tolerance, so solving for
-    c b gives c times the solution. All positions step together; chunks whose positions are all done
-    leave. A position whose right-hand side is not finite gets a NaN, and the others do not wait for it.
-    The residual that decides is the true one: where it is worse than the recursion says, the recursion
-    starts again from it, as long as that helps.
+    The series is that of :mod:`mesaopt.ops.mesa.preconditioner`, and a step is one of its terms. Every
+    right-hand side is scaled to norm 1 first and there is no absolute tolerance, so solving for c b gives c
+    times the solution. All positions step together; chunks whose positions are all done leave. A position
+    whose right-hand side is not finite gets a NaN, and the others do not wait for it. The residual that
+    decides is the true one: where it is worse than was expected, the solver starts again from it, as long
+    as that helps.
 
     Args:
         rtol: relative residual that every position must reach, > 0. None, the default, means 16 times the
@@ -50,7 +51,7 @@ class ConjugateGradient(Solver):
     Raises:
         ValueError: a number is out of range.
 
-    Source: Hestenes and Stiefel (1952); the preconditioner is ours.
+    Source: Hestenes and Stiefel (1952); the series is ours.
 
     Example:
         >>> from mesaopt.ops import mesa
@@ -137,11 +138,10 @@ def _iterate(
     worst, rounding = (rhs.new_empty(len(rhs)) for _ in range(2))
     result = _Iterated(torch.empty_like(rhs), worst, steps, rounding)
     for index, terms in _blocks(system, preconditioner, size, rtol):
-        block = select(system, index)
-        series = (
-            Series.of(block, select(preconditioner, index)) if preconditioner and terms else None
-        )
-        found = _iterate_block(block, series, rhs[index], rtol, max_steps, terms)
+        block, series = select(system, index), None
+        if preconditioner is not None and terms:
+            series = Series.of(block, select(preconditioner, index))
+        found = _iterate_block(block, _Steps(series, terms, rtol, max_steps), rhs[index])
         for joined, part in zip(result, found, strict=True):
             joined[index] = part
     return _Iterated(*(x.unflatten(0, group) for x in result))
@@ -152,68 +152,78 @@ def _blocks(
 ) -> Iterator[tuple[Tensor | slice, int]]:
     """Cut flat chunks into blocks that need as many terms of their series, or 0 for plain steps."""
     total, kept = len(system.keys), system.since_start
-    terms = (
-        torch.zeros(total) if preconditioner is None else terms_needed(system, preconditioner, rtol)
-    )
-    kinds = [int(x) for x in terms.unique().tolist()]
+    terms = torch.zeros(total, dtype=torch.int64, device=system.keys.device)
+    if preconditioner is not None:
+        terms = terms_needed(system, preconditioner, rtol)
+    kinds = terms.unique().tolist()
     for kind in kinds:
         if len(kinds) == 1 and (kind or kept is None or total <= size):
             yield from ((slice(first, first + size), kind) for first in range(0, total, size))
             return
         index = (terms == kind).nonzero().squeeze(-1)
-        if not kind and len(index) > size:  # the less is forgotten, the more steps are taken
-            index = index[kept[index, -1, 0].argsort()]
+        if kept is not None and not kind and len(index) > size:
+            index = index[kept[index, -1, 0].argsort()]  # they take about as many steps
         yield from ((part, kind) for part in index.split(size))
 
 
+class _Steps(NamedTuple):
+    """How to step in a block."""
+
+    series: Series | None
+    """None for conjugate gradients."""
+    terms: int
+    """Of the series, for unit vectors."""
+    rtol: float
+    most: int
+
+    def solve(
+        self, matrices: Matrices, active: Tensor | slice, residual: Tensor, budget: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return a correction for some chunks of the block, and how many steps they took."""
+        worst = worst_norm(residual)
+        if self.series is None:
+            return descend(matrices, residual, self.rtol, budget)
+        series, terms = select(self.series, active), self.terms
+        if not isinstance(active, slice):  # the rest of a first solution
+            terms = series.terms_needed(self.rtol / worst.max().item())
+        terms = min(terms, int(budget.min()))
+        return series.apply(residual, terms), torch.where(worst > self.rtol, terms, 0)
+
+
 def _iterate_block(
-    system: System,
-    series: Series | None,
-    rhs: Float[Tensor, "group position key"],
-    rtol: float,
-    max_steps: int,
-    terms: int,
+    system: System, steps_by: _Steps, rhs: Float[Tensor, "group position key"]
 ) -> _Iterated:
     """Descend from the true residual until it is small, or no longer shrinks."""
-    matrices = Matrices.of(system)
+    matrices, rtol = Matrices.of(system), steps_by.rtol
     target, spoiled, scale, unit = _normalise(rhs)
-    solution, residual = torch.zeros_like(target), target
+    solution, residual = torch.zeros_like(target), target.clone()
     worst = (scale > 0).to(rhs.dtype).amax((-2, -1))
     steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
     rounding = torch.full_like(worst, 16 * torch.finfo(rhs.dtype).eps)
     goes_on, active = torch.ones_like(steps, dtype=torch.bool), slice(None)
-    for _ in range(_MAX_RESTARTS):
-        begin, part, budget = residual[active], select(matrices, active), max_steps - steps[active]
-        if series:
-            chosen = select(series, active)
-            if residual is not target:
-                terms = chosen.terms_needed(rtol / worst[active].max().item())
-            count = min(terms, int(budget.min()))
-            correction = chosen.apply(begin, count)
-            more_steps = torch.full_like(budget, count)
-        else:
-            correction, more_steps = descend(part, begin, rtol, budget)
-        before = worst[active]
-        candidate = correction if residual is target else solution[active] + correction
+    for _ in range(_MAX_RESTARTS if steps_by.most else 0):
+        part, before = select(matrices, active), worst[active].clone()
+        correction, more_steps = steps_by.solve(
+            part, active, residual[active], steps_by.most - steps[active]
+        )
+        candidate = solution[active] + correction
         remainder = part.subtract_from(target[active], candidate)
         reached = worst_norm(remainder)
         better = reached < before  # false for a NaN
-        if not better.all():
-            kept = better[:, None, None]
-            candidate = torch.where(kept, candidate, solution[active])
-            remainder = torch.where(kept, remainder, begin)
-            reached = torch.where(better, reached, before)
-        goes_on[active] = better & (reached < before / 2)
         steps[active] += more_steps
-        if isinstance(active, slice):
-            solution, residual, worst = candidate, remainder, reached
-        else:
+        goes_on[active] = reached < before / 2
+        if better.all():
             solution[active], residual[active], worst[active] = candidate, remainder, reached
+        else:
+            at = torch.arange(len(rhs), device=rhs.device)[active][better]
+            solution[at], residual[at], worst[at] = (
+                x[better] for x in (candidate, remainder, reached)
+            )
         missed = (~(worst <= rtol)).nonzero().squeeze(-1)
         if len(missed):
             norm = select(system, missed).frobenius_norm()
             rounding[missed] = rounding_level(norm, solution[missed])
-        wanted = goes_on & (worst > rounding.clamp(min=rtol)) & (steps < max_steps)
+        wanted = goes_on & (worst > rounding.clamp(min=rtol)) & (steps < steps_by.most)
         active = wanted.nonzero().squeeze(-1)
         if len(active) == 0:
             break

@@ -1,8 +1,7 @@
 """Conjugate gradients from zero, in few passes over memory.
 
 Where a key has some tens of channels, a product costs as much as two or three passes over the vectors of
-all positions. So what is the same at every step is computed once, and each step makes as few passes as it
-can. The caller hands over as many chunks as the caches hold.
+all positions. So each step makes as few passes as it can, and takes as many chunks as the caches hold.
 """
 
 from itertools import count

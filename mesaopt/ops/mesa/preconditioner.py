@@ -1,12 +1,13 @@
 """An approximate inverse for a static ridge under forgetting, from the chunk's factors.
 
-The factors of :mod:`mesaopt.ops.mesa.factors` are made with the ridge rho ridge, whose decay f_t rho is 1 in
-the middle of the chunk. With k_t = 1 / (f_t rho) and L = rho ridge they give the matrix
+The factors of :mod:`mesaopt.ops.mesa.factors` are made with the ridge L = rho ridge, whose decay f_t rho is
+1 in the middle of the chunk. With k_t = 1 / (f_t rho) they give P_t, and
 
-    P_t = L^1/2 (A_t / f_t - (k_t - 1) L)^-1 L^1/2,    A_t^-1 = L^-1/2 P_t (1 + (k_t - 1) P_t)^-1 L^-1/2 / f_t.
+    P_t = L^1/2 (A_t / f_t - (k_t - 1) L)^-1 L^1/2,
+    A_t^-1 = L^-1/2 P_t (1 + (k_t - 1) P_t)^-1 L^-1/2 / f_t.
 
 The eigenvalues of P_t lie between 0 and 1 and k_t is known. So the inverse in the middle is a series of
-Chebyshev polynomials of P_t that is known beforehand, and so is how many terms reach a tolerance: other than
+Chebyshev polynomials of P_t that is known beforehand, and so is how many terms reach a tolerance: unlike
 conjugate gradients, it takes no inner products. Chunks that forget most of their start are not factorised.
 """
 
