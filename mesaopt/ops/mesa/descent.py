@@ -36,8 +36,9 @@ class Matrices(NamedTuple):
     @classmethod
     def of(cls, system: System) -> "Matrices":
         """Prepare the products with a flat system."""
-        keys, ridge, beta, *rest = system
-        return cls(keys, keys if beta is None else keys * beta, ridge, *rest)
+        keys, ridge, beta, start, between, since_start, ridge_decays = system
+        weighted = keys if beta is None else keys * beta
+        return cls(keys, weighted, ridge, start, between, since_start, ridge_decays)
 
     def multiply(
         self, x: Float[Tensor, "group position key"]
@@ -90,7 +91,8 @@ def descend(
     """
     solution, steps = torch.zeros_like(residual), torch.zeros_like(budget)
     running = torch.arange(len(residual), device=residual.device)  # chunks that go on
-    iterate, direction, weight_before = solution, None, None
+    iterate, direction = solution, torch.zeros_like(residual)
+    weight_before = torch.ones_like(residual[..., :1])
     for step in count():
         done = ~(worst_norm(residual) > rtol) | (budget <= step)
         if done.any():
@@ -101,13 +103,12 @@ def descend(
             rest = (~done).nonzero().squeeze(-1)
             matrices = select(matrices, rest)
             running, budget, residual, iterate, direction, weight_before = (
-                None if x is None else x.index_select(0, rest)
+                x.index_select(0, rest)
                 for x in (running, budget, residual, iterate, direction, weight_before)
             )
         steepest = residual / matrices.ridge
         weight = _dot(residual, steepest)
-        ratio = None if weight_before is None else _ratio(weight, weight_before)
-        direction = steepest if ratio is None else torch.addcmul(steepest, direction, ratio)
+        direction = torch.addcmul(steepest, direction, _ratio(weight, weight_before))
         product = matrices.multiply(direction)
         length = _ratio(weight, _dot(direction, product))
         iterate = torch.addcmul(iterate, direction, length)
