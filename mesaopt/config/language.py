@@ -9,7 +9,7 @@ from mesaopt.config.checks import (
     require_positive_if_given,
     require_types,
 )
-from mesaopt.config.models import MixerName, check_mixers, check_widths
+from mesaopt.config.models import MixerName, check_forgets, check_mixers, check_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,9 @@ class LanguageModelConfig:
     forget_cap: float | None = None
     """Largest share of the past that a token of full write strength keeps, above 0, at most 1; None: no
     cap. Only for mixers with a forget gate."""
+    signed_decay: bool = False
+    """Whether forget gates are between -1 and 1: then a state can keep a parity. Only for mixers with a
+    forget gate."""
     positions: Literal["none", "sinusoidal"] = "none"
     """Whether sinusoidal positions are added to the embeddings."""
     mlp: Literal["none", "relu", "gelu", "swiglu"] = "swiglu"
@@ -88,6 +91,8 @@ class LanguageModelConfig:
         if self.window is not None:
             wanted = "None: there is no softmax_attention in mixers"
             require("softmax_attention" in self.mixers, self, "window", wanted)
+        if self.signed_decay:
+            check_forgets(self, "signed_decay", "False")
         convolves = self.convolution is not None or "mesanet2025" in self.mixers
         wanted = "False with a convolution, which can learn it"
         require(not (self.key_shift and convolves), self, "key_shift", wanted)

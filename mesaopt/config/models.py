@@ -39,9 +39,14 @@ def check_mixers(config: Any) -> None:
             raise ConfigError(f"mixers: {mixer!r}: {suggest(str(mixer), get_args(MixerName))}")
     if config.forget_cap is not None:
         require(0 < config.forget_cap <= 1, config, "forget_cap", "above 0 and at most 1")
-        forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
-        wanted = f"None: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
-        require(forgets, config, "forget_cap", wanted)
+        check_forgets(config, "forget_cap", "None")
+
+
+def check_forgets(config: Any, name: str, without: str) -> None:
+    """Refuse a setting of forget gates where no mixer has one."""
+    forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
+    wanted = f"{without}: a forget gate is in {', '.join(sorted(FORGETTING_MIXERS))} only"
+    require(forgets, config, name, wanted)
 
 
 def check_widths(config: Any) -> None:

@@ -49,6 +49,7 @@ _OURS: dict[str, Any] = {
     "feature_map": "none",
     "key_shift": False,
     "forget_cap": None,
+    "signed_decay": False,
     "positions": "none",
     "mlp": "swiglu",
     "norm": "rms",

@@ -26,6 +26,7 @@ from mesaopt.layers.frame import (
     sinusoids,
 )
 from mesaopt.layers.packed import Packed, Padding
+from mesaopt.layers.signs import running_signs, with_signs, without_signs
 from mesaopt.layers.state import HeadInputs, LayerState, Memory, keep_one_of, repeat_heads
 from mesaopt.ops import MesaOutput, Output
 
@@ -97,8 +98,10 @@ class SelfAttention(nn.Module, Generic[Memory]):
         self.value = nn.Linear(width, shared, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
         self.gates = None
-        if gates or frame.forget_cap is not None:
-            self.gates = Gates(width, groups, gates, frame.forget_cap)
+        if gates or frame.forget_cap is not None or frame.signed_decay:
+            self.gates = Gates(
+                width, groups, gates, frame.forget_cap, signed_decay=frame.signed_decay
+            )
         self.convolution = None
         if frame.convolution is not None:
             channels = inner + (2 if frame.convolve_values else 1) * shared
@@ -187,8 +190,19 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """Extend sequences without padding."""
         inputs, recent, seen = self._read(x, state, packed)
         memory = None if state is None else self._spread(state)
-        result = self.mix(inputs, memory, None if packed is None else packed.cu_seqlens)
+        result = self._mix(inputs, memory, packed)
         return self._write(result.output), self._join(result, recent, seen)
+
+    def _mix(
+        self, inputs: HeadInputs, memory: Memory | None, packed: Packed | None = None
+    ) -> Output | MesaOutput:
+        """Apply the operator to a sequence, with the signs of the forget gate around it."""
+        cu_seqlens = None if packed is None else packed.cu_seqlens
+        if inputs.sign is None:
+            return self.mix(inputs, memory, cu_seqlens)
+        signs, ends = running_signs(inputs.sign, None if packed is None else packed.lengths)
+        result = self.mix(without_signs(inputs, signs), memory, cu_seqlens)
+        return with_signs(result, signs, ends)
 
     def _extend_padded(
         self, x: Tensor, state: LayerState | None, mask: Tensor, cu_seqlens: Tensor | None
@@ -231,7 +245,12 @@ class SelfAttention(nn.Module, Generic[Memory]):
         """
         self._check(x, ("batch",), "extend takes several tokens")
         inputs, recent, seen = self._read(x.unsqueeze(1), state)
-        result = self.mix_step(inputs.single(), self._spread(state))
+        one = inputs.single()
+        if one.sign is None:
+            result = self.mix_step(one, self._spread(state))
+        else:
+            unsigned = without_signs(one, one.sign)
+            result = with_signs(self.mix_step(unsigned, self._spread(state)), one.sign, one.sign)
         return self._write(result.output), self._join(result, recent, seen)
 
     def init_state(self, batch_size: int, *, dtype: torch.dtype | None = None) -> LayerState:
@@ -340,7 +359,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         inputs = self.head_inputs(x)
         one_hot = torch.eye(x.shape[1], dtype=inputs.v.dtype, device=x.device)
         one_hot = one_hot.unsqueeze(1).expand(*inputs.v.shape[:3], -1)  # [B,T,H,T], as values
-        return self.mix(inputs._replace(v=one_hot), None).output.transpose(1, 2)  # [B,H,T,T]
+        return self._mix(inputs._replace(v=one_hot), None).output.transpose(1, 2)  # [B,H,T,T]
 
     @torch.no_grad()
     def head_products(
@@ -428,7 +447,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         if self.frame.unit_values:
             v = normalise(v)
         log_decay, beta = (None, None) if self.gates is None else self.gates(x)
-        inputs = HeadInputs(q, k, v, log_decay, beta).repeat_heads(self._repeats)
+        sign = self.gates.sign(x) if self.frame.signed_decay and self.gates is not None else None
+        inputs = HeadInputs(q, k, v, log_decay, beta, sign).repeat_heads(self._repeats)
         return inputs, recent, seen
 
     def _place(

@@ -18,6 +18,7 @@ GateName = Literal["log_decay", "beta"]
 # Initial memories of the heads, in tokens: long enough to learn what to forget, and spread so that some of
 # them suit the data from the start.
 _SHORTEST_MEMORY, _LONGEST_MEMORY = 16.0, 1024.0
+_SMALLEST_RAW = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Frame:
     Example:
         >>> Frame.mesanet2025()
         Frame(positions=False, convolution=4, convolve_values=True, key_shift=False, features=0, \
-unit_keys=True, unit_values=False, head_norm=True, forget_cap=None)
+unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay=False)
         >>> Frame(convolution=0)
         Traceback (most recent call last):
         ...
@@ -60,6 +61,8 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None)
     forget_cap: float | None = None
     """Largest share of the past that a token of write strength beta = 1 keeps, above 0, at most 1:
     gamma becomes gamma (1 - (1 - forget_cap) beta^2). MesaNet uses 0.9975."""
+    signed_decay: bool = False
+    """Whether forget gates are between -1 and 1, and not between 0 and 1: see :class:`Gates`."""
 
     def __post_init__(self) -> None:
         if self.convolution is not None and self.convolution < 1:
@@ -263,15 +266,17 @@ class Gates(nn.Module):
 
     gamma_t = sigmoid(w_gamma x_t + b_gamma), beta_t = sigmoid(w_beta x_t + b_beta). With a cap, gamma_t
     is then multiplied by 1 - (1 - forget_cap) beta_t^2, with beta_t = 1 in layers without that gate.
+    With signed decay, gamma_t = tanh((w_gamma x_t + b_gamma) / 2), between -1 and 1.
 
     Args:
         width: width of the input.
         num_heads: number of heads.
         names: the gates of the layer, of "log_decay" and "beta".
         forget_cap: above 0, at most 1; no cap if None.
+        signed_decay: whether forget gates may be negative.
 
     Raises:
-        ConfigError: a gate is unknown, or there is a cap without a forget gate.
+        ConfigError: a gate is unknown, or there is a cap or a sign without a forget gate.
 
     Source: von Oswald et al. 2025, section 3. The initial biases are not given there: here heads
     remember 16 to 1024 tokens, in equal ratios, at x = 0.
@@ -290,6 +295,8 @@ class Gates(nn.Module):
         num_heads: int,
         names: Collection[GateName],
         forget_cap: float | None = None,
+        *,
+        signed_decay: bool = False,
     ):
         super().__init__()
         for name in names:
@@ -299,7 +306,10 @@ class Gates(nn.Module):
             raise ConfigError(
                 f"forget_cap={forget_cap}: must be None in a layer that never forgets"
             )
+        if signed_decay and "log_decay" not in names:
+            raise ConfigError("signed_decay=True: must be False in a layer that never forgets")
         self.forget_cap = forget_cap
+        self.signed_decay = signed_decay
         self.log_decay = nn.Linear(width, num_heads) if "log_decay" in names else None
         self.beta = nn.Linear(width, num_heads) if "beta" in names else None
         self._reset_biases()
@@ -317,7 +327,8 @@ class Gates(nn.Module):
             bias = self.log_decay.bias
             ratios = torch.linspace(0, 1, bias.shape[0], device=bias.device)
             memories = _SHORTEST_MEMORY * (_LONGEST_MEMORY / _SHORTEST_MEMORY) ** ratios
-            _set(bias, memories.log())  # sigmoid(log m) = m / (m + 1)
+            # sigmoid(log m) = m / (m + 1) = tanh(log(2 m + 1) / 2)
+            _set(bias, (2 * memories + 1).log() if self.signed_decay else memories.log())
         if self.beta is not None:
             self.beta.bias.zero_()
 
@@ -333,17 +344,40 @@ class Gates(nn.Module):
             x: [batch, time, width].
 
         Returns:
-            log gamma, 0 or less, and beta in [0, 1], [batch, time, head] each; None for a missing gate.
+            log |gamma|, 0 or less, and beta in [0, 1], [batch, time, head] each; None for a missing gate.
         """
         log_decay = beta = None
         if self.beta is not None:
             beta = _widen(self.beta(x)).sigmoid()
         if self.log_decay is not None:
-            log_decay = logsigmoid(_widen(self.log_decay(x)))
+            log_decay = self._log_size(_widen(self.log_decay(x)))
             if self.forget_cap is not None:
                 written = torch.ones_like(log_decay) if beta is None else beta.square()
                 log_decay = log_decay + torch.log1p((self.forget_cap - 1) * written)
         return log_decay, beta
+
+    def sign(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time head"] | None:
+        """Compute the signs of the forget gates.
+
+        Args:
+            x: [batch, time, width].
+
+        Returns:
+            1 or -1, [batch, time, head]; None where no gate may be negative.
+        """
+        if self.log_decay is None or not self.signed_decay:
+            return None
+        raw = _widen(self.log_decay(x.detach()).detach())
+        return torch.ones_like(raw).masked_fill(raw < 0, -1.0)
+
+    def _log_size(self, raw: Tensor) -> Tensor:
+        """Compute log |gamma| from what the weights give."""
+        if not self.signed_decay:
+            return logsigmoid(raw)
+        # log tanh(a / 2) = log(1 - e^-a) - log(1 + e^-a). Smaller gates than 0.0005 are that: the slope of
+        # the logarithm there would enlarge roundings.
+        shrunk = raw.abs().clamp(min=_SMALLEST_RAW).neg()
+        return (-shrunk.expm1()).log() - shrunk.exp().log1p()
 
 
 def sinusoids(

@@ -189,6 +189,8 @@ class HeadInputs(NamedTuple):
     """Log of the forget gate, None in layers without it."""
     beta: Float[Tensor, "*position group"] | None = None
     """Write strength, None in layers without it."""
+    sign: Float[Tensor, "*position group"] | None = None
+    """Sign of the forget gate, None where that is never negative."""
 
     def repeat_heads(self, times: int) -> "HeadInputs":
         """Repeat everything but the queries, for operators that take as many of each.
@@ -211,8 +213,8 @@ class HeadInputs(NamedTuple):
         Returns:
             The inputs of a step.
         """
-        log_decay, beta = (None if gate is None else gate.squeeze(1) for gate in self[3:])
-        return HeadInputs(self.q.squeeze(1), self.k.squeeze(1), self.v.squeeze(1), log_decay, beta)
+        gates = (None if gate is None else gate.squeeze(1) for gate in self[3:])
+        return HeadInputs(self.q.squeeze(1), self.k.squeeze(1), self.v.squeeze(1), *gates)
 
 
 def repeat_heads(memory: Memory, times: int) -> Memory:

@@ -99,6 +99,7 @@ def make_language_mixer(config: LanguageModelConfig, layer: int) -> SelfAttentio
         head_norm=mixer.frame.head_norm or config.head_norm,
         unit_keys=mixer.frame.unit_keys or (config.unit_queries_keys and learns),
         forget_cap=config.forget_cap if name in FORGETTING_MIXERS else None,
+        signed_decay=config.signed_decay and name in FORGETTING_MIXERS,
     )
     sizes = (config.width, config.num_heads, config.key_width)
     settings = mixer.settings if learns else {"window": config.window}
