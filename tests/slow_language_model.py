@@ -75,7 +75,8 @@ def slow_mixer(config: LanguageModelConfig, mixer: str, w: Weights, x: np.ndarra
     if mixer in GATED:
         beta = sigmoid(x @ w["gates.beta.weight"].T + w["gates.beta.bias"])
     if mixer in FORGETTING:
-        gamma = sigmoid(x @ w["gates.log_decay.weight"].T + w["gates.log_decay.bias"])
+        raw = x @ w["gates.log_decay.weight"].T + w["gates.log_decay.bias"]
+        gamma = np.tanh(raw / 2) if config.signed_decay else sigmoid(raw)
         if config.forget_cap is not None:
             gamma = gamma * (1 - (1 - config.forget_cap) * beta**2)
     learns = mixer != "softmax_attention"

@@ -88,7 +88,7 @@ def slow_head(
             weights = np.exp(k[: t + 1] @ q[t] / np.sqrt(q.shape[1]))
             outputs[t] = weights @ v[: t + 1] / weights.sum()
             continue
-        learned, gram, target, step = gamma[t] * learned, gamma[t] * gram, v[t], beta[t]
+        learned, gram, target, step = gamma[t] * learned, abs(gamma[t]) * gram, v[t], beta[t]
         if mixer in ("delta_rule", "gated_delta_rule", "longhorn"):
             target = v[t] - learned @ k[t]
         if mixer == "longhorn":

@@ -35,7 +35,7 @@ class MixerMeasurements(Drawn):
     positions: tuple[int, ...]
     """The measured positions, counted from 1."""
     keep: Float[Tensor, "position head"] | None
-    """Share gamma_t of the past that is kept."""
+    """Share gamma_t of the past that is kept; of negative gates, its size."""
     write: Float[Tensor, "position head"] | None
     """Write strength beta_t."""
     rank: Float[Tensor, "position head"]

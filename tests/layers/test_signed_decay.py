@@ -146,19 +146,51 @@ def test_a_sign_without_a_forget_gate_is_refused() -> None:
         DeltaRuleLayer(6, 2, 3, frame=Frame(signed_decay=True))
 
 
-def test_a_layer_set_by_hand_knows_the_parity_of_texts_of_any_length() -> None:
-    """S_t = 1 - S_{t-1} at a one, S_t = S_{t-1} at a zero: S is 1 where the number of ones is odd."""
-    layer = GatedLinearSelfAttention(2, 1, 1, frame=Frame(signed_decay=True))
-    gates = layer.gates
-    assert isinstance(gates, Gates)
+def parity_layer(*, signed: bool) -> GatedLinearSelfAttention:
+    """Build S_t = gamma_t S_{t-1} + v_t for bits, where v is 1 at a one and 0 at a zero."""
+    layer = GatedLinearSelfAttention(2, 1, 1, frame=Frame(signed_decay=signed))
+    assert layer.gates is not None
     with torch.no_grad():
         for weight in (layer.query.weight, layer.key.weight, layer.output.weight):
             weight.fill_(1.0)
         layer.value.weight.copy_(torch.tensor([[0.0, 1.0]]))
-        gates.log_decay.weight.copy_(torch.tensor([[40.0, -40.0]]))  # tanh(20) = 1 in float32
-        gates.log_decay.bias.zero_()
-        gates.beta.weight.zero_()
-        gates.beta.bias.fill_(40.0)
-    bits = torch.randint(2, (4, 5000), generator=torch.Generator().manual_seed(0))
-    found = layer(torch.nn.functional.one_hot(bits, 2).float())[..., 0]
-    torch.testing.assert_close(found, (bits.cumsum(1) % 2).float(), rtol=0, atol=1e-3)
+        for gate in (layer.gates.log_decay, layer.gates.beta):
+            gate.weight.zero_()
+            gate.bias.zero_()
+        layer.gates.beta.bias.fill_(40.0)  # it writes all of v
+    return layer
+
+
+def bits_and_parities(count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    bits = torch.randint(2, (count, length), generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.one_hot(bits, 2).float(), (bits.cumsum(1) % 2).float()
+
+
+def test_a_gate_set_by_hand_knows_the_parity_of_texts_of_any_length() -> None:
+    """S_t = 1 - S_{t-1} at a one, S_t = S_{t-1} at a zero: S is 1 where the number of ones is odd."""
+    layer = parity_layer(signed=True)
+    with torch.no_grad():  # tanh(20) = 1 in float32
+        layer.gates.log_decay.weight.copy_(torch.tensor([[40.0, -40.0]]))
+    bits, parities = bits_and_parities(4, 5000, seed=0)
+    torch.testing.assert_close(layer(bits)[..., 0], parities, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_gate_trained_on_ten_bits_knows_the_parity_of_hundreds_if_it_may_be_negative(
+    signed: bool,
+) -> None:
+    layer = parity_layer(signed=signed)
+    gate = layer.gates.log_decay
+    with torch.no_grad():
+        gate.weight.copy_(torch.tensor([[0.3, -0.3]]))
+    optimizer = torch.optim.Adam(gate.parameters(), lr=0.5)
+    for step in range(150):
+        bits, parities = bits_and_parities(32, 10, seed=step)
+        loss = (layer(bits)[..., 0] - parities).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    bits, parities = bits_and_parities(64, 400, seed=1000)
+    found = (layer(bits)[:, 10:, 0] > 0.5).float()
+    right = (found == parities[:, 10:]).float().mean()
+    assert right > 0.99 if signed else right < 0.7

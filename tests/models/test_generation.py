@@ -32,6 +32,11 @@ CONFIGS = {
 } | {
     "window": replace(BASE, mixers=("softmax_attention", "softmax_attention"), window=4),
     "hybrid": replace(BASE, mixers=("softmax_attention", "mesa"), window=3, convolution=3),
+    "signed": replace(
+        BASE,
+        mixers=("gated_linear_attention", "gated_delta_rule", "mesanet2025"),
+        signed_decay=True,
+    ),
     "shifted": replace(
         BASE, mixers=("mesa",), key_shift=True, feature_map="dpfp2", unit_queries_keys=True
     ),

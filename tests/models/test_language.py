@@ -34,7 +34,7 @@ SMALL = LanguageModelConfig(vocabulary=11, width=6, num_heads=2, initial_std=0.4
 
 
 def only_where(
-    config: LanguageModelConfig, *, window: int | None, values: bool
+    config: LanguageModelConfig, *, window: int | None, values: bool, signed: bool = False
 ) -> LanguageModelConfig:
     """Set a window and a cap where there are mixers that take them, and no shift beside a convolution."""
     forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
@@ -43,6 +43,7 @@ def only_where(
         config,
         window=window if "softmax_attention" in config.mixers else None,
         forget_cap=0.9 if forgets else None,
+        signed_decay=signed and forgets,
         key_shift=not convolves,
         convolve_values=values or not convolves,
     )
@@ -68,6 +69,7 @@ configs = st.builds(
     ),
     window=st.sampled_from([None, 1, 4]),
     values=st.booleans(),
+    signed=st.booleans(),
 )
 
 
@@ -215,6 +217,10 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
         (
             {"forget_cap": 0.9, "mixers": ("mesa",)},
             "forget_cap=0.9: must be None: a forget gate is in",
+        ),
+        (
+            {"signed_decay": True, "mixers": ("mesa", "delta_rule")},
+            "signed_decay=True: must be False: a forget gate is in",
         ),
         (
             {"key_shift": True},
