@@ -308,6 +308,10 @@ class Reproduce:
     """Train nothing: measure the finished runs in this folder of run folders."""
     from_zoo: bool = False
     """Train nothing: measure the trained models of the package."""
+    engine: Annotated[str | None, tyro.conf.arg(metavar="local|ray|slurm")] = None
+    """Train several runs at once, as mesaopt sweep does [one after another, on all cores]."""
+    engine_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Options of the engine, such as processes=4."""
     resume: bool = False
     """Continue what is in the folder."""
     dry_run: bool = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mesaopt import arguments as args
 from mesaopt.commands.diagnosis import DIAGNOSIS_SECONDS, diagnose_runs
 from mesaopt.commands.runs import MOST_SEEDS
+from mesaopt.commands.sweeps import engine_of
 from mesaopt.config import require_count
 from mesaopt.console import duration, print_json, print_line, print_table
 from mesaopt.errors import ConfigError
@@ -56,6 +57,7 @@ def reproduce(command: args.Reproduce) -> int:
     if command.seeds is not None:
         require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
     runs, name = _given_runs(command)
+    engine = None if command.engine is None else engine_of(command.engine, command.engine_set)
     if command.dry_run:
         plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
         return _print_costs(plan, command.device, runs)
@@ -69,6 +71,7 @@ def reproduce(command: args.Reproduce) -> int:
         device=command.device,
         runs=runs,
         runs_name=name,
+        engine=engine,
     )
     page = write_page(command.out)
     status = print_claims(command.out)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -115,6 +115,10 @@ def ignore_progress(progress: Progress) -> None:
     """Show nothing."""
 
 
+def ignore_runs(configs: Sequence[RunConfig]) -> None:
+    """Leave the runs to those who need them."""
+
+
 class Laboratory:
     """A study's runs, and the measurements on them.
 
@@ -143,6 +147,8 @@ class Laboratory:
         """Folder for the runs of measurements that train models, which a later session resumes."""
         self.device = "auto"
         """Where these are trained: "auto", "cpu", "cuda" or "cuda:<number>"."""
+        self.train_ahead: Callable[[Sequence[RunConfig]], object] = ignore_runs
+        """Called with runs that a measurement is about to train: an engine trains them at once."""
         self._measured: dict[tuple[Hashable, ...], Any] = {}
 
     def once(self, key: tuple[Hashable, ...], compute: Callable[[], Any]) -> Any:

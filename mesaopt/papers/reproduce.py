@@ -17,7 +17,8 @@ from mesaopt.papers.index import STUDIES
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.untrained import Untrained, write_untrained
-from mesaopt.progress import AnyProgress, ProgressDisplay, Stage
+from mesaopt.progress import AnyProgress, OnProgress, ProgressDisplay, Stage
+from mesaopt.sweeps import Engine, make_engine, train_all
 from mesaopt.training import (
     Run,
     RunFolder,
@@ -32,6 +33,9 @@ from mesaopt.training import (
     train_seeds,
 )
 from mesaopt.workers import parallel
+
+_RUNS = "runs"
+"""Name of the stage in which an engine trains all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +203,7 @@ def reproduce(
     device: str = "auto",
     runs: str | Path | None = None,
     runs_name: str | None = None,
+    engine: str | Engine | None = None,
     progress: AnyProgress = True,
 ) -> list[Claim]:
     """Train, measure and judge one study in a folder.
@@ -217,6 +222,8 @@ def reproduce(
         runs: folder of finished run folders, which are measured in place of training any; what has no runs
             there is left out, and named in `not-trained.json`.
         runs_name: what the report calls this folder; its path if not given.
+        engine: trains the runs, several at once, as in :func:`mesaopt.sweep`; one after another in this
+            process if not given.
         progress: a display of all stages on the standard error, which are plain lines where that is no
             terminal; nothing; or a function that is called with the steps of each stage.
 
@@ -234,12 +241,15 @@ def reproduce(
         plan = replace(plan, trainings=(), runs=runs_name or str(runs))
     resolve_device(device)
     out, study = files.as_path(out), get_study(plan.what)
+    chosen = None if engine is None else make_engine(engine)
     given = None if runs is None else find_runs(plan, runs)
+    if chosen is not None and not files.exists(out / "DONE"):
+        chosen.check()
     _reserve(out, plan, resume=resume)
     if files.exists(out / "DONE"):
         return read_claims(out)
     with files.only_one_process(out):
-        return _reproduce_in(out, study, plan, device, given, progress)
+        return _reproduce_in(out, study, plan, _Trainer(out, device, chosen), given, progress)
 
 
 def redraw(out: str | Path) -> list[str]:
@@ -275,27 +285,22 @@ def _reproduce_in(
     out: Path,
     study: Study[Any],
     plan: Plan,
-    device: str,
+    trainer: "_Trainer",
     given: Runs | None,
     progress: AnyProgress,
 ) -> list[Claim]:
     started = time.perf_counter()
-    figures = study.chosen(plan)
-    groups = [group for t in plan.trainings for group in seed_batches(t.configs, device)]
-    share = {cost.run: cost.step.seconds for cost in costs(_unfinished(plan, out), device=device)}
-    stages = [
-        Stage(_title(group), group[0].train.steps, sum(share.get(run_name(c), 0) for c in group))
-        for group in groups
-    ]
-    seconds = measuring_seconds(plan, given)
+    figures, seconds = study.chosen(plan), measuring_seconds(plan, given)
+    stages = trainer.stages(plan)
     stages += [Stage(figure.name, 1, seconds[figure.name]) for figure in figures]
     with ProgressDisplay(stages, progress=progress) as display:
-        runs = given or _train_all(groups, out / "runs", device, display)
+        runs = given or trainer.train(plan, display)
 
         def open_laboratory() -> Laboratory:
             lab = study.laboratory(plan, runs)
             lab.on_progress = display.update
-            lab.folder, lab.device = out / "runs", device
+            lab.folder, lab.device = trainer.folder, trainer.device
+            lab.train_ahead = lambda configs: trainer.train_ahead(configs, display.update)
             return lab
 
         _compute_all(study, figures, open_laboratory, out, display)
@@ -399,19 +404,70 @@ def _title(group: Sequence[RunConfig]) -> str:
     return run_name(group[0]) if len(group) == 1 else f"{group[0].recipe}, {len(group)} seeds"
 
 
-def _train_all(
-    groups: Sequence[Sequence[RunConfig]], folder: Path, device: str, display: ProgressDisplay
-) -> Runs:
-    runs: Runs = {}
-    for group in groups:
-        paths = [folder / run_name(config) for config in group]
-        if all(RunFolder(path).is_done for path in paths):
-            display.skip(_title(group))
-        else:
-            display.begin(_title(group))
-        trained = train_seeds(group, paths, resume=True, device=device, progress=display.update)
-        runs.setdefault(group[0].recipe, []).extend(trained)
-    return runs
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains the runs of a study: one after another in this process, or by an engine."""
+
+    out: Path
+    device: str
+    engine: Engine | None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the runs."""
+        return self.out / "runs"
+
+    def stages(self, plan: Plan) -> list[Stage]:
+        """List the stages of the display, with estimates of their time on this machine."""
+        groups, unfinished = _groups(plan, self.device), _unfinished(plan, self.out)
+        share = {c.run: c.step.seconds for c in costs(unfinished, device=self.device)}
+        seconds = [sum(share.get(run_name(config), 0) for config in group) for group in groups]
+        if self.engine is None or not groups:
+            pairs = zip(groups, seconds, strict=True)
+            return [Stage(_title(group), group[0].train.steps, time) for group, time in pairs]
+        steps = [sum(config.train.steps for config in group) for group in groups]
+        whole = sum(x * g[0].train.steps for x, g in zip(seconds, groups, strict=True))
+        return [Stage(_RUNS, sum(steps), whole / sum(steps))]
+
+    def train(self, plan: Plan, display: ProgressDisplay) -> Runs:
+        """Train the runs of a plan, or load those that have ended.
+
+        Raises:
+            RunError: the engine could not train all of them.
+        """
+        runs: Runs = {}
+        if self.engine is not None and plan.configs:
+            display.begin(_RUNS)
+            failed = self.train_ahead(list(plan.configs.values()), display.update)
+            if failed:
+                problems = "; ".join(f"{path.name}: {problem}" for path, problem in failed.items())
+                raise RunError(f"{len(failed)} of {len(plan.configs)} runs failed: {problems}")
+        for group in _groups(plan, self.device):
+            paths = [self.folder / run_name(config) for config in group]
+            if self.engine is None:
+                is_done = all(RunFolder(path).is_done for path in paths)
+                (display.skip if is_done else display.begin)(_title(group))
+            trained = train_seeds(
+                group, paths, resume=True, device=self.device, progress=display.update
+            )
+            runs.setdefault(group[0].recipe, []).extend(trained)
+        return runs
+
+    def train_ahead(self, configs: Sequence[RunConfig], progress: OnProgress) -> dict[Path, str]:
+        """Have the engine train some runs, and say which of them failed; nothing without an engine."""
+        if self.engine is None:
+            return {}
+        # Models of the study's own are trained by those who need them: a folder holds no code.
+        ours = [c for c in configs if c.task.kind != "own" and c.model.kind != "own"]
+        runs = {self.folder / run_name(config): config for config in ours}
+        RunFolder.check_all(list(runs), list(runs.values()), resume=True)
+        logs = self.out / "jobs"
+        return train_all(self.engine, runs, device=self.device, logs=logs, progress=progress)
+
+
+def _groups(plan: Plan, device: str) -> list[list[RunConfig]]:
+    """List the runs of a plan by those that are trained side by side."""
+    return [group for t in plan.trainings for group in seed_batches(t.configs, device)]
 
 
 def _compute_all(

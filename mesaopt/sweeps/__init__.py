@@ -8,7 +8,7 @@ from mesaopt.sweeps.engine import ENGINES, Ended, Engine, make_engine
 from mesaopt.sweeps.grid import grid, parse_grid
 from mesaopt.sweeps.job import train_folder
 from mesaopt.sweeps.local_engine import Local
-from mesaopt.sweeps.sweep import Group, Point, Sweep, load_sweep, plan_sweep, sweep
+from mesaopt.sweeps.sweep import Group, Point, Sweep, load_sweep, plan_sweep, sweep, train_all
 
 __all__ = [
     "ENGINES",
@@ -24,5 +24,6 @@ __all__ = [
     "parse_grid",
     "plan_sweep",
     "sweep",
+    "train_all",
     "train_folder",
 ]

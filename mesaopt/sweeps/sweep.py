@@ -23,7 +23,7 @@ from mesaopt.training.loop import as_config
 
 FILE = "sweep.json"
 """The points of the sweep, written once; locked while an engine works."""
-_PROBLEMS = "problems.json"
+_LOGS, _PROBLEMS = "jobs", "problems.json"
 _LOOK_EVERY_SECONDS = 2.0
 _SHOWN_CURVES = 6
 
@@ -224,19 +224,16 @@ def sweep(
     """
     planned, chosen = plan_sweep(configs, out), make_engine(engine)
     out, points = planned.path, planned.points
-    paths, settings = [point.path for point in points], [point.config for point in points]
-    _require_same(out, settings, resume=resume)
-    RunFolder.check_all(paths, settings, resume=True)
-    if not all(RunFolder(path).is_done for path in paths):
+    runs = {point.path: point.config for point in points}
+    _require_same(out, list(runs.values()), resume=resume)
+    RunFolder.check_all(list(runs), list(runs.values()), resume=True)
+    if not all(RunFolder(path).is_done for path in runs):
         chosen.check()
     if not files.exists(out / FILE):
         named = [{"name": one.path.name, "config": to_dict(one.config)} for one in points]
         json_files.write(out / FILE, {"points": named})
     with files.only_one_process(out / FILE):
-        for point in points:
-            if not files.exists(point.path / "config.json"):
-                json_files.write(point.path / "config.json", to_dict(point.config))
-        run_all(chosen, paths, device=device, logs=out / "jobs", progress=progress)
+        train_all(chosen, runs, device=device, logs=out / _LOGS, progress=progress)
     return load_sweep(out)
 
 
@@ -261,8 +258,8 @@ def load_sweep(path: str | Path) -> Sweep:
     path = files.as_path(path)
     saved = _saved(path)
     problems = {}
-    if files.exists(path / _PROBLEMS):
-        problems = json_files.read(path / _PROBLEMS, {str: str})
+    if files.exists(path / _LOGS / _PROBLEMS):
+        problems = json_files.read(path / _LOGS / _PROBLEMS, {str: str})
     points = []
     for point in _points(saved, path):
         folder = RunFolder(point.path)
@@ -308,31 +305,38 @@ def _points(configs: Mapping[str, RunConfig], out: Path) -> list[Point]:
     ]
 
 
-def run_all(
-    engine: Engine, paths: Sequence[Path], *, device: str, logs: Path, progress: AnyProgress
+def train_all(
+    engine: Engine,
+    runs: Mapping[Path, RunConfig],
+    *,
+    device: str,
+    logs: Path,
+    progress: AnyProgress,
 ) -> dict[Path, str]:
-    """Have an engine train run folders that have not ended, and say which of them failed, and why.
+    """Have an engine train those of some runs that have not ended, and say which of them failed, and why.
 
     Args:
         engine: that was checked.
-        paths: of the folders, with their `config.json`.
+        runs: settings by the path of a folder, which is made where there is none.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
-        logs: folder for what the engine writes; the problems are kept next to it.
+        logs: folder for what the engine writes, and for the problems.
         progress: as in :func:`sweep`.
 
     Returns:
         The problems by the path of the folder.
     """
-    waiting = {path.absolute(): path for path in paths if not RunFolder(path).is_done}
-    watched, problems = _Watched(paths), dict[Path, str]()
-    files.remove(logs.parent / _PROBLEMS)
+    for path, config in runs.items():
+        if not files.exists(path / "config.json"):
+            json_files.write(path / "config.json", to_dict(config))
+    waiting = {path.absolute(): path for path in runs if not RunFolder(path).is_done}
+    watched, problems = _Watched(runs), dict[Path, str]()
+    files.remove(logs / _PROBLEMS)
     if not waiting:
         return problems
     with contextlib.ExitStack() as stack:
-        jobs = engine.run(list(waiting), device=device, logs=logs)
+        jobs = engine.run(list(waiting), device=device, logs=logs.absolute())
         stack.enter_context(contextlib.closing(jobs))
-        name = logs.parent.name
-        report = stack.enter_context(reporting(progress, name, done=watched.done))
+        report = stack.enter_context(reporting(progress, logs.parent.name, done=watched.done))
         watched.look(waiting.values(), report)
         for ended in jobs:
             if ended is not None:
@@ -341,7 +345,7 @@ def run_all(
                 if ended.problem is not None:
                     problems[path] = ended.problem
                     known = {path.name: problem for path, problem in problems.items()}
-                    json_files.write(logs.parent / _PROBLEMS, known)
+                    json_files.write(logs / _PROBLEMS, known)
             watched.look(waiting.values(), report)
     return problems
 
@@ -349,11 +353,11 @@ def run_all(
 class _Watched:
     """The progress of all points, read from their folders."""
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, runs: Mapping[Path, RunConfig]):
         self._next = 0.0
-        self._total = {path: RunFolder(path).config.train.steps for path in paths}
-        self._ended = {path for path in paths if RunFolder(path).is_done}
-        self._steps = {path: _last_step(path) for path in paths}
+        self._total = {path: config.train.steps for path, config in runs.items()}
+        self._ended = {path for path in runs if RunFolder(path).is_done}
+        self._steps = {path: _last_step(path) for path in runs}
 
     @property
     def done(self) -> int:

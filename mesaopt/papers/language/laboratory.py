@@ -213,17 +213,28 @@ class Laboratory(laboratory.Laboratory):
             self.on_progress(Progress(done, total))
             return scored(run, contest, score)
 
-        entries = {}
-        for name, prepare in entrants.items():
-            first = {rate: outcome(prepare(rate, 0)) for rate in rates}
-            rate = min(first, key=lambda rate: first[rate].validation)
-            more = [outcome(prepare(rate, seed)) for seed in range(1, self.plan.seeds)]
-            entries[name] = Entry(
-                rate=rate,
-                validation={rate: one.validation for rate, one in first.items()},
-                outcomes=[first[rate], *more],
+        tried = {name: [p(rate, 0) for rate in rates] for name, p in entrants.items()}
+        self.train_ahead([config for configs in tried.values() for config in configs])
+        first = {
+            name: dict(zip(rates, map(outcome, configs), strict=True))
+            for name, configs in tried.items()
+        }
+        best = {
+            name: min(one, key=lambda rate: one[rate].validation) for name, one in first.items()
+        }
+        others = {
+            name: [prepare(best[name], seed) for seed in range(1, self.plan.seeds)]
+            for name, prepare in entrants.items()
+        }
+        self.train_ahead([config for configs in others.values() for config in configs])
+        return {
+            name: Entry(
+                rate=best[name],
+                validation={rate: one.validation for rate, one in first[name].items()},
+                outcomes=[first[name][best[name]], *map(outcome, others[name])],
             )
-        return entries
+            for name in entrants
+        }
 
 
 def settings_of(contest: Contest, name: str, make_model: Callable[[int], NetworkConfig]) -> Prepare:
@@ -258,12 +269,16 @@ def entry(lab: Laboratory, contest: str, mixer: str) -> Entry:
     return lab.compete(given, {mixer: prepare}, right_answers)[mixer]
 
 
+@measurement
 def mixers(lab: Laboratory, contest: str) -> dict[str, Entry]:
     """Compare all mixers in a contest."""
-    entries = {}
-    for number, name in enumerate(MIXERS):
-        with lab.part(number, len(MIXERS)):
-            entries[name] = entry(lab, contest, name)
+    given = lab.settings.contests[contest]
+    entrants = {
+        name: mixer_settings(given, f"{contest}-{name}", mixer) for name, mixer in MIXERS.items()
+    }
+    entries = lab.compete(given, entrants, right_answers)
+    for name, one in entries.items():
+        lab.remember(entry, contest, name, value=one)
     return entries
 
 
