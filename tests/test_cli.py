@@ -237,7 +237,7 @@ def test_a_dry_run_prints_each_cost_before_it_measures_the_next(
             printed.append(capsys.readouterr().out)
             return super().of(configs)
 
-    monkeypatch.setattr("mesaopt.papers.reproduce.StepCosts", Spy)
+    monkeypatch.setattr("mesaopt.papers.trainings.StepCosts", Spy)
     assert run("reproduce", "core", "--scale", "smoke", "--dry-run", "--device", "cpu") == 0
     title, first, second = printed
     assert "core at scale smoke: training" in title
@@ -646,7 +646,7 @@ def test_the_demo_diagnoses_the_model_that_it_has_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Path] = []
-    monkeypatch.setattr("mesaopt.papers.reproduce.costs", lambda *_, **__: [])
+    monkeypatch.setattr("mesaopt.papers.trainings.costs", lambda *_, **__: [])
     monkeypatch.setattr("mesaopt.papers.reproduce.reproduce", lambda *_, **__: [])
 
     def load(path: Path, **_: object) -> None:

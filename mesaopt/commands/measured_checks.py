@@ -14,6 +14,7 @@ from mesaopt.commands.checks import Check
 from mesaopt.commands.diagnosis import DIAGNOSIS_SECONDS
 from mesaopt.console import duration
 from mesaopt.papers import reproduce as papers
+from mesaopt.papers.trainings import costs
 from mesaopt.progress import ProgressDisplay, Stage
 from mesaopt.training import StepCosts
 
@@ -106,7 +107,7 @@ def _demo() -> CommandTime:
 
 def _core() -> CommandTime:
     plan = papers.make_plan("core", scale="small")
-    seconds = sum(cost.seconds for cost in papers.costs(plan))
+    seconds = sum(cost.seconds for cost in costs(plan))
     seconds += sum(papers.measuring_seconds(plan).values())
     how = f"of each training {_TIMED}; {_MEASURING}"
     return CommandTime("mesaopt reproduce core --scale small", seconds, how)

@@ -21,6 +21,7 @@ def demo(command: args.Demo) -> int:
     """Reproduce the main result from trained models, diagnose one, and show the page."""
     from mesaopt import zoo
     from mesaopt.papers import reproduce as papers
+    from mesaopt.papers.trainings import costs
     from mesaopt.report import write_diagnosis
     from mesaopt.report import write_report as write_page
     from mesaopt.training import load_run
@@ -29,7 +30,7 @@ def demo(command: args.Demo) -> int:
     plan = papers.make_plan("core", scale="small")
     seconds = DIAGNOSIS_SECONDS + sum(figure.seconds[plan.scale] for figure in study.figures)
     if runs is None:
-        seconds += sum(cost.seconds for cost in papers.costs(plan, device="cpu"))
+        seconds += sum(cost.seconds for cost in costs(plan, device="cpu"))
     models = "Training and measuring three models" if command.train else "Measuring three models"
     print_line(f"{models}: about {duration(seconds)} here, once. Results go to {command.out}.")
     name = None if runs is None else zoo.title()
@@ -114,7 +115,7 @@ def _print_costs(plan: "Plan", device: str, folder: Path | None) -> int:
 
 def _print_trainings(plan: "Plan", device: str) -> float:
     """Print what each run costs as soon as it is known, and give the sum of the times."""
-    from mesaopt.papers.reproduce import costs
+    from mesaopt.papers.trainings import costs
 
     if not plan.configs:
         return 0.0

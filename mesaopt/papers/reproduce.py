@@ -3,53 +3,32 @@
 import importlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mesaopt import files, json_files
-from mesaopt.config import RunConfig, to_dict
+from mesaopt.config import to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
 from mesaopt.papers.index import STUDIES
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
+from mesaopt.papers.trainings import Trainer
 from mesaopt.papers.untrained import Untrained, write_untrained
-from mesaopt.progress import AnyProgress, OnProgress, ProgressDisplay, Stage
-from mesaopt.sweeps import Engine, make_engine, train_all
+from mesaopt.progress import AnyProgress, ProgressDisplay, Stage
+from mesaopt.sweeps import Engine, make_engine
 from mesaopt.training import (
     Run,
     RunFolder,
-    StepCost,
-    StepCosts,
     describe,
     load_run,
     reserve_folder,
     resolve_device,
-    run_name,
-    seed_batches,
-    train_seeds,
 )
 from mesaopt.workers import parallel
-
-_RUNS = "runs"
-"""Name of the stage in which an engine trains all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """The cost of one run of a plan on this machine."""
-
-    run: str
-    steps: int
-    step: StepCost
-
-    @property
-    def seconds(self) -> float:
-        """Expected training time."""
-        return self.steps * self.step.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +91,6 @@ def make_plan(
     name, _, figure = what.partition("/")
     figures = (figure, *only) if figure else only
     return get_study(name).plan(scale, seeds=seeds, figures=figures)
-
-
-def costs(plan: Plan, *, device: str = "auto") -> Iterator[Cost]:
-    """Estimate what the runs of a plan cost here; equal work is timed once, on part of a batch.
-
-    Args:
-        plan: the runs.
-        device: "auto", "cpu", "cuda" or "cuda:<number>".
-
-    Yields:
-        One entry per run, each as soon as it is known.
-    """
-    steps = StepCosts(device)
-    for training in plan.trainings:
-        step = steps.of(seed_batches(training.configs, device)[0])
-        for config in training.configs:
-            yield Cost(run=run_name(config), steps=config.train.steps, step=step)
 
 
 def find_runs(plan: Plan, folder: Path) -> Runs:
@@ -249,7 +211,7 @@ def reproduce(
     if files.exists(out / "DONE"):
         return read_claims(out)
     with files.only_one_process(out):
-        return _reproduce_in(out, study, plan, _Trainer(out, device, chosen), given, progress)
+        return _reproduce_in(out, study, plan, Trainer(out, device, chosen), given, progress)
 
 
 def redraw(out: str | Path) -> list[str]:
@@ -285,7 +247,7 @@ def _reproduce_in(
     out: Path,
     study: Study[Any],
     plan: Plan,
-    trainer: "_Trainer",
+    trainer: Trainer,
     given: Runs | None,
     progress: AnyProgress,
 ) -> list[Claim]:
@@ -326,16 +288,6 @@ def _reproduce_in(
     }
     json_files.write(out / "DONE", {name: round(value, 1) for name, value in spent.items()})
     return claims
-
-
-def _unfinished(plan: Plan, out: Path) -> Plan:
-    """Give the plan without the recipes that an earlier session has trained."""
-    waiting = tuple(
-        training
-        for training in plan.trainings
-        if not all(RunFolder(out / "runs" / run_name(c)).is_done for c in training.configs)
-    )
-    return replace(plan, trainings=waiting)
 
 
 def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
@@ -398,76 +350,6 @@ def _run_summary(run: Run) -> dict[str, Any]:
         "test_loss": run.metrics[-1]["test_loss"],
         "seconds": run.seconds,
     }
-
-
-def _title(group: Sequence[RunConfig]) -> str:
-    return run_name(group[0]) if len(group) == 1 else f"{group[0].recipe}, {len(group)} seeds"
-
-
-@dataclass(frozen=True)
-class _Trainer:
-    """Trains the runs of a study: one after another in this process, or by an engine."""
-
-    out: Path
-    device: str
-    engine: Engine | None
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the runs."""
-        return self.out / "runs"
-
-    def stages(self, plan: Plan) -> list[Stage]:
-        """List the stages of the display, with estimates of their time on this machine."""
-        groups, unfinished = _groups(plan, self.device), _unfinished(plan, self.out)
-        share = {c.run: c.step.seconds for c in costs(unfinished, device=self.device)}
-        seconds = [sum(share.get(run_name(config), 0) for config in group) for group in groups]
-        if self.engine is None or not groups:
-            pairs = zip(groups, seconds, strict=True)
-            return [Stage(_title(group), group[0].train.steps, time) for group, time in pairs]
-        steps = [sum(config.train.steps for config in group) for group in groups]
-        whole = sum(x * g[0].train.steps for x, g in zip(seconds, groups, strict=True))
-        return [Stage(_RUNS, sum(steps), whole / sum(steps))]
-
-    def train(self, plan: Plan, display: ProgressDisplay) -> Runs:
-        """Train the runs of a plan, or load those that have ended.
-
-        Raises:
-            RunError: the engine could not train all of them.
-        """
-        runs: Runs = {}
-        if self.engine is not None and plan.configs:
-            display.begin(_RUNS)
-            failed = self.train_ahead(list(plan.configs.values()), display.update)
-            if failed:
-                problems = "; ".join(f"{path.name}: {problem}" for path, problem in failed.items())
-                raise RunError(f"{len(failed)} of {len(plan.configs)} runs failed: {problems}")
-        for group in _groups(plan, self.device):
-            paths = [self.folder / run_name(config) for config in group]
-            if self.engine is None:
-                is_done = all(RunFolder(path).is_done for path in paths)
-                (display.skip if is_done else display.begin)(_title(group))
-            trained = train_seeds(
-                group, paths, resume=True, device=self.device, progress=display.update
-            )
-            runs.setdefault(group[0].recipe, []).extend(trained)
-        return runs
-
-    def train_ahead(self, configs: Sequence[RunConfig], progress: OnProgress) -> dict[Path, str]:
-        """Have the engine train some runs, and say which of them failed; nothing without an engine."""
-        if self.engine is None:
-            return {}
-        # Models of the study's own are trained by those who need them: a folder holds no code.
-        ours = [c for c in configs if c.task.kind != "own" and c.model.kind != "own"]
-        runs = {self.folder / run_name(config): config for config in ours}
-        RunFolder.check_all(list(runs), list(runs.values()), resume=True)
-        logs = self.out / "jobs"
-        return train_all(self.engine, runs, device=self.device, logs=logs, progress=progress)
-
-
-def _groups(plan: Plan, device: str) -> list[list[RunConfig]]:
-    """List the runs of a plan by those that are trained side by side."""
-    return [group for t in plan.trainings for group in seed_batches(t.configs, device)]
 
 
 def _compute_all(

@@ -14,7 +14,8 @@ from mesaopt.errors import ConfigError, RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.laboratory import Plan
 from mesaopt.papers.plan import Study
-from mesaopt.papers.reproduce import STUDIES, costs, get_study, make_plan, redraw, reproduce
+from mesaopt.papers.reproduce import STUDIES, get_study, make_plan, redraw, reproduce
+from mesaopt.papers.trainings import costs
 from mesaopt.papers.untrained import read_untrained
 from mesaopt.training import RunFolder, StepCost, StepCosts, run_name, train
 
@@ -110,7 +111,7 @@ def test_runs_that_are_finished_are_not_timed_again(
             timed.extend(map(run_name, configs))
             return super().of(configs)
 
-    monkeypatch.setattr("mesaopt.papers.reproduce.StepCosts", Spy)
+    monkeypatch.setattr("mesaopt.papers.trainings.StepCosts", Spy)
     assert reproduce("core", scale="smoke", out=out, device="cpu", resume=True)
     assert timed == [unfinished]
 
