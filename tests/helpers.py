@@ -1,13 +1,14 @@
-"""Helpers of several tests: the exit status of a command, interrupted programs, processes that train."""
+"""Helpers of several tests: the exit status of a command, interrupted programs, engines of sweeps."""
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import pytest
 
 from mesaopt import cli
+from mesaopt.sweeps import Ended, train_folder
 
 
 def exit_status(*arguments: str) -> int:
@@ -51,3 +52,20 @@ def workers_of(process: int) -> list[int]:
             if parent == process and b"mesaopt.sweeps.job" in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
+
+
+class Here:
+    """An engine that works in this process, and fails where it is told to."""
+
+    def __init__(self, failing: str = "nothing"):
+        self.failing, self.given = failing, list[str]()
+
+    def check(self) -> None:
+        self.given.append("check")
+
+    def run(self, folders: Sequence[Path], *, device: str, logs: Path) -> Generator[Ended | None]:
+        for folder in folders:
+            self.given.append(folder.name)
+            yield None
+            bad = self.failing in folder.name
+            yield Ended(folder, "no luck" if bad else train_folder(str(folder), device))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import toy_study
+from helpers import Here
 from toy_study import Toy
 
 from mesaopt.config import RunConfig
@@ -87,6 +88,21 @@ def test_an_interrupted_reproduction_goes_on(
         ours = (out / "runs" / run.name / "metrics.jsonl").read_bytes()
         assert ours == (run / "metrics.jsonl").read_bytes()
     assert RunFolder(out / "runs" / name).config == config
+
+
+def test_an_engine_trains_the_runs_and_the_numbers_are_the_same(
+    results: Path, tiny_core: Study, tmp_path: Path
+) -> None:
+    out, failing, engine = tmp_path / "results", Here(failing="mesa-1"), Here()
+    with pytest.raises(RunError, match=r"^1 of 4 runs failed: mesa-1-seed0: no luck$"):
+        reproduce("core", scale="smoke", out=out, device="cpu", engine=failing)
+    assert len(failing.given) == 5
+    claims = reproduce("core", scale="smoke", out=out, device="cpu", engine=engine, resume=True)
+    assert engine.given == ["check", "mesa-1-seed0"]
+    assert claims == read_claims(results)
+    for run in sorted((results / "runs").iterdir()):
+        ours = (out / "runs" / run.name / "metrics.jsonl").read_bytes()
+        assert ours == (run / "metrics.jsonl").read_bytes()
 
 
 def test_a_finished_reproduction_is_not_repeated(results: Path, tiny_core: Study) -> None:

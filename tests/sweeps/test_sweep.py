@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import Here, wait_for_lines, workers_of
 from helpers import exit_status as run
-from helpers import wait_for_lines, workers_of
 
 import mesaopt
 from mesaopt import recipes, sweeps
 from mesaopt.config import OwnModelConfig, RunConfig, override
 from mesaopt.errors import ConfigError, MissingPackageError, RunError
 from mesaopt.progress import Progress
-from mesaopt.sweeps import Ended, Local, grid, load_sweep, plan_sweep, train_folder
+from mesaopt.sweeps import Ended, Local, grid, load_sweep, plan_sweep
 from mesaopt.training import RunFolder, train
 
 SHORT = ["train.steps=12", "train.batch_size=8", "train.evaluate_every=4"]
@@ -30,23 +30,6 @@ SHORT += ["train.evaluation_sequences=16", "task.length=8"]
 RATES = {"train.learning_rate": ["1e-3", "3e-2"]}
 CONFIG = override(recipes.get("lsa-1"), SHORT)
 GRID = ["lsa-1", "--set", *SHORT, "--grid", "train.learning_rate=1e-3,3e-2", "--seeds", "2"]
-
-
-class Here:
-    """An engine that works in this process, and fails where it is told to."""
-
-    def __init__(self, failing: str = "nothing"):
-        self.failing, self.given = failing, list[str]()
-
-    def check(self) -> None:
-        self.given.append("check")
-
-    def run(self, folders: Sequence[Path], *, device: str, logs: Path) -> Generator[Ended | None]:
-        for folder in folders:
-            self.given.append(folder.name)
-            yield None
-            bad = self.failing in folder.name
-            yield Ended(folder, "no luck" if bad else train_folder(str(folder), device))
 
 
 @pytest.fixture(scope="module")

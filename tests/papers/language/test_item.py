@@ -1,25 +1,38 @@
 """The study of language models and recall: its figures and claims, on models that learned nothing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import Here
 from laboratories import Computed, compute
 from torch import Tensor
 
 from mesaopt.analysis import Evaluation, token_scores
+from mesaopt.config import OwnModelConfig, RunConfig
 from mesaopt.models import make_model
 from mesaopt.papers.figure import judge
 from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
-from mesaopt.papers.language.laboratory import MIXERS, Entry, Laboratory, Outcome
+from mesaopt.papers.language.laboratory import (
+    MIXERS,
+    Entry,
+    Laboratory,
+    Outcome,
+    entry,
+    mixer_settings,
+    mixers,
+)
 from mesaopt.papers.language.settings import SETTINGS
+from mesaopt.papers.trainings import Trainer
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, load_run
 
 PLAN = STUDY.plans["smoke"]
+CONTINUOUS = mixer_settings(SETTINGS["smoke"].contests["continuous"], "own", "mesa")(1e-3, 0)
 NEED_NO_TRAINING = {
     "mqar-mesa-beats-gated-delta",
     "regbench-mesa-as-softmax",
@@ -140,3 +153,24 @@ def test_mixers_have_equal_parameters_up_to_gates_and_convolutions(name: str, mo
         for mixer in MIXERS.values()
     ]
     assert max(counts) <= (1 + more) * min(counts)
+
+
+def test_an_engine_trains_the_runs_of_a_contest_at_once(tmp_path: Path) -> None:
+    engine, rounds = Here(), list[int]()
+    lab, trainer = Laboratory(PLAN.with_seeds(2), {}), Trainer(tmp_path, "cpu", engine)
+    own = replace(CONTINUOUS, model=OwnModelConfig(name="Net", weights={"w": "float32 [1]"}))
+
+    def train_ahead(configs: Sequence[RunConfig]) -> None:
+        rounds.append(len(configs))
+        trainer.train_ahead([*configs, own], lambda _: None)
+
+    lab.folder, lab.device, lab.train_ahead = trainer.folder, "cpu", train_ahead
+    entries = mixers(lab, "continuous")
+    assert (
+        rounds == [len(MIXERS)] * 2
+    )  # a learning rate of the first seed, and then the second seed
+    assert len(engine.given) == 2 * len(MIXERS)
+    assert entry(lab, "continuous", "mesa") is entries["mesa"]
+    alone = Laboratory(lab.plan, {})
+    alone.folder, alone.device = tmp_path / "alone", "cpu"
+    assert torch.equal(entry(alone, "continuous", "mesa").scores, entries["mesa"].scores)
