@@ -67,7 +67,7 @@ def generate(command: args.Generate) -> int:
 def _language_model(run: "Run") -> "LanguageModel":
     from mesaopt.models import LanguageModel
 
-    if not isinstance(run.model, LanguageModel):
+    if not isinstance(run.model, LanguageModel) or run.config.model.kind != "language":
         kind = run.config.model.kind
         raise RunError(f"{run.path}: holds a {kind!r} model: must be a 'language' model")
     return run.model

@@ -6,7 +6,7 @@ key is an error that suggests the right one.
 """
 
 from mesaopt.config.checks import require_config, require_count, require_whole
-from mesaopt.config.language import LanguageModelConfig
+from mesaopt.config.language import AutoEncoderConfig, LanguageModelConfig
 from mesaopt.config.models import (
     FORGETTING_MIXERS,
     MergedAttentionConfig,
@@ -63,6 +63,7 @@ from mesaopt.config.token_tasks import (
 __all__ = [
     "FORGETTING_MIXERS",
     "ARProcessConfig",
+    "AutoEncoderConfig",
     "ContinuousMQARConfig",
     "CopyingConfig",
     "FewShotConfig",

@@ -115,3 +115,23 @@ class LanguageModelConfig:
         if self.mlp_dim is not None:
             return self.mlp_dim
         return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoEncoderConfig(LanguageModelConfig):
+    """The blocks of a language model, whose last position gives all tokens back: for compression of MAD.
+
+    Example:
+        >>> AutoEncoderConfig(vocabulary=16, width=9, num_heads=3)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: width=9: must be even, for pairs of a sine and a cosine
+    """
+
+    kind: Literal["auto_encoder"] = "auto_encoder"  # type: ignore[assignment]
+    """The kind of model, in config.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        even = self.width % 2 == 0
+        require(even, self, "width", "even, for pairs of a sine and a cosine")

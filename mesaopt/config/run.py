@@ -10,13 +10,15 @@ from mesaopt.config.checks import (
     require_positive_if_given,
     require_types,
 )
-from mesaopt.config.language import LanguageModelConfig
+from mesaopt.config.language import AutoEncoderConfig, LanguageModelConfig
 from mesaopt.config.models import MergedAttentionConfig, ModelConfig, OwnModelConfig
 from mesaopt.config.tasks import LinearSystemConfig, OwnTaskConfig, TaskConfig
 from mesaopt.config.token_tasks import TokenTaskConfig
 from mesaopt.errors import ConfigError
 
-NetworkConfig = ModelConfig | MergedAttentionConfig | OwnModelConfig | LanguageModelConfig
+NetworkConfig = (
+    ModelConfig | MergedAttentionConfig | OwnModelConfig | LanguageModelConfig | AutoEncoderConfig
+)
 """The settings of any model; in JSON, `kind` names it."""
 
 
@@ -122,7 +124,13 @@ class RunConfig:
                     "must be a task on tokens, such as 'copying', for a model of kind 'language'"
                 )
                 raise ConfigError(f"task.kind={self.task.kind!r}: {wanted}")
-            self.task.check_language_model()
+            wanted = "auto_encoder" if self.task.gives_back else "language"
+            if self.model.kind != wanted:
+                those = (
+                    "the tokens themselves" if self.task.gives_back else "others than the tokens"
+                )
+                problem = f"must be {wanted!r}, for a task whose targets are {those}"
+                raise ConfigError(f"model.kind={self.model.kind!r}: {problem}")
         elif isinstance(self.task, TokenTaskConfig) and not isinstance(self.model, OwnModelConfig):
             wanted = f"must be 'language' or a module of your own, for {self.task.kind!r}"
             raise ConfigError(f"model.kind={self.model.kind!r}: {wanted}, a task on tokens")

@@ -37,8 +37,10 @@ class OnTokens:
         """Numbers in a prediction: one logit for each token."""
         return cast(Any, self).vocabulary
 
-    def check_language_model(self) -> None:
-        """Refuse settings with which the task is not one for a language model; here there are none."""
+    @property
+    def gives_back(self) -> bool:
+        """Whether the targets are the tokens themselves, which takes an auto-encoder."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +257,10 @@ length=32
         require(enough, self, "vocabulary", f"{self.noise_vocabulary + 4} or greater")
         getattr(self, f"_check_{self.task}", lambda: None)()
 
-    def check_language_model(self) -> None:
-        """Refuse compression, whose targets are the inputs."""
-        if self.task == "compression":
-            wanted = "another: an auto-encoder solves it, and a language model copies its input"
-            raise ConfigError(f"task.task='compression': must be {wanted}")
+    @property
+    def gives_back(self) -> bool:
+        """Whether the targets are the tokens themselves."""
+        return self.task == "compression"
 
     def _check_in_context_recall(self) -> None:
         require(self.length % 2 == 0, self, "length", "even")

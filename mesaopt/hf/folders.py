@@ -13,7 +13,7 @@ from mesaopt.corpus.tokenizer import BYTES, import_tokenizers, load_tokenizer
 from mesaopt.errors import ConfigError
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.hf.modelling import MesaoptForCausalLM
-from mesaopt.models import LanguageModel
+from mesaopt.models import AutoEncoder, LanguageModel
 from mesaopt.training import Checkpoint, RunFolder, Trainer
 from mesaopt.training.loop import load_folder, metrics_line
 
@@ -46,7 +46,7 @@ def export(run: str | Path, path: str | Path, *, step: int | None = None) -> Pat
     """
     folder, out = RunFolder(files.as_path(run)), files.as_path(path)
     config = folder.config
-    if not isinstance(config.model, LanguageModelConfig):
+    if type(config.model) is not LanguageModelConfig:
         raise ConfigError(f"run={str(run)!r}: model.kind={config.model.kind!r}: must be 'language'")
     files.require_free(out)
     step = max(folder.steps, default=0) if step is None else step
@@ -115,7 +115,7 @@ def wrap(model: Any) -> MesaoptForCausalLM:
         >>> torch.equal(wrap(model)(tokens).logits, model(tokens))
         True
     """
-    if not isinstance(model, LanguageModel):
+    if not isinstance(model, LanguageModel) or isinstance(model, AutoEncoder):
         raise TypeError(f"model={type(model).__name__}: must be a LanguageModel")
     wrapped = MesaoptForCausalLM(MesaoptConfig(model.config))
     wrapped.model.load_plain(model.state_dict())

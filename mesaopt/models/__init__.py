@@ -3,6 +3,7 @@
 :func:`make_model` builds one from its settings; the layers are in :mod:`mesaopt.layers`.
 """
 
+from mesaopt.models.auto_encoder import AutoEncoder
 from mesaopt.models.generation import Generated, Sampling, beam_search, generate, prefill
 from mesaopt.models.language import LanguageModel
 from mesaopt.models.language_state import LanguageState
@@ -13,6 +14,7 @@ from mesaopt.models.seeds import SideBySide, join, separate
 from mesaopt.models.sequence import SequenceModel
 
 __all__ = [
+    "AutoEncoder",
     "Generated",
     "LanguageModel",
     "LanguageState",

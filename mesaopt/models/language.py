@@ -103,11 +103,28 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
         """
+        return self._logits(_at(self.read(tokens, mask=mask), at))
+
+    def read(
+        self, tokens: Int[Tensor, "batch time"], *, mask: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch time width"]:
+        """Compute the residual stream behind the last block.
+
+        Args:
+            tokens: [batch, time], from 0 to vocabulary - 1.
+            mask: true where a token is and false where padding is; see :meth:`extend`.
+
+        Returns:
+            The stream [batch, time, width].
+
+        Raises:
+            ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
+        """
         tokens = _checked(tokens, self.config.vocabulary, ("batch", "time"))
         x = self._embed(tokens, _counts(tokens, mask).cumsum(1) - 1)
         for block in self._blocks:
             x = self._run_block(block, x, mask)
-        return self._logits(_at(x, at))
+        return x
 
     def extend(
         self,

@@ -3,12 +3,14 @@
 from torch import nn
 
 from mesaopt.config import (
+    AutoEncoderConfig,
     LanguageModelConfig,
     MergedAttentionConfig,
     NetworkConfig,
     OwnModelConfig,
     require_config,
 )
+from mesaopt.models.auto_encoder import AutoEncoder
 from mesaopt.models.language import LanguageModel
 from mesaopt.models.one_layer import OneLayerModel
 from mesaopt.models.own import build_own
@@ -41,6 +43,8 @@ def make_model(config: NetworkConfig, *, seed: int = 0) -> Model:
         return build_own(config, seed=seed)
     if isinstance(config, MergedAttentionConfig):
         return OneLayerModel(config, seed=seed)
+    if isinstance(config, AutoEncoderConfig):
+        return AutoEncoder(config, seed=seed)
     if isinstance(config, LanguageModelConfig):
         return LanguageModel(config, seed=seed)
     return SequenceModel(config, seed=seed)

@@ -204,8 +204,8 @@ def draw_mapping(random: np.random.Generator, vocabulary: int) -> Integers:
 def draw_compression(random: np.random.Generator, config: MADConfig, batch_size: int) -> Drawn:
     """Draw random tokens and a last one that says to sum them up; all are to be given back.
 
-    The target of a position is its own token: this is a task for an auto-encoder, which sees nothing but
-    the model's last position. At any other position a model of one layer could copy.
+    The target of a position is its own token: this is a task for :class:`mesaopt.models.AutoEncoder`, which
+    decodes nothing but its last position. At any other position a model of one layer could copy.
 
     Args:
         random: source of the numbers.

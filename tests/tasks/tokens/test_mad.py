@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mesaopt import recipes
-from mesaopt.config import LanguageModelConfig, MADConfig, RunConfig
+from mesaopt.config import AutoEncoderConfig, LanguageModelConfig, MADConfig, RunConfig
+from mesaopt.errors import ConfigError
 from mesaopt.tasks import IGNORE, MAD, make_task
 from mesaopt.theory import exact_answers
 
@@ -170,10 +171,11 @@ def test_rows_without_a_place_to_score_do_not_exist() -> None:
             assert (batch.targets != IGNORE).any(1).all()
 
 
-def test_compression_is_refused_for_a_language_model() -> None:
-    with pytest.raises(ValueError, match="task.task='compression': must be another: an auto-enc"):
-        RunConfig(
-            recipe="any",
-            task=recipes.TASKS["mad-compression"],
-            model=LanguageModelConfig(vocabulary=16),
-        )
+def test_compression_is_for_an_auto_encoder_and_nothing_else_is() -> None:
+    compression, copying = recipes.TASKS["mad-compression"], recipes.TASKS["mad-selective-copying"]
+    for task, model, message in (
+        (compression, LanguageModelConfig(vocabulary=16), "'language': must be 'auto_encoder'"),
+        (copying, AutoEncoderConfig(vocabulary=16), "'auto_encoder': must be 'language'"),
+    ):
+        with pytest.raises(ConfigError, match=f"model.kind={message}, for a task whose targets"):
+            RunConfig(recipe="any", task=task, model=model)
