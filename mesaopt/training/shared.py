@@ -7,6 +7,7 @@ shard. The first process writes all files but the optimiser's state, of which ea
 
 import contextlib
 import functools
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -41,6 +42,7 @@ from mesaopt.training.tensors import MOMENTS, check_optimizer, damaged, trained_
 from mesaopt.training.trainer import Trainer
 
 T = TypeVar("T")
+_MEETINGS = itertools.count()
 
 
 class Team:
@@ -82,11 +84,12 @@ class Team:
         with contextlib.ExitStack() as stack:
             if not distributed.is_initialized():
                 backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+                store, rank, size = distributed.HashStore(), 0, 1
                 if is_launched():
-                    distributed.init_process_group(backend)
-                else:
-                    store = distributed.HashStore()
-                    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+                    store, rank, size = next(distributed.rendezvous("env://"))
+                # A group that met before has left addresses in the store.
+                store = distributed.PrefixStore(f"mesaopt/{next(_MEETINGS)}", store)
+                distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
                 stack.callback(distributed.destroy_process_group)
             try:
                 yield cls(device, devices)
