@@ -17,6 +17,7 @@ import torch
 from mesaopt import files
 from mesaopt.config import LanguageModelConfig, RunConfig
 from mesaopt.errors import RunError
+from mesaopt.training.devices import is_launched
 from mesaopt.workers import part_size
 
 _PACKAGES = ("mesaopt", "torch", "numpy", "scipy", "matplotlib", "safetensors", "tyro", "rich")
@@ -86,6 +87,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "num_threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else 1,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

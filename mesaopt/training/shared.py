@@ -80,6 +80,8 @@ class Team:
         Raises:
             RunError: a machine has fewer GPUs than processes, or a process has gone.
         """
+        if not hasattr(dcp, "HuggingFaceStorageReader"):
+            raise RunError(f"torch {torch.__version__}: must be 2.9 or newer for several devices")
         device = _own_device(device)
         with contextlib.ExitStack() as stack:
             if not distributed.is_initialized():

@@ -165,6 +165,26 @@ def test_one_process_may_save_memory(how: dict, config: RunConfig, tmp_path: Pat
     assert_close(tmp_path / "how", tmp_path / "alone")
 
 
+def test_bfloat16_is_shared_like_float32(config: RunConfig, tmp_path: Path) -> None:
+    config = replace(config, train=replace(config.train, steps=4, precision="bfloat16"))
+    train(config, tmp_path / "alone", device="cpu")
+    train(config, tmp_path / "team", device="cpu", devices=Devices(shard=True))
+    assert_close(tmp_path / "team", tmp_path / "alone")
+
+
+def test_several_seeds_are_trained_one_after_another(tmp_path: Path) -> None:
+    """Four processes that meet again find none of the addresses of their first meeting."""
+    arguments = ["train", "lsa-1", "--device", "cpu", "--shard", "--seeds", "2", "--set"]
+    arguments += ["train.steps=2", "train.batch_size=4", "train.evaluation_sequences=4"]
+    said = tmp_path / "said"
+    both = Processes(4, command, *arguments, "--out", str(tmp_path), said=said)
+    assert both.end() == [0] * 4, said.read_text()
+    for seed in (0, 1):
+        folder = RunFolder(tmp_path / f"lsa-1-seed{seed}")
+        assert folder.is_done
+        assert folder.meta["processes"] == 4
+
+
 @pytest.mark.slow
 def test_compiled_blocks_train_alike(run: Callable[..., str], tmp_path: Path) -> None:
     base = CONFIGS["sequence"]
