@@ -124,24 +124,35 @@ MODELS = (
 
 
 def print_model(machine: Machine) -> None:
-    """Print the table of the docs, in Markdown."""
-    head = "model | parameters | operations a token and parameter | way | MB sent by a GPU, of 2 | of 8"
-    head += " | of 64 | ms computed, 8 GPUs | ms sent | GB of states, 8 GPUs"
-    head += "".join(f" | a tenth, {name}" for name in BATCHES)
-    print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}")
+    """Print the tables of the docs, in Markdown."""
+    sizes = [
+        [
+            "model",
+            "parameters",
+            "way",
+            "MB sent by one of 2",
+            "of 8",
+            "of 64",
+            "GB held by one of 8",
+        ]
+    ]
+    times = [["model", "FLOP a token and parameter", "way", "ms computed", "ms sent"]]
+    times[0] += [f"a tenth at, {name}" for name in BATCHES]
     for model in MODELS:
         number, operations = model.parameters, model.operations()
-        for shard in (False, True):
-            cells = [model.name, f"{number / 1e6:,.1f} M", f"{operations / number:.1f}"]
-            cells.append("FSDP" if shard else "data parallel")
-            cells += [f"{sent(number, n, shard=shard) / 1e6:,.0f}" for n in (2, 8, 64)]
-            computes = operations * BATCHES["0.5 M"] / 8 / (machine.flops * model.used)
-            cells += [f"{1e3 * computes:,.1f}"]
-            cells += [f"{1e3 * waits(model, 8, machine, shard=shard):,.1f}"]
-            cells += [f"{4 * BYTES * number / (8 if shard else 1) / 1e9:.2g}"]
+        computes = operations * BATCHES["0.5 M"] / 8 / (machine.flops * model.used)
+        for shard, way in ((False, "data parallel"), (True, "FSDP")):
+            held = 4 * BYTES * number / (8 if shard else 1)  # weight, gradient, two moments
+            cells = [f"{sent(number, n, shard=shard) / 1e6:,.0f}" for n in (2, 8, 64)]
+            cells.append(f"{held / 1e9:.2g}")
+            sizes.append([model.name, f"{number / 1e6:,.1f} M", way, *cells])
+            cells = [f"{1e3 * t:,.1f}" for t in (computes, waits(model, 8, machine, shard=shard))]
             for batch in BATCHES.values():
                 cells.append(reaches_a_tenth(model, operations, batch, machine, shard=shard))
-            print(f"| {' | '.join(cells)} |")
+            times.append([model.name, f"{operations / number:.1f}", way, *cells])
+    for table in (sizes, times):
+        rows = [table[0], ["---"] * len(table[0]), *table[1:]]
+        print("\n".join(f"| {' | '.join(row)} |" for row in rows), end="\n\n")
 
 
 def bytes_sent_here() -> int:
