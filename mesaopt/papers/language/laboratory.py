@@ -16,7 +16,7 @@ from mesaopt.config import MixerName, NetworkConfig, RunConfig, TextConfig
 from mesaopt.looks import Look
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Source, Training, measurement
-from mesaopt.papers.language.settings import SETTINGS, Contest, Settings
+from mesaopt.papers.language.settings import SETTINGS, Contest, Settings, next_rates
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.recipes.language import MIXERS
 from mesaopt.tasks import Batch, Split, Task, make_task
@@ -189,6 +189,8 @@ class Laboratory(laboratory.Laboratory):
     ) -> dict[str, Entry]:
         """Train all entrants of a contest, choose their learning rates, and score their models.
 
+        Rates are tried until the best of an entrant lies between two that are worse, or at an end.
+
         Args:
             contest: task, rates and numbers of sequences.
             entrants: makes the settings of each.
@@ -199,42 +201,56 @@ class Laboratory(laboratory.Laboratory):
             What each came to, by name.
         """
         rates = rates or contest.rates
-        count = len(rates) + self.plan.seeds - 1
-        total, done = len(entrants) * count * contest.train.steps, 0
+        steps, done = contest.train.steps, 0
+        total = len(entrants) * (len(next_rates(rates, {})) + self.plan.seeds - 1) * steps
 
-        def outcome(config: RunConfig) -> Outcome:
-            nonlocal done
-            before = done
-            run = self.train(
-                config,
-                lambda one: self.on_progress(replace(one, done=before + one.done, total=total)),
-            )
-            done += contest.train.steps
-            self.on_progress(Progress(done, total))
-            return scored(run, contest, score)
+        def outcomes(configs: Mapping[Any, RunConfig]) -> dict[Any, Outcome]:
+            nonlocal done, total
+            found = {}
+            total = max(total, done + len(configs) * steps)
+            self.train_ahead(list(configs.values()))
+            for key, config in configs.items():
+                found[key] = scored(self.train(config, report), contest, score)
+                done += steps
+                self.on_progress(Progress(done, total))
+            return found
 
-        tried = {name: [p(rate, 0) for rate in rates] for name, p in entrants.items()}
-        self.train_ahead([config for configs in tried.values() for config in configs])
-        first = {
-            name: dict(zip(rates, map(outcome, configs), strict=True))
-            for name, configs in tried.items()
-        }
-        best = {
-            name: min(one, key=lambda rate: one[rate].validation) for name, one in first.items()
-        }
-        others = {
-            name: [prepare(best[name], seed) for seed in range(1, self.plan.seeds)]
-            for name, prepare in entrants.items()
-        }
-        self.train_ahead([config for configs in others.values() for config in configs])
+        def report(one: Progress) -> None:
+            self.on_progress(replace(one, done=done + one.done, total=total))
+
+        first: dict[str, dict[float, Outcome]] = {name: {} for name in entrants}
+        while waiting := {
+            (name, rate): entrants[name](rate, 0)
+            for name, tried in first.items()
+            for rate in next_rates(rates, _validation(tried))
+        }:
+            for (name, rate), one in outcomes(waiting).items():
+                first[name][rate] = one
+        best = {name: _best(_validation(tried)) for name, tried in first.items()}
+        others = outcomes(
+            {
+                (name, seed): prepare(best[name], seed)
+                for name, prepare in entrants.items()
+                for seed in range(1, self.plan.seeds)
+            }
+        )
         return {
             name: Entry(
                 rate=best[name],
-                validation={rate: one.validation for rate, one in first[name].items()},
-                outcomes=[first[name][best[name]], *map(outcome, others[name])],
+                validation=_validation(tried),
+                outcomes=[tried[best[name]], *(x for (of, _), x in others.items() if of == name)],
             )
-            for name in entrants
+            for name, tried in first.items()
         }
+
+
+def _best(validation: Mapping[float, float]) -> float:
+    """Give the learning rate with the least loss."""
+    return min(validation, key=validation.__getitem__)
+
+
+def _validation(tried: Mapping[float, Outcome]) -> dict[float, float]:
+    return {rate: one.validation for rate, one in sorted(tried.items())}
 
 
 def settings_of(contest: Contest, name: str, make_model: Callable[[int], NetworkConfig]) -> Prepare:

@@ -1,6 +1,6 @@
 """Every setting of the study by scale: which tasks, models and trainings, and how many test sequences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,8 @@ class Contest:
     train: TrainConfig
     """Its learning rate is exchanged for each of the rates."""
     rates: tuple[float, ...]
-    """Learning rates: of the first seed's models, the one with the least loss on validation sequences is
-    taken for all seeds."""
+    """Learning rates that may be tried, increasing. Of the first seed's models, the one with the least loss
+    on validation sequences is taken for all seeds."""
     sequences: int
     """Validation sequences, and test sequences of each difficulty."""
     step_seconds: float
@@ -42,8 +42,31 @@ class Contest:
 
     def seconds(self, entrants: int, seeds: int) -> float:
         """Estimate the time of the trainings of all entrants on two cores."""
-        trainings = entrants * (len(self.rates) + seeds - 1)
+        trainings = entrants * (len(next_rates(self.rates, {})) + seeds - 1)
         return trainings * (self.sequences / 512 + self.train.steps * self.step_seconds)
+
+
+def next_rates(rates: Sequence[float], losses: Mapping[float, float]) -> list[float]:
+    """Choose the learning rates to try next: those in the middle, then those beside the best one so far.
+
+    Where none is left, the best rate lies between two that are worse, or at an end of all rates.
+
+    Args:
+        rates: that may be tried, increasing.
+        losses: on validation sequences, by rate; infinite where a training diverged.
+
+    Returns:
+        The rates.
+
+    Example:
+        >>> next_rates((0.1, 0.2, 0.4, 0.8, 1.6), {})
+        [0.2, 0.4, 0.8]
+        >>> next_rates((0.1, 0.2, 0.4, 0.8, 1.6), {0.2: 3.0, 0.4: 2.0, 0.8: 1.5})
+        [1.6]
+    """
+    best = min(sorted(losses), key=losses.__getitem__, default=rates[len(rates) // 2])
+    place = rates.index(best)
+    return [rate for rate in rates[max(place - 1, 0) : place + 2] if rate not in losses]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +125,9 @@ _ONE_LAYER = ModelConfig(
     activation_clip=None,
 )
 """One layer on vectors, and a linear readout; convolutions in mesanet2025 alone."""
-_RATES = (1e-3, 3e-3, 1e-2)
+_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_RECALL_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Higher ones first: at 0.001 short trainings on recall learn next to nothing."""
 
 
 def _mqar(pairs: int, steps: int, batch_size: int, **model: int) -> Contest:
@@ -110,7 +135,7 @@ def _mqar(pairs: int, steps: int, batch_size: int, **model: int) -> Contest:
         task=MQARConfig(pairs=pairs, vocabulary=model.get("vocabulary", 8192)),
         model=replace(_RECALL, **model),  # type: ignore[arg-type]
         train=_training(steps, batch_size),
-        rates=_RATES,
+        rates=_RECALL_RATES,
         sequences=1024,
         step_seconds=0.15,
     )
@@ -214,7 +239,6 @@ def _small() -> dict[str, Contest]:
             f"mqar-state-{head_dim}": replace(
                 harder,
                 model=replace(harder.model, head_dim=head_dim),
-                rates=(3e-3, 1e-2),
                 step_seconds=0.075,
             )
             for head_dim in (4, 16)

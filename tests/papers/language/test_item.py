@@ -15,6 +15,7 @@ from mesaopt.analysis import Evaluation, token_scores
 from mesaopt.config import OwnModelConfig, RunConfig
 from mesaopt.models import make_model
 from mesaopt.papers.figure import judge
+from mesaopt.papers.language import laboratory
 from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
 from mesaopt.papers.language.laboratory import (
@@ -25,14 +26,17 @@ from mesaopt.papers.language.laboratory import (
     entry,
     mixer_settings,
     mixers,
+    right_answers,
 )
-from mesaopt.papers.language.settings import SETTINGS
+from mesaopt.papers.language.settings import SETTINGS, next_rates
 from mesaopt.papers.trainings import Trainer
+from mesaopt.progress import OnProgress
 from mesaopt.tasks import make_task
 from mesaopt.training import Run, load_run
 
 PLAN = STUDY.plans["smoke"]
-CONTINUOUS = mixer_settings(SETTINGS["smoke"].contests["continuous"], "own", "mesa")(1e-3, 0)
+VECTORS = SETTINGS["smoke"].contests["continuous"]
+CONTINUOUS = mixer_settings(VECTORS, "own", "mesa")(1e-3, 0)
 NEED_NO_TRAINING = {
     "mqar-mesa-beats-gated-delta",
     "regbench-mesa-as-softmax",
@@ -93,6 +97,38 @@ def test_the_rate_with_the_least_validation_loss_is_taken(results: dict[str, Com
     rows = results["mqar"].panels["mixers"].rows
     assert {row["entrant"] for row in rows} == set(MIXERS)
     assert {row["learning_rate"] for row in rows} <= set(SETTINGS["smoke"].contests["mqar"].rates)
+
+
+@pytest.mark.parametrize("best", range(7))
+def test_rates_are_tried_until_the_best_one_lies_between_two_that_are_worse(
+    best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, trained = tuple(10.0**i for i in range(7)), list[tuple[float, int]]()
+    lab = Laboratory(PLAN.with_seeds(3), {})
+
+    def train(config: RunConfig, _: OnProgress) -> RunConfig:
+        trained.append((config.train.learning_rate, config.seed))
+        return config
+
+    def score(config: RunConfig, *_: object) -> Outcome:
+        far = abs(math.log10(config.train.learning_rate) - best)
+        return Outcome(validation=far, scores=torch.zeros(1, 2), parameters=1, seconds=0.0)
+
+    monkeypatch.setattr(lab, "train", train)
+    monkeypatch.setattr(laboratory, "scored", score)
+    prepare = mixer_settings(VECTORS, "x", "mesa")
+    (entry,) = lab.compete(VECTORS, {"x": prepare}, right_answers, rates).values()
+    assert entry.rate == rates[best]
+    assert [seed for rate, seed in trained if rate == entry.rate] == [0, 1, 2]
+    assert {*rates[max(best - 1, 0) : best + 2]} <= entry.validation.keys()
+    assert sorted(entry.validation) == sorted(rate for rate, seed in trained if seed == 0)
+    assert len(entry.validation) <= 5
+    assert all(rate == entry.rate for rate, seed in trained if seed)
+
+
+def test_a_training_that_diverges_sends_the_search_to_smaller_rates() -> None:
+    assert next_rates((0.1, 1.0, 10.0, 100.0), {1.0: math.inf, 10.0: math.inf}) == [0.1]
+    assert next_rates((0.1, 1.0), {0.1: math.inf, 1.0: math.inf}) == []
 
 
 def test_regbench_has_the_share_of_letters_and_the_distance_of_the_same_runs(
@@ -166,9 +202,8 @@ def test_an_engine_trains_the_runs_of_a_contest_at_once(tmp_path: Path) -> None:
 
     lab.folder, lab.device, lab.train_ahead = trainer.folder, "cpu", train_ahead
     entries = mixers(lab, "continuous")
-    assert (
-        rounds == [len(MIXERS)] * 2
-    )  # a learning rate of the first seed, and then the second seed
+    # A learning rate of the first seed, and then the second seed.
+    assert rounds == [len(MIXERS)] * 2
     assert len(engine.given) == 2 * len(MIXERS)
     assert entry(lab, "continuous", "mesa") is entries["mesa"]
     alone = Laboratory(lab.plan, {})
