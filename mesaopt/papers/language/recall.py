@@ -114,8 +114,9 @@ mqar = Figure(
         "64 tokens, 8192 different tokens, as published. B: more pairs, and heads of several widths; the "
         "state of mesa is two matrices, that of softmax attention all keys and values.\n\n"
         "Of each mixer's first seed, the learning rate with the least loss on validation sequences is "
-        "taken for all seeds; more rates are tried until the best lies between two others. Published trainings are 64 epochs of 100,000 sequences, with models that "
-        "have positions in place of convolutions; those of scale small are a fraction of one epoch."
+        "taken for all seeds; more rates are tried until the best lies between two others. Published "
+        "trainings are 64 epochs of 100,000 sequences, with models that have positions in place of "
+        "convolutions; those of scale small are a fraction of one epoch."
     ),
     panels=(
         contest_panel("mqar", "A: four pairs, by mixer", name="mixers"),
