@@ -12,7 +12,7 @@ import torch
 from helpers import exit_status
 
 from mesaopt import recipes
-from mesaopt.analysis import Evaluation, in_context_loss, read_tests
+from mesaopt.analysis import Evaluation, in_context_loss, language_results
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.corpus import load_corpus
 from mesaopt.errors import ConfigError
@@ -69,10 +69,10 @@ def test_one_command_trains_evaluates_generates_and_reports(
     assert "score: loss at 12 less that at 4" in shown
     for column in ("perplexity", "accuracy", "score"):
         assert column in shown
-    reading = read_tests(out)
-    assert reading.sample is not None
-    assert reading.sample.prompt.encode() in Path(text.config.task.corpus).read_bytes()
-    assert f"--- a held-out text ---\n{reading.sample.prompt}\n--- the model goes on" in shown
+    results = language_results(out)
+    assert results.sample is not None
+    assert results.sample.prompt.encode() in Path(text.config.task.corpus).read_bytes()
+    assert f"--- a held-out text ---\n{results.sample.prompt}\n--- the model goes on" in shown
     report = out / "report.html"
     assert f"Report: {report}" in shown.replace("\n", "")
     assert f"Next: mesaopt generate {out} --prompt 'def '" in shown.replace("\n", "")
@@ -80,7 +80,7 @@ def test_one_command_trains_evaluates_generates_and_reports(
     html = report.read_text()
     for words in ("position in the text", "bits a byte", "MesaLayer", "Where it was trained"):
         assert words in html
-    assert html_module.escape(reading.sample.original[:8]) in html
+    assert html_module.escape(results.sample.original[:8]) in html
     report.unlink()
     status, again, _ = call(capsys, *arguments, "--resume")  # trains nothing, shows the same
     assert (status, again) == (0, shown)

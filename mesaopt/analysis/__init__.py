@@ -30,6 +30,7 @@ from mesaopt.analysis.in_context import (
     in_context_loss,
     model_predictor,
 )
+from mesaopt.analysis.language_results import LanguageResults, TextSample, language_results
 from mesaopt.analysis.linearization import (
     Linearization,
     distil,
@@ -57,7 +58,6 @@ from mesaopt.analysis.probes import (
     probe_layers,
     score_probes,
 )
-from mesaopt.analysis.reading import Reading, TextSample, read_tests
 from mesaopt.analysis.sensitivity import (
     Sensitivity,
     sensitivity,
@@ -94,6 +94,7 @@ __all__ = [
     "InContextLoss",
     "InContextLosses",
     "InputMap",
+    "LanguageResults",
     "Linearization",
     "MixerMeasurements",
     "Predictor",
@@ -101,7 +102,6 @@ __all__ = [
     "ProbeData",
     "ProbeScore",
     "ProbeTable",
-    "Reading",
     "Sensitivity",
     "Target",
     "TextSample",
@@ -129,6 +129,7 @@ __all__ = [
     "fit_probe",
     "in_context_loss",
     "interpolate",
+    "language_results",
     "learn_inverse",
     "line_search_step_size",
     "linearize",
@@ -144,7 +145,6 @@ __all__ = [
     "probe",
     "probe_layers",
     "product_form",
-    "read_tests",
     "score_positions",
     "score_probes",
     "sensitivity",

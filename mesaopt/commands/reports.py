@@ -6,7 +6,7 @@ from pathlib import Path
 from mesaopt import arguments as args
 from mesaopt import files, json_files, report, zoo
 from mesaopt.commands import given
-from mesaopt.commands.reading import is_language_run, write_language_report
+from mesaopt.commands.language_runs import is_language_run, write_language_report
 from mesaopt.config import RunConfig, from_dict
 from mesaopt.console import print_line
 from mesaopt.errors import ConfigError, RunError

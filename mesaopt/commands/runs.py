@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
 from mesaopt.commands import given, own
-from mesaopt.commands.reading import is_language_run, show_trained
+from mesaopt.commands.language_runs import is_language_run, show_trained
 from mesaopt.config import RunConfig, TextConfig, require_count, to_dict
 from mesaopt.console import duration, print_json, print_line, print_table
 

@@ -11,7 +11,7 @@ from mesaopt.console import print_line, print_table
 from mesaopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mesaopt.analysis import Reading
+    from mesaopt.analysis import LanguageResults
     from mesaopt.report.page import Table
     from mesaopt.training import Run
 
@@ -23,43 +23,43 @@ def is_language_run(config: RunConfig) -> bool:
 
 def show_trained(runs: "list[Run]") -> None:
     """Print the scores of trained language models and how they go on with a text; write their reports."""
-    from mesaopt.analysis import read_tests
+    from mesaopt.analysis import language_results
     from mesaopt.workers import parallel
 
     with parallel():
-        readings = [read_tests(run) for run in runs]
+        found = [language_results(run) for run in runs]
     names = [run.config.recipe if len(runs) == 1 else run.path.name for run in runs]
-    scores = {name: reading.scores for name, reading in zip(names, readings, strict=True)}
+    scores = {name: results.scores for name, results in zip(names, found, strict=True)}
     print_line("")
     print_table(scores_title(runs[0].config.task), score_rows(scores))
-    if (sample := readings[0].sample) is not None:
+    if (sample := found[0].sample) is not None:
         print_line("--- a held-out text ---")
         print(_readable(sample.prompt))
         print_line("--- the model goes on ---")
         print(_readable(sample.continuation))
         print_line("---")
-    for run, reading in zip(runs, readings, strict=True):
+    for run, results in zip(runs, found, strict=True):
         out = run.path / "report.html"
-        _write(run, out, reading, name=str(run.path))
+        _write(run, out, results, name=str(run.path))
         print_line(f"Report: {out}")
 
 
 def write_language_report(run: "Run", out: Path, *, name: str) -> None:
     """Write the page of the run of a language model; without tests, where there is no text for them."""
-    from mesaopt.analysis import read_tests
+    from mesaopt.analysis import language_results
     from mesaopt.workers import parallel
 
     files.require_writable(out)
-    reading = None
+    results = None
     try:
         with parallel():
-            reading = read_tests(run)
+            results = language_results(run)
     except ConfigError as error:
         print_line(f"Without tests: {error}")
-    _write(run, out, reading, name=name)
+    _write(run, out, results, name=name)
 
 
-def _write(run: "Run", out: Path, reading: "Reading | None", *, name: str) -> None:
+def _write(run: "Run", out: Path, results: "LanguageResults | None", *, name: str) -> None:
     from mesaopt.report.run_page import write_run_report
     from mesaopt.report.token_curves import Panel
 
@@ -67,28 +67,28 @@ def _write(run: "Run", out: Path, reading: "Reading | None", *, name: str) -> No
     commands = [given.next_line("evaluate", path, config)]
     if isinstance(config.task, TextConfig):
         commands.append(f"{given.next_line('generate', path, config)} --prompt 'def '")
-    curve = reading is not None and reading.scores[0].curve is not None
+    curve = results is not None and results.scores[0].curve is not None
     write_run_report(
         run.path,
         out,
         name=name,
         commands=commands,
-        tables=() if reading is None else _tables(run, reading),
-        positions=Panel("", {"the model": reading.scores}) if reading and curve else None,
+        tables=() if results is None else _tables(run, results),
+        positions=Panel("", {"the model": results.scores}) if results and curve else None,
     )
 
 
-def _tables(run: "Run", reading: "Reading") -> "list[Table]":
+def _tables(run: "Run", results: "LanguageResults") -> "list[Table]":
     """Make the tables of what a language model does with its tests."""
     from mesaopt.report.page import Table
 
     title = scores_title(run.config.task)
-    count = f"{sum(score.num_sequences for score in reading.scores):,} sequences"
-    scores = score_rows({run.config.recipe: reading.scores})
+    count = f"{sum(score.num_sequences for score in results.scores):,} sequences"
+    scores = score_rows({run.config.recipe: results.scores})
     tables = [
         Table("Tests", scores, text=f"{title.capitalize()}. {count}; ± is one standard error.")
     ]
-    if (sample := reading.sample) is not None:
+    if (sample := results.sample) is not None:
         about = (
             "The beginning of a text that was held out, drawn on by the model at temperature 0.8."
         )
@@ -102,7 +102,7 @@ def _tables(run: "Run", reading: "Reading") -> "list[Table]":
         "rank: effective rank of the Gram matrix of the keys; ridge: in parts of the trace of that matrix; "
         "condition: of the system that is solved; steps: of the solver. Empty: the mixer has none."
     )
-    rows = [row for mixer in reading.mixers for row in mixer.rows()]
+    rows = [row for mixer in results.mixers for row in mixer.rows()]
     return [*tables, Table("Inside the mixers", rows, text=about)]
 
 

@@ -8,6 +8,7 @@ from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import loaded
 from mesaopt.analysis.mixers import MixerMeasurements, measure_mixers
 from mesaopt.analysis.token_scores import TokenScore, token_scores
+from mesaopt.display import Row, Shown
 from mesaopt.errors import wrong_type
 from mesaopt.models import LanguageModel, Sampling, generate
 from mesaopt.tasks import Text, make_task
@@ -32,8 +33,8 @@ class TextSample:
     """How the text itself goes on."""
 
 
-@dataclass(frozen=True)
-class Reading:
+@dataclass(frozen=True, repr=False)
+class LanguageResults(Shown):
     """What a language model does with test sequences."""
 
     scores: list[TokenScore]
@@ -43,8 +44,19 @@ class Reading:
     sample: TextSample | None
     """None where the tokens are no text."""
 
+    def _headline(self) -> str:
+        lines = [score._headline() for score in self.scores]
+        if self.sample is not None:
+            lines.append(
+                f"After {self.sample.prompt[-20:]!r} it writes {self.sample.continuation[:40]!r}"
+            )
+        return "\n".join(lines)
 
-def read_tests(run: Run | str | Path, evaluation: Evaluation = _TESTS) -> Reading:
+    def _rows(self) -> list[Row]:
+        return [{"setting": one.setting} | dict(row) for one in self.scores for row in one._rows()]
+
+
+def language_results(run: Run | str | Path, evaluation: Evaluation = _TESTS) -> LanguageResults:
     """Score a language model on its test sequences, let it go on with one, and measure its mixers.
 
     Args:
@@ -65,8 +77,8 @@ def read_tests(run: Run | str | Path, evaluation: Evaluation = _TESTS) -> Readin
         >>> model = LanguageModelConfig(vocabulary=30, width=8, num_heads=2, mixers=("mesa",))
         >>> short = TrainConfig(steps=1, batch_size=2, evaluation_sequences=2)
         >>> config = RunConfig(recipe="copy", task=CopyingConfig(), model=model, train=short)
-        >>> reading = read_tests(train(config, tempfile.mkdtemp(), device="cpu", progress=False))
-        >>> len(reading.scores), len(reading.mixers), reading.sample
+        >>> results = language_results(train(config, tempfile.mkdtemp(), device="cpu", progress=False))
+        >>> len(results.scores), len(results.mixers), results.sample
         (1, 1, None)
     """
     given: Any = loaded(run)
@@ -76,7 +88,7 @@ def read_tests(run: Run | str | Path, evaluation: Evaluation = _TESTS) -> Readin
     scores = token_scores({"": given.model}, task, evaluation)[""]
     few = task.sample(_MEASURED, seed=evaluation.seed, split="test")
     sample = _continue(given.model, task) if isinstance(task, Text) else None
-    return Reading(scores, measure_mixers(given.model, few), sample)
+    return LanguageResults(scores, measure_mixers(given.model, few), sample)
 
 
 def _continue(model: LanguageModel, task: Text) -> TextSample:
