@@ -97,6 +97,21 @@ def train_some(
     assert bool(graphs) == (devices or Devices()).compile
 
 
+def command_that_fails_once(*words: str) -> None:
+    """Run a command line whose training fails in the second process alone."""
+    from mesaopt.training.shared import SharedTrainer
+
+    step = SharedTrainer.step
+
+    def failing(trainer: SharedTrainer, number: int) -> torch.Tensor:
+        if trainer.team.rank == 1 and number == 2:
+            raise ValueError("a ridge is negative")
+        return step(trainer, number)
+
+    SharedTrainer.step = failing
+    cli.main(words)
+
+
 def command(*words: str) -> None:
     """Run a command line."""
     cli.main(words)

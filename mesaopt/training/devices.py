@@ -70,7 +70,9 @@ def is_first() -> bool:
         >>> is_first()
         True
     """
-    return os.environ.get("RANK", "0") == "0" if is_launched() else True
+    if distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return not is_launched() or os.environ["RANK"] == "0"
 
 
 def is_lost(error: BaseException) -> bool:

@@ -20,10 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -83,22 +80,20 @@ class Team:
         if not hasattr(dcp, "HuggingFaceStorageReader"):
             raise RunError(f"torch {torch.__version__}: must be 2.9 or newer for several devices")
         device = _own_device(device)
-        with contextlib.ExitStack() as stack:
-            if not distributed.is_initialized():
-                backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-                store, rank, size = distributed.HashStore(), 0, 1
-                if is_launched():
-                    store, rank, size = next(distributed.rendezvous("env://"))
-                # A group that met before has left addresses in the store.
-                store = distributed.PrefixStore(f"mesaopt/{next(_MEETINGS)}", store)
-                distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-                stack.callback(distributed.destroy_process_group)
-            try:
-                yield cls(device, devices)
-            except RuntimeError as error:
-                if is_lost(error):
-                    raise RunError(ENDED) from error
-                raise
+        joins = not distributed.is_initialized()
+        if joins:
+            _join(device)
+        try:
+            yield cls(device, devices)
+        except BaseException as error:
+            # The others shall not see that this process goes before it has said why.
+            if joins and distributed.get_world_size() == 1:
+                distributed.destroy_process_group()
+            if is_lost(error):
+                raise RunError(ENDED) from error
+            raise
+        if joins:
+            distributed.destroy_process_group()
 
     def first(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
         """Let the first process call a function, while the others wait.
@@ -379,6 +374,17 @@ def _divide(model: nn.Module, team: Team) -> FSDPModule:
 def _no_view(model: nn.Module, inputs: Any, predictions: Tensor) -> Tensor:
     """Return predictions in memory of their own: fully_shard loses track of views."""
     return predictions.clone() if predictions._is_view() else predictions
+
+
+def _join(device: torch.device) -> None:
+    """Make a process group of the processes that `torchrun` has started, or of this one."""
+    store, rank, size = distributed.HashStore(), 0, 1
+    if is_launched():
+        store, rank, size = next(distributed.rendezvous("env://"))
+    # A group that met before has left addresses in the store.
+    store = distributed.PrefixStore(f"mesaopt/{next(_MEETINGS)}", store)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _own_device(device: torch.device) -> torch.device:

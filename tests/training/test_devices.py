@@ -1,5 +1,6 @@
 """Trainings by several processes: the numbers of one, whoever is killed and however many go on."""
 
+import errno
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import Processes, command, train_some
+from processes import Processes, command, command_that_fails_once, train_some
 from safetensors.torch import load_file
 from torch import nn
 
@@ -41,10 +42,13 @@ CONFIGS = {
         train=TRAIN,
     ),
 }
+CONFIGS["descent"] = replace(
+    CONFIGS["sequence"], train=replace(TRAIN, optimizer="gradient_descent", learning_rate=0.1)
+)
 SHARED = Devices(shard=True, parts=2, recompute=True)
 
 
-@pytest.fixture(params=list(CONFIGS))
+@pytest.fixture(params=["language", "sequence"])
 def config(request: pytest.FixtureRequest) -> RunConfig:
     return CONFIGS[request.param]
 
@@ -91,6 +95,7 @@ def test_two_processes_train_like_one(
         ("sequence", (2, 1, 2)),
         ("sequence", (1, 3, None)),
         ("sequence", (None, 2, None)),
+        ("descent", (2, 1, None)),
     ],
 )
 def test_any_number_of_processes_goes_on(
@@ -135,6 +140,37 @@ def test_a_killed_process_ends_all_with_one_message(tmp_path: Path) -> None:
     assert Processes(2, command, *arguments, *out, said=said).end() == [0, 0]
     lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "whole")]
     assert lines[0] == lines[1]
+
+
+def test_what_fails_in_one_process_is_what_all_say(tmp_path: Path) -> None:
+    arguments = ["train", "lsa-1", "--device", "cpu", "--out", str(tmp_path / "run"), "--set"]
+    arguments += ["train.steps=9", "train.batch_size=4", "train.evaluation_sequences=4"]
+    said = tmp_path / "said"
+    statuses = Processes(2, command_that_fails_once, *arguments, said=said).end()
+    assert statuses[1] == 1
+    assert statuses[0] != 0
+    assert said.read_text() == "mesaopt: step 2: a ridge is negative; lower train.learning_rate\n"
+
+
+def test_a_full_disk_leaves_a_folder_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS["sequence"]
+    whole = train(config, tmp_path / "whole", device="cpu", devices=SHARED)
+    for writes in range(2, 12, 2):
+        calls = iter(range(1000))
+
+        def full(_: int, calls=calls, writes=writes) -> None:
+            if next(calls) >= writes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        folder = tmp_path / f"full-{writes}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(RunError, match="the disk is full"):
+                train(config, folder, device="cpu", devices=SHARED)
+        again = train(config, folder, resume=True, device="cpu", devices=SHARED)
+        assert again.metrics == whole.metrics
 
 
 def test_what_processes_cannot_share_is_refused_before_training(
