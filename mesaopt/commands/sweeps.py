@@ -76,7 +76,7 @@ def _print_sweep(done: "Sweep") -> int:
     """Print the best settings, write table and picture, and name what failed, of which the status tells."""
     import matplotlib.pyplot as plt
 
-    print_table("test loss after the last step, the best settings first", cells(done.table()))
+    print_table("last test loss, best settings first", cells(done.table()))
     for point in done.failed:
         print_line(f"{point.path.name} failed: {point.problem}")
     table = io.StringIO()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mesaopt.config import RunConfig, flat, override, to_dict
+from mesaopt.config import RunConfig, flat, override, parse_value, to_dict
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.training.loop import as_config
 
@@ -59,11 +59,11 @@ def grid(
     return made
 
 
-def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     """Read the values of settings as they are given on the command line.
 
     Args:
-        texts: such as "train.learning_rate=1e-4,3e-4"; commas within brackets and quotes divide nothing.
+        texts: such as "train.learning_rate=1e-4,3e-4"; values are JSON, or words between commas.
 
     Returns:
         The values by the name of the setting.
@@ -73,33 +73,24 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
 
     Example:
         >>> parse_grid(["model.num_heads=2,4", "model.mixers=['mesa'],['mesa','mesa']"])
-        {'model.num_heads': ['2', '4'], 'model.mixers': ["['mesa']", "['mesa','mesa']"]}
+        {'model.num_heads': [2, 4], 'model.mixers': [['mesa'], ['mesa', 'mesa']]}
     """
-    settings: dict[str, list[str]] = {}
+    settings: dict[str, list[Any]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
-        parts = _parts(values)
-        if not equals or not name or "" in parts:
+        items = _values(values)
+        if not equals or not name or "" in items or not items:
             raise ConfigError(f"grid={text!r}: must look like train.learning_rate=1e-4,3e-4")
         if name in settings:
             raise ConfigError(f"grid={text!r}: {name} is given twice")
-        settings[name] = parts
+        settings[name] = items
     return settings
 
 
-def _parts(text: str) -> list[str]:
-    """Divide text at the commas outside of brackets and quotes."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if character == "," and not depth and not quote:
-            parts.append("")
-            continue
-        if character in "'\"" and quote in ("", character):
-            quote = "" if quote else character
-        elif not quote:
-            depth += (character in "[{(") - (character in "]})")
-        parts[-1] += character
-    return parts
+def _values(text: str) -> list[Any]:
+    """Read values as the items of a list in JSON, or as words between commas."""
+    items = parse_value(f"[{text}]")
+    return items if isinstance(items, list) else text.split(",")
 
 
 def _check(config: RunConfig, texts: Mapping[str, Sequence[str]]) -> None:

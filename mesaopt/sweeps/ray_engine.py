@@ -13,6 +13,9 @@ from mesaopt.sweeps.engine import Ended, imported
 from mesaopt.sweeps.job import train_folder
 
 _REACH_SECONDS = 5.0
+_SETTINGS = b"\x04"
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+"""How a client of HTTP/2, which Ray speaks, begins; a server begins with its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,10 @@ class Ray:
             return
         host, _, port = address.rpartition("://")[2].rpartition(":")
         try:
-            socket.create_connection((host, int(port)), _REACH_SECONDS).close()
+            with socket.create_connection((host, int(port)), _REACH_SECONDS) as connection:
+                connection.sendall(_HELLO)
+                if connection.recv(9)[3:4] != _SETTINGS:
+                    raise ValueError("something else answers there")
         except (OSError, ValueError) as error:
             raise RunError(f"address={address!r}: no Ray cluster can be reached: {error}") from None
 

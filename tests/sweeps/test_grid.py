@@ -61,9 +61,16 @@ def test_wrong_grids_are_refused(settings: dict, problem: str) -> None:
         grid("lsa-1", settings)
 
 
-def test_commas_within_brackets_and_quotes_divide_nothing() -> None:
-    read = parse_grid(['a.b=1,\'x,y\',[1,[2,3]],{"c": 1, "d": 2}', "e=(])"])
-    assert read == {"a.b": ["1", "'x,y'", "[1,[2,3]]", '{"c": 1, "d": 2}'], "e": ["(])"]}
+def test_values_are_json_or_words_between_commas() -> None:
+    read = parse_grid(
+        ["a.b=1,'x,y',[1,[2,3]],{\"c\": 1}", "e=constant,1e-3", "f=null,true", "g=a=b"]
+    )
+    assert read == {
+        "a.b": [1, "x,y", [1, [2, 3]], {"c": 1}],
+        "e": ["constant", "1e-3"],
+        "f": [None, True],
+        "g": ["a=b"],
+    }
 
 
 @pytest.mark.parametrize("texts", [["a"], ["=1"], ["a="], ["a=1,,2"], ["a=1", "a=2"]])

@@ -98,3 +98,17 @@ def test_a_cluster_that_cannot_be_reached_is_refused_at_once(address: str, tmp_p
             mesaopt.sweep([CONFIG], tmp_path / "out", engine=engine)
     assert time.monotonic() - started < 10
     assert not (tmp_path / "out").exists()
+
+
+def test_a_port_of_something_else_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as client:
+                client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                client.recv(100)
+
+        threading.Thread(target=answer).start()
+        engine = Ray(address=f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(RunError, match="can be reached: something else answers there"):
+            mesaopt.sweep([CONFIG], tmp_path / "out", engine=engine)
