@@ -8,7 +8,8 @@ from mesaopt.sweeps.engine import ENGINES, Ended, Engine, make_engine
 from mesaopt.sweeps.grid import grid, parse_grid
 from mesaopt.sweeps.job import train_folder
 from mesaopt.sweeps.local_engine import Local
-from mesaopt.sweeps.sweep import Group, Point, Sweep, load_sweep, plan_sweep, sweep, train_all
+from mesaopt.sweeps.points import Group, Point, Sweep
+from mesaopt.sweeps.sweep import load_sweep, plan_sweep, sweep, train_all
 
 __all__ = [
     "ENGINES",

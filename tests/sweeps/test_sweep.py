@@ -262,3 +262,12 @@ def test_names_of_folders_are_short_plain_and_different(tmp_path: Path) -> None:
     mixed = plan_sweep(["lsa-1", "tf-3"], tmp_path)
     assert [point.path.name for point in mixed.points] == ["lsa-1-seed0", "tf-3-seed0"]
     assert [group.title for group in mixed.groups] == ["recipe lsa-1", "recipe tf-3"]
+
+
+def test_a_point_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lsa-1-seed0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="leads out of the folder"):
+        mesaopt.sweep([CONFIG], tmp_path / "out", engine=Here(), resume=True)
+    assert not list((tmp_path / "elsewhere").iterdir())
