@@ -30,12 +30,24 @@ class Processes:
         function: called in each, of a module that they can import.
         arguments: of the function.
         said: a file for what they say on the standard error.
+        after: earlier ones, which these follow as with `--max-restarts`.
     """
 
-    def __init__(self, size: int, function: Callable, *arguments: Any, said: Path):
-        self.said = said
-        self._store = distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        shared = (size, self._store.port, said, function, arguments)
+    def __init__(
+        self,
+        size: int,
+        function: Callable,
+        *arguments: Any,
+        said: Path,
+        after: "Processes | None" = None,
+    ):
+        self.restarts = 0 if after is None else after.restarts + 1
+        self.store = (
+            distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+            if after is None
+            else after.store
+        )
+        shared = (size, (self.store.port, self.restarts), said, function, arguments)
         self.all: list[BaseProcess] = [
             PARTS.Process(target=_work, args=(rank, *shared)) for rank in range(size)
         ]
@@ -56,8 +68,14 @@ class Processes:
 
 
 def _work(
-    rank: int, size: int, port: int, said: Path, function: Callable, arguments: Sequence[Any]
+    rank: int,
+    size: int,
+    store: tuple[int, int],
+    said: Path,
+    function: Callable,
+    arguments: Sequence[Any],
 ) -> None:
+    port, restarts = store
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -65,6 +83,7 @@ def _work(
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "tests",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     torch.set_num_threads(1)

@@ -381,8 +381,9 @@ def _join(device: torch.device) -> None:
     store, rank, size = distributed.HashStore(), 0, 1
     if is_launched():
         store, rank, size = next(distributed.rendezvous("env://"))
-    # A group that met before has left addresses in the store.
-    store = distributed.PrefixStore(f"mesaopt/{next(_MEETINGS)}", store)
+    # A group that met before, or before torchrun started all again, has left addresses in the store.
+    name = f"mesaopt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_MEETINGS)}"
+    store = distributed.PrefixStore(name, store)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 

@@ -135,7 +135,8 @@ def test_a_killed_process_ends_all_with_one_message(tmp_path: Path) -> None:
     ended = "another process of this training has ended, and so do all; go on with --resume"
     assert messages == [f"mesaopt: {ended}"]
     assert not RunFolder(tmp_path / "killed").is_done
-    assert Processes(2, command, *arguments, *out, said=said).end() == [0, 0]
+    again = Processes(2, command, *arguments, *out, said=said, after=both)
+    assert again.end() == [0, 0], said.read_text()
     out = ["--out", str(tmp_path / "whole")]
     assert Processes(2, command, *arguments, *out, said=said).end() == [0, 0]
     lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("killed", "whole")]
