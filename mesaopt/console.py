@@ -30,15 +30,35 @@ def print_line(text: object) -> None:
 
 
 def print_table(title: str | None, rows: list[dict[str, str]]) -> None:
-    """Print rows as a table as wide as the terminal, or as wide as it needs where there is none."""
+    """Print rows as a table; with rows and columns exchanged where only that fits the screen."""
+    screen = console()
+    rows = _fitted(
+        [{printable(n): printable(x) for n, x in row.items()} for row in rows], screen.width
+    )
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(rows[0]):
-        table.add_column(printable(name), overflow="fold", no_wrap=index == 0, header_style="dim")
+        table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
     for row in rows:
-        table.add_row(*map(printable, row.values()))
-    screen = console()
+        table.add_row(*row.values())
     screen.print(table, markup=False)
     screen.print()
+
+
+def _fitted(rows: list[dict[str, str]], width: int) -> list[dict[str, str]]:
+    """Exchange rows and columns where the table fits the width only that way."""
+    first, *others = rows[0]
+    exchanged = [{first: name} | {row[first]: row[name] for row in rows} for name in others]
+    is_table = all(
+        row.keys() == exchanged[0].keys() and len(row) == len(rows) + 1 for row in exchanged
+    )
+    fits = [_width(table) <= width for table in (rows, exchanged)] if exchanged else [True]
+    return exchanged if fits == [False, True] and is_table else rows
+
+
+def _width(rows: list[dict[str, str]]) -> int:
+    """Count the characters of the longest line, with two spaces between columns."""
+    columns = [[name, *(row[name] for row in rows)] for name in rows[0]]
+    return sum(max(map(len, column)) + 2 for column in columns) - 2
 
 
 def console() -> Console:

@@ -36,12 +36,12 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "print.pkl"
-        >>> _ = path.write_bytes(pickle.dumps(print))
+        >>> path = Path(tempfile.mkdtemp()) / "len.pkl"
+        >>> _ = path.write_bytes(pickle.dumps(len))
         >>> read_arrays(path)
         Traceback (most recent call last):
         ...
-        mesaopt.errors.RunError: ...print.pkl: needs builtins.print, which is no part of an array: not read
+        mesaopt.errors.RunError: ...len.pkl: needs builtins.len, which is no part of an array: not read
     """
     data = files.read_bytes(path)
     try:

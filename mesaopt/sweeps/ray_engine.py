@@ -91,6 +91,7 @@ class Ray:
         """Connect to the cluster, or start one."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that is started here
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # print stays that of Python
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self._address is None:

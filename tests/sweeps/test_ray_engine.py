@@ -77,6 +77,7 @@ def test_every_point_ends_with_the_same_numbers_though_a_worker_and_a_node_die(
 
     killer = threading.Thread(target=kill)
     killer.start()
+    printing = print
     engine, configs = Ray(address=cluster.address), [point.config for point in points]
     done = mesaopt.sweep(configs, tmp_path / "out", engine=engine, progress=False)
     killer.join()
@@ -86,6 +87,7 @@ def test_every_point_ends_with_the_same_numbers_though_a_worker_and_a_node_die(
     for point, path in zip(points, metrics, strict=True):
         alone = train(point.config, tmp_path / "alone" / point.path.name, device="cpu")
         assert path.read_bytes() == (alone.path / "metrics.jsonl").read_bytes()
+    assert print is printing  # Ray would put its own in its place
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "head", "a:b"])

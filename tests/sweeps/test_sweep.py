@@ -63,7 +63,7 @@ def test_a_sweep_shows_its_best_settings_and_their_spread(trained: Path) -> None
     assert best.spread == pytest.approx((high - low) / 2**0.5)
     assert done.best is not None
     assert done.best.test_loss == low
-    assert "4 of 4 points are done" in repr(done)
+    assert "4 of 4 points are done" in " ".join(repr(done).split())
     assert f"{best.mean:.4g}" in repr(done)
     table = done.to_dataframe()
     assert len(table) == 4
