@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,8 +14,9 @@ from mesaopt.report.curves import looks_of
 from mesaopt.report.page import plain
 
 CAPTION = (
-    "Loss by position where all positions are scored, and accuracy, on sequences that no run was trained "
-    "on, with 95 % bands and intervals. Dotted: the best guess without the sequence."
+    "Loss by position where all positions are scored (means over stretches that grow with it), and "
+    "accuracy, on sequences that no run was trained on, with 95 % bands and intervals. Dotted: the best "
+    "guess without the sequence."
 )
 
 
@@ -61,7 +63,9 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 
 def draw_losses(axes: Axes, panel: Panel) -> None:
-    """Draw the losses of a panel by position.
+    """Draw the losses of a panel by position, later ones as means over stretches that grow with it.
+
+    A band is as wide as those of single positions, whose errors are not independent.
 
     Args:
         axes: to draw on.
@@ -69,11 +73,23 @@ def draw_losses(axes: Axes, panel: Panel) -> None:
     """
     looks = looks_of(panel.scores)
     for name, curve in _curves(panel).items():
-        mean, half = [one.value for one in curve], [1.96 * one.error for one in curve]
-        places = range(1, len(curve) + 1)
-        band(axes, places, mean, half, **looks[name].line(label=plain(name)))
+        parts = _stretches(len(curve))
+        values = [fmean(curve[place - 1].value for place in part) for part in parts]
+        half = [1.96 * fmean(curve[place - 1].error for place in part) for part in parts]
+        places = [(part[0] * part[-1]) ** 0.5 for part in parts]
+        band(axes, places, values, half, **looks[name].line(label=plain(name)))
     axes.set(xscale="log", xlabel="position in the text", ylabel="loss in nats")
     axes.legend()
+
+
+def _stretches(length: int) -> list[range]:
+    """Divide positions into stretches that are a seventh of their beginning long, the first of one each."""
+    stretches, start = [], 1
+    while start <= length:
+        stop = min(start + 1 + start // 7, length + 1)
+        stretches.append(range(start, stop))
+        start = stop
+    return stretches
 
 
 def _curves(panel: Panel) -> dict[str, Sequence]:
