@@ -35,7 +35,9 @@ def print_table(title: str | None, rows: list[dict[str, str]]) -> None:
     rows = _fitted(
         [{printable(n): printable(x) for n, x in row.items()} for row in rows], screen.width
     )
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    if title:
+        screen.print(title, style="bold", markup=False)
+    table = Table(box=None, pad_edge=False)
     for index, name in enumerate(rows[0]):
         table.add_column(name, overflow="fold", no_wrap=index == 0, header_style="dim")
     for row in rows:
