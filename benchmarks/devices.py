@@ -166,27 +166,27 @@ def bytes_sent_here() -> int:
 
 def print_measured(steps: int = 10) -> None:
     """Train a few steps with the processes of torchrun, and print what they send and take."""
-    from mesaopt.training.shared import SharedTrainer, Team
+    from mesaopt.training.shared import ProcessGroup, SharedTrainer
 
     config = recipes.get("lm-mesanet")
     assert isinstance(config.task, TextConfig)
     config = replace(config, task=replace(config.task, length=32))
     config = replace(config, train=replace(config.train, batch_size=8))
     for shard in (False, True):
-        with Team.meet(torch.device("cpu"), Devices(shard=shard)) as team:
-            trainer = SharedTrainer(config, team)
+        with ProcessGroup.join(torch.device("cpu"), Devices(shard=shard)) as group:
+            trainer = SharedTrainer(config, group)
             for step in range(2):
                 trainer.step(step)
-            before, started = team.first(bytes_sent_here), time.perf_counter()
+            before, started = group.first(bytes_sent_here), time.perf_counter()
             for step in range(steps):
                 trainer.step(step)
             seconds = (time.perf_counter() - started) / steps
-            found = (team.first(bytes_sent_here) - before) / steps / team.size
+            found = (group.first(bytes_sent_here) - before) / steps / group.size
             number = sum(p.numel() for p in trainer.model.parameters())
-            wanted = sent(number, team.size, shard=shard)
-            if team.rank == 0:
+            wanted = sent(number, group.size, shard=shard)
+            if group.rank == 0:
                 way = "FSDP" if shard else "data parallel"
-                print(f"{way}, {team.size} processes, {number:,} parameters: each sends", end=" ")
+                print(f"{way}, {group.size} processes, {number:,} parameters: each sends", end=" ")
                 print(f"{found / 1e6:.2f} MB a step, model {wanted / 1e6:.2f}; {seconds:.2f} s")
 
 

@@ -123,7 +123,7 @@ def command_that_fails_once(*words: str) -> None:
     step = SharedTrainer.step
 
     def failing(trainer: SharedTrainer, number: int) -> torch.Tensor:
-        if trainer.team.rank == 1 and number == 2:
+        if trainer.group.rank == 1 and number == 2:
             raise ValueError("a ridge is negative")
         return step(trainer, number)
 

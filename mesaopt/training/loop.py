@@ -187,13 +187,13 @@ def train(
     chosen: Any = out if out is not None or task is None else Path("runs") / run_name(config)
     path = files.as_path(chosen)
     if devices is not None or is_launched():
-        from mesaopt.training.shared import Team  # takes two seconds to import
+        from mesaopt.training.shared import ProcessGroup  # takes two seconds to import
 
         with (
-            Team.meet(where, devices or Devices()) as team,
-            team.open(path, config, resume=resume) as shared,
+            ProcessGroup.join(where, devices or Devices()) as group,
+            group.open(path, config, resume=resume) as shared,
         ):
-            team.train(shared, progress=progress, logger=logger)
+            group.train(shared, progress=progress, logger=logger)
         return load_folder(RunFolder(path, config), device=device)
     folder = RunFolder.open(path, config, resume=resume)
     if not folder.is_done:

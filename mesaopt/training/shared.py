@@ -39,10 +39,10 @@ from mesaopt.training.tensors import MOMENTS, check_optimizer, damaged, trained_
 from mesaopt.training.trainer import Trainer
 
 T = TypeVar("T")
-_MEETINGS = itertools.count()
+_GROUPS_MADE = itertools.count()
 
 
-class Team:
+class ProcessGroup:
     """The processes of one training, each with its device, and what they do together.
 
     Args:
@@ -50,8 +50,8 @@ class Team:
         devices: how the run is spread over them.
 
     Example:
-        >>> with Team.meet(torch.device("cpu"), Devices()) as team:
-        ...     team.rank, team.size, team.first(len, "one")
+        >>> with ProcessGroup.join(torch.device("cpu"), Devices()) as group:
+        ...     group.rank, group.size, group.first(len, "one")
         (0, 1, 3)
     """
 
@@ -64,15 +64,15 @@ class Team:
 
     @classmethod
     @contextlib.contextmanager
-    def meet(cls, device: torch.device, devices: Devices) -> Generator["Team"]:
-        """Join the processes that `torchrun` has started, or be a team of one.
+    def join(cls, device: torch.device, devices: Devices) -> Generator["ProcessGroup"]:
+        """Join the processes that `torchrun` has started, or be a group of one.
 
         Args:
             device: where to compute; of several GPUs each process takes the one of its number.
             devices: how the run is spread over them.
 
         Yields:
-            The team, until the block ends.
+            The group, until the block ends.
 
         Raises:
             RunError: a machine has fewer GPUs than processes, or a process has gone.
@@ -178,25 +178,25 @@ class Team:
 
 
 class SharedFolder(RunFolder):
-    """A run folder that all processes of a team use, and the first one writes.
+    """A run folder that all processes of a group use, and the first one writes.
 
     Args:
         path: of the folder.
         config: of the run, with the task or model of your own.
-        team: the processes.
+        group: the processes.
     """
 
-    def __init__(self, path: Path, config: RunConfig, team: Team):
+    def __init__(self, path: Path, config: RunConfig, group: ProcessGroup):
         super().__init__(path, config)
-        self.team = team
+        self.group = group
 
     def finish(self, steps: int, seconds: float) -> None:
         """Mark the run as ended."""
-        self.team.first(super().finish, steps, seconds)
+        self.group.first(super().finish, steps, seconds)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line of metrics."""
-        self.team.first(super().log, metrics)
+        self.group.first(super().log, metrics)
 
     def save(
         self, checkpoint: Checkpoint, *, resumable: bool = True, pieces: Path | None = None
@@ -204,15 +204,15 @@ class SharedFolder(RunFolder):
         """Write a checkpoint, of which every process writes its pieces of the optimiser's state."""
         if checkpoint.optimizer:
             pieces = self.path / "checkpoints" / f"{files.TEMPORARY}pieces"
-            self.team.first(files.remove, pieces)
+            self.group.first(files.remove, pieces)
             write_pieces(pieces, checkpoint.optimizer)
         whole = replace(checkpoint, optimizer={})
-        self.team.first(super().save, whole, resumable=resumable, pieces=pieces)
+        self.group.first(super().save, whole, resumable=resumable, pieces=pieces)
 
     def rewind(self, last: int | None = None) -> Checkpoint | None:
         """Go back to a checkpoint, and delete what came after it."""
-        last = self.team.first(lambda: self.resumable_steps[-1]) if last is None else last
-        self.team.first(self._rewind, last)
+        last = self.group.first(lambda: self.resumable_steps[-1]) if last is None else last
+        self.group.first(self._rewind, last)
         return None if last < 0 else self.load(last)
 
     def _rewind(self, last: int) -> None:
@@ -224,19 +224,19 @@ class SharedTrainer(Trainer):
 
     Args:
         config: of the run.
-        team: the processes.
+        group: the processes.
 
     Example:
         >>> from mesaopt import recipes
-        >>> with Team.meet(torch.device("cpu"), Devices(parts=2)) as team:
-        ...     round(SharedTrainer(recipes.get("lsa-1"), team).step(0).item(), 1)
+        >>> with ProcessGroup.join(torch.device("cpu"), Devices(parts=2)) as group:
+        ...     round(SharedTrainer(recipes.get("lsa-1"), group).step(0).item(), 1)
         1.7
     """
 
-    def __init__(self, config: RunConfig, team: Team):
-        super().__init__(config, team.device)
-        self.team = team
-        self.divided = _divide(self.model, team)
+    def __init__(self, config: RunConfig, group: ProcessGroup):
+        super().__init__(config, group.device)
+        self.group = group
+        self.divided = _divide(self.model, group)
         self.parameters = trained_parameters(self.model)
         self.optimizer = Optimizer(config.train, self.parameters)
 
@@ -249,9 +249,9 @@ class SharedTrainer(Trainer):
         Returns:
             The loss of the whole batch before the step, on the device.
         """
-        rows = self.config.train.batch_size // self.team.size
-        own = list(self._batch(step).split(rows))[self.team.rank]
-        parts = list(own.split(-(-rows // self.team.devices.parts)))
+        rows = self.config.train.batch_size // self.group.size
+        own = list(self._batch(step).split(rows))[self.group.rank]
+        parts = list(own.split(-(-rows // self.group.devices.parts)))
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):
@@ -263,22 +263,22 @@ class SharedTrainer(Trainer):
             if parameter.grad is None:  # it decays all the same, as with one process
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step(step)
-        return self.team.total(total / self.team.size)
+        return self.group.total(total / self.group.size)
 
     @torch.no_grad()
     def test_loss(self) -> float:
         """Return the mean loss of the test sequences."""
         total = torch.zeros((), device=self.device)
         for batch in map(self.data.test_batch, range(self.data.num_test_batches)):
-            for part in batch.split(self._scored_at_once(batch) * self.team.size):
+            for part in batch.split(self._scored_at_once(batch) * self.group.size):
                 total += self._share(part)
-        return self.team.total(total).item() / self.config.train.evaluation_sequences
+        return self.group.total(total).item() / self.config.train.evaluation_sequences
 
     def _share(self, part: Batch) -> Tensor:
         """Compute the sum of the losses of own rows; without any a process must gather weights, too."""
-        rows = list(part.split(-(-len(part.tokens) // self.team.size)))
-        own = self.team.rank < len(rows)
-        mine = rows[self.team.rank if own else 0]
+        rows = list(part.split(-(-len(part.tokens) // self.group.size)))
+        own = self.group.rank < len(rows)
+        mine = rows[self.group.rank if own else 0]
         return self._loss(mine) * (len(mine.tokens) if own else 0)
 
     def checkpoint(self, step: int, seconds: float) -> Checkpoint:
@@ -357,17 +357,17 @@ def _local(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
-def _divide(model: nn.Module, team: Team) -> FSDPModule:
+def _divide(model: nn.Module, group: ProcessGroup) -> FSDPModule:
     """Divide the weights of a model among the processes, block by block, and change how blocks compute."""
     for block in getattr(model, "blocks", ()):
-        if team.devices.compile:
+        if group.devices.compile:
             block.forward = torch.compile(block.forward)
-        if team.devices.recompute:
+        if group.devices.recompute:
             again = {"use_reentrant": False, "preserve_rng_state": False}
             block.forward = functools.partial(recomputed, block.forward, **again)
     model.register_forward_hook(_no_view)
     for module in (*getattr(model, "blocks", ()), model):
-        fully_shard(module, mesh=team.mesh, reshard_after_forward=team.devices.shard)
+        fully_shard(module, mesh=group.mesh, reshard_after_forward=group.devices.shard)
     return cast(FSDPModule, model)
 
 
@@ -381,8 +381,8 @@ def _join(device: torch.device) -> None:
     store, rank, size = distributed.HashStore(), 0, 1
     if is_launched():
         store, rank, size = next(distributed.rendezvous("env://"))
-    # A group that met before, or before torchrun started all again, has left addresses in the store.
-    name = f"mesaopt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_MEETINGS)}"
+    # A group made before, or before torchrun started all again, has left addresses in the store.
+    name = f"mesaopt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_GROUPS_MADE)}"
     store = distributed.PrefixStore(name, store)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)

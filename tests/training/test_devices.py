@@ -205,12 +205,12 @@ def test_one_process_may_save_memory(how: dict, config: RunConfig, tmp_path: Pat
 def test_bfloat16_is_shared_like_float32(config: RunConfig, tmp_path: Path) -> None:
     config = replace(config, train=replace(config.train, steps=4, precision="bfloat16"))
     train(config, tmp_path / "alone", device="cpu")
-    train(config, tmp_path / "team", device="cpu", devices=Devices(shard=True))
-    assert_close(tmp_path / "team", tmp_path / "alone")
+    train(config, tmp_path / "group", device="cpu", devices=Devices(shard=True))
+    assert_close(tmp_path / "group", tmp_path / "alone")
 
 
 def test_several_seeds_are_trained_one_after_another(tmp_path: Path) -> None:
-    """Four processes that meet again find none of the addresses of their first meeting."""
+    """Four processes that join again find none of the addresses of their first group."""
     arguments = ["train", "lsa-1", "--device", "cpu", "--shard", "--seeds", "2", "--set"]
     arguments += ["train.steps=2", "train.batch_size=4", "train.evaluation_sequences=4"]
     said = tmp_path / "said"
@@ -233,7 +233,7 @@ def test_compiled_blocks_train_alike(run: Callable[..., str], tmp_path: Path) ->
 
 
 def test_recomputing_keeps_less_for_the_gradients(config: RunConfig) -> None:
-    from mesaopt.training.shared import SharedTrainer, Team
+    from mesaopt.training.shared import ProcessGroup, SharedTrainer
 
     kept = []
     for recompute in (False, True):
@@ -243,8 +243,8 @@ def test_recomputing_keeps_less_for_the_gradients(config: RunConfig) -> None:
             sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
             return x
 
-        with Team.meet(torch.device("cpu"), Devices(recompute=recompute)) as team:
-            trainer = SharedTrainer(config, team)
+        with ProcessGroup.join(torch.device("cpu"), Devices(recompute=recompute)) as group:
+            trainer = SharedTrainer(config, group)
             batch = trainer.data.batch(0)
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
                 loss = trainer._loss(batch)
