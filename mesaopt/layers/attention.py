@@ -446,9 +446,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
             k = normalise(k)
         if self.frame.unit_values:
             v = normalise(v)
-        log_decay, beta = (None, None) if self.gates is None else self.gates(x)
-        sign = self.gates.sign(x) if self.frame.signed_decay and self.gates is not None else None
-        inputs = HeadInputs(q, k, v, log_decay, beta, sign).repeat_heads(self._repeats)
+        gates = (None, None, None) if self.gates is None else self.gates(x)
+        inputs = HeadInputs(q, k, v, *gates).repeat_heads(self._repeats)
         return inputs, recent, seen
 
     def _place(

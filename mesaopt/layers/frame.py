@@ -282,7 +282,7 @@ class Gates(nn.Module):
     remember 16 to 1024 tokens, in equal ratios, at x = 0.
 
     Example:
-        >>> log_decay, beta = Gates(6, 2, ["log_decay", "beta"])(torch.zeros(1, 1, 6))
+        >>> log_decay, beta, _ = Gates(6, 2, ["log_decay", "beta"])(torch.zeros(1, 1, 6))
         >>> [round(1 / (1 - gamma)) for gamma in log_decay.exp().flatten().tolist()]
         [17, 1025]
         >>> beta.flatten().tolist()
@@ -337,6 +337,7 @@ class Gates(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch time head"] | None,
         Float[Tensor, "batch time head"] | None,
+        Float[Tensor, "batch time head"] | None,
     ]:
         """Compute the gates, in float32 at least.
 
@@ -344,31 +345,21 @@ class Gates(nn.Module):
             x: [batch, time, width].
 
         Returns:
-            log |gamma|, 0 or less, and beta in [0, 1], [batch, time, head] each; None for a missing gate.
+            log |gamma|, 0 or less; beta, from 0 to 1; the sign of gamma, 1 or -1; [batch, time, head] each.
+            None for a missing gate, and for the sign where gamma is never negative.
         """
-        log_decay = beta = None
+        log_decay = beta = sign = None
         if self.beta is not None:
             beta = _widen(self.beta(x)).sigmoid()
         if self.log_decay is not None:
-            log_decay = self._log_size(_widen(self.log_decay(x)))
+            raw = _widen(self.log_decay(x))
+            log_decay = self._log_size(raw)
+            if self.signed_decay:
+                sign = torch.ones_like(raw).masked_fill(raw < 0, -1.0)
             if self.forget_cap is not None:
                 written = torch.ones_like(log_decay) if beta is None else beta.square()
                 log_decay = log_decay + torch.log1p((self.forget_cap - 1) * written)
-        return log_decay, beta
-
-    def sign(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time head"] | None:
-        """Compute the signs of the forget gates.
-
-        Args:
-            x: [batch, time, width].
-
-        Returns:
-            1 or -1, [batch, time, head]; None where no gate may be negative.
-        """
-        if self.log_decay is None or not self.signed_decay:
-            return None
-        raw = _widen(self.log_decay(x.detach()).detach())
-        return torch.ones_like(raw).masked_fill(raw < 0, -1.0)
+        return log_decay, beta, sign
 
     def _log_size(self, raw: Tensor) -> Tensor:
         """Compute log |gamma| from what the weights give."""

@@ -264,7 +264,7 @@ def test_zero_vectors_have_no_direction_and_a_finite_gradient() -> None:
 
 
 def test_the_cap_needs_no_write_strength() -> None:
-    log_decay, beta = Gates(6, 1, ["log_decay"], forget_cap=0.9)(torch.full((1, 1, 6), 0.0))
+    log_decay, beta, sign = Gates(6, 1, ["log_decay"], forget_cap=0.9)(torch.full((1, 1, 6), 0.0))
     assert beta is None
     # The first head begins with a memory of 16 tokens, gamma = 16 / 17.
     assert log_decay.exp().item() == pytest.approx(0.9 * 16 / 17, rel=1e-6)
