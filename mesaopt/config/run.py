@@ -118,20 +118,18 @@ class RunConfig:
 
     def _check_kinds(self) -> None:
         """Refuse a task of tokens without a model of tokens, and the other way round."""
-        if isinstance(self.model, LanguageModelConfig):
-            if not isinstance(self.task, TokenTaskConfig):
-                wanted = (
-                    "must be a task on tokens, such as 'copying', for a model of kind 'language'"
-                )
-                raise ConfigError(f"task.kind={self.task.kind!r}: {wanted}")
+        reads_tokens = isinstance(self.model, LanguageModelConfig)
+        if not isinstance(self.task, TokenTaskConfig):
+            if reads_tokens:
+                wanted = "a task on tokens, such as 'copying', for a model of kind 'language'"
+                raise ConfigError(f"task.kind={self.task.kind!r}: must be {wanted}")
+        elif reads_tokens:
             wanted = "auto_encoder" if self.task.gives_back else "language"
+            targets = "the tokens themselves" if self.task.gives_back else "others than the tokens"
             if self.model.kind != wanted:
-                those = (
-                    "the tokens themselves" if self.task.gives_back else "others than the tokens"
-                )
-                problem = f"must be {wanted!r}, for a task whose targets are {those}"
+                problem = f"must be {wanted!r}, for a task whose targets are {targets}"
                 raise ConfigError(f"model.kind={self.model.kind!r}: {problem}")
-        elif isinstance(self.task, TokenTaskConfig) and not isinstance(self.model, OwnModelConfig):
+        elif not isinstance(self.model, OwnModelConfig):
             wanted = f"must be 'language' or a module of your own, for {self.task.kind!r}"
             raise ConfigError(f"model.kind={self.model.kind!r}: {wanted}, a task on tokens")
 
