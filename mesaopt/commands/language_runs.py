@@ -89,9 +89,7 @@ def _tables(run: "Run", results: "LanguageResults") -> "list[Table]":
         Table("Tests", scores, text=f"{title.capitalize()}. {count}; ± is one standard error.")
     ]
     if (sample := results.sample) is not None:
-        about = (
-            "The beginning of a text that was held out, drawn on by the model at temperature 0.8."
-        )
+        about = "The beginning of a text that was held out. The model goes on at temperature 0.8."
         tables += [
             Table("A text continued", [], text=about, verbatim=_readable(sample.prompt)),
             Table("The model goes on", [], verbatim=_readable(sample.continuation)),
