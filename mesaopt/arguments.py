@@ -2,10 +2,9 @@
 :mod:`mesaopt.commands` takes them. Docstrings are the help texts.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -463,80 +462,3 @@ Command = (
     | Completion
 )
 """The arguments of any command."""
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a command, as it is typed.
-
-    Example:
-        >>> print(*arguments_of(Report)[:3], sep=", ")
-        DIR|RUN, --out FILE.png|.svg|.html, --redraw
-    """
-
-    name: str
-    """With its dashes; empty for one that is told by its place."""
-    values: str
-    """The choices with "|" between them, or what help texts call the value; empty for a switch."""
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.values}".strip()
-
-
-def dashed(name: str) -> str:
-    """Write a name as it is typed.
-
-    Args:
-        name: of a class or a field.
-
-    Returns:
-        The name in small letters, with dashes.
-
-    Example:
-        >>> dashed("ImportReleased"), dashed("dry_run")
-        ('import-released', 'dry-run')
-    """
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).replace("_", "-").lower()
-
-
-def commands() -> dict[str, type]:
-    """Return all commands by the name that is typed.
-
-    Returns:
-        The classes of their arguments.
-
-    Example:
-        >>> commands()["import-released"].__name__
-        'ImportReleased'
-    """
-    return {dashed(kind.__name__): kind for kind in get_args(Command)}
-
-
-def arguments_of(command: type) -> list[Argument]:
-    """List the arguments of a command.
-
-    Args:
-        command: one of the classes of this module.
-
-    Returns:
-        The arguments, in the order of the help text.
-
-    Example:
-        >>> arguments_of(Report)[0]
-        Argument(name='', values='DIR|RUN')
-    """
-    return [_argument(*pair) for pair in get_type_hints(command, include_extras=True).items()]
-
-
-def _argument(name: str, hint: Any) -> Argument:
-    """Read the annotation of one field."""
-    extras, plain = getattr(hint, "__metadata__", ()), getattr(hint, "__origin__", hint)
-    by_place = Positional[int].__metadata__[0] in extras
-    names = [extra.name for extra in extras if getattr(extra, "name", None)]
-    values = [extra.metavar for extra in extras if getattr(extra, "metavar", None)]
-    values += ["|".join(map(str, get_args(plain)))] if get_origin(plain) is Literal else []
-    usual = {bool: "", int: "N", float: "X"}.get(plain, "VALUE")
-    return Argument(
-        name="" if by_place else f"--{dashed(names[0] if names else name)}",
-        values=values[0] if values else usual,
-    )

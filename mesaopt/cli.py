@@ -12,7 +12,8 @@ from importlib import metadata
 
 import tyro
 
-from mesaopt.arguments import Command, arguments_of, commands
+from mesaopt.argument_lists import arguments_of, commands
+from mesaopt.arguments import Command
 from mesaopt.errors import ConfigError, MesaoptError, printable, suggest
 
 _PLAIN = {"±": "+-", "²": "^2", "·": "-", "×": "x", "−": "-"}

@@ -8,7 +8,7 @@ import pytest
 from helpers import exit_status as run
 
 from mesaopt import zoo
-from mesaopt.arguments import arguments_of, commands
+from mesaopt.argument_lists import arguments_of, commands
 from mesaopt.recipes import RECIPES
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

@@ -50,9 +50,10 @@ ALLOWED["zoo"] = ALLOWED["papers"] | {"papers", "display"}
 ALLOWED["released"] = BASE | {"models", "recipes", "tasks", "training"}
 ALLOWED["hf"] = BASE | {"ops", "layers", "models", "training", "corpus"}
 ALLOWED["arguments"] = set()
+ALLOWED["argument_lists"] = {"arguments"}
 ALLOWED["console"] = {"errors"}
 ALLOWED["commands"] = set(ALLOWED)
-ALLOWED["cli"] = {"errors", "arguments", "commands", "config", "recipes"}
+ALLOWED["cli"] = {"errors", "arguments", "argument_lists", "commands", "config", "recipes"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set(ALLOWED)  # for type checkers, and on first use
 

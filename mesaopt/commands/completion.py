@@ -1,7 +1,7 @@
 """The command `completion`: a script by which a shell completes what is typed behind `mesaopt`."""
 
+from mesaopt import argument_lists, recipes, zoo
 from mesaopt import arguments as args
-from mesaopt import recipes, zoo
 from mesaopt.papers.index import read_index
 
 _ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
@@ -31,8 +31,8 @@ def print_completion(command: args.Completion) -> int:
         "WHAT": [row["name"] for row in read_index()],
     }
     values, arguments = [], []
-    for name, kind in args.commands().items():
-        given = args.arguments_of(kind)
+    for name, kind in argument_lists.commands().items():
+        given = argument_lists.arguments_of(kind)
         options = " ".join([*(one.name for one in given if one.name), "--help"])
         arguments.append(f'        "{name} -"*) words="{options}" ;;')
         for one in given:
@@ -44,7 +44,7 @@ def print_completion(command: args.Completion) -> int:
     script = _SCRIPT.format(
         shell=command.shell,
         start=_ZSH if command.shell == "zsh" else "",
-        commands=" ".join(args.commands()),
+        commands=" ".join(argument_lists.commands()),
         values="\n".join(values),
         arguments="\n".join(arguments),
     )

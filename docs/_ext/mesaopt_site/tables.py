@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mesaopt import arguments, json_files, zoo
+from mesaopt import argument_lists, json_files, zoo
 from mesaopt.config import RunConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.index import STUDIES
@@ -57,7 +57,7 @@ def plain(text: str) -> str:
 
 def commands(_: str = "") -> str:
     """Write a section for every command, with its arguments."""
-    return "\n\n".join(_command(name, kind) for name, kind in arguments.commands().items())
+    return "\n\n".join(_command(name, kind) for name, kind in argument_lists.commands().items())
 
 
 def recipes(_: str = "") -> str:
@@ -122,7 +122,7 @@ def _command(name: str, kind: type) -> str:
     parts = [f"## {name}", plain(summary), *map(plain, words)]
     if examples:
         parts.append("```console\n" + "\n".join(examples) + "\n```")
-    docs, as_typed = _field_docs(kind), arguments.arguments_of(kind)
+    docs, as_typed = _field_docs(kind), argument_lists.arguments_of(kind)
     rows = [
         (f"`{one}`", docs.get(field.name, ""), _default(field))
         for field, one in zip(dataclasses.fields(kind), as_typed, strict=True)
