@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 
+from mesaopt.looks import PALETTE
 from mesaopt.papers.figure import Panel
 from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
 from mesaopt.papers.rows import PanelData, Rows
@@ -19,7 +20,7 @@ def rows_of(entries: dict[str, Entry], *, what: str = "accuracy", **more: object
             what: entry.missing if outcome.scores is None else float(outcome.scores[0].mean()),
             "mean": entry.score().value,
             "half_width_95": 1.96 * entry.score().error,
-            "learning_rate": entry.rate,
+            "learning_rate": entry.rate or None,
             "parameters": outcome.parameters,
             "seconds": round(outcome.seconds, 1),
             "diverged": outcome.scores is None,
@@ -37,12 +38,13 @@ def draw_entrants(
     for row in rows:
         given.setdefault(str(row["entrant"]), []).append(row)
     for place, (name, seeds) in enumerate(given.items()):
-        look = LOOKS.get(name, LOOKS["mesanet"])
+        untrained = seeds[0]["learning_rate"] is None
+        color = PALETTE[-1] if untrained else LOOKS.get(name, LOOKS["mesanet"]).color
         mean, half = seeds[0]["mean"], seeds[0]["half_width_95"]
-        axes.barh(place, mean, height=0.62, color=look.color, alpha=0.35, lw=0)
-        axes.errorbar(mean, place, xerr=half, color=look.color, lw=1.5, capsize=2.5)
+        axes.barh(place, mean, height=0.62, color=color, alpha=0.35, lw=0)
+        axes.errorbar(mean, place, xerr=half, color=color, lw=1.5, capsize=2.5)
         points = [row[what] for row in seeds]
-        axes.plot(points, [place] * len(points), color=look.color, ls="", marker="|", ms=9)
+        axes.plot(points, [place] * len(points), color=color, ls="", marker="|", ms=9)
     axes.set_yticks(range(len(given)), list(given))
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

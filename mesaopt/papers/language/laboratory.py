@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH
@@ -19,7 +19,7 @@ from mesaopt.papers.laboratory import Plan, Source, Training, measurement
 from mesaopt.papers.language.settings import SETTINGS, Contest, Settings, next_rates
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.recipes.language import MIXERS
-from mesaopt.tasks import Batch, Split, Task, make_task
+from mesaopt.tasks import Batch, Split, make_task
 from mesaopt.training import DivergedError, Run, run_name, train
 from mesaopt.workers import current_workers
 
@@ -115,7 +115,7 @@ class Entry:
     """An entrant of a contest: its learning rate, and its models, one per seed."""
 
     rate: float
-    """The learning rate that was chosen."""
+    """The learning rate that was chosen; 0 where nothing was trained."""
     validation: dict[float, float]
     """Loss on validation sequences of the first seed's model, by learning rate."""
     outcomes: list[Outcome]
@@ -287,10 +287,11 @@ def entry(lab: Laboratory, contest: str, mixer: str) -> Entry:
 
 @measurement
 def mixers(lab: Laboratory, contest: str) -> dict[str, Entry]:
-    """Compare all mixers in a contest."""
+    """Compare all mixers that can take part in a contest."""
     given = lab.settings.contests[contest]
     entrants = {
-        name: mixer_settings(given, f"{contest}-{name}", mixer) for name, mixer in MIXERS.items()
+        name: mixer_settings(given, f"{contest}-{name}", mixer)
+        for name, mixer in given.entrants.items()
     }
     entries = lab.compete(given, entrants, right_answers)
     for name, one in entries.items():
@@ -302,21 +303,26 @@ def scored(run: Run | None, contest: Contest, score: Score) -> Outcome:
     """Score a model on validation sequences, and on test sequences of each difficulty."""
     if run is None:
         return Outcome(validation=math.inf, scores=None, parameters=0, seconds=0.0)
-    task, model = make_task(contest.task), run.model.cpu().eval()
-    losses = _by_difficulty(task, model, contest, "validation", lambda b, z: b.loss(z).view(1))
+    model = run.model.cpu().eval()
+
+    def predict(batch: Batch) -> Tensor:
+        return model(batch.tokens, **batch.arguments)
+
+    losses = by_difficulty(predict, contest, "validation", lambda b, z: b.loss(z).view(1))
     loss = float(losses.mean())
     return Outcome(
         validation=loss if math.isfinite(loss) else math.inf,
-        scores=_by_difficulty(task, model, contest, "test", score),
+        scores=by_difficulty(predict, contest, "test", score),
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=run.seconds,
     )
 
 
-def _by_difficulty(
-    task: Task, model: nn.Module, contest: Contest, split: Split, score: Score
+def by_difficulty(
+    predict: Callable[[Batch], Tensor], contest: Contest, split: Split, score: Score
 ) -> Float[Tensor, "difficulty sequence *more"]:
-    """Score a model on sequences of each difficulty, whose batches a task gives in turn."""
+    """Score predictions for sequences of each difficulty, whose batches a task gives in turn."""
+    task = make_task(contest.task)
     difficulties = len(cast(Any, task).variants(split))
     size = min(EVALUATION_BATCH, contest.sequences)
     steps = range(difficulties * -(-contest.sequences // size))
@@ -324,7 +330,7 @@ def _by_difficulty(
     @torch.no_grad()
     def compute(step: int) -> Tensor:
         batch = task.sample(size, seed=0, step=step, split=split)
-        return score(batch, model(batch.tokens, **batch.arguments))
+        return score(batch, predict(batch))
 
     scores = list(current_workers().map(compute, steps))
     return torch.stack([torch.cat(scores[one::difficulties]) for one in range(difficulties)])

@@ -13,7 +13,6 @@ from mesaopt.papers.language.drawing import contest_panel, contest_settings, row
 from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
 from mesaopt.papers.language.settings import Contest, contest_seconds
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.recipes.language import MIXERS
 
 _STATES = "mqar-state-"
 
@@ -126,7 +125,7 @@ mqar = Figure(
     finish=_legend_below,
     settings=lambda lab: contest_settings(lab, "mqar"),
     claims=_mqar_claims,
-    seconds=contest_seconds("mqar", _STATES, entrants=len(MIXERS)),
+    seconds=contest_seconds("mqar", _STATES),
 )
 
 
@@ -196,5 +195,5 @@ continuous = Figure(
     finish=_legend_below,
     settings=lambda lab: contest_settings(lab, "continuous"),
     claims=_continuous_claims,
-    seconds=contest_seconds("continuous", entrants=len(MIXERS)),
+    seconds=contest_seconds("continuous"),
 )

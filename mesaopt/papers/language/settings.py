@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mesaopt.config import (
+    FORGETTING_MIXERS,
+    AutoEncoderConfig,
     ContinuousMQARConfig,
     LanguageModelConfig,
     MADConfig,
@@ -17,6 +19,7 @@ from mesaopt.config import (
     TextConfig,
     TrainConfig,
 )
+from mesaopt.recipes.language import MIXERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +39,23 @@ class Contest:
     step_seconds: float
     """Rough time of a step on two cores, the mean over mixers."""
 
+    @property
+    def entrants(self) -> dict[str, MixerName]:
+        """The mixers that can take part, by their short names; signs are for forget gates alone."""
+        signed = isinstance(self.model, LanguageModelConfig) and self.model.signed_decay
+        return {
+            name: mixer
+            for name, mixer in MIXERS.items()
+            if mixer in FORGETTING_MIXERS or not signed
+        }
+
     def with_mixer(self, mixer: MixerName) -> LanguageModelConfig | ModelConfig:
         """Give the model with one mixer in all its layers."""
         return replace(self.model, mixers=(mixer,) * self.model.depth)
 
-    def seconds(self, entrants: int, seeds: int) -> float:
-        """Estimate the time of the trainings of all entrants on two cores."""
+    def seconds(self, seeds: int, entrants: int | None = None) -> float:
+        """Estimate the time of the trainings of all entrants, or of some, on two cores."""
+        entrants = len(self.entrants) if entrants is None else entrants
         trainings = entrants * (len(next_rates(self.rates, {})) + seeds - 1)
         return trainings * (self.sequences / 512 + self.train.steps * self.step_seconds)
 
@@ -101,19 +115,17 @@ def _training(steps: int, batch_size: int, *, weight_decay: float = 0.1) -> Trai
     )
 
 
-_RECALL = LanguageModelConfig(
-    vocabulary=8192,
-    width=64,
-    mixers=("softmax_attention",) * 2,
-    num_heads=2,
-    convolution=4,
-    head_norm=True,
-    unit_queries_keys=True,
-    mlp="none",
-    logit_cap=None,
-)
-"""Two layers without networks in the surroundings of MesaNet: all mixers, softmax attention too, have the
-same short convolutions and head norms, which replace positions."""
+_SURROUNDINGS: dict[str, Any] = {
+    "width": 64,
+    "mixers": ("softmax_attention",) * 2,
+    "convolution": 4,
+    "head_norm": True,
+    "unit_queries_keys": True,
+    "logit_cap": None,
+}
+"""Two layers in the surroundings of MesaNet: all mixers, softmax attention too, have the same short
+convolutions and head norms, which replace positions."""
+_RECALL = LanguageModelConfig(vocabulary=8192, num_heads=2, mlp="none", **_SURROUNDINGS)
 _ONE_LAYER = ModelConfig(
     mixers=("mesa",),
     token_dim=64,
@@ -152,53 +164,60 @@ def _continuous(pairs: int, dim: int, tested: tuple[int, ...], train: TrainConfi
     )
 
 
-_MAD = replace(_RECALL, vocabulary=16, num_heads=4, mlp="swiglu")
+_MAD = LanguageModelConfig(vocabulary=16, num_heads=4, mlp="swiglu", **_SURROUNDINGS)
 """As in recall, with networks, which the authors' models of these tasks have, too."""
+_COMPRESSION = AutoEncoderConfig(
+    vocabulary=16, num_heads=4, mlp="swiglu", initial_std=0.2, **_SURROUNDINGS
+)
+"""Weights are as large as the sines of its positions: with smaller ones training starts slowly."""
+_SIGNED = replace(_MAD, mixers=("gated_delta_rule",) * 2, signed_decay=True)
+"""Forget gates between -1 and 1."""
 
 
-def _tasks(
-    tasks: Mapping[str, TaskConfig], train: TrainConfig, seconds: float, *, width: int = 64
-) -> dict[str, Contest]:
-    """Make contests of tasks on tokens that have the same training."""
-    return {
-        name: Contest(
-            task=task,
-            model=replace(_MAD, vocabulary=task.dim, width=width),
-            train=train,
-            rates=_RATES,
-            sequences=256,
-            step_seconds=seconds,
-        )
-        for name, task in tasks.items()
-    }
-
-
-def _mad(length: int, copied: int) -> dict[str, TaskConfig]:
-    """List the tasks of MAD but compression, which needs a decoder of its own."""
-    return {
-        "mad-recall": MADConfig(length=length),
-        "mad-fuzzy": MADConfig(task="fuzzy_recall", length=length),
-        "mad-noisy": MADConfig(
-            task="noisy_recall",
-            vocabulary=32,
-            noise_vocabulary=16,
-            noise_fraction=0.2,
-            length=length,
-        ),
-        "mad-copying": MADConfig(task="selective_copying", length=2 * length, copied=copied),
-        "mad-memory": MADConfig(task="memorization", vocabulary=256, length=32, examples=256),
-    }
-
-
-def _text(length: int, train: TrainConfig, seconds: float, sequences: int) -> Contest:
+def _on_tokens(
+    task: TaskConfig,
+    train: TrainConfig,
+    seconds: float,
+    *,
+    model: LanguageModelConfig = _MAD,
+    sequences: int = 256,
+) -> Contest:
+    """Make a contest of two layers with networks."""
     return Contest(
-        task=TextConfig(length=length),
-        model=replace(_MAD, vocabulary=256),
+        task=task,
+        model=replace(model, vocabulary=task.dim),
         train=train,
         rates=_RATES,
         sequences=sequences,
         step_seconds=seconds,
     )
+
+
+def _mad(length: int, copied: int, train: TrainConfig, seconds: float) -> dict[str, Contest]:
+    """Make the contests of the six tasks of MAD."""
+    noise = {"vocabulary": 32, "noise_vocabulary": 16, "noise_fraction": 0.2}
+    tasks = {
+        "recall": MADConfig(length=length),
+        "fuzzy": MADConfig(task="fuzzy_recall", length=length),
+        "noisy": MADConfig(task="noisy_recall", length=length, **noise),  # type: ignore[arg-type]
+        "copying": MADConfig(task="selective_copying", length=2 * length, copied=copied),
+        "memory": MADConfig(task="memorization", vocabulary=256, length=32, examples=256),
+        "compression": MADConfig(task="compression", length=length // 4),
+    }
+    return {
+        f"mad-{name}": _on_tokens(
+            task, train, seconds, model=_COMPRESSION if task.gives_back else _MAD
+        )
+        for name, task in tasks.items()
+    }
+
+
+def _parity(task: ParityConfig, train: TrainConfig, seconds: float) -> dict[str, Contest]:
+    """Make the contests of parity, with forget gates between 0 and 1, and between -1 and 1."""
+    return {
+        "parity": _on_tokens(task, train, seconds),
+        "parity-signed": _on_tokens(task, train, seconds, model=_SIGNED),
+    }
 
 
 def _smoke() -> dict[str, Contest]:
@@ -212,18 +231,25 @@ def _smoke() -> dict[str, Contest]:
         step_seconds=0.03,
     )
     continuous = _continuous(4, 8, (4, 8), tiny.train)
-    short: dict[str, TaskConfig] = {
-        "mad-recall": MADConfig(length=16, examples=64),
-        "regbench": RegBenchConfig(length=24, examples=64),
-        "parity": ParityConfig(longest=8, test_shortest=8, test_longest=12),
+    narrow, short = replace(_MAD, width=16), replace(tiny.train, batch_size=2)
+    parity = ParityConfig(longest=8, test_shortest=8, test_longest=12)
+    contests = {
+        "text": _on_tokens(TextConfig(length=64), short, 0.03, model=narrow, sequences=32),
+        "mad-recall": _on_tokens(MADConfig(length=16, examples=64), tiny.train, 0.03, model=narrow),
+        "mad-compression": _on_tokens(
+            MADConfig(task="compression", length=8, examples=64),
+            tiny.train,
+            0.03,
+            model=replace(_COMPRESSION, width=16),
+        ),
+        "regbench": _on_tokens(
+            RegBenchConfig(length=24, examples=64), tiny.train, 0.03, model=narrow
+        ),
+        "parity": _on_tokens(parity, tiny.train, 0.03, model=narrow),
+        "parity-signed": _on_tokens(parity, tiny.train, 0.03, model=replace(_SIGNED, width=16)),
     }
-    text = _text(64, replace(tiny.train, batch_size=2), 0.03, 32)
     return {
-        "text": replace(text, rates=(3e-3,), model=replace(_MAD, vocabulary=256, width=16)),
-        **{
-            name: replace(contest, rates=(3e-3,))
-            for name, contest in _tasks(short, tiny.train, 0.03, width=16).items()
-        },
+        **{name: replace(contest, rates=(3e-3,)) for name, contest in contests.items()},
         "mqar": replace(tiny, rates=(1e-3, 1e-2)),
         "mqar-state-4": replace(tiny, model=replace(tiny.model, head_dim=4)),
         "continuous": replace(continuous, rates=(3e-3,), sequences=256, step_seconds=0.03),
@@ -244,12 +270,12 @@ def _small() -> dict[str, Contest]:
             for head_dim in (4, 16)
         },
         "continuous": _continuous(32, 32, (4, 8, 16, 32, 64), _training(500, 128)),
-        **_tasks(_mad(64, 8), _training(150, 64), 0.16),
-        **_tasks(
-            {"regbench": RegBenchConfig(length=128, examples=2500)}, _training(250, 32), 0.165
+        **_mad(64, 8, _training(150, 64), 0.16),
+        "regbench": _on_tokens(
+            RegBenchConfig(length=128, examples=2500), _training(250, 32), 0.165
         ),
-        **_tasks({"parity": ParityConfig()}, _training(200, 64), 0.095),
-        "text": _text(256, _training(150, 16), 0.18, 256),
+        **_parity(ParityConfig(), _training(200, 64), 0.095),
+        "text": _on_tokens(TextConfig(length=256), _training(150, 16), 0.18),
     }
 
 
@@ -268,10 +294,10 @@ def _paper() -> dict[str, Contest]:
         "continuous": replace(
             _continuous(64, 64, (4, 8, 16, 32, 64, 128, 256), long), step_seconds=0.5
         ),
-        **_tasks(_mad(128, 16), _training(20_000, 128), 0.5),
-        **_tasks({"regbench": RegBenchConfig()}, _training(30_000, 32), 1.0),
-        **_tasks({"parity": ParityConfig()}, _training(10_000, 256), 0.5),
-        "text": _text(1024, _training(20_000, 32), 1.0, 1024),
+        **_mad(128, 16, _training(20_000, 128), 0.5),
+        "regbench": _on_tokens(RegBenchConfig(), _training(30_000, 32), 1.0),
+        **_parity(ParityConfig(), _training(10_000, 256), 0.5),
+        "text": _on_tokens(TextConfig(length=1024), _training(20_000, 32), 1.0, sequences=1024),
     }
 
 
@@ -288,11 +314,11 @@ SETTINGS: dict[str, Settings] = {
 }
 
 
-def contest_seconds(*names: str, entrants: int) -> dict[Any, float]:
+def contest_seconds(*names: str, entrants: int | None = None) -> dict[Any, float]:
     """Estimate the time of contests by scale; a name with a hyphen at its end stands for all that begin so.
 
     Example:
-        >>> contest_seconds("mqar", entrants=8)["small"] > contest_seconds("mqar", entrants=2)["small"]
+        >>> contest_seconds("mqar")["small"] > contest_seconds("mqar", entrants=2)["small"]
         True
     """
 
@@ -304,5 +330,5 @@ def contest_seconds(*names: str, entrants: int) -> dict[Any, float]:
     seconds: dict[Any, float] = {}
     for scale, settings in SETTINGS.items():
         meant = [contest for known, contest in settings.contests.items() if is_meant(known)]
-        seconds[scale] = 2 + sum(contest.seconds(entrants, SEEDS[scale]) for contest in meant)
+        seconds[scale] = 2 + sum(contest.seconds(SEEDS[scale], entrants) for contest in meant)
     return seconds
