@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -242,6 +243,17 @@ def test_a_dry_run_prints_the_cost_and_touches_nothing(
     for word in ("25,600", "mesa-1-seed0", "time in all", "memory"):
         assert word in out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("rank", "prints"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_prints_the_cost(
+    rank: str, prints: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("mesaopt.training.one_message", contextlib.nullcontext)
+    assert run("train", "lsa-1", "--dry-run", "--device", "cpu", "--set", *SHORT) == 0
+    assert bool(capsys.readouterr().out) == prints
 
 
 def test_a_dry_run_prints_each_cost_before_it_measures_the_next(

@@ -22,7 +22,18 @@ def train(command: args.Train) -> int:
     """Train seeds of a recipe, or of a task of one's own, or print what that would cost."""
     require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
     configs = own.configs_of(command)
-    from mesaopt.training import RunFolder, is_launched, run_name, seed_batches, step_cost, tracker
+    from mesaopt.training import (
+        RunFolder,
+        is_first,
+        is_launched,
+        run_name,
+        seed_batches,
+        step_cost,
+        tracker,
+    )
+
+    if command.dry_run and not is_first():
+        return 0
 
     groups = seed_batches(configs, command.device)
     folder = command.out or Path("runs")

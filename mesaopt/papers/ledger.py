@@ -1,4 +1,4 @@
-"""The ledger: every claim of both papers with its verdict, as tables of the docs.
+"""The ledger: every claim of all studies with its verdict, as tables of the docs.
 
 For those who maintain the package: `python -m mesaopt.papers.ledger RESULTS ...` keeps what the folders of
 results judged in `docs/ledger.json`, one study each, and writes the tables from it into the pages. Without
@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 """The pages, in a clone."""
 FILE = "ledger.json"
 """What was judged, by study."""
-PAGES = ("core.md", "uncovering.md", "emergence.md")
+PAGES = ("core.md", "uncovering.md", "emergence.md", "language-study.md")
 """Pages that hold tables of the ledger."""
 SUMMARY = "summary"
 """The table of all studies; each of the others is called after its study."""
@@ -50,7 +50,9 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: a file is missing or damaged.
     """
-    config = json_files.read(folder / "config.json", {"what": str, "scale": str})
+    config = json_files.read(
+        folder / "config.json", {"what": str, "scale": str, "runs": (str, None)}
+    )
     meta = json_files.read(folder / "meta.json", _META)
     index = json_files.read(folder / "figures" / "index.json", {"runs": [_RUN]})
     models: dict[str, dict[str, int]] = {}
@@ -61,16 +63,22 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     waiting = [claim for figure in read_untrained(folder) for claim in figure.claims]
     return config["what"], {
         "scale": config["scale"],
+        "runs": config["runs"],
         "date": meta["started"][:10],
         "commit": (meta["git"] or "unknown")[:12],
         "machine": f"{meta['processor']}, {meta['cores']} cores",
-        "minutes": round(
-            json_files.read(folder / "DONE", {"this_session": float})["this_session"] / 60
-        ),
+        "minutes": round(_seconds(folder) / 60),
         "models": models,
         "claims": [claim.to_json() for claim in read_claims(folder)],
         "waiting": [claim.to_json() for claim in waiting],
     }
+
+
+def _seconds(folder: Path) -> float:
+    """Read how long all trainings of a folder took, or the measuring where there are none."""
+    measuring = json_files.read(folder / "DONE", {"this_session": float})["this_session"]
+    trained = [folder / "runs" / name / "DONE" for name in files.names(folder / "runs")]
+    return sum(json_files.read(run, {"seconds": float})["seconds"] for run in trained) or measuring
 
 
 def rewrite(page: str, ledger: dict[str, Any]) -> str:
@@ -127,10 +135,13 @@ def _summary(ledger: dict[str, Any]) -> list[str]:
 
 def _tables(study: str, entry: dict[str, Any]) -> list[str]:
     """Write what was measured, and a table of claims for each figure that shows some."""
-    source = ", the trained models of the package" if entry["models"] else ""
+    source = f", {entry['runs']}" if entry["runs"] else ""
+    how_long = f"in {entry['minutes']} minutes"
+    if entry["models"] and not entry["runs"]:
+        how_long = f"after {entry['minutes'] / 60:.1f} hours of trainings, one after another,"
     lines = [
-        f"Scale `{entry['scale']}`{source}. Measured on {entry['date']}, commit `{entry['commit']}`, in "
-        f"{entry['minutes']} minutes on {entry['machine']}.",
+        f"Scale `{entry['scale']}`{source}. Measured on {entry['date']}, commit `{entry['commit']}`, "
+        f"{how_long} on {entry['machine']}.",
     ]
     names = {figure.name: figure.title for figure in get_study(study).figures}
     everything = [(claim, judged) for judged, kind in _KINDS for claim in entry[kind]]

@@ -80,6 +80,11 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     assert ledger.hand_written(page) == "a\n\nb\n"
     summary = ledger.rewrite("<!-- ledger: summary -->\n<!-- end of ledger -->", {study: entry})
     assert "| `core` | 2 | 1 | 1 | 1 |" in summary
+    hours = f"after {entry['minutes'] / 60:.1f} hours of trainings, one after another, on"
+    assert hours in page
+    zoo = ledger.rewrite(page, {study: entry | {"runs": "the zoo", "minutes": 5}})
+    assert ", the zoo. Measured on" in zoo
+    assert ", in 5 minutes on" in zoo
     (folder / "DONE").unlink()
     with pytest.raises(RunError, match="DONE"):
         ledger.collect(folder)

@@ -12,7 +12,7 @@ from laboratories import Computed, compute
 from torch import Tensor
 
 from mesaopt.analysis import Evaluation, token_scores
-from mesaopt.config import OwnModelConfig, RunConfig
+from mesaopt.config import OwnModelConfig, RunConfig, to_dict
 from mesaopt.models import make_model
 from mesaopt.papers.figure import judge
 from mesaopt.papers.language import laboratory
@@ -150,6 +150,25 @@ def test_regbench_has_the_share_of_letters_and_the_distance_of_the_same_runs(
         measured = score.more["total_variation"].value
         assert measured == pytest.approx(distance["total_variation"], abs=0.05)
         assert 0.5 < distance["total_variation"] < 1  # it has learned nothing
+    for rows, what, better in ((letters, "accuracy", 1), (distances, "total_variation", -1)):
+        untrained = {row["entrant"]: row[what] for row in rows if row["learning_rate"] is None}
+        assert list(untrained) == ["3-gram", "Baum-Welch"]
+        trained = max(better * row[what] for row in rows if row["learning_rate"] is not None)
+        assert all(better * value > trained for value in untrained.values())
+
+
+def test_signed_gates_are_for_mixers_that_forget(results: dict[str, Computed]) -> None:
+    panels = results["parity"].panels
+    assert {row["entrant"] for row in panels["parity"].rows} == set(MIXERS)
+    signed = {row["entrant"] for row in panels["parity-signed"].rows}
+    assert signed == {"gated-linear", "gated-delta", "mesanet"}
+
+
+def test_compression_has_an_auto_encoder_with_the_layers_of_the_other_tasks() -> None:
+    contests = SETTINGS["small"].contests
+    recall, compression = contests["mad-recall"].model, contests["mad-compression"].model
+    mine, theirs = to_dict(compression), to_dict(recall)
+    assert {name for name in mine if mine[name] != theirs[name]} == {"kind", "initial_std"}
 
 
 def test_faults_are_all_there_and_have_a_claim_each(results: dict[str, Computed]) -> None:
