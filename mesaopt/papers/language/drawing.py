@@ -6,37 +6,37 @@ from matplotlib.axes import Axes
 
 from mesaopt.looks import PALETTE
 from mesaopt.papers.figure import Panel
-from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
+from mesaopt.papers.language.laboratory import LOOKS, Laboratory, Result, mixers
 from mesaopt.papers.rows import PanelData, Rows
 
 
-def rows_of(entries: dict[str, Entry], *, what: str = "accuracy", **more: object) -> Rows:
-    """Make rows of the models of entrants: one for each seed, with their mean and what was chosen."""
+def rows_of(results: dict[str, Result], *, what: str = "accuracy", **more: object) -> Rows:
+    """Make rows of the models of methods: one for each seed, with their mean and what was chosen."""
     return [
         {
-            "entrant": name,
+            "method": name,
             **more,
             "seed": seed,
-            what: entry.missing if outcome.scores is None else float(outcome.scores[0].mean()),
-            "mean": entry.score().value,
-            "half_width_95": 1.96 * entry.score().error,
-            "learning_rate": entry.rate or None,
+            what: result.missing if outcome.scores is None else float(outcome.scores[0].mean()),
+            "mean": result.score().value,
+            "half_width_95": 1.96 * result.score().error,
+            "learning_rate": result.rate or None,
             "parameters": outcome.parameters,
             "seconds": round(outcome.seconds, 1),
             "diverged": outcome.scores is None,
         }
-        for name, entry in entries.items()
-        for seed, outcome in enumerate(entry.outcomes)
+        for name, result in results.items()
+        for seed, outcome in enumerate(result.outcomes)
     ]
 
 
-def draw_entrants(
+def draw_methods(
     axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str, what: str = "accuracy"
 ) -> None:
-    """Draw the mean of each entrant with its 95 % interval, and each seed as a point, one below another."""
+    """Draw the mean of each method with its 95 % interval, and each seed as a point, one below another."""
     given: dict[str, Rows] = {}
     for row in rows:
-        given.setdefault(str(row["entrant"]), []).append(row)
+        given.setdefault(str(row["method"]), []).append(row)
     for place, (name, seeds) in enumerate(given.items()):
         untrained = seeds[0]["learning_rate"] is None
         color = PALETTE[-1] if untrained else LOOKS.get(name, LOOKS["mesanet"]).color
@@ -51,28 +51,28 @@ def draw_entrants(
     axes.set(xlim=(0, 1.02), xlabel=xlabel)
 
 
-def contest_panel(contest: str, title: str, *, name: str = "") -> Panel[Laboratory]:
-    """Make a panel of all mixers in a contest; it is left out where the scale does not have it."""
+def comparison_panel(comparison: str, title: str, *, name: str = "") -> Panel[Laboratory]:
+    """Make a panel of all mixers in a comparison; it is left out where the scale does not have it."""
 
     def measure(lab: Laboratory) -> PanelData | None:
-        if contest not in lab.settings.contests:
+        if comparison not in lab.settings.comparisons:
             return None
-        return PanelData(rows=rows_of(mixers(lab, contest), contest=contest))
+        return PanelData(rows=rows_of(mixers(lab, comparison), comparison=comparison))
 
     def draw(axes: Axes, data: PanelData) -> None:
-        draw_entrants(axes, data.rows, xlabel="share of right answers")
+        draw_methods(axes, data.rows, xlabel="share of right answers")
         axes.set_title(title)
 
-    return Panel(name=name or contest, measure=measure, draw=draw)
+    return Panel(name=name or comparison, measure=measure, draw=draw)
 
 
-def contest_settings(lab: Laboratory, name: str) -> dict[str, object]:
-    """Give the settings of a contest for the line under its figure."""
-    contest = lab.settings.contests[name]
+def comparison_settings(lab: Laboratory, name: str) -> dict[str, object]:
+    """Give the settings of a comparison for the line under its figure."""
+    comparison = lab.settings.comparisons[name]
     return {
-        "steps": contest.train.steps,
-        "sequences in a step": contest.train.batch_size,
-        "learning rates": ", ".join(f"{rate:g}" for rate in contest.rates),
+        "steps": comparison.train.steps,
+        "sequences in a step": comparison.train.batch_size,
+        "learning rates": ", ".join(f"{rate:g}" for rate in comparison.rates),
         "seeds": lab.plan.seeds,
-        "test sequences": contest.sequences,
+        "test sequences": comparison.sequences,
     }

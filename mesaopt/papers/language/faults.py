@@ -11,17 +11,17 @@ from mesaopt.models import own_model
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.language.drawing import contest_settings, draw_entrants, rows_of
+from mesaopt.papers.language.drawing import comparison_settings, draw_methods, rows_of
 from mesaopt.papers.language.faulty_mesa import Faults, faulty_model
 from mesaopt.papers.language.laboratory import (
-    Entry,
     Laboratory,
     Prepare,
-    entry,
+    Result,
+    result,
     right_answers,
     settings_of,
 )
-from mesaopt.papers.language.settings import Contest, contest_seconds
+from mesaopt.papers.language.settings import Comparison, comparison_seconds
 from mesaopt.papers.rows import PanelData
 
 WORKING, RATE, ALL = "as it should be", "another learning rate", "all together"
@@ -47,15 +47,15 @@ _WORDS = {
     ALL: "all faults together",
 }
 _SLOWER = 1.5
-"""Time of an entrant with faults: steps of conjugate gradients take longer than the mean mixer, but there
+"""Time of a method with faults: steps of conjugate gradients take longer than the mean mixer, but there
 are fewer trainings."""
 _LOST = 0.1
 """Share of right answers whose loss counts as a cause."""
 
 
-def _faulty_settings(contest: Contest, name: str, faults: Faults) -> Prepare:
+def _faulty_settings(comparison: Comparison, name: str, faults: Faults) -> Prepare:
     """Say how to make the settings of runs whose mesa layers have faults."""
-    model = cast(LanguageModelConfig, contest.with_mixer("mesanet2025"))
+    model = cast(LanguageModelConfig, comparison.with_mixer("mesanet2025"))
 
     def faulty(seed: int) -> OwnModelConfig:
         return own_model(
@@ -64,24 +64,24 @@ def _faulty_settings(contest: Contest, name: str, faults: Faults) -> Prepare:
             keywords=asdict(faults),
         )
 
-    return settings_of(contest, f"faults-{name.replace(' ', '-')}", faulty)
+    return settings_of(comparison, f"faults-{name.replace(' ', '-')}", faulty)
 
 
 @measurement
-def variants(lab: Laboratory) -> dict[str, Entry]:
+def variants(lab: Laboratory) -> dict[str, Result]:
     """Train the working configuration, and variants of it with one fault each and with all."""
-    contest = lab.settings.contests["mqar"]
+    comparison = lab.settings.comparisons["mqar"]
     parts = len(FAULTS) + 4
     with lab.part(0, parts):
-        working = entry(lab, "mqar", "mesanet")
+        working = result(lab, "mqar", "mesanet")
     with lab.part(1, parts):
-        common = entry(lab, "mqar", "gated-delta").rate
+        common = result(lab, "mqar", "gated-delta").rate
     found = {WORKING: working}
     for number, (name, faults) in enumerate({**FAULTS, RATE: Faults(), ALL: _TOGETHER}.items()):
         rate = common if name in (RATE, ALL) else working.rate
-        prepare = _faulty_settings(contest, name, faults)
+        prepare = _faulty_settings(comparison, name, faults)
         with lab.part(2 + number, parts):
-            found |= lab.compete(contest, {name: prepare}, right_answers, (rate,))
+            found |= lab.compare(comparison, {name: prepare}, right_answers, (rate,))
     return found
 
 
@@ -90,7 +90,7 @@ def _measure(lab: Laboratory) -> PanelData:
 
 
 def _draw(axes: Axes, data: PanelData) -> None:
-    draw_entrants(axes, data.rows, xlabel="share of right answers")
+    draw_methods(axes, data.rows, xlabel="share of right answers")
 
 
 def _claims(lab: Laboratory) -> Iterable[Claim]:
@@ -134,10 +134,10 @@ faults = Figure(
     ),
     panels=(Panel(name="faults", measure=_measure, draw=_draw),),
     layout=grid(height=3.6),
-    settings=lambda lab: contest_settings(lab, "mqar"),
+    settings=lambda lab: comparison_settings(lab, "mqar"),
     claims=_claims,
     seconds={
         scale: 2 * seconds + (len(FAULTS) + 2) * _SLOWER * seconds
-        for scale, seconds in contest_seconds("mqar", entrants=1).items()
+        for scale, seconds in comparison_seconds("mqar", methods=1).items()
     },
 )

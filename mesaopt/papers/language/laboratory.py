@@ -16,7 +16,7 @@ from mesaopt.config import MixerName, NetworkConfig, RunConfig, TextConfig
 from mesaopt.looks import Look
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Source, Training, measurement
-from mesaopt.papers.language.settings import SETTINGS, Contest, Settings, next_rates
+from mesaopt.papers.language.settings import SETTINGS, Comparison, Settings, next_rates
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.recipes.language import MIXERS
 from mesaopt.tasks import Batch, Split, make_task
@@ -52,7 +52,7 @@ class LanguagePlan(Plan):
     """
 
     seeds: int
-    """Models of every entrant at the learning rate that was chosen."""
+    """Models of every method at the learning rate that was chosen."""
 
     def with_seeds(self, seeds: int) -> "LanguagePlan":
         """Give the same plan with another number of seeds of everything."""
@@ -92,7 +92,7 @@ class TextTraining(Training):
 
 
 Prepare = Callable[[float, int], RunConfig]
-"""Makes the settings of an entrant's run from a learning rate and a seed."""
+"""Makes the settings of a method's run from a learning rate and a seed."""
 Score = Callable[[Batch, Tensor], Tensor]
 """Scores the predictions for a batch: one number, or one row of them, for each sequence."""
 
@@ -111,8 +111,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An entrant of a contest: its learning rate, and its models, one per seed."""
+class Result:
+    """A method of a comparison: its learning rate, and its models, one per seed."""
 
     rate: float
     """The learning rate that was chosen; 0 where nothing was trained."""
@@ -180,29 +180,29 @@ class Laboratory(laboratory.Laboratory):
         except DivergedError:
             return None
 
-    def compete(
+    def compare(
         self,
-        contest: Contest,
-        entrants: Mapping[str, Prepare],
+        comparison: Comparison,
+        methods: Mapping[str, Prepare],
         score: Score,
         rates: tuple[float, ...] = (),
-    ) -> dict[str, Entry]:
-        """Train all entrants of a contest, choose their learning rates, and score their models.
+    ) -> dict[str, Result]:
+        """Train all methods of a comparison, choose their learning rates, and score their models.
 
-        Rates are tried until the best of an entrant lies between two that are worse, or at an end.
+        Rates are tried until the best of a method lies between two that are worse, or at an end.
 
         Args:
-            contest: task, rates and numbers of sequences.
-            entrants: makes the settings of each.
+            comparison: task, rates and numbers of sequences.
+            methods: makes the settings of each.
             score: of test sequences.
-            rates: in place of those of the contest.
+            rates: in place of those of the comparison.
 
         Returns:
             What each came to, by name.
         """
-        rates = rates or contest.rates
-        steps, done = contest.train.steps, 0
-        total = len(entrants) * (len(next_rates(rates, {})) + self.plan.seeds - 1) * steps
+        rates = rates or comparison.rates
+        steps, done = comparison.train.steps, 0
+        total = len(methods) * (len(next_rates(rates, {})) + self.plan.seeds - 1) * steps
 
         def outcomes(configs: Mapping[Any, RunConfig]) -> dict[Any, Outcome]:
             nonlocal done, total
@@ -210,7 +210,7 @@ class Laboratory(laboratory.Laboratory):
             total = max(total, done + len(configs) * steps)
             self.train_ahead(list(configs.values()))
             for key, config in configs.items():
-                found[key] = scored(self.train(config, report), contest, score)
+                found[key] = scored(self.train(config, report), comparison, score)
                 done += steps
                 self.on_progress(Progress(done, total))
             return found
@@ -218,9 +218,9 @@ class Laboratory(laboratory.Laboratory):
         def report(one: Progress) -> None:
             self.on_progress(replace(one, done=done + one.done, total=total))
 
-        first: dict[str, dict[float, Outcome]] = {name: {} for name in entrants}
+        first: dict[str, dict[float, Outcome]] = {name: {} for name in methods}
         while waiting := {
-            (name, rate): entrants[name](rate, 0)
+            (name, rate): methods[name](rate, 0)
             for name, tried in first.items()
             for rate in next_rates(rates, _validation(tried))
         }:
@@ -230,12 +230,12 @@ class Laboratory(laboratory.Laboratory):
         others = outcomes(
             {
                 (name, seed): prepare(best[name], seed)
-                for name, prepare in entrants.items()
+                for name, prepare in methods.items()
                 for seed in range(1, self.plan.seeds)
             }
         )
         return {
-            name: Entry(
+            name: Result(
                 rate=best[name],
                 validation=_validation(tried),
                 outcomes=[tried[best[name]], *(x for (of, _), x in others.items() if of == name)],
@@ -253,8 +253,10 @@ def _validation(tried: Mapping[float, Outcome]) -> dict[float, float]:
     return {rate: one.validation for rate, one in sorted(tried.items())}
 
 
-def settings_of(contest: Contest, name: str, make_model: Callable[[int], NetworkConfig]) -> Prepare:
-    """Say how to make the settings of runs in a contest, whose model may depend on the seed.
+def settings_of(
+    comparison: Comparison, name: str, make_model: Callable[[int], NetworkConfig]
+) -> Prepare:
+    """Say how to make the settings of runs in a comparison, whose model may depend on the seed.
 
     The learning rate falls to a hundredth of the given one.
     """
@@ -263,43 +265,43 @@ def settings_of(contest: Contest, name: str, make_model: Callable[[int], Network
         return RunConfig(
             recipe=f"{name}-{rate:g}",
             seed=seed,
-            task=contest.task,
+            task=comparison.task,
             model=make_model(seed),
-            train=replace(contest.train, learning_rate=rate, final_learning_rate=rate / 100),
+            train=replace(comparison.train, learning_rate=rate, final_learning_rate=rate / 100),
         )
 
     return prepare
 
 
-def mixer_settings(contest: Contest, name: str, mixer: MixerName) -> Prepare:
-    """Say how to make the settings of a mixer's runs in a contest."""
-    model = contest.with_mixer(mixer)
-    return settings_of(contest, name, lambda _: model)
+def mixer_settings(comparison: Comparison, name: str, mixer: MixerName) -> Prepare:
+    """Say how to make the settings of a mixer's runs in a comparison."""
+    model = comparison.with_mixer(mixer)
+    return settings_of(comparison, name, lambda _: model)
 
 
 @measurement
-def entry(lab: Laboratory, contest: str, mixer: str) -> Entry:
-    """Give what one mixer comes to in a contest, by the share of right answers."""
-    given = lab.settings.contests[contest]
-    prepare = mixer_settings(given, f"{contest}-{mixer}", MIXERS[mixer])
-    return lab.compete(given, {mixer: prepare}, right_answers)[mixer]
+def result(lab: Laboratory, comparison: str, mixer: str) -> Result:
+    """Give what one mixer comes to in a comparison, by the share of right answers."""
+    given = lab.settings.comparisons[comparison]
+    prepare = mixer_settings(given, f"{comparison}-{mixer}", MIXERS[mixer])
+    return lab.compare(given, {mixer: prepare}, right_answers)[mixer]
 
 
 @measurement
-def mixers(lab: Laboratory, contest: str) -> dict[str, Entry]:
-    """Compare all mixers that can take part in a contest."""
-    given = lab.settings.contests[contest]
-    entrants = {
-        name: mixer_settings(given, f"{contest}-{name}", mixer)
-        for name, mixer in given.entrants.items()
+def mixers(lab: Laboratory, comparison: str) -> dict[str, Result]:
+    """Compare all mixers that can take part in a comparison."""
+    given = lab.settings.comparisons[comparison]
+    methods = {
+        name: mixer_settings(given, f"{comparison}-{name}", mixer)
+        for name, mixer in given.methods.items()
     }
-    entries = lab.compete(given, entrants, right_answers)
-    for name, one in entries.items():
-        lab.remember(entry, contest, name, value=one)
-    return entries
+    results = lab.compare(given, methods, right_answers)
+    for name, one in results.items():
+        lab.remember(result, comparison, name, value=one)
+    return results
 
 
-def scored(run: Run | None, contest: Contest, score: Score) -> Outcome:
+def scored(run: Run | None, comparison: Comparison, score: Score) -> Outcome:
     """Score a model on validation sequences, and on test sequences of each difficulty."""
     if run is None:
         return Outcome(validation=math.inf, scores=None, parameters=0, seconds=0.0)
@@ -308,24 +310,24 @@ def scored(run: Run | None, contest: Contest, score: Score) -> Outcome:
     def predict(batch: Batch) -> Tensor:
         return model(batch.tokens, **batch.arguments)
 
-    losses = by_difficulty(predict, contest, "validation", lambda b, z: b.loss(z).view(1))
+    losses = by_difficulty(predict, comparison, "validation", lambda b, z: b.loss(z).view(1))
     loss = float(losses.mean())
     return Outcome(
         validation=loss if math.isfinite(loss) else math.inf,
-        scores=by_difficulty(predict, contest, "test", score),
+        scores=by_difficulty(predict, comparison, "test", score),
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=run.seconds,
     )
 
 
 def by_difficulty(
-    predict: Callable[[Batch], Tensor], contest: Contest, split: Split, score: Score
+    predict: Callable[[Batch], Tensor], comparison: Comparison, split: Split, score: Score
 ) -> Float[Tensor, "difficulty sequence *more"]:
     """Score predictions for sequences of each difficulty, whose batches a task gives in turn."""
-    task = make_task(contest.task)
+    task = make_task(comparison.task)
     difficulties = len(cast(Any, task).variants(split))
-    size = min(EVALUATION_BATCH, contest.sequences)
-    steps = range(difficulties * -(-contest.sequences // size))
+    size = min(EVALUATION_BATCH, comparison.sequences)
+    steps = range(difficulties * -(-comparison.sequences // size))
 
     @torch.no_grad()
     def compute(step: int) -> Tensor:

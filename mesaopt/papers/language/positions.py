@@ -15,15 +15,15 @@ from mesaopt.looks import DASH_DOTTED, DASHED, DOTTED, PALETTE, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.language.drawing import contest_settings
+from mesaopt.papers.language.drawing import comparison_settings
 from mesaopt.papers.language.laboratory import (
     LOOKS,
-    Entry,
     Laboratory,
+    Result,
     mixer_settings,
     ratio_of_losses,
 )
-from mesaopt.papers.language.settings import contest_seconds
+from mesaopt.papers.language.settings import comparison_seconds
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.recipes.language import MIXERS, WINDOWS
 from mesaopt.tasks import Batch
@@ -46,24 +46,24 @@ def _losses(batch: Batch, logits: Tensor) -> Float[Tensor, "sequence part"]:
 
 
 @measurement
-def readers(lab: Laboratory) -> dict[str, Entry]:
+def readers(lab: Laboratory) -> dict[str, Result]:
     """Train all mixers on text, and softmax attention with windows."""
-    contest = lab.settings.contests["text"]
-    model = cast(LanguageModelConfig, contest.model)
-    entrants = {
-        name: mixer_settings(contest, f"text-{name}", mixer) for name, mixer in MIXERS.items()
+    comparison = lab.settings.comparisons["text"]
+    model = cast(LanguageModelConfig, comparison.model)
+    methods = {
+        name: mixer_settings(comparison, f"text-{name}", mixer) for name, mixer in MIXERS.items()
     }
     for name, window in _WINDOWS.items():
-        narrow = replace(contest, model=replace(model, window=window))
-        entrants[name] = mixer_settings(narrow, f"text-window-{window}", "softmax_attention")
-    entries = lab.compete(contest, entrants, _losses)
-    return {name: replace(entry, missing=math.nan) for name, entry in entries.items()}
+        narrow = replace(comparison, model=replace(model, window=window))
+        methods[name] = mixer_settings(narrow, f"text-window-{window}", "softmax_attention")
+    results = lab.compare(comparison, methods, _losses)
+    return {name: replace(result, missing=math.nan) for name, result in results.items()}
 
 
 def _behind_softmax(lab: Laboratory, name: str) -> Float[Tensor, "seed sequence part"]:
     """Give the losses of a reader less the mean loss of softmax attention on the same sequence."""
-    entries = readers(lab)
-    return entries[name].scores[:, 0] - entries["softmax"].scores[:, 0].mean(0)
+    results = readers(lab)
+    return results[name].scores[:, 0] - results["softmax"].scores[:, 0].mean(0)
 
 
 def _falling_behind(lab: Laboratory, name: str) -> Estimate:
@@ -75,9 +75,9 @@ def _falling_behind(lab: Laboratory, name: str) -> Estimate:
 
 def _measure(lab: Laboratory) -> PanelData:
     rows: Rows = []
-    for name, entry in readers(lab).items():
+    for name, result in readers(lab).items():
         values, errors = mean_and_error(_behind_softmax(lab, name))
-        loss = Estimate.of(entry.scores[:, 0].mean(-1))
+        loss = Estimate.of(result.scores[:, 0].mean(-1))
         for part, (value, error) in enumerate(zip(values.tolist(), errors.tolist(), strict=True)):
             rows.append(
                 {
@@ -86,8 +86,8 @@ def _measure(lab: Laboratory) -> PanelData:
                     "behind softmax": value,
                     "half_width_95": 1.96 * error,
                     "mean loss": loss.value,
-                    "learning_rate": entry.rate,
-                    "parameters": entry.outcomes[0].parameters,
+                    "learning_rate": result.rate,
+                    "parameters": result.outcomes[0].parameters,
                 }
             )
     return PanelData(rows=rows)
@@ -124,13 +124,13 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         low=0.005,
         basis="so it does in the MesaNet paper, at much greater size; a two-hundredth of a nat counts",
     )
-    entries = readers(lab)
+    results = readers(lab)
     yield Claim(
         name="text-mesa-as-gated-delta",
         figure="loss by position",
         statement="The mesa layer reads text no worse than the gated delta rule (ratio of losses)",
         measured=ratio_of_losses(
-            entries["mesanet"].scores[:, 0], entries["gated-delta"].scores[:, 0]
+            results["mesanet"].scores[:, 0], results["gated-delta"].scores[:, 0]
         ),
         high=1.0,
         basis="perplexities 0.01 to 0.12 less in the MesaNet paper; equal counts",
@@ -150,7 +150,7 @@ positions = Figure(
     ),
     panels=(Panel(name="behind", measure=_measure, draw=_draw),),
     layout=grid(height=4.2, width=9.0),
-    settings=lambda lab: contest_settings(lab, "text"),
+    settings=lambda lab: comparison_settings(lab, "text"),
     claims=_claims,
-    seconds=contest_seconds("text", entrants=len(MIXERS) + len(_WINDOWS)),
+    seconds=comparison_seconds("text", methods=len(MIXERS) + len(_WINDOWS)),
 )

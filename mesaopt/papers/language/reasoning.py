@@ -15,21 +15,21 @@ from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.language.drawing import (
-    contest_panel,
-    contest_settings,
-    draw_entrants,
+    comparison_panel,
+    comparison_settings,
+    draw_methods,
     rows_of,
 )
 from mesaopt.papers.language.laboratory import (
-    Entry,
     Laboratory,
     Outcome,
+    Result,
     by_difficulty,
     mixer_settings,
     mixers,
     right_answers,
 )
-from mesaopt.papers.language.settings import contest_seconds
+from mesaopt.papers.language.settings import comparison_seconds
 from mesaopt.papers.rows import PanelData
 from mesaopt.recipes.language import MIXERS
 from mesaopt.tasks import Batch, RegBenchBatch
@@ -44,14 +44,14 @@ _CHOSEN = (
 )
 
 
-def mad_contests(lab: Laboratory) -> list[str]:
+def mad_comparisons(lab: Laboratory) -> list[str]:
     """List the tasks of MAD of a scale."""
-    return [name for name in lab.settings.contests if name.startswith(_MAD)]
+    return [name for name in lab.settings.comparisons if name.startswith(_MAD)]
 
 
 def _mean(lab: Laboratory, mixer: str) -> Estimate:
     """Estimate the mean of a mixer's scores over the tasks of MAD."""
-    scores = [mixers(lab, name)[mixer].score() for name in mad_contests(lab)]
+    scores = [mixers(lab, name)[mixer].score() for name in mad_comparisons(lab)]
     value = torch.tensor([score.value for score in scores]).mean()
     errors = [(score.error / len(scores)) ** 2 for score in scores]
     return Estimate.from_variances(value, *errors)
@@ -67,7 +67,7 @@ def _mad_claims(lab: Laboratory) -> Iterable[Claim]:
         low=0.04,
         basis="76.1 and 71.0 % published for MesaNet's models, with compression; four in a hundred count",
     )
-    if _FUZZY in lab.settings.contests:
+    if _FUZZY in lab.settings.comparisons:
         fuzzy = mixers(lab, _FUZZY)
         yield Claim(
             name="mad-fuzzy-mesa-beats-gated-delta",
@@ -91,26 +91,26 @@ mad = Figure(
         "settings of a task; the lengths of scale small are half of the published ones, or less."
     ),
     panels=(
-        contest_panel("mad-recall", "in-context recall"),
-        contest_panel(_FUZZY, "fuzzy recall"),
-        contest_panel("mad-noisy", "noisy recall"),
-        contest_panel("mad-copying", "selective copying"),
-        contest_panel("mad-memory", "memorization"),
-        contest_panel("mad-compression", "compression"),
+        comparison_panel("mad-recall", "in-context recall"),
+        comparison_panel(_FUZZY, "fuzzy recall"),
+        comparison_panel("mad-noisy", "noisy recall"),
+        comparison_panel("mad-copying", "selective copying"),
+        comparison_panel("mad-memory", "memorization"),
+        comparison_panel("mad-compression", "compression"),
     ),
     layout=grid(columns=2, height=8.0),
-    settings=lambda lab: contest_settings(lab, "mad-recall"),
+    settings=lambda lab: comparison_settings(lab, "mad-recall"),
     claims=_mad_claims,
-    seconds=contest_seconds(_MAD),
+    seconds=comparison_seconds(_MAD),
 )
 
 
 @measurement
-def automaton(lab: Laboratory, mixer: str) -> Entry:
+def automaton(lab: Laboratory, mixer: str) -> Result:
     """Give what one mixer comes to on automata: share of letters that may come, and distance."""
-    contest = lab.settings.contests["regbench"]
-    prepare = mixer_settings(contest, f"regbench-{mixer}", MIXERS[mixer])
-    return lab.compete(contest, {mixer: prepare}, _letters_and_distance)[mixer]
+    comparison = lab.settings.comparisons["regbench"]
+    prepare = mixer_settings(comparison, f"regbench-{mixer}", MIXERS[mixer])
+    return lab.compare(comparison, {mixer: prepare}, _letters_and_distance)[mixer]
 
 
 def _letters_and_distance(batch: Batch, prediction: Tensor) -> Float[Tensor, "sequence score"]:
@@ -122,38 +122,38 @@ def _letters_and_distance(batch: Batch, prediction: Tensor) -> Float[Tensor, "se
 
 
 @measurement
-def learners(lab: Laboratory) -> dict[str, Entry]:
+def learners(lab: Laboratory) -> dict[str, Result]:
     """Score what learns an automaton from a sequence without any training."""
-    contest = lab.settings.contests["regbench"]
-    vocabulary = contest.task.dim
+    comparison = lab.settings.comparisons["regbench"]
+    vocabulary = comparison.task.dim
     predictions: dict[str, Callable[[Batch], Tensor]] = {
         "3-gram": partial(in_context_n_gram, vocabulary=vocabulary, order=3),
         "Baum-Welch": partial(in_context_baum_welch, vocabulary=vocabulary),
     }
-    entries = {}
+    results = {}
     for name, predict in predictions.items():
-        scores = by_difficulty(predict, contest, "test", _letters_and_distance)
+        scores = by_difficulty(predict, comparison, "test", _letters_and_distance)
         outcome = Outcome(validation=math.nan, scores=scores, parameters=0, seconds=0.0)
-        entries[name] = Entry(rate=0.0, validation={}, outcomes=[outcome])
-    return entries
+        results[name] = Result(rate=0.0, validation={}, outcomes=[outcome])
+    return results
 
 
-def automata(lab: Laboratory, score: int) -> dict[str, Entry]:
+def automata(lab: Laboratory, score: int) -> dict[str, Result]:
     """Compare all mixers on automata, by one of the two scores."""
-    entries = {}
+    results = {}
     for number, name in enumerate(MIXERS):
         with lab.part(number, len(MIXERS)):
-            entries[name] = _with_score(automaton(lab, name), score)
-    return entries
+            results[name] = _with_score(automaton(lab, name), score)
+    return results
 
 
-def _with_score(entry: Entry, score: int) -> Entry:
+def _with_score(result: Result, score: int) -> Result:
     """Keep one score of each sequence; a training that diverged has no right letter, and distance 1."""
     outcomes = [
         one if one.scores is None else replace(one, scores=one.scores[..., score])
-        for one in entry.outcomes
+        for one in result.outcomes
     ]
-    return replace(entry, outcomes=outcomes, missing=float(score))
+    return replace(result, outcomes=outcomes, missing=float(score))
 
 
 def _measure_automata(lab: Laboratory, *, score: int, what: str) -> PanelData:
@@ -162,7 +162,7 @@ def _measure_automata(lab: Laboratory, *, score: int, what: str) -> PanelData:
 
 
 def _draw_automata(axes: Axes, data: PanelData, *, what: str, xlabel: str) -> None:
-    draw_entrants(axes, data.rows, xlabel=xlabel, what=what)
+    draw_methods(axes, data.rows, xlabel=xlabel, what=what)
 
 
 def _automata_panel(name: str, score: int, what: str, xlabel: str) -> Panel[Laboratory]:
@@ -174,13 +174,13 @@ def _automata_panel(name: str, score: int, what: str, xlabel: str) -> Panel[Labo
 
 
 def _regbench_claims(lab: Laboratory) -> Iterable[Claim]:
-    entries = automata(lab, _LETTERS)
+    results = automata(lab, _LETTERS)
     yield Claim(
         name="regbench-mesa-as-softmax",
         figure="RegBench",
         statement="The mesa layer learns automata in their context as well as softmax attention "
         "(difference of shares of possible letters, mesanet - softmax)",
-        measured=entries["mesanet"].score() - entries["softmax"].score(),
+        measured=results["mesanet"].score() - results["softmax"].score(),
         low=-0.02,
         basis="on par in the figure of the MesaNet paper; two in a hundred count",
     )
@@ -204,9 +204,9 @@ regbench = Figure(
         _automata_panel("distance", _DISTANCE, "total_variation", "total variation distance"),
     ),
     layout=grid(columns=2, height=4.0),
-    settings=lambda lab: contest_settings(lab, "regbench"),
+    settings=lambda lab: comparison_settings(lab, "regbench"),
     claims=_regbench_claims,
-    seconds=contest_seconds("regbench"),
+    seconds=comparison_seconds("regbench"),
 )
 
 
@@ -241,11 +241,11 @@ parity = Figure(
         + _CHOSEN
     ),
     panels=(
-        contest_panel("parity", "gates between 0 and 1"),
-        contest_panel("parity-signed", "gates between -1 and 1"),
+        comparison_panel("parity", "gates between 0 and 1"),
+        comparison_panel("parity-signed", "gates between -1 and 1"),
     ),
     layout=grid(columns=2, height=3.4),
-    settings=lambda lab: contest_settings(lab, "parity"),
+    settings=lambda lab: comparison_settings(lab, "parity"),
     claims=_parity_claims,
-    seconds=contest_seconds("parity"),
+    seconds=comparison_seconds("parity"),
 )

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure as Drawing
 from mesaopt.config import LanguageModelConfig, MQARConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.language.drawing import contest_panel, contest_settings, rows_of
-from mesaopt.papers.language.laboratory import LOOKS, Entry, Laboratory, mixers
-from mesaopt.papers.language.settings import Contest, contest_seconds
+from mesaopt.papers.language.drawing import comparison_panel, comparison_settings, rows_of
+from mesaopt.papers.language.laboratory import LOOKS, Laboratory, Result, mixers
+from mesaopt.papers.language.settings import Comparison, comparison_seconds
 from mesaopt.papers.rows import PanelData, Rows
 
 _STATES = "mqar-state-"
@@ -25,26 +25,26 @@ def _legend_below(drawing: Drawing) -> None:
     drawing.legend(handles.values(), handles, loc="outside lower center", ncols=4)
 
 
-def state_size(contest: Contest, mixer: str) -> int:
+def state_size(comparison: Comparison, mixer: str) -> int:
     """Count the numbers that a layer keeps of a sequence: two matrices in mesa, all pairs in softmax."""
-    model, task = cast(LanguageModelConfig, contest.model), cast(MQARConfig, contest.task)
+    model, task = cast(LanguageModelConfig, comparison.model), cast(MQARConfig, comparison.task)
     matrix = model.num_heads * model.key_width**2
     pairs = 2 * task.length * model.num_heads * model.key_width
     return {"softmax": pairs, "mesa": 2 * matrix, "mesanet": 2 * matrix}.get(mixer, matrix)
 
 
-def _by_state(lab: Laboratory) -> dict[str, dict[str, Entry]]:
-    """The contests with heads of several widths, the smallest first."""
-    names = [name for name in lab.settings.contests if name.startswith(_STATES)]
+def _by_state(lab: Laboratory) -> dict[str, dict[str, Result]]:
+    """The comparisons with heads of several widths, the smallest first."""
+    names = [name for name in lab.settings.comparisons if name.startswith(_STATES)]
     return {name: mixers(lab, name) for name in names}
 
 
 def _measure_states(lab: Laboratory) -> PanelData:
     rows: Rows = []
-    for name, entries in _by_state(lab).items():
-        contest = lab.settings.contests[name]
-        made = rows_of(entries, contest=name)
-        rows += [row | {"state": state_size(contest, row["entrant"])} for row in made]
+    for name, results in _by_state(lab).items():
+        comparison = lab.settings.comparisons[name]
+        made = rows_of(results, comparison=name)
+        rows += [row | {"state": state_size(comparison, row["method"])} for row in made]
     return PanelData(rows=rows)
 
 
@@ -56,11 +56,11 @@ def _draw_states(axes: Axes, data: PanelData) -> None:
 
 
 def draw_lines(axes: Axes, rows: Rows, *, x: str) -> None:
-    """Draw the means of each entrant against a column, with 95 % intervals."""
+    """Draw the means of each method against a column, with 95 % intervals."""
     for number, (name, look) in enumerate(LOOKS.items()):
         beside = 1 + 0.03 * (number - 3.5)  # equal numbers are drawn next to one another
         points = {
-            row[x]: (row["mean"], row["half_width_95"]) for row in rows if row["entrant"] == name
+            row[x]: (row["mean"], row["half_width_95"]) for row in rows if row["method"] == name
         }
         if points:
             places = sorted(points)
@@ -71,14 +71,14 @@ def draw_lines(axes: Axes, rows: Rows, *, x: str) -> None:
 
 
 def _mqar_claims(lab: Laboratory) -> Iterable[Claim]:
-    entries = mixers(lab, "mqar")
+    results = mixers(lab, "mqar")
     for name in ("softmax", "mesa", "mesanet"):
         yield Claim(
             name=f"mqar-{name}-solves",
             figure="beyond the paper",
             statement=f"Recall of four pairs: two {name} layers of width 64 answer almost all queries "
             "(share of right answers)",
-            measured=entries[name].score(),
+            measured=results[name].score(),
             low=0.99,
             basis="99.2 % published for softmax attention of this width; 99 % counts",
         )
@@ -118,29 +118,29 @@ mqar = Figure(
         "convolutions; those of scale small are a fraction of one epoch."
     ),
     panels=(
-        contest_panel("mqar", "A: four pairs, by mixer", name="mixers"),
+        comparison_panel("mqar", "A: four pairs, by mixer", name="mixers"),
         Panel(name="states", measure=_measure_states, draw=_draw_states),
     ),
     layout=grid(columns=2, height=4.2),
     finish=_legend_below,
-    settings=lambda lab: contest_settings(lab, "mqar"),
+    settings=lambda lab: comparison_settings(lab, "mqar"),
     claims=_mqar_claims,
-    seconds=contest_seconds("mqar", _STATES),
+    seconds=comparison_seconds("mqar", _STATES),
 )
 
 
 def _pairs_tested(lab: Laboratory) -> tuple[int, ...]:
-    return cast(Any, lab.settings.contests["continuous"].task).test_on
+    return cast(Any, lab.settings.comparisons["continuous"].task).test_on
 
 
 def _measure_pairs(lab: Laboratory) -> PanelData:
-    entries, rows = mixers(lab, "continuous"), []
+    results, rows = mixers(lab, "continuous"), []
     for place, pairs in enumerate(_pairs_tested(lab)):
-        for name, entry in entries.items():
-            score = entry.score(place)
+        for name, result in results.items():
+            score = result.score(place)
             values = {"mean": score.value, "half_width_95": 1.96 * score.error}
-            chosen = {"learning_rate": entry.rate, "parameters": entry.outcomes[0].parameters}
-            rows.append({"entrant": name, "pairs": pairs, **values, **chosen})
+            chosen = {"learning_rate": result.rate, "parameters": result.outcomes[0].parameters}
+            rows.append({"method": name, "pairs": pairs, **values, **chosen})
     return PanelData(rows=rows)
 
 
@@ -154,8 +154,8 @@ def _draw_pairs(axes: Axes, data: PanelData) -> None:
 
 
 def _continuous_claims(lab: Laboratory) -> Iterable[Claim]:
-    entries = mixers(lab, "continuous")
-    width = cast(Any, lab.settings.contests["continuous"].task).dim
+    results = mixers(lab, "continuous")
+    width = cast(Any, lab.settings.comparisons["continuous"].task).dim
     full = _pairs_tested(lab).index(width)
     for name in ("mesa", "mesanet"):
         yield Claim(
@@ -163,7 +163,7 @@ def _continuous_claims(lab: Laboratory) -> Iterable[Claim]:
             figure="beyond the paper",
             statement=f"Recall on vectors: one {name} layer answers almost all queries with as many pairs "
             "as a key has dimensions (share of right answers)",
-            measured=entries[name].score(full),
+            measured=results[name].score(full),
             low=0.99,
             basis="ridge regression fits them exactly; 99 % counts",
         )
@@ -172,7 +172,7 @@ def _continuous_claims(lab: Laboratory) -> Iterable[Claim]:
         figure="beyond the paper",
         statement="Recall on vectors: with as many pairs as dimensions, linear attention answers fewer "
         "(difference of shares, mesa - linear)",
-        measured=entries["mesa"].score(full) - entries["linear"].score(full),
+        measured=results["mesa"].score(full) - results["linear"].score(full),
         low=0.05,
         basis="the sum of the disturbances of d pairs is as large as the answer; one in twenty counts",
     )
@@ -193,7 +193,7 @@ continuous = Figure(
     panels=(Panel(name="pairs", measure=_measure_pairs, draw=_draw_pairs),),
     layout=grid(height=4.0),
     finish=_legend_below,
-    settings=lambda lab: contest_settings(lab, "continuous"),
+    settings=lambda lab: comparison_settings(lab, "continuous"),
     claims=_continuous_claims,
-    seconds=contest_seconds("continuous"),
+    seconds=comparison_seconds("continuous"),
 )

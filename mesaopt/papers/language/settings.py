@@ -23,7 +23,7 @@ from mesaopt.recipes.language import MIXERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Comparison:
     """A task on which mixers are compared, and the training that each of them gets."""
 
     task: TaskConfig
@@ -40,7 +40,7 @@ class Contest:
     """Rough time of a step on two cores, the mean over mixers."""
 
     @property
-    def entrants(self) -> dict[str, MixerName]:
+    def methods(self) -> dict[str, MixerName]:
         """The mixers that can take part, by their short names; signs are for forget gates alone."""
         signed = isinstance(self.model, LanguageModelConfig) and self.model.signed_decay
         return {
@@ -53,10 +53,10 @@ class Contest:
         """Give the model with one mixer in all its layers."""
         return replace(self.model, mixers=(mixer,) * self.model.depth)
 
-    def seconds(self, seeds: int, entrants: int | None = None) -> float:
-        """Estimate the time of the trainings of all entrants, or of some, on two cores."""
-        entrants = len(self.entrants) if entrants is None else entrants
-        trainings = entrants * (len(next_rates(self.rates, {})) + seeds - 1)
+    def seconds(self, seeds: int, methods: int | None = None) -> float:
+        """Estimate the time of the trainings of all methods, or of some, on two cores."""
+        methods = len(self.methods) if methods is None else methods
+        trainings = methods * (len(next_rates(self.rates, {})) + seeds - 1)
         return trainings * (self.sequences / 512 + self.train.steps * self.step_seconds)
 
 
@@ -87,7 +87,7 @@ def next_rates(rates: Sequence[float], losses: Mapping[float, float]) -> list[fl
 class Settings:
     """Everything by scale that is no part of a plan."""
 
-    contests: Mapping[str, Contest]
+    comparisons: Mapping[str, Comparison]
     """By name."""
     score_positions: tuple[int, int]
     """The early and the late position of the in-context score; 50 and 500 in the literature."""
@@ -98,7 +98,7 @@ class Settings:
 
 
 SEEDS: dict[str, int] = {"smoke": 1, "small": 3, "paper": 3}
-"""Models of every entrant of a contest at the learning rate that was chosen."""
+"""Models of every method of a comparison at the learning rate that was chosen."""
 
 
 def _training(steps: int, batch_size: int, *, weight_decay: float = 0.1) -> TrainConfig:
@@ -142,8 +142,8 @@ _RECALL_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Higher ones first: at 0.001 short trainings on recall learn next to nothing."""
 
 
-def _mqar(pairs: int, steps: int, batch_size: int, **model: int) -> Contest:
-    return Contest(
+def _mqar(pairs: int, steps: int, batch_size: int, **model: int) -> Comparison:
+    return Comparison(
         task=MQARConfig(pairs=pairs, vocabulary=model.get("vocabulary", 8192)),
         model=replace(_RECALL, **model),  # type: ignore[arg-type]
         train=_training(steps, batch_size),
@@ -153,8 +153,8 @@ def _mqar(pairs: int, steps: int, batch_size: int, **model: int) -> Contest:
     )
 
 
-def _continuous(pairs: int, dim: int, tested: tuple[int, ...], train: TrainConfig) -> Contest:
-    return Contest(
+def _continuous(pairs: int, dim: int, tested: tuple[int, ...], train: TrainConfig) -> Comparison:
+    return Comparison(
         task=ContinuousMQARConfig(dim=dim, pairs=pairs, test_on=tested, codes=1024),
         model=replace(_ONE_LAYER, token_dim=2 * dim, output_dim=dim, head_dim=dim),
         train=train,
@@ -181,9 +181,9 @@ def _on_tokens(
     *,
     model: LanguageModelConfig = _MAD,
     sequences: int = 256,
-) -> Contest:
-    """Make a contest of two layers with networks."""
-    return Contest(
+) -> Comparison:
+    """Make a comparison of two layers with networks."""
+    return Comparison(
         task=task,
         model=replace(model, vocabulary=task.dim),
         train=train,
@@ -193,8 +193,8 @@ def _on_tokens(
     )
 
 
-def _mad(length: int, copied: int, train: TrainConfig, seconds: float) -> dict[str, Contest]:
-    """Make the contests of the six tasks of MAD."""
+def _mad(length: int, copied: int, train: TrainConfig, seconds: float) -> dict[str, Comparison]:
+    """Make the comparisons of the six tasks of MAD."""
     noise = {"vocabulary": 32, "noise_vocabulary": 16, "noise_fraction": 0.2}
     tasks = {
         "recall": MADConfig(length=length),
@@ -212,17 +212,17 @@ def _mad(length: int, copied: int, train: TrainConfig, seconds: float) -> dict[s
     }
 
 
-def _parity(task: ParityConfig, train: TrainConfig, seconds: float) -> dict[str, Contest]:
-    """Make the contests of parity, with forget gates between 0 and 1, and between -1 and 1."""
+def _parity(task: ParityConfig, train: TrainConfig, seconds: float) -> dict[str, Comparison]:
+    """Make the comparisons of parity, with forget gates between 0 and 1, and between -1 and 1."""
     return {
         "parity": _on_tokens(task, train, seconds),
         "parity-signed": _on_tokens(task, train, seconds, model=_SIGNED),
     }
 
 
-def _smoke() -> dict[str, Contest]:
+def _smoke() -> dict[str, Comparison]:
     """Show that everything works, with a vocabulary and widths next to nothing."""
-    tiny = Contest(
+    tiny = Comparison(
         task=MQARConfig(vocabulary=64, length=16, pairs=2, examples=64),
         model=replace(_RECALL, vocabulary=64, width=16),
         train=replace(_training(2, 8), evaluation_sequences=8),
@@ -233,7 +233,7 @@ def _smoke() -> dict[str, Contest]:
     continuous = _continuous(4, 8, (4, 8), tiny.train)
     narrow, short = replace(_MAD, width=16), replace(tiny.train, batch_size=2)
     parity = ParityConfig(longest=8, test_shortest=8, test_longest=12)
-    contests = {
+    comparisons = {
         "text": _on_tokens(TextConfig(length=64), short, 0.03, model=narrow, sequences=32),
         "mad-recall": _on_tokens(MADConfig(length=16, examples=64), tiny.train, 0.03, model=narrow),
         "mad-compression": _on_tokens(
@@ -249,14 +249,14 @@ def _smoke() -> dict[str, Contest]:
         "parity-signed": _on_tokens(parity, tiny.train, 0.03, model=replace(_SIGNED, width=16)),
     }
     return {
-        **{name: replace(contest, rates=(3e-3,)) for name, contest in contests.items()},
+        **{name: replace(comparison, rates=(3e-3,)) for name, comparison in comparisons.items()},
         "mqar": replace(tiny, rates=(1e-3, 1e-2)),
         "mqar-state-4": replace(tiny, model=replace(tiny.model, head_dim=4)),
         "continuous": replace(continuous, rates=(3e-3,), sequences=256, step_seconds=0.03),
     }
 
 
-def _small() -> dict[str, Contest]:
+def _small() -> dict[str, Comparison]:
     """List what two cores train in a few hours."""
     harder = _mqar(16, 320, 64, vocabulary=1024)
     return {
@@ -279,7 +279,7 @@ def _small() -> dict[str, Contest]:
     }
 
 
-def _paper() -> dict[str, Contest]:
+def _paper() -> dict[str, Comparison]:
     """List trainings as long as published: 64 epochs of 100,000 sequences."""
     long = _training(12_500, 512)
     harder = replace(_mqar(16, 12_500, 512), step_seconds=1.0)
@@ -303,22 +303,22 @@ def _paper() -> dict[str, Contest]:
 
 SETTINGS: dict[str, Settings] = {
     "smoke": Settings(
-        contests=_smoke(), score_positions=(8, 48), text_sequences=64, attention_sequences=8
+        comparisons=_smoke(), score_positions=(8, 48), text_sequences=64, attention_sequences=8
     ),
     "small": Settings(
-        contests=_small(), score_positions=(50, 250), text_sequences=256, attention_sequences=32
+        comparisons=_small(), score_positions=(50, 250), text_sequences=256, attention_sequences=32
     ),
     "paper": Settings(
-        contests=_paper(), score_positions=(50, 500), text_sequences=1024, attention_sequences=64
+        comparisons=_paper(), score_positions=(50, 500), text_sequences=1024, attention_sequences=64
     ),
 }
 
 
-def contest_seconds(*names: str, entrants: int | None = None) -> dict[Any, float]:
-    """Estimate the time of contests by scale; a name with a hyphen at its end stands for all that begin so.
+def comparison_seconds(*names: str, methods: int | None = None) -> dict[Any, float]:
+    """Estimate the time of comparisons by scale; a name that ends in a hyphen stands for all that begin so.
 
     Example:
-        >>> contest_seconds("mqar")["small"] > contest_seconds("mqar", entrants=2)["small"]
+        >>> comparison_seconds("mqar")["small"] > comparison_seconds("mqar", methods=2)["small"]
         True
     """
 
@@ -329,6 +329,8 @@ def contest_seconds(*names: str, entrants: int | None = None) -> dict[Any, float
 
     seconds: dict[Any, float] = {}
     for scale, settings in SETTINGS.items():
-        meant = [contest for known, contest in settings.contests.items() if is_meant(known)]
-        seconds[scale] = 2 + sum(contest.seconds(SEEDS[scale], entrants) for contest in meant)
+        meant = [
+            comparison for known, comparison in settings.comparisons.items() if is_meant(known)
+        ]
+        seconds[scale] = 2 + sum(comparison.seconds(SEEDS[scale], methods) for comparison in meant)
     return seconds

@@ -20,12 +20,12 @@ from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
 from mesaopt.papers.language.laboratory import (
     MIXERS,
-    Entry,
     Laboratory,
     Outcome,
-    entry,
+    Result,
     mixer_settings,
     mixers,
+    result,
     right_answers,
 )
 from mesaopt.papers.language.settings import SETTINGS, next_rates
@@ -35,7 +35,7 @@ from mesaopt.tasks import make_task
 from mesaopt.training import Run, load_run
 
 PLAN = STUDY.plans["smoke"]
-VECTORS = SETTINGS["smoke"].contests["continuous"]
+VECTORS = SETTINGS["smoke"].comparisons["continuous"]
 CONTINUOUS = mixer_settings(VECTORS, "own", "mesa")(1e-3, 0)
 NEED_NO_TRAINING = {
     "mqar-mesa-beats-gated-delta",
@@ -70,8 +70,8 @@ def results(lab: Laboratory) -> dict[str, Computed]:
 
 
 def test_every_figure_has_rows_and_settings(results: dict[str, Computed]) -> None:
-    for result in results.values():
-        assert len(result.rows) >= 8
+    for one in results.values():
+        assert len(one.rows) >= 8
 
 
 def test_claims_about_trained_models_fail_for_models_that_learned_nothing(
@@ -95,8 +95,10 @@ def test_claims_about_text_wait_for_models() -> None:
 
 def test_the_rate_with_the_least_validation_loss_is_taken(results: dict[str, Computed]) -> None:
     rows = results["mqar"].panels["mixers"].rows
-    assert {row["entrant"] for row in rows} == set(MIXERS)
-    assert {row["learning_rate"] for row in rows} <= set(SETTINGS["smoke"].contests["mqar"].rates)
+    assert {row["method"] for row in rows} == set(MIXERS)
+    assert {row["learning_rate"] for row in rows} <= set(
+        SETTINGS["smoke"].comparisons["mqar"].rates
+    )
 
 
 @pytest.mark.parametrize("best", range(7))
@@ -117,13 +119,13 @@ def test_rates_are_tried_until_the_best_one_lies_between_two_that_are_worse(
     monkeypatch.setattr(lab, "train", train)
     monkeypatch.setattr(laboratory, "scored", score)
     prepare = mixer_settings(VECTORS, "x", "mesa")
-    (entry,) = lab.compete(VECTORS, {"x": prepare}, right_answers, rates).values()
-    assert entry.rate == rates[best]
-    assert [seed for rate, seed in trained if rate == entry.rate] == [0, 1, 2]
-    assert {*rates[max(best - 1, 0) : best + 2]} <= entry.validation.keys()
-    assert sorted(entry.validation) == sorted(rate for rate, seed in trained if seed == 0)
-    assert len(entry.validation) <= 5
-    assert all(rate == entry.rate for rate, seed in trained if seed)
+    (found,) = lab.compare(VECTORS, {"x": prepare}, right_answers, rates).values()
+    assert found.rate == rates[best]
+    assert [seed for rate, seed in trained if rate == found.rate] == [0, 1, 2]
+    assert {*rates[max(best - 1, 0) : best + 2]} <= found.validation.keys()
+    assert sorted(found.validation) == sorted(rate for rate, seed in trained if seed == 0)
+    assert len(found.validation) <= 5
+    assert all(rate == found.rate for rate, seed in trained if seed)
 
 
 def test_a_training_that_diverges_sends_the_search_to_smaller_rates() -> None:
@@ -137,21 +139,21 @@ def test_regbench_has_the_share_of_letters_and_the_distance_of_the_same_runs(
     panels = results["regbench"].panels
     assert list(panels) == ["regbench", "distance"]
     letters, distances = panels["regbench"].rows, panels["distance"].rows
-    contest, evaluation = lab.settings.contests["regbench"], Evaluation(num_sequences=256)
+    comparison, evaluation = lab.settings.comparisons["regbench"], Evaluation(num_sequences=256)
     for letter, distance in zip(letters, distances, strict=True):
         rate = letter["learning_rate"]
-        assert (letter["entrant"], rate) == (distance["entrant"], distance["learning_rate"])
-        if letter["entrant"] not in ("softmax", "mesanet"):
+        assert (letter["method"], rate) == (distance["method"], distance["learning_rate"])
+        if letter["method"] not in ("softmax", "mesanet"):
             continue
-        run = load_run(lab.folder / f"regbench-{letter['entrant']}-{rate:g}-seed{letter['seed']}")
-        assert contest.sequences <= 256
-        (score,) = token_scores({"": run.model}, make_task(contest.task), evaluation)[""]
+        run = load_run(lab.folder / f"regbench-{letter['method']}-{rate:g}-seed{letter['seed']}")
+        assert comparison.sequences <= 256
+        (score,) = token_scores({"": run.model}, make_task(comparison.task), evaluation)[""]
         assert score.accuracy.value == pytest.approx(letter["accuracy"], abs=0.1)
         measured = score.more["total_variation"].value
         assert measured == pytest.approx(distance["total_variation"], abs=0.05)
         assert 0.5 < distance["total_variation"] < 1  # it has learned nothing
     for rows, what, better in ((letters, "accuracy", 1), (distances, "total_variation", -1)):
-        untrained = {row["entrant"]: row[what] for row in rows if row["learning_rate"] is None}
+        untrained = {row["method"]: row[what] for row in rows if row["learning_rate"] is None}
         assert list(untrained) == ["3-gram", "Baum-Welch"]
         trained = max(better * row[what] for row in rows if row["learning_rate"] is not None)
         assert all(better * value > trained for value in untrained.values())
@@ -159,21 +161,21 @@ def test_regbench_has_the_share_of_letters_and_the_distance_of_the_same_runs(
 
 def test_signed_gates_are_for_mixers_that_forget(results: dict[str, Computed]) -> None:
     panels = results["parity"].panels
-    assert {row["entrant"] for row in panels["parity"].rows} == set(MIXERS)
-    signed = {row["entrant"] for row in panels["parity-signed"].rows}
+    assert {row["method"] for row in panels["parity"].rows} == set(MIXERS)
+    signed = {row["method"] for row in panels["parity-signed"].rows}
     assert signed == {"gated-linear", "gated-delta", "mesanet"}
 
 
 def test_compression_has_an_auto_encoder_with_the_layers_of_the_other_tasks() -> None:
-    contests = SETTINGS["small"].contests
-    recall, compression = contests["mad-recall"].model, contests["mad-compression"].model
+    comparisons = SETTINGS["small"].comparisons
+    recall, compression = comparisons["mad-recall"].model, comparisons["mad-compression"].model
     mine, theirs = to_dict(compression), to_dict(recall)
     assert {name for name in mine if mine[name] != theirs[name]} == {"kind", "initial_std"}
 
 
 def test_faults_are_all_there_and_have_a_claim_each(results: dict[str, Computed]) -> None:
     rows, claims = results["faults"].rows, results["faults"].claims
-    assert [row["entrant"] for row in rows] == [WORKING, *FAULTS, RATE, ALL]
+    assert [row["method"] for row in rows] == [WORKING, *FAULTS, RATE, ALL]
     assert len(claims) == len(rows)
     assert len({row["parameters"] for row in rows}) == 1
 
@@ -183,9 +185,9 @@ def test_the_rate_of_a_training_that_diverged_is_not_taken() -> None:
         return Outcome(validation=validation, scores=scores, parameters=1, seconds=0.0)
 
     good, lost = outcome(1.0, torch.ones(1, 4)), outcome(math.inf, None)
-    entry = Entry(rate=0.1, validation={0.1: 1.0, 1.0: math.inf}, outcomes=[good, lost])
-    assert entry.score().value == 0.5
-    assert math.isnan(replace(entry, missing=math.nan).score().value)
+    found = Result(rate=0.1, validation={0.1: 1.0, 1.0: math.inf}, outcomes=[good, lost])
+    assert found.score().value == 0.5
+    assert math.isnan(replace(found, missing=math.nan).score().value)
 
 
 def test_runs_are_loaded_and_not_trained_again(
@@ -202,15 +204,15 @@ def test_runs_are_loaded_and_not_trained_again(
 
 @pytest.mark.parametrize(("name", "more"), [("mqar", 0.01), ("continuous", 0.1)])
 def test_mixers_have_equal_parameters_up_to_gates_and_convolutions(name: str, more: float) -> None:
-    contest = SETTINGS["small"].contests[name]
+    comparison = SETTINGS["small"].comparisons[name]
     counts = [
-        sum(p.numel() for p in make_model(contest.with_mixer(mixer)).parameters())
+        sum(p.numel() for p in make_model(comparison.with_mixer(mixer)).parameters())
         for mixer in MIXERS.values()
     ]
     assert max(counts) <= (1 + more) * min(counts)
 
 
-def test_an_engine_trains_the_runs_of_a_contest_at_once(tmp_path: Path) -> None:
+def test_an_engine_trains_the_runs_of_a_comparison_at_once(tmp_path: Path) -> None:
     engine, rounds = Here(), list[int]()
     lab, trainer = Laboratory(PLAN.with_seeds(2), {}), Trainer(tmp_path, "cpu", engine)
     own = replace(CONTINUOUS, model=OwnModelConfig(name="Net", weights={"w": "float32 [1]"}))
@@ -220,11 +222,11 @@ def test_an_engine_trains_the_runs_of_a_contest_at_once(tmp_path: Path) -> None:
         trainer.train_ahead([*configs, own], lambda _: None)
 
     lab.folder, lab.device, lab.train_ahead = trainer.folder, "cpu", train_ahead
-    entries = mixers(lab, "continuous")
+    found = mixers(lab, "continuous")
     # A learning rate of the first seed, and then the second seed.
     assert rounds == [len(MIXERS)] * 2
     assert len(engine.given) == 2 * len(MIXERS)
-    assert entry(lab, "continuous", "mesa") is entries["mesa"]
+    assert result(lab, "continuous", "mesa") is found["mesa"]
     alone = Laboratory(lab.plan, {})
     alone.folder, alone.device = tmp_path / "alone", "cpu"
-    assert torch.equal(entry(alone, "continuous", "mesa").scores, entries["mesa"].scores)
+    assert torch.equal(result(alone, "continuous", "mesa").scores, found["mesa"].scores)
