@@ -1,6 +1,6 @@
 """Runs that nobody trained, and figures measured and drawn on them, for the tests of papers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mesaopt import recipes
+from mesaopt.analysis import Linearization
 from mesaopt.config import RunConfig
+from mesaopt.layers import LinearSelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, draw, judge, measure
@@ -29,6 +31,29 @@ def run_of(
     model = SequenceModel(config.sequence_model, seed=seed) if model is None else model
     metrics = [{"step": 0, "test_loss": 1.7}, {"step": train.steps, "test_loss": 1.0}]
     return Run(Path("nowhere"), replace(config, train=train), model, metrics, 0.0)
+
+
+def a_linearization(
+    ratios: Sequence[float],
+    *,
+    layers: Sequence[int] | None = None,
+    distilled: Sequence[LinearSelfAttention] = (),
+    unexplained: Sequence[float] | None = None,
+    loss: float = 1.0,
+) -> Linearization:
+    """Make a linearisation with these ratios at every position, and errors of 1 %."""
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)[:, None]
+    noise = 0.03**0.5 * 0.1 * signs  # its standard deviation, over 2, is 0.01
+    losses = (
+        torch.tensor(ratios, dtype=torch.float64)[:, None, None] + noise
+    )  # [layer, sequence, 1]
+    return Linearization(
+        layers=tuple(range(len(ratios)) if layers is None else layers),
+        distilled=tuple(distilled),
+        losses=loss * losses.expand(-1, -1, 50),
+        model_losses=torch.full((4, 50), loss, dtype=torch.float64),
+        unexplained=torch.zeros(len(ratios)) if unexplained is None else torch.tensor(unexplained),
+    )
 
 
 def save_run(path: Path, config: RunConfig, models: Mapping[int, nn.Module]) -> Run:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from laboratories import a_linearization
 
 from mesaopt import zoo
 from mesaopt.analysis import (
@@ -21,7 +22,6 @@ from mesaopt.analysis import (
     Evaluation,
     InContextLoss,
     LanguageResults,
-    Linearization,
     MixerMeasurements,
     ProbeScore,
     ProbeTable,
@@ -88,12 +88,6 @@ def maps() -> AttentionMaps:
     return AttentionMaps(weights, weights / 9, (0, 1), torch.rand(8, 2, 2, generator=random(4)))
 
 
-def a_linearization() -> Linearization:
-    ratios = torch.tensor([1.1, 1.5])
-    missed = torch.tensor([0.1, 0.95])
-    return Linearization((0, 1), (), ratios, ratios / 50, missed, 0.3)
-
-
 def of_mixers(name: MixerName) -> MixerMeasurements:
     model = LanguageModel(LanguageModelConfig(width=8, num_heads=2, mixers=(name,)))
     return measure_mixers(model, torch.randint(256, (2, 9), generator=random(0)))[0]
@@ -129,7 +123,7 @@ RESULTS: dict[str, Callable[[], Shown]] = {
     "ablation": an_ablation,
     "effect": lambda: an_ablation().at("blocks.0.mixer"),
     "attention": maps,
-    "linearization": a_linearization,
+    "linearization": lambda: a_linearization((1.1, 1.5), unexplained=(0.1, 0.95), loss=0.3),
     "prompt": lambda: TunedPrompt(
         separator=torch.zeros(4), losses=torch.rand(9, generator=random(0)), norms=torch.ones(9, 1)
     ),

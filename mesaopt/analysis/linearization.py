@@ -47,14 +47,12 @@ class Linearization(Drawn):
     """The replaced layers, counted from 0; everything below is in this order."""
     distilled: tuple[LinearSelfAttention, ...]
     """The linear layers."""
-    ratios: Float[Tensor, " layer"]
-    """Mean test loss with the linear layer, divided by that of the original model."""
-    ratio_errors: Float[Tensor, " layer"]
-    """Standard error of each ratio over test sequences, on which both losses are measured."""
+    losses: Float[Tensor, "layer sequence position"]
+    """Test losses with the linear layer."""
+    model_losses: Float[Tensor, "sequence position"]
+    """Those of the original model, on the same sequences."""
     unexplained: Float[Tensor, " layer"]
     """Share of the variance of the layer's output that the linear layer misses, on test sequences."""
-    loss: float
-    """Mean test loss of the original model."""
 
     _axes = {"xlabel": "replaced layer", "ylabel": "loss / loss of the model"}
 
@@ -64,10 +62,9 @@ class Linearization(Drawn):
         return f"Loss with one linear layer, of {self.loss:.4g} for the model{doubts}"
 
     def _rows(self) -> list[Row]:
-        ratios = zip(self.ratios.tolist(), self.ratio_errors.tolist(), strict=True)
-        each = zip(self.layers, ratios, self.unexplained.tolist(), strict=True)
+        each = zip(self.layers, self.estimates(), self.unexplained.tolist(), strict=True)
         return [
-            {"layer": layer, "loss_ratio": Estimate(*ratio), "unexplained": missed}
+            {"layer": layer, "loss_ratio": ratio, "unexplained": missed}
             for layer, ratio, missed in each
         ]
 
@@ -77,6 +74,34 @@ class Linearization(Drawn):
     def _curves(self) -> list[Curve]:
         names = [str(layer) for layer in self.layers]
         return [Curve("loss ratio", names, self.ratios.tolist(), self.ratio_errors.tolist())]
+
+    def estimates(self, positions: slice = slice(None)) -> list[Estimate]:
+        """Divide the mean loss with each linear layer by that of the original model.
+
+        Args:
+            positions: that are compared; most of a mean over all of them comes from the first ones.
+
+        Returns:
+            The ratios, with their errors over test sequences.
+        """
+        before = self.model_losses[:, positions].double().mean(1)
+        after = self.losses[..., positions].double().mean(2)  # [layer, sequence]
+        return [Estimate.ratio(one, before) for one in after]
+
+    @property
+    def ratios(self) -> Float[Tensor, " layer"]:
+        """Mean test loss with the linear layer, divided by that of the original model."""
+        return torch.tensor([one.value for one in self.estimates()], dtype=torch.float64)
+
+    @property
+    def ratio_errors(self) -> Float[Tensor, " layer"]:
+        """Standard error of each ratio over test sequences, on which both losses are measured."""
+        return torch.tensor([one.error for one in self.estimates()], dtype=torch.float64)
+
+    @property
+    def loss(self) -> float:
+        """Mean test loss of the original model."""
+        return self.model_losses.double().mean().item()
 
     @property
     def failed(self) -> tuple[int, ...]:
@@ -167,12 +192,6 @@ def linearize(
         for index, new in zip(chosen, distilled, strict=True):
             predictors[str(index)] = _predictor(_replaced(model, index, new))
         losses = in_context_loss(predictors, task, evaluation)
-    before = losses["original"].losses.double().mean(1)
-    after = torch.stack(
-        [losses[str(i)].losses.double().mean(1) for i in chosen]
-    )  # [layer,sequence]
-    ratios = after.mean(1) / before.mean()
-    errors = (after - ratios[:, None] * before).std(1) / before.mean() / len(before) ** 0.5
     (batch,) = replace(evaluation, num_sequences=1).batches(task)
     missed = [
         unexplained(layer, *pair)
@@ -181,10 +200,9 @@ def linearize(
     return Linearization(
         layers=chosen,
         distilled=tuple(distilled),
-        ratios=ratios,
-        ratio_errors=errors,
+        losses=torch.stack([losses[str(index)].losses for index in chosen]),
+        model_losses=losses["original"].losses,
         unexplained=torch.tensor(missed),
-        loss=before.mean().item(),
     )
 
 

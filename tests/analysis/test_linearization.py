@@ -6,9 +6,10 @@ from typing import get_args
 import jaxtyping
 import pytest
 import torch
+from laboratories import a_linearization
 from torch import Tensor, nn
 
-from mesaopt.analysis import Linearization, capture, distil, linearize, unexplained, with_layer
+from mesaopt.analysis import capture, distil, linearize, unexplained, with_layer
 from mesaopt.config import LinearSystemConfig, MergedAttentionConfig, MixerName, ModelConfig
 from mesaopt.layers import Frame, LinearSelfAttention
 from mesaopt.models import SequenceModel, make_model
@@ -269,6 +270,5 @@ def test_a_changed_configuration_makes_the_changed_model_or_is_refused(mixer: Mi
 def test_layers_that_could_not_be_distilled_are_named(
     unexplained: list[float], failed: tuple[int, ...]
 ) -> None:
-    ones = torch.ones(3)
-    found = Linearization((0, 2, 3), (), ones, ones, torch.tensor(unexplained), 1.0)
+    found = a_linearization((1.0,) * 3, layers=(0, 2, 3), unexplained=unexplained)
     assert found.failed == failed

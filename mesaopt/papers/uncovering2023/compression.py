@@ -102,21 +102,32 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
     }
 
 
-def loss_ratio(pairs: Sequence[tuple[InContextLoss, InContextLoss]]) -> Estimate:
-    """Give the ratio of mean losses of pairs, one per seed, on the same sequences."""
-    ours, theirs = (torch.stack([p.losses.mean(1) for p in ps]) for ps in zip(*pairs, strict=True))
+_ALL = slice(None)
+
+
+def loss_ratio(
+    pairs: Sequence[tuple[InContextLoss, InContextLoss]], positions: slice = _ALL
+) -> Estimate:
+    """Give the ratio of mean losses of pairs at some positions, one per seed, on the same sequences."""
+    ours, theirs = (
+        torch.stack([p.losses[:, positions].mean(1) for p in ps]) for ps in zip(*pairs, strict=True)
+    )
     return Estimate.ratio(ours, theirs)
 
 
-def compressed_ratio(runs: Sequence[CompressedRun]) -> Estimate:
+def compressed_ratio(runs: Sequence[CompressedRun], positions: slice = _ALL) -> Estimate:
     """Give the ratio of the losses of compressed networks and these, when they were compressed."""
-    return loss_ratio([(m.compressed[m.extracted], m.network[m.extracted]) for m in runs])
+    ends = [(m.compressed[m.extracted], m.network[m.extracted]) for m in runs]
+    return loss_ratio(ends, positions)
 
 
-def interpolated_ratio(runs: Sequence[CompressedRun], *, end: bool) -> Estimate:
+def interpolated_ratio(
+    runs: Sequence[CompressedRun], positions: slice = _ALL, *, end: bool
+) -> Estimate:
     """Give the ratio of the losses of mixtures and networks, at the start or the end of training."""
     steps = [m.end if end else m.start for m in runs]
-    return loss_ratio([(m.interpolated[s], m.network[s]) for m, s in zip(runs, steps, strict=True)])
+    pairs = [(m.interpolated[s], m.network[s]) for m, s in zip(runs, steps, strict=True)]
+    return loss_ratio(pairs, positions)
 
 
 def learned(runs: Sequence[CompressedRun]) -> bool:

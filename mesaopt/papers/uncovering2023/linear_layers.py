@@ -214,6 +214,15 @@ def _six_layer_claims(lab: Laboratory) -> Iterable[Claim]:
         basis=f"no more than 1 in the published picture (0.25 to 0.26), {why}",
     )
     yield Claim(
+        name="fig4-compressed-six-late",
+        figure="Fig. 4B",
+        statement="Nor do they at positions 11 to 50, where the context determines W (ratio)",
+        measured=compressed_ratio(runs, LATE) if runs else None,
+        recipes=(recipe,),
+        high=1 + allowed,
+        basis="no number of these positions is published; as of the mean",
+    )
+    yield Claim(
         name="fig4-interpolated-six-end",
         figure="Fig. 4B",
         statement="Halfway between six trained layers and their scalars the loss is that of the layers "

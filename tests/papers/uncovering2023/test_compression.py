@@ -169,10 +169,21 @@ def test_published_numbers_pass_and_numbers_far_from_them_fail(linear: Laborator
     one = measured_as("lsa-1", network=0.8924, scalars=0.8944, start=1.330, halfway=0.8921)
     six = measured_as("lsa-6-key-40", network=0.26, scalars=0.25, start=0.38, halfway=0.26)
     assert all(judged(linear, one, six).values())
-    assert len(judged(linear, one, six)) == 6
+    assert len(judged(linear, one, six)) == 7
     one = measured_as("lsa-1", network=0.8924, scalars=0.90, start=1.4, halfway=0.8981)
     six = measured_as("lsa-6-key-40", network=0.26, scalars=0.29, start=1.3, halfway=0.29)
     assert not any(judged(linear, one, six).values())
+
+
+def test_what_compression_loses_late_in_the_context_counts_by_itself(linear: Laboratory) -> None:
+    six = measured_as("lsa-6-key-40", network=0.26, scalars=0.26, start=0.38, halfway=0.26)
+    worse = losses(0.26).losses.clone()
+    worse[:, :10] -= 0.1
+    worse[:, 10:] *= 1.1
+    hidden = replace(six, compressed={one: InContextLoss(worse) for one in six.compressed})
+    verdicts = judged(linear, hidden)
+    assert verdicts["fig4-compressed-six"]
+    assert not verdicts["fig4-compressed-six-late"]
 
 
 def test_long_training_is_judged_by_what_compression_loses(linear: Laboratory) -> None:
