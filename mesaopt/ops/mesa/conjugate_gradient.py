@@ -177,14 +177,20 @@ class _Steps(NamedTuple):
     most: int
 
     def solve(
-        self, matrices: Matrices, active: Tensor | slice, residual: Tensor, budget: Tensor
+        self,
+        matrices: Matrices,
+        active: Tensor | slice,
+        residual: Tensor,
+        budget: Tensor,
+        *,
+        is_first: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return a correction for some chunks of the block, and how many steps they took."""
         worst = worst_norm(residual)
         if self.series is None:
             return descend(matrices, residual, self.rtol, budget)
         series, terms = select(self.series, active), self.terms
-        if not isinstance(active, slice):  # the rest of a first solution
+        if not is_first:  # the residual is that of a solution, and no unit vector
             terms = series.terms_needed(self.rtol / worst.max().item())
         terms = min(terms, int(budget.min()))
         return series.apply(residual, terms), torch.where(worst > self.rtol, terms, 0)
@@ -201,10 +207,11 @@ def _iterate_block(
     steps = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
     rounding = torch.full_like(worst, 16 * torch.finfo(rhs.dtype).eps)
     goes_on, active = torch.ones_like(steps, dtype=torch.bool), slice(None)
-    for _ in range(_MAX_RESTARTS if steps_by.most else 0):
+    for attempt in range(_MAX_RESTARTS if steps_by.most else 0):
         part, before = select(matrices, active), worst[active].clone()
+        budget = steps_by.most - steps[active]
         correction, more_steps = steps_by.solve(
-            part, active, residual[active], steps_by.most - steps[active]
+            part, active, residual[active], budget, is_first=attempt == 0
         )
         candidate = solution[active] + correction
         remainder = part.subtract_from(target[active], candidate)
