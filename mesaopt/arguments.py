@@ -201,7 +201,7 @@ class Generate:
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run, or a trained model of the package."""
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")]
-    """What to continue: text, or numbers with spaces between them where tokens are no text."""
+    """Prompt to continue: text, or numbers with spaces between them where tokens are no text."""
     tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 200
     """Tokens to add."""
     temperature: float = 1.0

@@ -33,7 +33,7 @@ class Progress:
     total: int
     """Number of all of them, as far as it is known."""
     stage: str = ""
-    """What is computed; the name of the run in a training."""
+    """The name of the computation; that of the run in a training."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers measured on the way, such as "train_loss"."""
 

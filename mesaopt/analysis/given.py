@@ -1,4 +1,4 @@
-"""What analyses are given: a model or the run that has it, a task or its settings."""
+"""Arguments of analyses: a model or the run that has it, a task or its settings."""
 
 from pathlib import Path
 from typing import Any

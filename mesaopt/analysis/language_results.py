@@ -1,4 +1,4 @@
-"""What a trained language model does with its test sequences: scores, a text continued, its mixers."""
+"""Results of a trained language model on its test sequences: scores, a text continued, its mixers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +28,14 @@ class TextSample:
     prompt: str
     """The beginning."""
     continuation: str
-    """What the model writes, at temperature 0.8."""
+    """The continuation by the model, at temperature 0.8."""
     original: str
-    """How the text itself goes on."""
+    """The continuation in the text itself."""
 
 
 @dataclass(frozen=True, repr=False)
 class LanguageResults(Shown):
-    """What a language model does with test sequences."""
+    """Results of a language model on test sequences."""
 
     scores: list[TokenScore]
     """Loss and accuracy for each setting of the tests."""

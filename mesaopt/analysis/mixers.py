@@ -1,4 +1,4 @@
-"""What the mixers of a model do at every position: forgetting, ridge, condition and rank, solver steps."""
+"""Measurements of a model's mixers at every position: forgetting, ridge, condition, rank, solver steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from mesaopt.config import require_count
 from mesaopt.tasks import Batch
 
 Replacement = float | Tensor | Callable[[Tensor], Tensor]
-"""What an activation is replaced by: a number, a tensor, or a function of the activation."""
+"""The replacement of an activation: a number, a tensor, or a function of the activation."""
 
 
 def patch(

@@ -23,7 +23,7 @@ _MIXERS = _FIRST_MIXERS | {"mesa"}
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialCode:
-    """Where the authors' code is, and what runs it."""
+    """The place of the authors' code, and the program that runs it."""
 
     clone: Path
     """Of github.com/mtavit/transformers_mesa_optimization_paper."""

@@ -41,7 +41,7 @@ class Scores:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What tables and figures call the baselines, with their tuned settings."""
+        """Labels of the baselines in tables and figures, with their tuned settings."""
         return {name: f"{name} {one.label}".strip() for name, one in self.baselines.items()}
 
     @property

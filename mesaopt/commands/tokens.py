@@ -1,4 +1,4 @@
-"""What `evaluate` shows of a run on tokens: losses and accuracies, and those that need no model."""
+"""The tables of `evaluate` for runs on tokens: losses and accuracies, also those that need no model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class _Scores:
 
     @property
     def name(self) -> str:
-        """What the task is called."""
+        """The name of the task."""
         return given.task_title(next(iter(self.runs.values())).config)
 
     @property

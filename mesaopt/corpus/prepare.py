@@ -19,10 +19,10 @@ _TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written."""
+    """The shards that were written."""
 
     folder: Path
-    """Where."""
+    """The folder that holds them."""
     vocabulary: int
     """Number of different tokens."""
     tokens: dict[Part, int]

@@ -18,7 +18,7 @@ from mesaopt.errors import ConfigError
 BYTES = "bytes"
 """Name of the tokenizer whose tokens are the bytes of a text."""
 END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
-"""What may end a document, whichever a tokenizer has first."""
+"""Tokens that end a document; the first one that a tokenizer has is taken."""
 
 
 class TextTokenizer(Protocol):

@@ -81,7 +81,7 @@ class MesaoptConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What a cache holds for each layer, in the words of transformers.
+        """The kind of cache of each layer, in the words of transformers.
 
         Layers with a state of constant size are "linear_attention"; softmax attention is "full_attention"
         or "sliding_attention", and "hybrid" or "hybrid_sliding" where it has convolutions or shifted keys.

@@ -1,4 +1,4 @@
-"""What a layer passes around: the inputs of its operator, and its state between two calls."""
+"""The inputs of a layer's operator, and its state between two calls."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast

@@ -1,4 +1,4 @@
-"""What a language model carries from one token to the next, in memory and in a file."""
+"""The state of a language model between two tokens, in memory and in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

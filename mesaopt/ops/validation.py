@@ -16,7 +16,7 @@ from mesaopt.errors import suggest
 RidgeMode = Literal["static", "decayed"]
 """Whether the ridge stays as it is, or is forgotten with the past."""
 OnFailure = Literal["raise", "warn", "ignore"]
-"""What to do about a failed solve."""
+"""The answer to a failed solve."""
 
 
 def check_shapes(

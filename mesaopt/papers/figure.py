@@ -141,7 +141,7 @@ class Figure(Generic[L]):
     """Further settings for the line under the figure, besides scale, steps and seeds."""
     claims: Callable[[L], Iterable[Claim]] = _nothing
     widget: str = ""
-    """What the report shows in its place where scripts run: "layer", of the panel with that name."""
+    """Shown by the report in its place where scripts run: "layer", of the panel with that name."""
     seconds: Mapping[Scale, float] = field(
         default_factory=lambda: {"smoke": 1.0, "small": 3.0, "paper": 10.0}
     )

@@ -21,7 +21,7 @@ from mesaopt.recipes import RECIPES
 DOCS = Path(__file__).parents[2] / "docs"
 """The pages, in a clone."""
 FILE = "ledger.json"
-"""What was judged, by study."""
+"""Judged claims, by study."""
 PAGES = ("core.md", "uncovering.md", "emergence.md", "language-study.md")
 """Pages that hold tables of the ledger."""
 SUMMARY = "summary"

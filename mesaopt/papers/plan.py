@@ -22,7 +22,7 @@ class Headline:
     claim: str
     """Name of the claim that measures it."""
     text: str
-    """What the number is, as the end of a sentence that begins with it."""
+    """The meaning of the number, as the end of a sentence that begins with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a reproduction leaves out for want of trained models, and the list of it in a folder of results."""
+"""Figures and claims that wait for trained models, and their list in a folder of results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ class Panel:
     reference: str = ""
     """Draw the differences from this one; the losses themselves if not given."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What the legend calls a predictor; its name if not given."""
+    """Labels of predictors in the legend; their names if not given."""
 
 
 def draw(panels: Sequence[Panel]) -> Figure:

@@ -35,7 +35,7 @@ _SOURCE = {"title": str, "authors": str, "url": str}
 _HEADLINE = {"claim": str, "text": str}
 _ADDRESS = re.compile(r"https://[A-Za-z0-9./_-]{1,200}")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What a browser may do for the page, should anything of a stranger ever get through."""
+"""The content security policy of a page, should anything of a stranger ever get through."""
 _META = {
     "started": str,
     "command": [str],

@@ -40,7 +40,7 @@ class Page:
     caption: str
     tables: Sequence[Table] = ()
     commands: Sequence[str] = ()
-    """What to type next."""
+    """The command to type next."""
 
 
 def write(page: Page, path: Path) -> None:

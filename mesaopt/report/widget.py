@@ -1,4 +1,4 @@
-"""What a page can play with: numbers of a figure, checked one by one, and the script that draws them."""
+"""Interactive figures of a page: their numbers, checked one by one, and the script that draws them."""
 
 import base64
 import hashlib

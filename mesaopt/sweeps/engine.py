@@ -1,4 +1,4 @@
-"""What an engine is, and the engines by name."""
+"""The interface of an engine, and the engines by name."""
 
 import importlib
 from collections.abc import Generator, Mapping, Sequence

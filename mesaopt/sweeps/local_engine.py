@@ -90,7 +90,7 @@ class _Worker:
     def __init__(self, device: str):
         self.device = device
         self.folder: Path | None = None
-        """What it trains now."""
+        """The folder that it trains now."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mesaopt.sweeps.job", device],

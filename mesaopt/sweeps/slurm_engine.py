@@ -93,7 +93,7 @@ class Slurm:
 
 
 class _Job:
-    """What a Slurm job calls; queued again, it is called again with the same folder."""
+    """The function of a Slurm job; queued again, it is called again with the same folder."""
 
     def __init__(self, device: str, threads: int):
         self.device, self.threads = device, threads

@@ -69,7 +69,7 @@ class Batch:
 
     @property
     def arguments(self) -> dict[str, Tensor]:
-        """What a model is given besides the tokens, by name: nothing."""
+        """Arguments of a model besides the tokens, by name: none."""
         return {}
 
     @property

@@ -1,4 +1,4 @@
-"""What tasks on tokens come to for one who answers right, and for one who guesses."""
+"""Accuracy on tasks on tokens of exact answers, and of the best guess without the sequence."""
 
 import torch
 from jaxtyping import Float, Int

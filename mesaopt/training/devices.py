@@ -1,4 +1,4 @@
-"""How a run is spread over devices, and what processes say when they end together.
+"""Settings of a run on several devices, and one message for processes that end together.
 
 :mod:`mesaopt.training.shared` trains in this way. It is imported when it is needed: it loads slowly.
 """
@@ -17,9 +17,9 @@ from torch import distributed
 from mesaopt.config import require_count
 
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Timed out")
-"""What the libraries say where another process has gone."""
+"""Messages of the libraries where another process has gone."""
 ENDED = "another process of this training has ended, and so do all; go on with --resume"
-"""What this package says then."""
+"""The message of this package then."""
 
 
 @dataclass(frozen=True, kw_only=True)

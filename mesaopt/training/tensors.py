@@ -19,7 +19,7 @@ from mesaopt.models.own import kind
 from mesaopt.training.environment import single_precision
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW has of every parameter, besides a count of steps."""
+"""The tensors of AdamW's state for every parameter, besides a count of steps."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

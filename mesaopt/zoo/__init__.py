@@ -38,7 +38,7 @@ DEVIATIONS: dict[str, str] = {
     "full-mesa": "two mesa layers, as the text says; the published network, in which the first layer is "
     "linear self-attention, is full-mesa-published",
 }
-"""What is known to differ from the published training, besides the random numbers."""
+"""Known differences from the published training, besides the random numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -67,7 +67,7 @@ class Diagnosis(Drawn):
     skipped: tuple[str, ...]
     """Shifts whose sequences the model cannot process, such as longer ones; none that count."""
     left_out: Mapping[str, str]
-    """What was not judged, and the reason for it."""
+    """Parts that were not judged, with the reason."""
     prompts: PromptKind
     """Prompts are "states", each the answer to the one before it, or "pairs" of inputs and answers."""
     probes: ProbeResults | None

@@ -1,4 +1,4 @@
-"""What the figures of this study draw alike: shares of right answers by mixer."""
+"""Panels that several figures of this study share: right answers by mixer."""
 
 from collections.abc import Iterable
 

@@ -23,7 +23,7 @@ _CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What is wrong with a mesa layer; by default nothing.
+    """The faults of a mesa layer; by default none.
 
     Example:
         >>> Faults(steps=30, epsilon=1e-5).half
@@ -53,7 +53,7 @@ class System(NamedTuple):
     weights: Float[Tensor, "*group position position"]
     """Write strength of each token of the chunk times what is left of it; zero for later ones."""
     kept: Float[Tensor, "*group position 1"]
-    """What is left of the state at the start of the chunk."""
+    """Share that is left of the state at the start of the chunk."""
     start: Float[Tensor, "*group key key"]
     """That state."""
     ridge: Float[Tensor, "head 1 1 key"]

@@ -99,7 +99,7 @@ Score = Callable[[Batch, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one trained model came to."""
+    """The scores of one trained model."""
 
     validation: float
     """Mean loss on validation sequences; infinite where the training diverged."""

@@ -38,7 +38,7 @@ class TokenBatch(Batch):
 
     @property
     def arguments(self) -> dict[str, Tensor]:
-        """What a model is given besides the tokens: `at`, if not every position is scored."""
+        """Arguments of a model besides the tokens: `at`, if not every position is scored."""
         return {} if self.at is None else {"at": self.at}
 
     @property

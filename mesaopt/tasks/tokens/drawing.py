@@ -1,4 +1,4 @@
-"""What the generators of token sequences share: distinct numbers, and targets at some positions only."""
+"""Tools of the generators of token sequences: distinct numbers, and targets at some positions only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +26,9 @@ class Drawn:
     tokens: Integers
     """[batch, time]."""
     targets: Integers
-    """What is to be predicted at each position [batch, time]; IGNORE where nothing is."""
+    """Token to be predicted at each position [batch, time]; IGNORE where there is none."""
     more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """What else belongs to the positions, by name: [batch, time] each."""
+    """More numbers of each position, by name: [batch, time] each."""
 
     def rows(self, which: Integers) -> "Drawn":
         """Choose some of the sequences."""
