@@ -372,7 +372,7 @@ def _fig11_claims(lab: Laboratory) -> Iterable[Claim]:
         LATE,
         name="fig11-mesa-beyond-least-squares-late",
         figure="beyond the paper",
-        statement="Contracting: so it is at positions 11 to 50 (ratio of losses)",
+        statement="Contracting: no worse at positions 11 to 50, either (ratio of losses)",
         high=1.1,
         basis="no number of these positions is published; as of the mean",
     )
