@@ -71,10 +71,8 @@ def serve(device: str) -> None:
             folders.put(json.loads(line))
         os._exit(0)
 
-    answers, sys.stdout = (
-        sys.stdout,
-        sys.stderr,
-    )  # what others print must not get between the answers
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what others print must not get between the answers
     threading.Thread(target=read, daemon=True).start()
     while True:
         print(json.dumps(train_folder(folders.get(), device)), file=answers, flush=True)
