@@ -22,6 +22,8 @@ class Argument:
     """With its dashes; empty for one that is told by its place."""
     values: str
     """The choices with "|" between them, or what help texts call the value; empty for a switch."""
+    takes_several: bool = False
+    """Whether it may have several values."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.values}".strip()
@@ -67,7 +69,7 @@ def arguments_of(command: type) -> list[Argument]:
 
     Example:
         >>> arguments_of(commands()["report"])[0]
-        Argument(name='', values='DIR|RUN')
+        Argument(name='', values='DIR|RUN', takes_several=False)
     """
     return [_argument(*pair) for pair in get_type_hints(command, include_extras=True).items()]
 
@@ -83,4 +85,5 @@ def _argument(name: str, hint: Any) -> Argument:
     return Argument(
         name="" if by_place else f"--{dashed(names[0] if names else name)}",
         values=values[0] if values else usual,
+        takes_several=get_origin(plain) is tuple,
     )

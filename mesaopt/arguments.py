@@ -105,10 +105,8 @@ class Sweep:
 
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe; mesaopt list recipes shows them."""
-    grid: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,..."), tyro.conf.UseAppendAction
-    ] = ()
-    """A setting and its values, such as train.learning_rate=1e-4,3e-4; once for each setting."""
+    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,...")] = ()
+    """Settings and their values, such as train.learning_rate=1e-4,3e-4."""
     seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Number of seeds of every combination."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()

@@ -54,6 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"mesaopt {metadata.version('mesaopt')}")
         return 0
     _refuse_unknown_options(arguments)
+    arguments = _with_repeated_joined(arguments)
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="mesaopt",
@@ -86,6 +87,31 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{option}: is a setting: write --set {setting}=VALUE")
         hint = suggest(option, known)
         raise ConfigError(f"{option}: is no option of mesaopt {arguments[0]}; {hint}")
+
+
+def _with_repeated_joined(arguments: Sequence[str]) -> list[str]:
+    """Join the values of a repeated option, of which the last alone would count; refuse a second value."""
+    if not arguments or arguments[0] not in commands():
+        return list(arguments)
+    known = {
+        one.name: one.takes_several for one in arguments_of(commands()[arguments[0]]) if one.name
+    }
+    groups: dict[str, list[str]] = {
+        "": [arguments[0]]
+    }  # the words of each option, itself the first
+    option = ""
+    for argument in arguments[1:]:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("--"):
+            groups[option].append(argument)
+            continue
+        option = name.replace("_", "-")
+        several = known.get(option, False)
+        if option in groups and not several:
+            raise ConfigError(f"{option}: is given twice")
+        words = [name, value] if equals and several else [argument]
+        groups[option] = [*groups[option], *words[1:]] if option in groups else words
+    return [word for words in groups.values() for word in words]
 
 
 def _setting(option: str, recipe: str) -> str | None:

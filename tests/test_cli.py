@@ -230,6 +230,51 @@ def test_several_seeds_get_a_folder_each(
     assert (tmp_path / "elsewhere" / "lsa-1-seed4" / "DONE").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--set", "train.steps=5", "--set", "train.batch_size=4"),
+        ("--set=train.steps=5", "--set", "train.batch_size=4"),
+        ("--set", "train.steps=5", "--seed", "0", "--set=train.batch_size=4"),
+    ],
+)
+def test_values_of_a_repeated_option_all_count(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "lsa-1", *words, "--dry-run", "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    assert '"steps": 5,' in out
+    assert '"batch_size": 4,' in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "lsa-1", "--seeds", "2", "--seeds", "3"), "--seeds: is given twice"),
+        (("train", "lsa-1", "--dry-run", "--dry_run"), "--dry-run: is given twice"),
+        (("evaluate", "zoo:lsa-1", "--out=a", "--out=b"), "--out: is given twice"),
+        (("reproduce", "core", "--only", "a", "--only", "b"), "--only: is given twice"),
+        (
+            ("train", "lsa-1", "--set", "train.steps=5", "train.steps=6"),
+            "set='train.steps=6': train.steps is given twice",
+        ),
+        (
+            ("sweep", "lsa-1", "--grid", "train.steps=5", "--grid", "train.steps=6,7"),
+            "grid='train.steps=6,7': train.steps is given twice",
+        ),
+        (
+            ("sweep", "lsa-1", "--engine-set", "processes=1", "--engine-set", "processes=2"),
+            "engine_set='processes=2': processes is given twice",
+        ),
+    ],
+)
+def test_what_is_given_twice_is_refused(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    assert capsys.readouterr().err == f"mesaopt: {message}\n"
+
+
 def test_a_dry_run_prints_the_cost_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_core
 ) -> None:

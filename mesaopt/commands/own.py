@@ -12,6 +12,7 @@ from mesaopt.config import (
     RunConfig,
     TaskConfig,
     override,
+    parse_assignments,
     parse_value,
 )
 from mesaopt.errors import ConfigError
@@ -84,8 +85,8 @@ def _model(
 
 def _keywords(settings: list[str]) -> dict[str, Any]:
     """Read arguments of a class."""
-    pairs = (setting.partition("=") for setting in settings)
-    return {name: parse_value(text) for name, _, text in pairs}
+    given = parse_assignments(settings, "set", like="task.dim=3")
+    return {name: parse_value(text) for name, text in given.items()}
 
 
 def _short(name: str | None) -> str:

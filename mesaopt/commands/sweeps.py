@@ -4,16 +4,16 @@ import io
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
 from mesaopt import files, recipes
 from mesaopt.commands import given
 from mesaopt.commands.runs import MOST_SEEDS
-from mesaopt.config import override, parse_value, require_count
+from mesaopt.config import override, parse_assignments, parse_value, require_count
 from mesaopt.console import duration, print_csv, print_line, print_table
 from mesaopt.display import cells
-from mesaopt.errors import ConfigError, printable
+from mesaopt.errors import printable
 
 if TYPE_CHECKING:
     from mesaopt.progress import AnyProgress, Progress
@@ -47,13 +47,8 @@ def engine_of(name: str, options: Sequence[str]) -> "Engine":
     """Make the engine that was asked for."""
     from mesaopt.sweeps import make_engine
 
-    values: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise ConfigError(f"engine_set={option!r}: must look like processes=4")
-        values[key] = parse_value(text)
-    return make_engine(name, values)
+    values = parse_assignments(options, "engine_set", like="processes=4")
+    return make_engine(name, {key: parse_value(text) for key, text in values.items()})
 
 
 def lines_or_bar() -> "AnyProgress":

@@ -193,20 +193,47 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         mesaopt.errors.ConfigError: config: unknown key 'step'; did you mean 'steps'?
     """
     data = to_dict(config)
-    for assignment in sorted(assignments, key=lambda text: ".kind=" not in text):  # kinds first
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"set={assignment!r}: must look like train.steps=500")
+    given = parse_assignments(assignments, "set", like="train.steps=500")
+    for name in sorted(given, key=lambda name: not name.endswith(".kind")):  # kinds first
         *parents, last = name.split(".")
-        place = data
+        place, text = data, given[name]
         for parent in parents:
             if not isinstance(place.get(parent), dict):
-                raise ConfigError(f"set={assignment!r}: {suggest(parent, place)}")
+                raise ConfigError(f"set={f'{name}={text}'!r}: {suggest(parent, place)}")
             place = place[parent]
         if last == "kind" and place.get(last) != text:
             place.clear()
         place[last] = parse_value(text)
     return from_dict(type(config), data)
+
+
+def parse_assignments(texts: Sequence[str], argument: str, *, like: str) -> dict[str, str]:
+    """Split texts such as "train.steps=500" into names and values.
+
+    Args:
+        texts: one or more words, each with an equals sign.
+        argument: what they were given as, for the message.
+        like: an example of one.
+
+    Returns:
+        The values, as text, by name.
+
+    Raises:
+        ConfigError: one has no name or no equals sign, or a name is given twice.
+
+    Example:
+        >>> parse_assignments(["processes=4"], "engine_set", like="processes=2")
+        {'processes': '4'}
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{argument}={text!r}: must look like {like}")
+        if name in values:
+            raise ConfigError(f"{argument}={text!r}: {name} is given twice")
+        values[name] = value
+    return values
 
 
 def parse_value(text: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mesaopt.config import RunConfig, flat, override, parse_value, to_dict
+from mesaopt.config import RunConfig, flat, override, parse_assignments, parse_value, to_dict
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.training.loop import as_config
 
@@ -15,6 +15,8 @@ _NOT_IN_A_GRID = {
     "seed": "give the number of seeds",
     "recipe": "give a list of settings to mesaopt.sweep",
 }
+
+_LIKE = "train.learning_rate=1e-4,3e-4"
 
 
 def grid(
@@ -75,15 +77,11 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         >>> parse_grid(["model.num_heads=2,4", "model.mixers=['mesa'],['mesa','mesa']"])
         {'model.num_heads': [2, 4], 'model.mixers': [['mesa'], ['mesa', 'mesa']]}
     """
-    settings: dict[str, list[Any]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        items = _values(values)
-        if not equals or not name or "" in items or not items:
-            raise ConfigError(f"grid={text!r}: must look like train.learning_rate=1e-4,3e-4")
-        if name in settings:
-            raise ConfigError(f"grid={text!r}: {name} is given twice")
-        settings[name] = items
+    given = parse_assignments(texts, "grid", like=_LIKE)
+    settings = {name: _values(text) for name, text in given.items()}
+    for name, values in settings.items():
+        if "" in values or not values:
+            raise ConfigError(f"grid={f'{name}={given[name]}'!r}: must look like {_LIKE}")
     return settings
 
 
