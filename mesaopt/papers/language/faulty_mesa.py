@@ -33,6 +33,9 @@ class Faults:
     epsilon: float = 0.0
     """Added to both denominators of the conjugate gradients, forward and backward: 1e-5 in the public
     kernel, whatever the size of what is solved for."""
+    larger_batch: float = 1.0
+    """How often the gradients that backward solves begin with are divided, and their solutions multiplied:
+    losses that are means over so many more answers have gradients so much smaller."""
     steps: int | None = None
     """Steps of conjugate gradients, a fixed number; None: a direct solve in place of them."""
     half: bool = False
@@ -162,8 +165,9 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        times = ctx.faults.larger_batch
         with torch.no_grad():
-            adjoint = _solution(ctx.system, gradients[0], ctx.faults)
+            adjoint = _solution(ctx.system, gradients[0] / times, ctx.faults) * times
         return _rounded(adjoint) if ctx.faults.half else adjoint, None, None
 
 

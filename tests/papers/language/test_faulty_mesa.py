@@ -69,6 +69,9 @@ def test_the_epsilon_loses_gradients_as_they_get_smaller() -> None:
     assert kept[0] > 0.99
     assert kept[0] > kept[1] > kept[2]
     assert kept[2] < 0.01
+    larger = replace(faults, larger_batch=1e3)
+    as_small = gradients(faulty_mesa(**inputs, faults=larger), inputs)["q"].norm() / exact
+    assert as_small.item() == pytest.approx(kept[1].item(), rel=1e-6)
     fixed = gradients(faulty_mesa(**inputs, faults=Faults(steps=30)), inputs, scale=1e-6)["q"]
     assert fixed.norm() / exact == pytest.approx(1.0, abs=1e-6)
 
