@@ -155,7 +155,7 @@ def print_claims(folder: Path) -> int:
     claims = read_claims(folder)
     rows = [
         {
-            "": "holds" if claim.passed else "FAILS",
+            "": claim.verdict if claim.passed else "FAILS",
             "claim": f"{claim.statement} ({claim.figure})",
             "measured": f"{claim.value:.4g}",
             "passes": claim.threshold,

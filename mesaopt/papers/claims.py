@@ -87,6 +87,8 @@ class Claim:
     """Whether it comes from a file: its limits then include the noise already."""
     saved_error: float | None = None
     """Standard error of the measured number, if it comes from a file."""
+    saved_within_noise: bool = False
+    """:attr:`within_noise`, if it comes from a file."""
 
     @property
     def id(self) -> str:
@@ -131,12 +133,24 @@ class Claim:
     @property
     def passed(self) -> bool:
         """Whether the value lies within the limits; NaN does not."""
-        low, high = self.limits
-        return (
-            (-math.inf if low is None else low)
-            <= self.value
-            <= (math.inf if high is None else high)
-        )
+        return _lies_between(self.value, *self.limits)
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the value passes only since `low` or `high` was widened: more sequences may refute it.
+
+        An equality, whose limits are one number, can hold in no other way.
+        """
+        if self.read_back or self.published is not None or self.low == self.high:
+            return self.saved_within_noise
+        return self.passed and not _lies_between(self.value, self.low, self.high)
+
+    @property
+    def verdict(self) -> str:
+        """One of "holds", "holds within noise" and "fails"."""
+        if not self.passed:
+            return "fails"
+        return "holds within noise" if self.within_noise else "holds"
 
     @property
     def threshold(self) -> str:
@@ -164,10 +178,15 @@ class Claim:
     def to_json(self) -> dict[str, Any]:
         """Give the claim as plain values; `threshold` is [low, high], null for no limit.
 
-        `error`, `published` and `recipes` are there where there is such a thing.
+        `error`, `published`, `recipes` and `within_noise` are there where there is such a thing.
         """
         error = None if self.error is None or not math.isfinite(self.error) else self.error
-        optional = {"error": error, "published": self.published, "recipes": list(self.recipes)}
+        optional = {
+            "error": error,
+            "published": self.published,
+            "recipes": list(self.recipes),
+            "within_noise": self.within_noise or None,
+        }
         return {
             "id": self.id,
             "paper": self.paper,
@@ -196,11 +215,17 @@ class Claim:
             read_back=True,
             # These are not in claims of earlier versions:
             saved_error=data.get("error"),
+            saved_within_noise=data.get("within_noise", False),
             shown_in=data.get("shown_in", ""),
             published=data.get("published"),
             recipes=tuple(data.get("recipes", ())),
             **{key: data[key] for key in ("paper", "figure", "statement", "scale", "basis")},
         )
+
+
+def _lies_between(value: float, low: float | None, high: float | None) -> bool:
+    """Compare a value with limits, of which None is no limit; NaN lies nowhere."""
+    return (-math.inf if low is None else low) <= value <= (math.inf if high is None else high)
 
 
 def read_claims(folder: Path) -> list[Claim]:

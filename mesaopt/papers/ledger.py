@@ -157,7 +157,7 @@ def _tables(study: str, entry: dict[str, Any]) -> list[str]:
 
 def _claim_row(data: dict[str, Any], judged: bool, models: dict[str, Any]) -> str:
     claim = Claim.from_json(data)
-    verdict = "holds" if claim.passed else "**fails**"
+    verdict = claim.verdict if claim.passed else "**fails**"
     return _row(
         f"{claim.statement}; {claim.figure} (`{claim.name}`)",
         _REPEATED.sub("", claim.basis),

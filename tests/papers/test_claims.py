@@ -61,6 +61,20 @@ def test_limits_are_widened_by_three_standard_errors(
     assert claim(Estimate(value, noise), high=high).limits == (None, high + 3 * noise)
 
 
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [(0.3, "holds"), (0.1, "holds within noise"), (-0.2, "holds within noise"), (-0.3, "fails")],
+)
+def test_what_noise_alone_lets_pass_is_marked(value: float, verdict: str, tmp_path: Path) -> None:
+    judged = claim(Estimate(value, 0.15), low=0.2)
+    assert judged.verdict == verdict
+    write_claims(tmp_path, [judged])
+    (again,) = read_claims(tmp_path)
+    assert again.verdict == verdict
+    published = claim(judged.measured, published=0.2)
+    assert published.verdict in ("holds", "fails"), "equal to a number means within noise"
+
+
 def test_noise_that_grows_with_a_ratio_widens_by_a_factor() -> None:
     measured = claim(Estimate(50.0, 5.0), low=100.0, noise="factor")
     assert measured.limits[0] == pytest.approx(100 * math.exp(-0.3))

@@ -203,4 +203,4 @@ def _claims(judged: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:
 
 def _claim_row(claim: Claim) -> tuple[str, str, str, str]:
     statement = f"{claim.statement}; {claim.figure}"
-    return statement, claim.number, claim.threshold, "holds" if claim.passed else "**fails**"
+    return statement, claim.number, claim.threshold, claim.verdict if claim.passed else "**fails**"
