@@ -310,7 +310,7 @@ class Reproduce:
     engine_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Options of the engine, such as processes=4."""
     resume: bool = False
-    """Continue what is in the folder."""
+    """Continue what is in the folder, with more figures if there are."""
     dry_run: bool = False
     """Print what it would cost here, and stop."""
 

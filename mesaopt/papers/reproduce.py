@@ -179,7 +179,7 @@ def reproduce(
         out: folder of the results, new or empty unless resumed.
         seeds: training seeds of every recipe; the scale's own numbers if not given.
         only: names of figures, in any order, besides one that `what` names; all of them if there is none.
-        resume: continue what is in `out`.
+        resume: continue what is in `out`, of the same settings; there may be more figures than before.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         runs: folder of finished run folders, which are measured in place of training any; what has no runs
             there is left out, and named in `not-trained.json`.
@@ -205,12 +205,14 @@ def reproduce(
     out, study = files.as_path(out), get_study(plan.what)
     chosen = None if engine is None else make_engine(engine)
     given = None if runs is None else find_runs(plan, runs)
-    if chosen is not None and not files.exists(out / "DONE"):
+    is_ended = files.exists(out / "DONE") and _settings_of(out) == to_dict(plan)
+    if chosen is not None and not is_ended:
         chosen.check()
     _reserve(out, plan, resume=resume)
-    if files.exists(out / "DONE"):
+    if is_ended:
         return read_claims(out)
     with files.only_one_process(out):
+        _take_over(out, plan)
         return _reproduce_in(out, study, plan, Trainer(out, device, chosen), given, progress)
 
 
@@ -291,16 +293,12 @@ def _reproduce_in(
 
 
 def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
-    """Reserve a folder for a plan, or make sure that it holds this very plan."""
+    """Reserve a folder for a plan, or make sure that it holds this plan, or one of fewer figures."""
     settings = to_dict(plan)
     if reserve_folder(out, resume=resume):
-        theirs = json_files.read(out / "config.json")
-        if isinstance(theirs, dict) and "parts" in theirs:  # as figures were called before
-            theirs["figures"] = theirs.pop("parts")
-        if isinstance(theirs, dict):
-            theirs.setdefault("runs", None)  # of results from before runs could be given
-        if theirs != settings:
-            different = [k for k in settings if not isinstance(theirs, dict) or k not in theirs]
+        theirs = _settings_of(out)
+        if theirs != settings and not _has_more(settings, theirs):
+            different = [k for k in settings if k not in theirs]
             different = different or [k for k in settings if theirs[k] != settings[k]]
             raise RunError(
                 f"out={str(out)!r}: holds results with other settings ({', '.join(different)} differ); "
@@ -313,6 +311,37 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
         json_files.write(out / "config.json", settings)
     if not files.exists(out / "meta.json"):
         json_files.write(out / "meta.json", describe())
+
+
+def _settings_of(out: Path) -> dict[str, Any]:
+    """Read the settings of a folder, in today's words."""
+    path = out / "config.json"
+    settings = json_files.read(path) if files.exists(path) else None
+    if not isinstance(settings, dict):
+        return {}
+    if "parts" in settings:  # as figures were called before
+        settings["figures"] = settings.pop("parts")
+    return {"runs": None} | settings  # of results from before runs could be given
+
+
+def _has_more(settings: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Say whether a plan differs from an earlier one by more figures, and by what these train, alone."""
+    alike: dict[str, Any] = {"figures": [], "trainings": []}
+    return (
+        settings | alike == theirs | alike
+        and bool(theirs.get("figures"))
+        and (not settings["figures"] or set(theirs["figures"]) <= set(settings["figures"]))
+        and all(training in settings["trainings"] for training in theirs.get("trainings", ()))
+    )
+
+
+def _take_over(out: Path, plan: Plan) -> None:
+    """Let a folder that holds fewer figures hold all of a plan; what is finished there is kept."""
+    if _settings_of(out) != to_dict(plan):
+        for place in ("figures", "parts", "runs", *(f"runs/{name}" for name in plan.configs)):
+            files.inside(out, place)
+        files.remove(out / "DONE")
+        json_files.write(out / "config.json", to_dict(plan))
 
 
 def _untrained(

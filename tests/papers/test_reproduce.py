@@ -10,7 +10,8 @@ import toy_study
 from helpers import Here
 from toy_study import Toy
 
-from mesaopt.config import RunConfig
+from mesaopt import files
+from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.laboratory import Plan
@@ -248,6 +249,36 @@ def test_a_plan_without_training_has_seeds_of_its_own_or_none(toy: Toy) -> None:
     with pytest.raises(ConfigError, match="seeds=7: what was chosen of toy has no seeds"):
         Plan(what="toy", scale="smoke").with_seeds(7)
     assert list(costs(make_plan("toy"))) == []
+
+
+@pytest.mark.parametrize("more", [["fig2", "fig3"], []], ids=["two", "all"])
+def test_a_folder_takes_more_figures_and_keeps_those_it_has(
+    tmp_path: Path, toy: Toy, more: list[str]
+) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path, only=["fig2"])
+    first = (tmp_path / "parts" / "fig2.json").read_bytes()
+    toy.log.clear()
+    reproduce("toy", scale="smoke", out=tmp_path, only=more, resume=True)
+    assert "fig2" not in toy.log
+    assert (tmp_path / "parts" / "fig2.json").read_bytes() == first
+    plan = make_plan("toy", scale="smoke", only=more)
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(plan)
+    index = json.loads((tmp_path / "figures" / "index.json").read_text())
+    assert index["figures"] == [f"toy-{name}" for name in more or toy_study.FIGURES]
+    before = (tmp_path / "claims.json").read_bytes()
+    for other in ({"only": ["fig2"]}, {"only": more, "seeds": 5}, {"only": ["fig1"]}):
+        with pytest.raises(RunError, match="other settings"):
+            reproduce("toy", scale="smoke", out=tmp_path, resume=True, **other)
+    assert (tmp_path / "claims.json").read_bytes() == before
+
+
+def test_more_figures_are_not_taken_while_another_process_works(tmp_path: Path, toy: Toy) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path, only=["fig2"])
+    before = (tmp_path / "config.json").read_bytes()
+    with files.only_one_process(tmp_path), pytest.raises(RunError, match="another process"):
+        reproduce("toy", scale="smoke", out=tmp_path, resume=True)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert (tmp_path / "DONE").exists()
 
 
 def test_figures_that_were_finished_are_kept(tmp_path: Path, toy: Toy) -> None:
