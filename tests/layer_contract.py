@@ -238,6 +238,13 @@ class LayerContract:
             same = same and all(torch.equal(found[n], w) for n, w in weights.items())
             assert not same or not torch.equal(other(x), y), f"{name} changes nothing"
 
+    def test_every_argument_is_seen_in_its_text(self, case: Case) -> None:
+        text = repr(case.make())
+        assert f"num_heads={HEADS}, head_dim={DIM}" in text
+        changes = {"num_heads": HEADS + 1, "num_key_value_heads": 1} | case.changes
+        for name, value in changes.items():
+            assert repr(case.make(**{name: value})) != text, name
+
     def test_it_can_be_built_on_the_meta_device(self, case: Case) -> None:
         torch.manual_seed(0)
         wanted = case.build(WIDTH, HEADS, DIM, **case.settings).state_dict()

@@ -5,7 +5,7 @@ The base class of all layers is here. :mod:`mesaopt.layers.frame` has the parts 
 """
 
 from collections.abc import Collection
-from typing import ClassVar, Generic, Protocol, cast
+from typing import Any, ClassVar, Generic, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from mesaopt.layers.frame import (
     HeadNorm,
     KeyShift,
     dpfp,
+    in_words,
     normalise,
     sinusoids,
 )
@@ -109,6 +110,20 @@ class SelfAttention(nn.Module, Generic[Memory]):
         elif frame.key_shift:
             self.convolution = KeyShift(inner, shared, shared)
         self.head_norm = HeadNorm(num_heads, head_dim) if frame.head_norm else None
+
+    def extra_repr(self) -> str:
+        """Name the settings that the modules inside do not show: sizes, and what is not the default."""
+        return in_words(**self._shown_settings())
+
+    def _shown_settings(self) -> dict[str, Any]:
+        """List the settings for the text that shows the layer; those that are None are left out."""
+        groups = self.num_key_value_heads
+        return {
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "num_key_value_heads": None if groups == self.num_heads else groups,
+            **self.frame.changed,
+        }
 
     def reset_parameters(self) -> None:
         """Draw all parameters again, in the order in which the constructor draws them.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -64,6 +64,13 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay
     signed_decay: bool = False
     """Whether forget gates are between -1 and 1, and not between 0 and 1: see :class:`Gates`."""
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not the defaults, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        usual = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in values.items() if value != usual[name]}
+
     def __post_init__(self) -> None:
         if self.convolution is not None and self.convolution < 1:
             raise ConfigError(f"convolution={self.convolution}: must be 1 or greater")
@@ -90,6 +97,22 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay
         queries alone; all three are convolved here, unless `convolve_values` is switched off.
         """
         return cls(convolution=4, unit_keys=True, head_norm=True, forget_cap=forget_cap)
+
+
+def in_words(**settings: Any) -> str:
+    """Write settings for the text that shows a module, without those that are None.
+
+    Args:
+        settings: by name.
+
+    Returns:
+        Their names and values.
+
+    Example:
+        >>> in_words(num_heads=2, window=None, solver="cg")
+        "num_heads=2, solver='cg'"
+    """
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
 
 
 class CausalConvolution(nn.Module):
@@ -119,6 +142,11 @@ class CausalConvolution(nn.Module):
         """
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+
+    def extra_repr(self) -> str:
+        """Name the sizes."""
+        channels, length = self.weight.shape
+        return in_words(channels=channels, length=length)
 
     def forward(
         self,
@@ -246,6 +274,11 @@ class HeadNorm(nn.Module):
         """Set the weights to 1."""
         nn.init.ones_(self.weight)
 
+    def extra_repr(self) -> str:
+        """Name the sizes."""
+        num_heads, head_dim = self.weight.shape
+        return in_words(num_heads=num_heads, head_dim=head_dim)
+
     def forward(
         self, x: Float[Tensor, "*position head value"]
     ) -> Float[Tensor, "*position head value"]:
@@ -320,6 +353,10 @@ class Gates(nn.Module):
             if gate is not None:
                 gate.reset_parameters()
         self._reset_biases()
+
+    def extra_repr(self) -> str:
+        """Name the cap and the sign, if there is one."""
+        return in_words(forget_cap=self.forget_cap, signed_decay=self.signed_decay or None)
 
     @torch.no_grad()
     def _reset_biases(self) -> None:

@@ -79,6 +79,9 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
         )
         self.chunk_size = chunk_size
 
+    def _shown_settings(self) -> dict[str, Any]:
+        return super()._shown_settings() | {"chunk_size": self.chunk_size}
+
     def mix(
         self,
         inputs: HeadInputs,

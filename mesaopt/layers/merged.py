@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mesaopt import ops
 from mesaopt.errors import ConfigError
 from mesaopt.layers.checks import check_input
+from mesaopt.layers.frame import in_words
 
 
 class MergedLinearSelfAttention(nn.Module):
@@ -66,6 +67,14 @@ class MergedLinearSelfAttention(nn.Module):
         self.register_buffer("trained_key_query", trained_key_query, persistent=False)
         self.register_buffer("trained_output_value", trained_output_value, persistent=False)
         self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Name the sizes."""
+        output_width, width = self.output_value.shape
+        dtype = self.key_query.dtype
+        return in_words(
+            width=width, output_width=output_width, dtype=dtype, chunk_size=self.chunk_size
+        )
 
     def reset_parameters(self) -> None:
         """Draw all weights from a normal distribution of variance 1 / width: outputs are of order 1."""

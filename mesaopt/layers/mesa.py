@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -98,6 +99,10 @@ class MesaLayer(SelfAttention[MesaState]):
         else:
             self.raw_ridge = nn.Parameter(torch.empty(num_heads, self.key_width))
         self._reset_ridge()
+
+    def _shown_settings(self) -> dict[str, Any]:
+        names = ("ridge_floor", "ridge_mode", "solver", "chunk_size", "on_failure")
+        return super()._shown_settings() | {name: getattr(self, name) for name in names}
 
     @classmethod
     def uncovering2023(

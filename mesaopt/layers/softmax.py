@@ -1,5 +1,7 @@
 """Softmax self-attention, in the same frame as the layers that learn a linear map."""
 
+from typing import Any
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -56,6 +58,9 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         )
         self.scale = scale
         self.window = window
+
+    def _shown_settings(self) -> dict[str, Any]:
+        return super()._shown_settings() | {"scale": self.scale, "window": self.window}
 
     def mix(
         self,

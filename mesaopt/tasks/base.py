@@ -27,7 +27,32 @@ Streams = Callable[..., np.random.Generator]
 """Random numbers of one batch: `streams()` is the main stream, `streams("noise")` an independent one."""
 
 
-class GeneratedTask(ABC, Generic[ConfigT, BatchT]):
+class Configured:
+    """A task with settings, which is shown as the call that makes it.
+
+    Example:
+        >>> from mesaopt.tasks import LinearSystem
+        >>> LinearSystem(dim=3)
+        LinearSystem(dim=3)
+    """
+
+    config: Any
+    """The settings."""
+    config_type: type[Any] | UnionType
+    """The class of the settings."""
+
+    def __repr__(self) -> str:
+        kind = type(self.config)
+        usual = kind()
+        values = {one.name: getattr(self.config, one.name) for one in fields(kind)}
+        changed = [f"{n}={x!r}" for n, x in values.items() if x != getattr(usual, n)]
+        settings = ", ".join(changed)
+        if self.config_type is not kind:  # it has no settings of its own to begin with
+            settings = f"{kind.__name__}({settings})"
+        return f"{type(self).__name__}({settings})"
+
+
+class GeneratedTask(Configured, ABC, Generic[ConfigT, BatchT]):
     """A task whose sequences are made from random numbers: a subclass says how, in :meth:`draw`.
 
     A batch is a pure function of (seed, split, step). The targets are the states s_2 ... s_{T+1}, and the

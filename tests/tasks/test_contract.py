@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesaopt import recipes
+from mesaopt import config, recipes, tasks
 from mesaopt.config import NonlinearSystemConfig, TaskConfig, from_dict, to_dict
 from mesaopt.tasks import (
     Batch,
@@ -50,6 +50,15 @@ def test_a_batch_is_a_pure_function_of_seed_step_and_split(name: str) -> None:
     for changed in ({"seed": 4}, {"step": 6}, {"split": "test"}, {"split": "validation"}):
         other = draw(name, **changed)
         assert not torch.isin(drawn_numbers(first), drawn_numbers(other)).any(), changed
+
+
+@pytest.mark.parametrize("name", recipes.TASKS)
+def test_a_task_is_shown_as_the_call_that_makes_it(name: str) -> None:
+    task = make_task(recipes.TASKS[name])
+    again = eval(repr(task), vars(config) | vars(tasks))
+    assert type(again) is type(task)
+    assert again.config == task.config
+    assert len(repr(task)) < 300
 
 
 @every_task

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from mesaopt.config import ContinuousMQARConfig, TokenTaskConfig, require_count
-from mesaopt.tasks.base import Streams, check_split, choose_settings, streams_of
+from mesaopt.tasks.base import Configured, Streams, check_split, choose_settings, streams_of
 from mesaopt.tasks.batch import Batch, Split
 from mesaopt.tasks.tokens.drawing import Drawn
 from mesaopt.tasks.tokens.order import shuffled
@@ -18,7 +18,7 @@ BLOCK = 1000
 """Sequences of a limited number that are drawn at once."""
 
 
-class TokenTask(ABC, Generic[ConfigT]):
+class TokenTask(Configured, ABC, Generic[ConfigT]):
     """A task whose batches are tokens: a subclass says which, in :meth:`sequences`.
 
     Args:
@@ -29,9 +29,6 @@ class TokenTask(ABC, Generic[ConfigT]):
         TypeError: config is something else, such as the settings of a whole run.
         ConfigError: there is no setting of that name, or a value is out of range.
     """
-
-    config_type: type[Any]
-    """The class of the settings."""
 
     def __init__(self, config: ConfigT | None = None, **settings: Any):
         self.config: ConfigT = choose_settings(self.config_type, config, settings)
