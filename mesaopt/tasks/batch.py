@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Inexact
@@ -16,7 +16,7 @@ Split = Literal["train", "validation", "test"]
 _Batch = TypeVar("_Batch", bound="Batch")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch:
     """Sequences as a model sees them, and what is behind them where it is known.
 
@@ -28,6 +28,8 @@ class Batch:
         >>> batch = Batch(known, next_ones, x, torch.zeros(1, 1, 1), scored=slice(1, None))
         >>> batch.positions, batch.losses(known).tolist()
         (range(2, 4), [[0.5, 0.5]])
+        >>> Batch(known, next_ones)
+        Batch(tokens=float32 [1, 3, 1], targets=float32 [1, 3, 1])
         >>> Batch(known, next_ones).observed
         Traceback (most recent call last):
         ...
@@ -44,6 +46,14 @@ class Batch:
     """The matrix W of each sequence, which turns a state into the next one."""
     scored: slice = field(default_factory=lambda: slice(None))
     """The places along time where a prediction counts."""
+
+    def __repr__(self) -> str:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = {
+            n: x for n, x in values.items() if isinstance(x, Tensor) or x not in (None, slice(None))
+        }
+        shown = [f"{name}={_in_short(value)}" for name, value in given.items()]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def observed(self) -> Inexact[Tensor, "batch time dim"]:
@@ -146,6 +156,13 @@ class Batch:
         """All tensors of the batch, by the names of their fields."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _in_short(value: Any) -> str:
+    """Write a tensor as its type and shape, and all else as it is."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from mesaopt.tasks.random import haar_orthogonal
 from mesaopt.tasks.regression import Regression
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FewShotBatch(Batch):
     """A batch of pairs whose `states` are the tokens and the one after them.
 

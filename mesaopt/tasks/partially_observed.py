@@ -15,7 +15,7 @@ from mesaopt.tasks.random import haar_orthogonal
 from mesaopt.tasks.roll_out import roll_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PartiallyObservedBatch(Batch):
     """A batch whose `states` are observations, with the hidden states and matrices behind them.
 

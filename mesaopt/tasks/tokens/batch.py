@@ -13,7 +13,7 @@ IGNORE = -100
 """The target of a place that is not scored, where sequences have different numbers of scored places."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenBatch(Batch):
     """Sequences of tokens, with the token to predict at each scored position.
 

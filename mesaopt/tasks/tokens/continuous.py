@@ -39,7 +39,7 @@ class Codes:
         return cls(codes[: count // 2], codes[count // 2 :])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ContinuousMQARBatch(Batch):
     """Pairs and queries as vectors; a prediction is a vector, too, scored at the queries."""
 

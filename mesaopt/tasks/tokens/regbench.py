@@ -19,7 +19,7 @@ PAD = 0
 MOST_EDGES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RegBenchBatch(TokenBatch):
     """Strings of automata, with what may come next at each scored position."""
 
