@@ -32,7 +32,7 @@ PromptKind = Literal["states", "pairs"]
 """A sequence of "states", each the answer to the one before it; or "pairs" of inputs and answers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts(Batch):
     """A batch with its pairs. Made by :class:`PromptTask`.
 

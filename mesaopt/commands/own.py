@@ -50,13 +50,13 @@ def _own_configs(command: args.Train, seeds: list[int]) -> list[RunConfig]:
 
 def _by_part(assignments: tuple[str, ...]) -> dict[str, list[str]]:
     """Sort assignments such as train.steps=500 by their first word, which is left out."""
+    like = "task.dim=8, model.num_heads=4 or train.steps=500"
     parts: dict[str, list[str]] = {part: [] for part in _PARTS}
-    for assignment in assignments:
-        part, dot, rest = assignment.partition(".")
-        if part not in parts or not dot or "=" not in rest:
-            wanted = "must look like task.dim=8, model.num_heads=4 or train.steps=500"
-            raise ConfigError(f"set={assignment!r}: {wanted}")
-        parts[part].append(rest)
+    for name, value in parse_assignments(assignments, "set", like=like).items():
+        part, _, rest = name.partition(".")
+        if part not in parts or not rest:
+            raise ConfigError(f"set={f'{name}={value}'!r}: must look like {like}")
+        parts[part].append(f"{rest}={value}")
     return parts
 
 

@@ -22,8 +22,8 @@ from mesaopt.layers.frame import (
     HeadNorm,
     KeyShift,
     dpfp,
-    in_words,
     normalise,
+    settings_in_words,
     sinusoids,
 )
 from mesaopt.layers.packed import Packed, Padding
@@ -112,8 +112,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
         self.head_norm = HeadNorm(num_heads, head_dim) if frame.head_norm else None
 
     def extra_repr(self) -> str:
-        """Name the settings that the modules inside do not show: sizes, and what is not the default."""
-        return in_words(**self._shown_settings())
+        """Name the settings that the modules inside do not show."""
+        return settings_in_words(**self._shown_settings())
 
     def _shown_settings(self) -> dict[str, Any]:
         """List the settings for the text that shows the layer; those that are None are left out."""

@@ -99,7 +99,7 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay
         return cls(convolution=4, unit_keys=True, head_norm=True, forget_cap=forget_cap)
 
 
-def in_words(**settings: Any) -> str:
+def settings_in_words(**settings: Any) -> str:
     """Write settings for the text that shows a module, without those that are None.
 
     Args:
@@ -109,7 +109,7 @@ def in_words(**settings: Any) -> str:
         Their names and values.
 
     Example:
-        >>> in_words(num_heads=2, window=None, solver="cg")
+        >>> settings_in_words(num_heads=2, window=None, solver="cg")
         "num_heads=2, solver='cg'"
     """
     return ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
@@ -146,7 +146,7 @@ class CausalConvolution(nn.Module):
     def extra_repr(self) -> str:
         """Name the sizes."""
         channels, length = self.weight.shape
-        return in_words(channels=channels, length=length)
+        return settings_in_words(channels=channels, length=length)
 
     def forward(
         self,
@@ -277,7 +277,7 @@ class HeadNorm(nn.Module):
     def extra_repr(self) -> str:
         """Name the sizes."""
         num_heads, head_dim = self.weight.shape
-        return in_words(num_heads=num_heads, head_dim=head_dim)
+        return settings_in_words(num_heads=num_heads, head_dim=head_dim)
 
     def forward(
         self, x: Float[Tensor, "*position head value"]
@@ -356,7 +356,7 @@ class Gates(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the cap and the sign, if there is one."""
-        return in_words(forget_cap=self.forget_cap, signed_decay=self.signed_decay or None)
+        return settings_in_words(forget_cap=self.forget_cap, signed_decay=self.signed_decay or None)
 
     @torch.no_grad()
     def _reset_biases(self) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mesaopt import ops
 from mesaopt.errors import ConfigError
 from mesaopt.layers.checks import check_input
-from mesaopt.layers.frame import in_words
+from mesaopt.layers.frame import settings_in_words
 
 
 class MergedLinearSelfAttention(nn.Module):
@@ -72,7 +72,7 @@ class MergedLinearSelfAttention(nn.Module):
         """Name the sizes."""
         output_width, width = self.output_value.shape
         dtype = self.key_query.dtype
-        return in_words(
+        return settings_in_words(
             width=width, output_width=output_width, dtype=dtype, chunk_size=self.chunk_size
         )
 

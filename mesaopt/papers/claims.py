@@ -250,6 +250,9 @@ def read_claims(folder: Path) -> list[Claim]:
     for claim in claims:
         if not isinstance(claim.shown_in, str):
             raise RunError(f"{path}: is damaged: shown_in={claim.shown_in!r}: must be text")
+        if not isinstance(claim.saved_within_noise, bool):
+            given = f"within_noise={claim.saved_within_noise!r}"
+            raise RunError(f"{path}: is damaged: {given}: must be true or false")
         if claim.low is None and claim.high is None:
             raise RunError(f"{path}: is damaged: {claim.id!r} has no limit: must have one or two")
     return claims

@@ -14,7 +14,7 @@ from typing import Any
 from mesaopt import files, json_files
 from mesaopt.errors import MesaoptError
 from mesaopt.papers.claims import Claim, read_claims
-from mesaopt.papers.reproduce import STUDIES, get_study
+from mesaopt.papers.reproduce import STUDIES, get_study, settings_of
 from mesaopt.papers.untrained import read_untrained
 from mesaopt.recipes import RECIPES
 
@@ -50,10 +50,9 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         RunError: a file is missing or damaged.
     """
-    config = json_files.read(
-        folder / "config.json", {"what": str, "scale": str, "runs": (str, None)}
-    )
+    config = settings_of(folder)
     meta = json_files.read(folder / "meta.json", _META)
+    measuring = json_files.read(folder / "DONE", {"measuring": float})["measuring"]
     index = json_files.read(folder / "figures" / "index.json", {"runs": [_RUN]})
     models: dict[str, dict[str, int]] = {}
     for run in index["runs"]:
@@ -63,22 +62,29 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     waiting = [claim for figure in read_untrained(folder) for claim in figure.claims]
     return config["what"], {
         "scale": config["scale"],
-        "runs": config["runs"],
+        "runs": _origin(config["runs"]),
         "date": meta["started"][:10],
         "commit": (meta["git"] or "unknown")[:12],
         "machine": f"{meta['processor']}, {meta['cores']} cores",
-        "minutes": round(_seconds(folder) / 60),
+        "minutes": round(measuring / 60),
+        "training_minutes": round(_training_seconds(folder) / 60),
         "models": models,
         "claims": [claim.to_json() for claim in read_claims(folder)],
         "waiting": [claim.to_json() for claim in waiting],
     }
 
 
-def _seconds(folder: Path) -> float:
-    """Read how long all trainings of a folder took, or the measuring where there are none."""
-    measuring = json_files.read(folder / "DONE", {"this_session": float})["this_session"]
-    trained = [folder / "runs" / name / "DONE" for name in files.names(folder / "runs")]
-    return sum(json_files.read(run, {"seconds": float})["seconds"] for run in trained) or measuring
+def _origin(runs: str | None) -> str | None:
+    """Name the runs that were given; a folder of this machine says nothing to others."""
+    return "given runs" if runs is not None and not runs.startswith("the zoo ") else runs
+
+
+def _training_seconds(folder: Path) -> float:
+    """Add up the trainings of a folder; those that diverged have no end, and do not count."""
+    ends = [folder / "runs" / name / "DONE" for name in files.names(folder / "runs")]
+    return sum(
+        json_files.read(end, {"seconds": float})["seconds"] for end in ends if files.exists(end)
+    )
 
 
 def rewrite(page: str, ledger: dict[str, Any]) -> str:
@@ -137,8 +143,8 @@ def _tables(study: str, entry: dict[str, Any]) -> list[str]:
     """Write what was measured, and a table of claims for each figure that shows some."""
     source = f", {entry['runs']}" if entry["runs"] else ""
     how_long = f"in {entry['minutes']} minutes"
-    if entry["models"] and not entry["runs"]:
-        how_long = f"after {entry['minutes'] / 60:.1f} hours of trainings, one after another,"
+    if entry["training_minutes"]:
+        how_long = f"after {entry['training_minutes'] / 60:.1f} hours of training in all,"
     lines = [
         f"Scale `{entry['scale']}`{source}. Measured on {entry['date']}, commit `{entry['commit']}`, "
         f"{how_long} on {entry['machine']}.",

@@ -17,6 +17,7 @@ from mesaopt.papers.index import STUDIES
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.trainings import Trainer
+from mesaopt.papers.untrained import FILE as UNTRAINED
 from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.progress import AnyProgress, ProgressDisplay, Stage
 from mesaopt.sweeps import Engine, make_engine
@@ -205,7 +206,7 @@ def reproduce(
     out, study = files.as_path(out), get_study(plan.what)
     chosen = None if engine is None else make_engine(engine)
     given = None if runs is None else find_runs(plan, runs)
-    is_ended = files.exists(out / "DONE") and _settings_of(out) == to_dict(plan)
+    is_ended = files.exists(out / "DONE") and settings_of(out) == to_dict(plan)
     if chosen is not None and not is_ended:
         chosen.check()
     _reserve(out, plan, resume=resume)
@@ -296,13 +297,18 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
     """Reserve a folder for a plan, or make sure that it holds this plan, or one of fewer figures."""
     settings = to_dict(plan)
     if reserve_folder(out, resume=resume):
-        theirs = _settings_of(out)
+        theirs = settings_of(out)
         if theirs != settings and not _has_more(settings, theirs):
             different = [k for k in settings if k not in theirs]
             different = different or [k for k in settings if theirs[k] != settings[k]]
+            wanted = "give the same settings or a new folder"
+            if "figures" in different and theirs.get("figures"):
+                wanted += (
+                    f"; to add figures, name those it has, too: {', '.join(theirs['figures'])}"
+                )
             raise RunError(
                 f"out={str(out)!r}: holds results with other settings ({', '.join(different)} differ); "
-                "give the same settings or a new folder"
+                f"{wanted}"
             )
         if not files.exists(out / "DONE"):
             for place in ("figures", "parts", "runs", *(f"runs/{name}" for name in plan.configs)):
@@ -313,8 +319,22 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
         json_files.write(out / "meta.json", describe())
 
 
-def _settings_of(out: Path) -> dict[str, Any]:
-    """Read the settings of a folder, in today's words."""
+def settings_of(out: Path) -> dict[str, Any]:
+    """Read the settings of a folder of results, in today's words.
+
+    Args:
+        out: the folder.
+
+    Returns:
+        The plan as plain values; nothing where there is no plan.
+
+    Raises:
+        RunError: the file is damaged.
+
+    Example:
+        >>> settings_of(Path("no/such/folder"))
+        {}
+    """
     path = out / "config.json"
     settings = json_files.read(path) if files.exists(path) else None
     if not isinstance(settings, dict):
@@ -337,10 +357,12 @@ def _has_more(settings: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 def _take_over(out: Path, plan: Plan) -> None:
     """Let a folder that holds fewer figures hold all of a plan; what is finished there is kept."""
-    if _settings_of(out) != to_dict(plan):
+    if settings_of(out) != to_dict(plan):
         for place in ("figures", "parts", "runs", *(f"runs/{name}" for name in plan.configs)):
             files.inside(out, place)
-        files.remove(out / "DONE")
+        for of_fewer in ("DONE", "claims.json", UNTRAINED, "figures/index.json"):
+            files.remove(out / of_fewer)
+        json_files.write(out / "meta.json", describe())
         json_files.write(out / "config.json", to_dict(plan))
 
 

@@ -40,7 +40,7 @@ class Page:
     caption: str
     tables: Sequence[Table] = ()
     commands: Sequence[str] = ()
-    """The command to type next."""
+    """The commands to type next."""
 
 
 def write(page: Page, path: Path) -> None:

@@ -43,10 +43,9 @@ class Configured:
 
     def __repr__(self) -> str:
         kind = type(self.config)
-        usual = kind()
-        values = {one.name: getattr(self.config, one.name) for one in fields(kind)}
-        changed = [f"{n}={x!r}" for n, x in values.items() if x != getattr(usual, n)]
-        settings = ", ".join(changed)
+        values = {one: getattr(self.config, one.name) for one in fields(kind)}
+        changed = {one.name: value for one, value in values.items() if value != one.default}
+        settings = ", ".join(f"{name}={value!r}" for name, value in changed.items())
         if self.config_type is not kind:  # it has no settings of its own to begin with
             settings = f"{kind.__name__}({settings})"
         return f"{type(self).__name__}({settings})"

@@ -71,6 +71,11 @@ def test_what_noise_alone_lets_pass_is_marked(value: float, verdict: str, tmp_pa
     write_claims(tmp_path, [judged])
     (again,) = read_claims(tmp_path)
     assert again.verdict == verdict
+    file = tmp_path / "claims.json"
+    file.write_text(file.read_text().replace('noise": true', 'noise": "no"'))
+    if verdict == "holds within noise":
+        with pytest.raises(RunError, match="within_noise='no': must be true or false"):
+            read_claims(tmp_path)
     published = claim(judged.measured, published=0.2)
     assert published.verdict in ("holds", "fails"), "equal to a number means within noise"
 

@@ -80,11 +80,16 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     assert ledger.hand_written(page) == "a\n\nb\n"
     summary = ledger.rewrite("<!-- ledger: summary -->\n<!-- end of ledger -->", {study: entry})
     assert "| `core` | 2 | 1 | 1 | 1 |" in summary
-    hours = f"after {entry['minutes'] / 60:.1f} hours of trainings, one after another, on"
-    assert hours in page
-    zoo = ledger.rewrite(page, {study: entry | {"runs": "the zoo", "minutes": 5}})
-    assert ", the zoo. Measured on" in zoo
-    assert ", in 5 minutes on" in zoo
+    trained = ledger.rewrite(page, {study: entry | {"training_minutes": 120}})
+    assert ", after 2.0 hours of training in all, on" in trained
+    zoo = ledger.rewrite(page, {study: entry | {"runs": "the zoo", "training_minutes": 0}})
+    assert f", the zoo. Measured on {entry['date']}," in zoo
+    assert f", in {entry['minutes']} minutes on" in zoo
+    run = next((folder / "runs").iterdir())
+    (run / "DONE").write_text('{"steps": 3, "seconds": 7200.0}')
+    assert ledger.collect(folder)[1]["training_minutes"] == 120
+    (run / "DONE").unlink()
+    assert ledger.collect(folder)[1]["training_minutes"] == 0, "it diverged"
     (folder / "DONE").unlink()
     with pytest.raises(RunError, match="DONE"):
         ledger.collect(folder)

@@ -272,6 +272,36 @@ def test_a_folder_takes_more_figures_and_keeps_those_it_has(
     assert (tmp_path / "claims.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_more_figures_train_what_is_missing(
+    tiny_core: Study, tmp_path: Path, interrupted: bool
+) -> None:
+    reproduce("core", scale="smoke", out=tmp_path, device="cpu", only=["weights"])
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    before, meta = len(read_claims(tmp_path)), json.loads((tmp_path / "meta.json").read_text())
+    if interrupted:
+        (tmp_path / "DONE").unlink()
+    more = make_plan("core", scale="smoke")
+    assert len(more.configs) > len(make_plan("core", scale="smoke", only=["weights"]).configs)
+    claims = reproduce("core", scale="smoke", out=tmp_path, device="cpu", resume=True)
+    assert len(claims) > before
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == set(more.configs)
+    assert json.loads((tmp_path / "meta.json").read_text())["started"] > meta["started"]
+
+
+def test_results_of_fewer_figures_are_none_of_more(toy: Toy, tmp_path: Path) -> None:
+    reproduce("toy", scale="smoke", out=tmp_path, only=["fig1"])
+    toy.broken = "fig2"
+    with pytest.raises(RuntimeError, match="fig2 is broken"):
+        reproduce("toy", scale="smoke", out=tmp_path, resume=True)
+    with pytest.raises(RunError, match="there is no such file; mesaopt reproduce writes it"):
+        read_claims(tmp_path)
+    reproduce("toy", scale="smoke", out=tmp_path / "other", only=["fig1"])
+    with pytest.raises(RunError, match="to add figures, name those it has, too: fig1$"):
+        reproduce("toy", scale="smoke", out=tmp_path / "other", only=["fig3"], resume=True)
+
+
 def test_more_figures_are_not_taken_while_another_process_works(tmp_path: Path, toy: Toy) -> None:
     reproduce("toy", scale="smoke", out=tmp_path, only=["fig2"])
     before = (tmp_path / "config.json").read_bytes()

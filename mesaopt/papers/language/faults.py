@@ -36,12 +36,14 @@ FAULTS: dict[str, Faults] = {
 }
 """The faults of the layer, each alone; the epsilon and half precision have the 30 steps of the public
 kernel besides."""
-_TOGETHER = Faults(steps=30, epsilon=1e-5, half=True, any_ridge=True, short_memory=True)
+_TOGETHER = Faults(
+    steps=30, epsilon=1e-5, larger_batch=128, half=True, any_ridge=True, short_memory=True
+)
 _WORDS = {
     "30 steps": "30 steps of conjugate gradients in place of a solve to the end",
     "10 steps": "10 steps of conjugate gradients in place of a solve to the end",
     "epsilon": "the absolute 1e-5 in the conjugate gradients (with 30 steps)",
-    "epsilon, large batch": "the same 1e-5, with gradients as small as in a batch 128 times as large,",
+    "epsilon, large batch": "the absolute 1e-5 (30 steps), and gradients of a batch 128 times as large,",
     "half precision": "queries, keys, states and backward solutions of 16 bits (with 30 steps)",
     "any ridge": "a ridge that starts from numbers of any size",
     "short memory": "forget gates that start near 0.5",

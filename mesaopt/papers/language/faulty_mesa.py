@@ -34,8 +34,8 @@ class Faults:
     """Added to both denominators of the conjugate gradients, forward and backward: 1e-5 in the public
     kernel, whatever the size of what is solved for."""
     larger_batch: float = 1.0
-    """How often the gradients that backward solves begin with are divided, and their solutions multiplied:
-    losses that are means over so many more answers have gradients so much smaller."""
+    """Number by which the gradients that backward solves begin with are divided, and their solutions
+    multiplied: a loss that is the mean of so many times more answers has gradients so much smaller."""
     steps: int | None = None
     """Steps of conjugate gradients, a fixed number; None: a direct solve in place of them."""
     half: bool = False

@@ -102,7 +102,7 @@ class Outcome:
     """The scores of one trained model."""
 
     validation: float
-    """Mean loss on validation sequences; infinite where the training diverged."""
+    """Mean loss on validation sequences; infinite where the training diverged, NaN where there was none."""
     scores: Float[Tensor, "difficulty sequence *more"] | None
     """Scores of test sequences of each difficulty of the task; None where the training diverged."""
     parameters: int

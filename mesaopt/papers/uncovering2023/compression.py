@@ -121,13 +121,10 @@ def compressed_ratio(runs: Sequence[CompressedRun], positions: slice = _ALL) -> 
     return loss_ratio(ends, positions)
 
 
-def interpolated_ratio(
-    runs: Sequence[CompressedRun], positions: slice = _ALL, *, end: bool
-) -> Estimate:
+def interpolated_ratio(runs: Sequence[CompressedRun], *, end: bool) -> Estimate:
     """Give the ratio of the losses of mixtures and networks, at the start or the end of training."""
     steps = [m.end if end else m.start for m in runs]
-    pairs = [(m.interpolated[s], m.network[s]) for m, s in zip(runs, steps, strict=True)]
-    return loss_ratio(pairs, positions)
+    return loss_ratio([(m.interpolated[s], m.network[s]) for m, s in zip(runs, steps, strict=True)])
 
 
 def learned(runs: Sequence[CompressedRun]) -> bool:

@@ -236,13 +236,13 @@ def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
 
 
 def _late_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
-    """Judge the same where the context determines the matrix: most of the means are of other positions."""
+    """Judge the same where the context determines the matrix; means are mostly of the first positions."""
     first_over_others, later_over_first, _ = _compare_layers(ratios)
     yield Claim(
         name=f"fig5-dim-{dim}-first-layer-late",
         figure="Fig. 5A",
-        statement=f"Dimension {dim}: so it is at positions 11 to 50 (its ratio of losses over the largest "
-        "other)",
+        statement=f"Dimension {dim}: no layer needs its softmax as much as the first at positions 11 to "
+        "50, either (its ratio of losses over the largest other)",
         measured=first_over_others,
         low=1.1,
         basis="no number of these positions is published; as of the mean",

@@ -321,8 +321,8 @@ def _fig11_claims(lab: Laboratory) -> Iterable[Claim]:
         LATE,
         name="fig11-one-layer-late",
         figure="Fig. 11",
-        statement="Contracting: so it is at positions 11 to 50, where the context determines the matrix "
-        "(ratio of losses)",
+        statement="Contracting: one linear layer is at one step of gradient descent at positions 11 to 50, "
+        "too, where the context determines the matrix (ratio of losses)",
         low=0.93,
         high=1.03,
         basis="no number of these positions is published; as of the mean",
@@ -372,7 +372,8 @@ def _fig11_claims(lab: Laboratory) -> Iterable[Claim]:
         LATE,
         name="fig11-mesa-beyond-least-squares-late",
         figure="beyond the paper",
-        statement="Contracting: no worse at positions 11 to 50, either (ratio of losses)",
+        statement="Contracting: the mesa layer is no worse than least squares at positions 11 to 50, "
+        "either (ratio of losses)",
         high=1.1,
         basis="no number of these positions is published; as of the mean",
     )
