@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mesaopt import config, recipes, tasks
+from mesaopt.analysis.prompts import Prompts
 from mesaopt.config import NonlinearSystemConfig, TaskConfig, from_dict, to_dict
 from mesaopt.tasks import (
     Batch,
@@ -286,3 +287,16 @@ def test_the_example_of_the_documentation_runs() -> None:
         exec(compile(code, "tasks.md", "exec"), {})
     for name in recipes.tasks.SYSTEMS.keys() - {"linear-text", "partial-text", "nonlinear-text"}:
         assert name.startswith("few-shot") or f"`{name}`" in page, name
+
+
+def test_batches_are_shown_by_their_shapes() -> None:
+    kinds, waiting = set[type[Batch]](), [Batch]
+    while waiting:
+        kinds.add(kind := waiting.pop())
+        waiting += kind.__subclasses__()
+    own = {kind for kind in kinds if kind.__module__.startswith("mesaopt.")}
+    assert {Batch, Prompts} < own
+    for kind in own - {Batch}:
+        assert "__repr__" not in vars(kind), f"{kind.__name__}: dataclass(repr=False)"
+    shown = "tokens=float32 [4, 50, 10], targets=float32 [4, 50, 10]"
+    assert shown in repr(draw("linear", dtype=torch.float32))
