@@ -375,6 +375,7 @@ def _fig11_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="Contracting: the mesa layer is no worse than least squares at positions 11 to 50, "
         "either (ratio of losses)",
         high=1.1,
+        noise="factor",
         basis="no number of these positions is published; as of the mean",
     )
     yield losses.claim(
