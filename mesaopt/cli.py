@@ -7,7 +7,7 @@ import codecs
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 
 import tyro
@@ -53,8 +53,6 @@ def _run(arguments: Sequence[str]) -> int:
     if list(arguments) in (["--version"], ["-V"]):
         print(f"mesaopt {metadata.version('mesaopt')}")
         return 0
-    _refuse_unknown_options(arguments)
-    arguments = _with_repeated_joined(arguments)
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="mesaopt",
@@ -63,7 +61,7 @@ def _run(arguments: Sequence[str]) -> int:
             "apart, and judge the claims of the papers. Start with: mesaopt demo. "
             "mesaopt --version prints the version."
         ),
-        args=arguments,
+        args=_checked(arguments),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     # Before torch is loaded: threads that wait for one another by spinning take 20 times as long as
@@ -75,11 +73,17 @@ def _run(arguments: Sequence[str]) -> int:
         return run(command)
 
 
-def _refuse_unknown_options(arguments: Sequence[str]) -> None:
-    """Refuse an option that the command does not have, and name what may be meant."""
+def _checked(arguments: Sequence[str]) -> list[str]:
+    """Refuse options that the command does not have, and join the values of those that are repeated."""
     if not arguments or arguments[0] not in commands():
-        return
-    known = [one.name for one in arguments_of(commands()[arguments[0]]) if one.name]
+        return list(arguments)
+    options = [one for one in arguments_of(commands()[arguments[0]]) if one.name]
+    _refuse_unknown_options(arguments, [one.name for one in options])
+    return _join_repeated(arguments, {one.name for one in options if one.takes_several})
+
+
+def _refuse_unknown_options(arguments: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse an option that the command does not have, and name what may be meant."""
     for option in (argument.split("=")[0] for argument in arguments[1:]):
         if not option.startswith("--") or option.replace("_", "-") in (*known, "--help"):
             continue
@@ -89,29 +93,24 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{option}: is no option of mesaopt {arguments[0]}; {hint}")
 
 
-def _with_repeated_joined(arguments: Sequence[str]) -> list[str]:
+def _join_repeated(arguments: Sequence[str], several: Collection[str]) -> list[str]:
     """Join the values of a repeated option, of which the last alone would count; refuse a second value."""
-    if not arguments or arguments[0] not in commands():
-        return list(arguments)
-    known = {
-        one.name: one.takes_several for one in arguments_of(commands()[arguments[0]]) if one.name
-    }
-    groups: dict[str, list[str]] = {
-        "": [arguments[0]]
-    }  # the words of each option, itself the first
     option = ""
+    words = {option: [arguments[0]]}  # of each option, itself the first
     for argument in arguments[1:]:
         name, equals, value = argument.partition("=")
         if not argument.startswith("--"):
-            groups[option].append(argument)
+            words[option].append(argument)
             continue
         option = name.replace("_", "-")
-        several = known.get(option, False)
-        if option in groups and not several:
+        given = [name, value] if equals and option in several else [argument]
+        if option not in words:
+            words[option] = given
+        elif option in several:
+            words[option] += given[1:]
+        else:
             raise ConfigError(f"{option}: is given twice")
-        words = [name, value] if equals and several else [argument]
-        groups[option] = [*groups[option], *words[1:]] if option in groups else words
-    return [word for words in groups.values() for word in words]
+    return [word for group in words.values() for word in group]
 
 
 def _setting(option: str, recipe: str) -> str | None:

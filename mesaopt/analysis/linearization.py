@@ -73,7 +73,7 @@ class Linearization(Drawn):
 
     def _curves(self) -> list[Curve]:
         names = [str(layer) for layer in self.layers]
-        return [Curve("loss ratio", names, self.ratios.tolist(), self.ratio_errors.tolist())]
+        return [Curve.of("loss ratio", names, self.estimates())]
 
     def estimates(self, positions: slice = slice(None)) -> list[Estimate]:
         """Divide the mean loss with each linear layer by that of the original model.

@@ -16,6 +16,8 @@ from mesaopt.config.models import (
     small_transformer,
 )
 from mesaopt.config.reading import (
+    as_arguments,
+    changed_settings,
     differences,
     flat,
     from_dict,
@@ -94,7 +96,9 @@ __all__ = [
     "TokenSlot",
     "TokenTaskConfig",
     "TrainConfig",
+    "as_arguments",
     "as_matrix",
+    "changed_settings",
     "check_slots",
     "differences",
     "flat",

@@ -5,7 +5,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from mesaopt.config.checks import shown
@@ -287,6 +287,40 @@ def differences(ours: Any, theirs: Any, *, where: str = "") -> list[str]:
         elif not (_close(a, b) if f.metadata.get("measured") else a == b):
             lines.append(f"{where}{f.name}: {shown(a)}, not {shown(b)}")
     return lines
+
+
+def changed_settings(config: Any) -> dict[str, Any]:
+    """List the settings that are not the defaults.
+
+    Args:
+        config: any dataclass; fields without a default are always listed.
+
+    Returns:
+        The values by name.
+
+    Example:
+        >>> from mesaopt.config import LinearSystemConfig
+        >>> changed_settings(LinearSystemConfig(dim=3))
+        {'dim': 3}
+    """
+    values = {one: getattr(config, one.name) for one in dataclasses.fields(config)}
+    return {one.name: value for one, value in values.items() if value != one.default}
+
+
+def as_arguments(settings: Mapping[str, Any]) -> str:
+    """Write settings as the arguments of a call.
+
+    Args:
+        settings: values by name.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> as_arguments({"num_heads": 2, "solver": "cg"})
+        "num_heads=2, solver='cg'"
+    """
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
 def in_words(value: Any, *, longest: int) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from mesaopt.config import changed_settings
 from mesaopt.errors import ConfigError
 from mesaopt.layers.checks import check_input
 from mesaopt.layers.frame import (
@@ -122,7 +123,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             "num_heads": self.num_heads,
             "head_dim": self.head_dim,
             "num_key_value_heads": None if groups == self.num_heads else groups,
-            **self.frame.changed,
+            **changed_settings(self.frame),
         }
 
     def reset_parameters(self) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, rms_norm
 
+from mesaopt.config import as_arguments
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.ops.state import working_type
 
@@ -64,13 +65,6 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay
     signed_decay: bool = False
     """Whether forget gates are between -1 and 1, and not between 0 and 1: see :class:`Gates`."""
 
-    @property
-    def changed(self) -> dict[str, Any]:
-        """The settings that are not the defaults, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        usual = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in values.items() if value != usual[name]}
-
     def __post_init__(self) -> None:
         if self.convolution is not None and self.convolution < 1:
             raise ConfigError(f"convolution={self.convolution}: must be 1 or greater")
@@ -112,7 +106,7 @@ def settings_in_words(**settings: Any) -> str:
         >>> settings_in_words(num_heads=2, window=None, solver="cg")
         "num_heads=2, solver='cg'"
     """
-    return ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+    return as_arguments({name: value for name, value in settings.items() if value is not None})
 
 
 class CausalConvolution(nn.Module):

@@ -310,7 +310,7 @@ def _reserve(out: Path, plan: Plan, *, resume: bool) -> None:
                 f"out={str(out)!r}: holds results with other settings ({', '.join(different)} differ); "
                 f"{wanted}"
             )
-        if not files.exists(out / "DONE"):
+        if theirs != settings or not files.exists(out / "DONE"):
             for place in ("figures", "parts", "runs", *(f"runs/{name}" for name in plan.configs)):
                 files.inside(out, place)
     else:
@@ -358,8 +358,6 @@ def _has_more(settings: dict[str, Any], theirs: dict[str, Any]) -> bool:
 def _take_over(out: Path, plan: Plan) -> None:
     """Let a folder that holds fewer figures hold all of a plan; what is finished there is kept."""
     if settings_of(out) != to_dict(plan):
-        for place in ("figures", "parts", "runs", *(f"runs/{name}" for name in plan.configs)):
-            files.inside(out, place)
         for of_fewer in ("DONE", "claims.json", UNTRAINED, "figures/index.json"):
             files.remove(out / of_fewer)
         json_files.write(out / "meta.json", describe())

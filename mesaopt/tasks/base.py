@@ -13,6 +13,8 @@ from torch import Tensor
 from mesaopt.config import (
     GeneratedTaskConfig,
     Numbers,
+    as_arguments,
+    changed_settings,
     require_config,
     require_count,
 )
@@ -43,9 +45,7 @@ class Configured:
 
     def __repr__(self) -> str:
         kind = type(self.config)
-        values = {one: getattr(self.config, one.name) for one in fields(kind)}
-        changed = {one.name: value for one, value in values.items() if value != one.default}
-        settings = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        settings = as_arguments(changed_settings(self.config))
         if self.config_type is not kind:  # it has no settings of its own to begin with
             settings = f"{kind.__name__}({settings})"
         return f"{type(self).__name__}({settings})"

@@ -252,5 +252,5 @@ parity = Figure(
     layout=grid(columns=2, height=3.4),
     settings=lambda lab: comparison_settings(lab, "parity"),
     claims=_parity_claims,
-    seconds=comparison_seconds("parity"),
+    seconds=comparison_seconds("parity", "parity-signed"),
 )

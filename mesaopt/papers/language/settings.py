@@ -212,11 +212,14 @@ def _mad(length: int, copied: int, train: TrainConfig, seconds: float) -> dict[s
     }
 
 
-def _parity(task: ParityConfig, train: TrainConfig, seconds: float) -> dict[str, Comparison]:
+def _parity(
+    task: ParityConfig, train: TrainConfig, seconds: float, *, width: int = 64
+) -> dict[str, Comparison]:
     """Make the comparisons of parity, with forget gates between 0 and 1, and between -1 and 1."""
+    models = {"parity": _MAD, "parity-signed": _SIGNED}
     return {
-        "parity": _on_tokens(task, train, seconds),
-        "parity-signed": _on_tokens(task, train, seconds, model=_SIGNED),
+        name: _on_tokens(task, train, seconds, model=replace(model, width=width))
+        for name, model in models.items()
     }
 
 
@@ -245,8 +248,7 @@ def _smoke() -> dict[str, Comparison]:
         "regbench": _on_tokens(
             RegBenchConfig(length=24, examples=64), tiny.train, 0.03, model=narrow
         ),
-        "parity": _on_tokens(parity, tiny.train, 0.03, model=narrow),
-        "parity-signed": _on_tokens(parity, tiny.train, 0.03, model=replace(_SIGNED, width=16)),
+        **_parity(parity, tiny.train, 0.03, width=16),
     }
     return {
         **{name: replace(comparison, rates=(3e-3,)) for name, comparison in comparisons.items()},

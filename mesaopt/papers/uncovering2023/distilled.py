@@ -173,7 +173,7 @@ def _fig5_claims(lab: Laboratory) -> Iterable[Claim]:
         dim, linearisations = RECIPES[recipe].dim, linearised(lab, recipe)
         ratios = loss_ratios(linearisations) if linearisations else []
         late = loss_ratios(linearisations, LATE) if linearisations else []
-        claims = [*_order_claims(dim, ratios), *_late_claims(dim, late)]
+        claims = [*_order_claims(dim, ratios, late)]
         if dim in LINEARISED and lab.as_published(recipe) and _has_learned(lab, recipe):
             claims += _published_ratio_claims(dim, ratios, _failed(linearisations))
         yield from (replace(claim, recipes=(recipe,)) for claim in claims)
@@ -203,58 +203,56 @@ def _compare_layers(ratios: Sequence[Estimate]) -> tuple[Estimate | None, ...]:
     return first / largest, later / first, second / later
 
 
-def _order_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
-    """Judge that the first layer, which binds tokens, needs its softmax, and later ones ever less."""
-    first_over_others, later_over_first, second_over_later = _compare_layers(ratios)
-    yield Claim(
-        name=f"fig5-dim-{dim}-first-layer",
-        figure="Fig. 5A",
-        statement=f"Dimension {dim}: no layer needs its softmax as much as the first, which binds tokens "
-        "(its ratio of losses over the largest other)",
-        measured=first_over_others,
-        low=1.1,
-        basis="1.31, 1.51, 1.58 and 2.33 published for dimensions 4, 6, 10, 20; 1.1 counts",
-    )
-    yield Claim(
-        name=f"fig5-dim-{dim}-later-layers",
-        figure="Fig. 5A",
-        statement=f"Dimension {dim}: layers 3 to 7 lose little by being linear (mean of their ratios of "
-        "losses over that of the first)",
-        measured=later_over_first,
-        high=0.75,
-        basis="0.56, 0.54, 0.48 and 0.33 published; 0.75 counts",
-    )
+def _order_claims(
+    dim: int, ratios: Sequence[Estimate], late: Sequence[Estimate]
+) -> Iterable[Claim]:
+    """Judge that the first layer, which binds tokens, needs its softmax, and later ones ever less.
+
+    Means are mostly of the first positions, so that those at which the context determines the matrix are
+    judged by themselves.
+    """
+    yield from _first_layer_claims(dim, ratios)
     yield Claim(
         name=f"fig5-dim-{dim}-second-layer",
         figure="Fig. 5A",
         statement=f"Dimension {dim}: the second layer loses more than later ones (its ratio of losses "
         "over their mean)",
-        measured=second_over_later,
+        measured=_compare_layers(ratios)[2],
         low=1.05,
         basis="1.36, 1.23, 1.32 and 1.30 published; 1.05 counts",
     )
+    yield from _first_layer_claims(
+        dim,
+        late,
+        end="-late",
+        where=", positions 11 to 50",
+        unpublished="no number of these positions is published; as of the mean",
+    )
 
 
-def _late_claims(dim: int, ratios: Sequence[Estimate]) -> Iterable[Claim]:
-    """Judge the same where the context determines the matrix; means are mostly of the first positions."""
+def _first_layer_claims(
+    dim: int, ratios: Sequence[Estimate], *, end: str = "", where: str = "", unpublished: str = ""
+) -> Iterable[Claim]:
+    """Compare the first layer with the others, by the mean or at some positions."""
     first_over_others, later_over_first, _ = _compare_layers(ratios)
     yield Claim(
-        name=f"fig5-dim-{dim}-first-layer-late",
+        name=f"fig5-dim-{dim}-first-layer{end}",
         figure="Fig. 5A",
-        statement=f"Dimension {dim}: no layer needs its softmax as much as the first at positions 11 to "
-        "50, either (its ratio of losses over the largest other)",
+        statement=f"Dimension {dim}{where}: no layer needs its softmax as much as the first, which binds "
+        "tokens (its ratio of losses over the largest other)",
         measured=first_over_others,
         low=1.1,
-        basis="no number of these positions is published; as of the mean",
+        basis=unpublished
+        or "1.31, 1.51, 1.58 and 2.33 published for dimensions 4, 6, 10, 20; 1.1 counts",
     )
     yield Claim(
-        name=f"fig5-dim-{dim}-later-layers-late",
+        name=f"fig5-dim-{dim}-later-layers{end}",
         figure="Fig. 5A",
-        statement=f"Dimension {dim}: layers 3 to 7 lose little at positions 11 to 50, too (mean of their "
+        statement=f"Dimension {dim}{where}: layers 3 to 7 lose little by being linear (mean of their "
         "ratios of losses over that of the first)",
         measured=later_over_first,
         high=0.75,
-        basis="no number of these positions is published; as of the mean",
+        basis=unpublished or "0.56, 0.54, 0.48 and 0.33 published; 0.75 counts",
     )
 
 
