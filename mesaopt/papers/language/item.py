@@ -30,7 +30,7 @@ def _text(steps: int, *, length: int, batch_size: int, seeds: int) -> tuple[Text
             steps=steps,
             length=length,
             batch_size=batch_size,
-            evaluation_sequences=batch_size,
+            evaluation_sequences=8 * batch_size,
         )
         for recipe in (*text.ONE_LAYER, *text.HYBRIDS)
     )
@@ -38,7 +38,7 @@ def _text(steps: int, *, length: int, batch_size: int, seeds: int) -> tuple[Text
 
 TRAININGS: dict[Scale, tuple[TextTraining, ...]] = {
     "smoke": _text(2, length=64, batch_size=2, seeds=1),
-    "small": _text(300, length=256, batch_size=32, seeds=2),
+    "small": _text(1500, length=256, batch_size=4, seeds=2),
     "paper": _text(20_000, length=512, batch_size=64, seeds=3),
 }
 

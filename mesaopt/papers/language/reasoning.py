@@ -223,13 +223,24 @@ def _parity_claims(lab: Laboratory) -> Iterable[Claim]:
         high=0.6,
         basis="one half is chance; solved in the MesaNet paper with gates between -1 and 1 alone",
     )
+    signed = mixers(lab, "parity-signed")
+    for name, words in (("gated-delta", "gated delta rule"), ("mesanet", "mesa layer")):
+        yield Claim(
+            name=f"parity-signs-help-{name}",
+            figure="parity",
+            statement=f"With forget gates between -1 and 1 the {words} answers more for strings longer "
+            "than trained on than with gates between 0 and 1 (difference of shares)",
+            measured=signed[name].score() - mixers(lab, "parity")[name].score(),
+            low=0.1,
+            basis="a sign that flips can be kept; one in ten counts",
+        )
     if lab.settings.comparisons["parity-signed"].train.steps < _PARITY_STEPS:
         return
     yield Claim(
         name="parity-mesa-signed",
         figure="parity",
         statement="With forget gates between -1 and 1 the mesa layer solves it (share of right answers)",
-        measured=mixers(lab, "parity-signed")["mesanet"].score(),
+        measured=signed["mesanet"].score(),
         low=0.95,
         basis="solved in the MesaNet paper, after 10,000 steps; 95 % counts",
     )

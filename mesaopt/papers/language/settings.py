@@ -256,25 +256,26 @@ def _smoke() -> dict[str, Comparison]:
 
 
 def _small() -> dict[str, Comparison]:
-    """List what two cores train in a few hours."""
-    harder = _mqar(16, 320, 64, vocabulary=1024)
+    """List what two cores train in a few hours.
+
+    Batches are small and steps many: with as many tokens in larger batches, most models learned nothing.
+    """
+    harder = _mqar(8, 800, 16, vocabulary=128)
     return {
         "mqar": _mqar(4, 400, 128),
         **{
             f"mqar-state-{head_dim}": replace(
                 harder,
                 model=replace(harder.model, head_dim=head_dim),
-                step_seconds=0.075,
+                step_seconds=0.025,
             )
-            for head_dim in (4, 16)
+            for head_dim in (4, 8, 16)
         },
         "continuous": _continuous(32, 32, (4, 8, 16, 32, 64), _training(500, 128)),
-        **_mad(64, 8, _training(150, 64), 0.16),
-        "regbench": _on_tokens(
-            RegBenchConfig(length=128, examples=2500), _training(250, 32), 0.165
-        ),
-        **_parity(ParityConfig(), _training(200, 64), 0.095),
-        "text": _on_tokens(TextConfig(length=256), _training(150, 16), 0.18),
+        **_mad(64, 8, _training(600, 16), 0.05),
+        "regbench": _on_tokens(RegBenchConfig(length=128, examples=2500), _training(500, 16), 0.08),
+        **_parity(ParityConfig(longest=12), _training(1000, 16), 0.035),
+        "text": _on_tokens(TextConfig(length=256), _training(600, 4), 0.08),
     }
 
 
