@@ -231,8 +231,8 @@ def _parity_claims(lab: Laboratory) -> Iterable[Claim]:
             statement=f"With forget gates between -1 and 1 the {words} answers more for strings longer "
             "than trained on than with gates between 0 and 1 (difference of shares)",
             measured=signed[name].score() - mixers(lab, "parity")[name].score(),
-            low=0.1,
-            basis="a sign that flips can be kept; one in ten counts",
+            low=0.25,
+            basis="a sign that flips can be kept; half the way from chance to all right counts",
         )
     if lab.settings.comparisons["parity-signed"].train.steps < _PARITY_STEPS:
         return
