@@ -19,7 +19,8 @@ class Estimate:
     """A measured number and its standard error.
 
     The differences and quotients of two estimates are those of independent ones. For numbers measured on
-    the same sequences, whose noise cancels in part, take :meth:`of` of the differences, or :meth:`ratio`.
+    the same sequences, whose noise cancels in part, take :meth:`of` of the differences, :meth:`ratio`, or
+    :meth:`difference_of_models`.
 
     Example:
         >>> estimate = Estimate(0.9, 0.1)
@@ -186,6 +187,32 @@ class Estimate:
             for slope, values in zip(slopes, (above_seeds, below_seeds), strict=True)
         ]
         return cls.from_variances(ratio, _ratio_variance(above, below), *seeds)
+
+    @classmethod
+    def difference_of_models(
+        cls,
+        above: Float[Tensor, "above_seed sequence"],
+        below: Float[Tensor, "below_seed sequence"],
+    ) -> "Estimate":
+        """Estimate mean(above) - mean(below) of two models that were trained with independent seeds.
+
+        Args:
+            above: one number per training seed of the first model and sequence.
+            below: the same of the second model, for the same sequences.
+
+        Returns:
+            The difference. Its variance is that over sequences of the difference of the means over seeds,
+            so that noise that both share cancels, plus those over the seeds of both models.
+
+        Example:
+            >>> x = torch.tensor([[1.0, 2.0]])
+            >>> Estimate.difference_of_models(3 + x, x)
+            Estimate(value=3.0, error=0.0)
+            >>> Estimate.difference_of_models(torch.cat([x, x + 2]), x)
+            Estimate(value=1.0, error=1.0)
+        """
+        paired = cls.of(above.mean(0) - below.mean(0))
+        return paired.with_seeds(above.mean(1)).with_seeds(below.mean(1))
 
     @classmethod
     def ratio_difference(

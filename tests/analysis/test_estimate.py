@@ -91,3 +91,14 @@ def test_a_ratio_without_a_whole() -> None:
     zeros = torch.zeros(3)
     assert Estimate.ratio(zeros, zeros).value == 0
     assert Estimate.ratio(zeros + 1, zeros).value == math.inf
+
+
+def test_a_difference_of_models_is_paired_over_sequences_and_counts_the_seeds_of_both() -> None:
+    common, above, below = losses(300), losses(3, 1), 2 * losses(4, 1) - 1
+    found = Estimate.difference_of_models(common + above, common + below)
+    seeds = [Estimate.of_seeds(values[:, 0]).error for values in (above, below)]
+    assert found.value == pytest.approx((above.mean() - below.mean()).item(), rel=1e-5)
+    # What all models share cancels: left are the seeds, and the rounding of sums of two.
+    assert found.error == pytest.approx(math.hypot(*seeds), rel=1e-5)
+    alone = Estimate.difference_of_models(losses(1, 300), losses(1, 300).flip(1))
+    assert alone.error == pytest.approx(Estimate.of(losses(300) - losses(300).flip(0)).error)

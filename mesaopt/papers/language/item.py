@@ -57,8 +57,8 @@ STUDY: Study[Laboratory] = Study(
     introduction=(
         "Small models that differ in their mixer alone are trained on text and on recall. In recall every "
         "mixer gets the same training, but for the learning rate, which is chosen for each on validation "
-        "sequences; on text all have the same. Limits of "
-        "claims were written down before anything was measured; those that fail are reported as such."
+        "sequences; in figures 26 to 28 all have the same. Limits of claims were written down before "
+        "anything was measured; those that fail are reported as such."
     ),
     plans={scale: _plan(scale) for scale in ("smoke", "small", "paper")},
     laboratory=Laboratory,
@@ -66,7 +66,7 @@ STUDY: Study[Laboratory] = Study(
     headlines=(
         Headline(
             claim="mqar-mesanet-solves",
-            text="of the queries of associative recall are answered by two mesa layers of width 64",
+            text="of the queries of associative recall are answered by two mesa layers",
         ),
         Headline(
             claim="continuous-mesa-solves",

@@ -1,8 +1,9 @@
 """The laboratory of language models and recall: trainings with learning rates chosen on validation."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -121,6 +122,8 @@ class Result:
     outcomes: list[Outcome]
     missing: float = 0.0
     """Every score of a training that diverged: no right answer."""
+    shape: tuple[int, ...] = (1, 2)
+    """Shape of the scores of a model, where those of this method all diverged."""
 
     def score(self, difficulty: int = 0) -> Estimate:
         """Give the mean score of a difficulty.
@@ -133,10 +136,15 @@ class Result:
     def scores(self) -> Float[Tensor, "seed difficulty sequence *more"]:
         """The scores of all seeds on the same sequences."""
         given = [outcome.scores for outcome in self.outcomes]
-        shape = next((scores.shape for scores in given if scores is not None), (1, 2))
-        return torch.stack(
-            [torch.full(shape, self.missing) if one is None else one for one in given]
-        )
+        none = torch.full(_shape_of(self.outcomes, self.shape), self.missing)
+        return torch.stack([none if one is None else one for one in given])
+
+    def less(self, other: "Result", difficulty: int = 0) -> Estimate:
+        """Estimate how much more this method scores than another, on the same sequences."""
+        mine, theirs = self.scores[:, difficulty], other.scores[:, difficulty]
+        if mine.shape[1] != theirs.shape[1]:  # one of them diverged with every seed
+            return self.score(difficulty) - other.score(difficulty)
+        return Estimate.difference_of_models(mine, theirs)
 
 
 class Laboratory(laboratory.Laboratory):
@@ -234,14 +242,25 @@ class Laboratory(laboratory.Laboratory):
                 for seed in range(1, self.plan.seeds)
             }
         )
+        chosen = {
+            name: [tried[best[name]], *(x for (of, _), x in others.items() if of == name)]
+            for name, tried in first.items()
+        }
+        shape = _shape_of(itertools.chain.from_iterable(chosen.values()), Result.shape)
         return {
             name: Result(
                 rate=best[name],
-                validation=_validation(tried),
-                outcomes=[tried[best[name]], *(x for (of, _), x in others.items() if of == name)],
+                validation=_validation(first[name]),
+                outcomes=models,
+                shape=shape,
             )
-            for name, tried in first.items()
+            for name, models in chosen.items()
         }
+
+
+def _shape_of(outcomes: Iterable[Outcome], otherwise: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the shape of the scores of the first model that has some."""
+    return next((tuple(one.scores.shape) for one in outcomes if one.scores is not None), otherwise)
 
 
 def _best(validation: Mapping[float, float]) -> float:

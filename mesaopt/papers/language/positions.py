@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from mesaopt.analysis.estimate import Estimate, mean_and_error
+from mesaopt.analysis.estimate import Estimate
 from mesaopt.config import LanguageModelConfig
 from mesaopt.looks import DASH_DOTTED, DASHED, DOTTED, PALETTE, Look
 from mesaopt.papers.claims import Claim
@@ -24,14 +24,14 @@ from mesaopt.papers.language.laboratory import (
     ratio_of_losses,
 )
 from mesaopt.papers.language.settings import comparison_seconds
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData
 from mesaopt.recipes.language import MIXERS, WINDOWS
 from mesaopt.tasks import Batch
 
 _TOGETHER = 8
 """Positions whose losses are averaged."""
 _WINDOWS = {f"window {window}": window for window in WINDOWS}
-"""The windows of softmax attention, by the names of these readers."""
+"""The windows of softmax attention, by their names in the figure."""
 _LOOKS = LOOKS | {
     name: Look(PALETTE[5], dashes)
     for name, dashes in zip(_WINDOWS, (DOTTED, DASHED, DASH_DOTTED), strict=True)
@@ -46,7 +46,7 @@ def _losses(batch: Batch, logits: Tensor) -> Float[Tensor, "sequence part"]:
 
 
 @measurement
-def readers(lab: Laboratory) -> dict[str, Result]:
+def mixers_on_text(lab: Laboratory) -> dict[str, Result]:
     """Train all mixers on text, and softmax attention with windows."""
     comparison = lab.settings.comparisons["text"]
     model = cast(LanguageModelConfig, comparison.model)
@@ -60,31 +60,32 @@ def readers(lab: Laboratory) -> dict[str, Result]:
     return {name: replace(result, missing=math.nan) for name, result in results.items()}
 
 
-def _behind_softmax(lab: Laboratory, name: str) -> Float[Tensor, "seed sequence part"]:
-    """Give the losses of a reader less the mean loss of softmax attention on the same sequence."""
-    results = readers(lab)
-    return results[name].scores[:, 0] - results["softmax"].scores[:, 0].mean(0)
-
-
 def _falling_behind(lab: Laboratory, name: str) -> Estimate:
     """Estimate how much more is lost to softmax attention in the last quarter than in the first."""
-    behind = _behind_softmax(lab, name)
-    quarter = max(1, behind.shape[-1] // 4)
-    return Estimate.of(behind[..., -quarter:].mean(-1) - behind[..., :quarter].mean(-1))
+    given = (mixers_on_text(lab)[one].scores[:, 0] for one in (name, "softmax"))
+    return Estimate.difference_of_models(*map(_rise, given))
+
+
+def _rise(losses: Float[Tensor, "seed sequence part"]) -> Float[Tensor, "seed sequence"]:
+    """Give the loss in the last quarter of the positions less that in the first."""
+    quarter = max(1, losses.shape[-1] // 4)
+    return losses[..., -quarter:].mean(-1) - losses[..., :quarter].mean(-1)
 
 
 def _measure(lab: Laboratory) -> PanelData:
-    rows: Rows = []
-    for name, result in readers(lab).items():
-        values, errors = mean_and_error(_behind_softmax(lab, name))
-        loss = Estimate.of(result.scores[:, 0].mean(-1))
-        for part, (value, error) in enumerate(zip(values.tolist(), errors.tolist(), strict=True)):
+    results, rows = mixers_on_text(lab), list[dict[str, Any]]()
+    softmax = results["softmax"].scores[:, 0].unbind(-1)
+    for name, result in results.items():
+        losses = result.scores[:, 0]
+        loss = Estimate.of(losses.mean(-1))
+        for part, pair in enumerate(zip(losses.unbind(-1), softmax, strict=True)):
+            behind = Estimate.difference_of_models(*pair)
             rows.append(
                 {
-                    "reader": name,
+                    "mixer": name,
                     "position": _TOGETHER * part + (_TOGETHER + 1) / 2,
-                    "behind softmax": value,
-                    "half_width_95": 1.96 * error,
+                    "behind softmax": behind.value,
+                    "half_width_95": 1.96 * behind.error,
                     "mean loss": loss.value,
                     "learning_rate": result.rate,
                     "parameters": result.outcomes[0].parameters,
@@ -94,8 +95,8 @@ def _measure(lab: Laboratory) -> PanelData:
 
 
 def _draw(axes: Axes, data: PanelData) -> None:
-    for name in dict.fromkeys(row["reader"] for row in data.rows):
-        points = [row for row in data.rows if row["reader"] == name]
+    for name in dict.fromkeys(row["mixer"] for row in data.rows):
+        points = [row for row in data.rows if row["mixer"] == name]
         x, y = ([row[key] for row in points] for key in ("position", "behind softmax"))
         label = f"{name}, {points[0]['mean loss']:.3f}"
         axes.plot(x, y, **_LOOKS[name].line(label=label))
@@ -124,7 +125,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         low=0.005,
         basis="so it does in the MesaNet paper, at much greater size; a two-hundredth of a nat counts",
     )
-    results = readers(lab)
+    results = mixers_on_text(lab)
     yield Claim(
         name="text-mesa-as-gated-delta",
         figure="loss by position",

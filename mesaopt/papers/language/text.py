@@ -87,9 +87,7 @@ def _score_difference(lab: Laboratory, first: str, second: str) -> Estimate | No
     """Estimate the difference of two in-context scores; None where a recipe has no models."""
     if losses(lab, first) is None or losses(lab, second) is None:
         return None
-    one, other = score_of(lab, first), score_of(lab, second)
-    difference = Estimate.of(one.mean(0) - other.mean(0))
-    return difference.with_seeds(one.mean(1)).with_seeds(other.mean(1))
+    return Estimate.difference_of_models(score_of(lab, first), score_of(lab, second))
 
 
 def _rows(lab: Laboratory, recipes: Sequence[str]) -> Rows:
@@ -249,8 +247,11 @@ def _fig27_claims(lab: Laboratory) -> Iterable[Claim]:
 
 _TEXT = (
     "Bytes of the sources of Python's standard library, held out by file; the paper's models are larger, "
-    "of subwords, and trained on the Pile. All models of a panel have equal parameters within two in a "
-    "hundred. The in-context score is the loss late in a context less that early in it, and negative where "
+    "of subwords, and trained on the Pile. Models of equal depth have equal parameters within two in a "
+    "hundred."
+)
+_SCORE = (
+    " The in-context score is the loss late in a context less that early in it, and negative where "
     "a model learns in its context; the positions, 50 and 500 in the literature, are in the line below. "
     "They are arbitrary, which is why whole curves are drawn."
 )
@@ -263,6 +264,7 @@ fig26 = Figure(
         "Perplexity, in-context score and loss by position of one layer whose keys are those of the token "
         "before, with feature maps DPFP of nu = 0 to 3; 95 % intervals over text and seeds.\n\n"
         + _TEXT
+        + _SCORE
     ),
     recipes=ONE_LAYER,
     panels=(
@@ -283,7 +285,7 @@ fig27 = Figure(
     caption=(
         "Perplexity, in-context score and loss by position of models whose first layer is softmax "
         "attention: two layers without networks, and four with them (dashed); 95 % intervals over text and "
-        "seeds. Linear and mesa layers have features of nu = 3.\n\n" + _TEXT
+        "seeds. Linear and mesa layers have features of nu = 3.\n\n" + _TEXT + _SCORE
     ),
     recipes=HYBRIDS,
     panels=(

@@ -190,6 +190,28 @@ def test_the_rate_of_a_training_that_diverged_is_not_taken() -> None:
     assert math.isnan(replace(found, missing=math.nan).score().value)
 
 
+def test_methods_are_compared_where_every_training_of_one_diverged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab, given = Laboratory(PLAN.with_seeds(2), {}), torch.rand(5, 8)
+
+    def score(config: RunConfig, *_: object) -> Outcome:
+        scores = None if config.recipe.startswith("lost") else given + config.seed
+        return Outcome(validation=1.0, scores=scores, parameters=1, seconds=0.0)
+
+    monkeypatch.setattr(lab, "train", lambda config, _: config)
+    monkeypatch.setattr(laboratory, "scored", score)
+    methods = {name: mixer_settings(VECTORS, name, "mesa") for name in ("lost", "found")}
+    found, lost = (lab.compare(VECTORS, methods, right_answers)[name] for name in ("found", "lost"))
+    assert lost.scores.shape == (2, 5, 8)
+    for difficulty in range(5):
+        expected = found.score(difficulty)
+        for other in (lost, replace(lost, shape=(5, 2))):
+            less = found.less(other, difficulty)
+            assert less.value == pytest.approx(expected.value, rel=1e-6)
+            assert less.error == pytest.approx(expected.error, rel=1e-6)
+
+
 def test_runs_are_loaded_and_not_trained_again(
     lab: Laboratory, results: dict[str, Computed]
 ) -> None:
