@@ -11,15 +11,15 @@ from mesaopt.recipes.recipe import Recipe
 
 _TASK = TextConfig(length=256)
 _TRAIN = TrainConfig(
-    steps=600,
-    batch_size=32,
+    steps=2400,
+    batch_size=8,
     learning_rate=3e-3,
     schedule="warmup_cosine",
     warmup_steps=60,
-    decay_steps=600,
+    decay_steps=2400,
     final_learning_rate=3e-4,
     weight_decay=0.1,
-    evaluate_every=100,
+    evaluate_every=400,
     evaluation_sequences=256,
 )
 _UNCOVERING = LanguageModelConfig(
