@@ -16,7 +16,7 @@ from mesaopt.config import OwnModelConfig, RunConfig, to_dict
 from mesaopt.models import make_model
 from mesaopt.papers.figure import judge
 from mesaopt.papers.language import laboratory
-from mesaopt.papers.language.faults import ALL, FAULTS, RATE, WORKING
+from mesaopt.papers.language.faults import ALL, ALL_BUT, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
 from mesaopt.papers.language.laboratory import (
     MIXERS,
@@ -174,10 +174,14 @@ def test_compression_has_an_auto_encoder_with_the_layers_of_the_other_tasks() ->
 
 
 def test_faults_are_all_there_and_have_a_claim_each(results: dict[str, Computed]) -> None:
-    rows, claims = results["faults"].rows, results["faults"].claims
+    panels, claims = results["faults"].panels, results["faults"].claims
+    rows, without = panels["faults"].rows, panels["all-but-one"].rows
     assert [row["method"] for row in rows] == [WORKING, *FAULTS, RATE, ALL]
-    assert len(claims) == len(rows)
-    assert len({row["parameters"] for row in rows}) == 1
+    assert [row["method"] for row in without] == [ALL, *ALL_BUT]
+    assert len(claims) == len(rows) + len(ALL_BUT)
+    assert len({row["parameters"] for row in (*rows, *without)}) == 1
+    together = next(row for row in rows if row["method"] == ALL)
+    assert without[0] == together
 
 
 def test_the_rate_of_a_training_that_diverged_is_not_taken() -> None:
