@@ -119,12 +119,13 @@ class Claim:
         """Smallest and largest value that pass, noise included."""
         if self.read_back:
             return self.low, self.high
-        noise = STANDARD_ERRORS * (self.error or 0.0)
+        error = self.error or 0.0
+        noise = STANDARD_ERRORS * error if math.isfinite(error) else 0.0
         if self.published is not None:
             width = self.tolerance + noise
             return round(self.published - width, 6), round(self.published + width, 6)
         if self.noise == "factor":
-            share = noise / self.value if noise else 0.0
+            share = noise / self.value if self.value > 0 else 0.0
             low = None if self.low is None else self.low * math.exp(-share)
             return low, None if self.high is None else self.high * math.exp(share)
         low = None if self.low is None else self.low - noise

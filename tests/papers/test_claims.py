@@ -109,6 +109,21 @@ def test_claims_survive_their_file(tmp_path: Path) -> None:
     assert [c.to_json() for c in again] == [c.to_json() for c in claims]
 
 
+@pytest.mark.parametrize("noise", ["added", "factor"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 0.0])
+@pytest.mark.parametrize("error", [math.nan, math.inf, 0.1])
+def test_claims_about_what_is_no_number_can_be_read(
+    value: float, error: float, noise: str, tmp_path: Path
+) -> None:
+    judged = [
+        claim(Estimate(value, error), low=1.0, noise=noise),
+        claim(Estimate(value, error), published=1.0, tolerance=0.5),
+    ]
+    write_claims(tmp_path, judged)
+    assert [one.to_json() for one in read_claims(tmp_path)] == [one.to_json() for one in judged]
+    assert not any(one.passed for one in judged)
+
+
 @pytest.mark.parametrize("text", ["{}", "[1]", '[{"id": "x"}]', "["])
 def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "claims.json").write_text(text if text != "{}" else '{"id": 1}')
