@@ -120,7 +120,10 @@ class Claim:
         if self.read_back:
             return self.low, self.high
         error = self.error or 0.0
-        noise = STANDARD_ERRORS * error if math.isfinite(error) else 0.0
+        return self._widened(STANDARD_ERRORS * error if math.isfinite(error) else 0.0)
+
+    def _widened(self, noise: float) -> tuple[float | None, float | None]:
+        """Give the limits as they are with some noise."""
         if self.published is not None:
             width = self.tolerance + noise
             return round(self.published - width, 6), round(self.published + width, 6)
@@ -138,13 +141,14 @@ class Claim:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the value passes only since `low` or `high` was widened: more sequences may refute it.
+        """Whether the value passes only since limits were widened by noise: more sequences may refute it.
 
         An equality, whose limits are one number, can hold in no other way.
         """
-        if self.read_back or self.published is not None or self.low == self.high:
+        if self.read_back:
             return self.saved_within_noise
-        return self.passed and not _lies_between(self.value, self.low, self.high)
+        low, high = self._widened(0.0)
+        return low != high and self.passed and not _lies_between(self.value, low, high)
 
     @property
     def verdict(self) -> str:

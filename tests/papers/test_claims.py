@@ -65,8 +65,11 @@ def test_limits_are_widened_by_three_standard_errors(
     ("value", "verdict"),
     [(0.3, "holds"), (0.1, "holds within noise"), (-0.2, "holds within noise"), (-0.3, "fails")],
 )
-def test_what_noise_alone_lets_pass_is_marked(value: float, verdict: str, tmp_path: Path) -> None:
-    judged = claim(Estimate(value, 0.15), low=0.2)
+@pytest.mark.parametrize("limits", [{"low": 0.2}, {"published": 0.7, "tolerance": 0.5}])
+def test_what_noise_alone_lets_pass_is_marked(
+    value: float, verdict: str, limits: dict[str, float], tmp_path: Path
+) -> None:
+    judged = claim(Estimate(value, 0.15), **limits)
     assert judged.verdict == verdict
     write_claims(tmp_path, [judged])
     (again,) = read_claims(tmp_path)
@@ -78,6 +81,13 @@ def test_what_noise_alone_lets_pass_is_marked(value: float, verdict: str, tmp_pa
             read_claims(tmp_path)
     published = claim(judged.measured, published=0.2)
     assert published.verdict in ("holds", "fails"), "equal to a number means within noise"
+
+
+@given(value=numbers, tolerance=noises)
+def test_what_has_no_noise_does_not_hold_within_it(value: float, tolerance: float) -> None:
+    assert claim(value, published=value + tolerance, tolerance=tolerance).verdict != (
+        "holds within noise"
+    )
 
 
 def test_noise_that_grows_with_a_ratio_widens_by_a_factor() -> None:
