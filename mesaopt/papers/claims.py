@@ -37,7 +37,8 @@ class Claim:
     """One statement of a paper, measured and judged.
 
     The limits are either `low` and `high`, or `published` plus and minus `tolerance`. Both are widened by
-    three standard errors of what was measured; a number without an error is judged as it is.
+    three standard errors of what was measured, or as `noise` says; a number without an error is judged as
+    it is.
 
     Example:
         >>> from mesaopt.analysis.estimate import Estimate
@@ -177,7 +178,9 @@ class Claim:
             reasons = [f"{self.published:g} published", *reasons]
             reasons += [f"tolerance {self.tolerance:g}"] if self.tolerance else []
         if self.error is not None:
-            reasons.append(f"plus {STANDARD_ERRORS:g} standard errors of {self.error:.2g}")
+            by_factor = self.noise == "factor" and self.published is None
+            how = "and a factor for" if by_factor else "plus"
+            reasons.append(f"{how} {STANDARD_ERRORS:g} standard errors of {self.error:.2g}")
         return ", ".join(reasons)
 
     def to_json(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def test_what_has_no_noise_does_not_hold_within_it(value: float, tolerance: floa
 def test_noise_that_grows_with_a_ratio_widens_by_a_factor() -> None:
     measured = claim(Estimate(50.0, 5.0), low=100.0, noise="factor")
     assert measured.limits[0] == pytest.approx(100 * math.exp(-0.3))
+    assert measured.why == "a test, and a factor for 3 standard errors of 5"
     assert claim(Estimate(0.0, 0.0), low=100.0, noise="factor").limits == (100.0, None)
 
 
