@@ -105,9 +105,13 @@ def find_runs(plan: Plan, folder: Path) -> Runs:
         The runs by recipe, the first seeds first.
 
     Raises:
+        ConfigError: a figure trains models of its own.
         RunError: there are none that a figure could be made from, or a run is damaged.
     """
     study = get_study(plan.what)
+    if own := [figure.name for figure in study.chosen(plan) if figure.trains]:
+        problem = f"but figures that train models of their own were chosen: {', '.join(own)}"
+        raise ConfigError(f"runs={str(folder)!r}: must train nothing, {problem}")
     wanted = {recipe for figure in study.chosen(plan) for recipe in figure.recipes}
     folders = [RunFolder(folder / name) for name in files.names(folder)]
     ended = [one for one in folders if files.exists(one.path / "config.json") and one.is_done]
@@ -194,8 +198,8 @@ def reproduce(
         The claims, judged.
 
     Raises:
-        ConfigError: there is no such study, figure or scale, seeds is less than 1, or there is no choice
-            of seeds.
+        ConfigError: there is no such study, figure or scale, seeds is less than 1, there is no choice of
+            seeds, or runs are given and a figure trains models of its own.
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
     """
     plan = make_plan(what, scale=scale, seeds=seeds, only=only)

@@ -452,6 +452,21 @@ def test_runs_that_are_missing_are_named(results: Path, tiny_core: Study, tmp_pa
         reproduce("core", scale="smoke", out=tmp_path / "more", runs=runs, device="cpu")
 
 
+@pytest.mark.parametrize("only", [(), ("fig2",)])
+def test_figures_that_train_models_are_refused_where_runs_are_given(
+    only: Sequence[str], results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = Toy().study.figures
+    study = replace(Toy().study, figures=(first, replace(second, trains=True), third))
+    monkeypatch.setattr(toy_study, "STUDY", study)
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    given = {"scale": "smoke", "runs": results / "runs", "device": "cpu"}
+    with pytest.raises(ConfigError, match="must train nothing, but .* were chosen: fig2$"):
+        reproduce("toy", only=only, out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    assert reproduce("toy", only=["fig1", "fig3"], out=tmp_path / "out", **given)
+
+
 def _toy_of_models(recipes: Sequence[str], *, needs_runs: bool = True) -> Study:
     """Give the toy study, whose first figure reads models; its third claim waits for them."""
     first, *others = Toy().study.figures

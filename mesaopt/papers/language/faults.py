@@ -142,6 +142,7 @@ faults = Figure(
         "The faults are in a reference path made for this figure, which without them equals the operator "
         "of the library. A claim that fails says that a fault alone does not break recall at this size."
     ),
+    trains=True,
     panels=(Panel(name="faults", measure=_measure, draw=_draw),),
     layout=grid(height=3.9),
     settings=lambda lab: comparison_settings(lab, "mqar"),
