@@ -106,7 +106,8 @@ def find_runs(plan: Plan, folder: Path) -> Runs:
 
     Raises:
         ConfigError: a figure trains models of its own.
-        RunError: there are none that a figure could be made from, or a run is damaged.
+        RunError: there are none that a figure could be made from, those of a recipe differ by more than
+            their seeds, or a run is damaged.
     """
     study = get_study(plan.what)
     if own := [figure.name for figure in study.chosen(plan) if figure.trains]:
@@ -115,10 +116,11 @@ def find_runs(plan: Plan, folder: Path) -> Runs:
     wanted = {recipe for figure in study.chosen(plan) for recipe in figure.recipes}
     folders = [RunFolder(folder / name) for name in files.names(folder)]
     ended = [one for one in folders if files.exists(one.path / "config.json") and one.is_done]
+    read = [one for one in ended if one.config.recipe in wanted]
+    _check_seeds(folder, read)
     runs: Runs = {}
-    for one in sorted(ended, key=lambda one: one.config.seed):
-        if one.config.recipe in wanted:
-            runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
+    for one in sorted(read, key=lambda one: one.config.seed):
+        runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
     missing = sorted(wanted - runs.keys())
     possible = any(is_possible(figure, runs) for figure in study.chosen(plan))
     if missing and (study.needs_all_runs or not possible):
@@ -127,6 +129,21 @@ def find_runs(plan: Plan, folder: Path) -> Runs:
             "`mesaopt train NAME` trains one as published"
         )
     return runs
+
+
+def _check_seeds(folder: Path, runs: Sequence[RunFolder]) -> None:
+    """Make sure that the runs of a recipe differ by their seeds, and by nothing else."""
+    by_recipe: dict[str, list[RunFolder]] = {}
+    for one in runs:
+        by_recipe.setdefault(one.config.recipe, []).append(one)
+    for recipe, same in by_recipe.items():
+        seeds = {one.config.seed for one in same}
+        settings = [replace(one.config, seed=0) for one in same]
+        if len(seeds) < len(same) or any(other != settings[0] for other in settings):
+            names = ", ".join(one.path.name for one in same)
+            raise RunError(
+                f"{folder}: holds {names}: must be runs of {recipe} that differ by their seeds alone"
+            )
 
 
 def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
