@@ -65,6 +65,14 @@ def test_untrained_models_fail_the_claims_about_training(lab: Laboratory) -> Non
     assert passed == {"lsa-1-other-coefficients", "lsa-1-compressed"}
 
 
+def test_the_authors_least_squares_has_the_noise_of_five_sets_of_256(lab: Laboratory) -> None:
+    claim = compute(CORE.figures[0], lab).claims["least-squares-official-loss"]
+    ours = compare(lab, "core").losses["least squares, official"]
+    published = ours.by_sequence.std().item() / 1280**0.5
+    assert claim.value == pytest.approx(ours.mean)
+    assert claim.error == pytest.approx((ours.mean_error**2 + published**2) ** 0.5, rel=1e-5)
+
+
 def test_the_construction_is_exact_in_both_precisions() -> None:
     errors = construction_errors()
     assert 0 < errors["float32"] < 1e-6
