@@ -56,7 +56,7 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     index = json_files.read(folder / "figures" / "index.json", {"runs": [_RUN]})
     models: dict[str, dict[str, int]] = {}
     for run in index["runs"]:
-        recipe = run["name"].rsplit("-seed", 1)[0]
+        recipe = run.get("recipe", run["name"].rsplit("-seed", 1)[0])
         model = models.setdefault(recipe, {"steps": run["steps"], "seeds": 0})
         model["seeds"] += 1
     waiting = [claim for figure in read_untrained(folder) for claim in figure.claims]

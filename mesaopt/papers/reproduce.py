@@ -413,6 +413,7 @@ def _origin(plan: Plan, trained: Sequence[Run]) -> str:
 def _run_summary(run: Run) -> dict[str, Any]:
     return {
         "name": run.path.name,
+        "recipe": run.config.recipe,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "steps": run.config.train.steps,
         "batch_size": run.config.train.batch_size,

@@ -104,3 +104,19 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     (folder / "DONE").unlink()
     with pytest.raises(RunError, match="DONE"):
         ledger.collect(folder)
+
+
+def test_models_are_counted_by_their_recipes(results: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    index, (_, entry) = folder / "figures" / "index.json", ledger.collect(folder)
+    assert {name: model["seeds"] for name, model in entry["models"].items()} == {
+        "lsa-1": 2,
+        "lsa-2-notebook": 1,
+        "mesa-1": 1,
+    }
+    content = json.loads(index.read_text())
+    earlier = [{k: v for k, v in run.items() if k != "recipe"} for run in content["runs"]]
+    named = [run | {"name": f"run {number}"} for number, run in enumerate(content["runs"])]
+    for runs in (earlier, named):
+        index.write_text(json.dumps(content | {"runs": runs}))
+        assert ledger.collect(folder)[1]["models"] == entry["models"]
