@@ -28,7 +28,9 @@ SUMMARY = "summary"
 """The table of all studies; each of the others is called after its study."""
 
 _PART = re.compile(r"(<!-- ledger: (\S+) -->\n).*?(<!-- end of ledger -->)", re.DOTALL)
-_REPEATED = re.compile(r"(, |^)(plus|and a factor for) [\d.]+ standard errors of \S+$|; not trained yet")
+_REPEATED = re.compile(
+    r"(, |^)(plus|and a factor for) [\d.]+ standard errors of \S+$|; not trained yet"
+)
 """Parts of a basis that say again what other columns do."""
 
 _KINDS = ((True, "claims"), (False, "waiting"))

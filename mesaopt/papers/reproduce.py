@@ -235,7 +235,8 @@ def reproduce(
         return read_claims(out)
     with files.only_one_process(out):
         _take_over(out, plan)
-        return _reproduce_in(out, study, plan, Trainer(out, device, chosen), given, progress)
+        trainer = Trainer(out, device, chosen)
+        return _reproduce_in(out, study, plan, trainer, given=given, progress=progress)
 
 
 def redraw(out: str | Path) -> list[str]:
@@ -272,6 +273,7 @@ def _reproduce_in(
     study: Study[Any],
     plan: Plan,
     trainer: Trainer,
+    *,
     given: Runs | None,
     progress: AnyProgress,
 ) -> list[Claim]:

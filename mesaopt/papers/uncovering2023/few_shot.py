@@ -4,6 +4,7 @@ What they draw and judge is measured in :mod:`mesaopt.papers.uncovering2023.prom
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -355,10 +356,9 @@ def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Esti
     """Average losses [sequence] over seeds; the error counts both, and the sequences of another mean."""
     if not losses:
         return None
-    mean, seeds = torch.stack(list(losses)).mean(0), torch.stack([one.mean() for one in losses])
-    ours = mean.var().item() / len(mean)
-    theirs = mean.var().item() / compared_with if compared_with else 0.0
-    return Estimate.from_variances(mean.mean(), ours, theirs, variance_over_seeds(seeds).item())
+    samples = torch.stack(list(losses))
+    ours, theirs = Estimate.of(samples), samples.mean(0).var() / (compared_with or math.inf)
+    return Estimate.from_variances(ours.value, ours.error**2, theirs.item())
 
 
 def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: Any) -> Claim:

@@ -99,7 +99,9 @@ def test_late_positions_are_compared_by_themselves(dim: int) -> None:
     lab.remember(distilled.linearised, recipe, value=[hidden])
     claims = {claim.name.removeprefix(f"fig5-dim-{dim}-"): claim for claim in judge(fig5, lab)}
     assert claims["first-layer-late"].value == pytest.approx(3.0)
-    assert f"Dimension {dim}, positions {dim + 1} to {length}:" in claims["first-layer-late"].statement
+    assert (
+        f"Dimension {dim}, positions {dim + 1} to {length}:" in claims["first-layer-late"].statement
+    )
     assert claims["first-layer"].value < 1.1
 
 
