@@ -493,7 +493,7 @@ def test_runs_of_a_recipe_may_differ_by_their_seeds_alone(
 ) -> None:
     monkeypatch.setattr(toy_study, "STUDY", _toy_of_models(["lsa-1"]))
     monkeypatch.setitem(STUDIES, "toy", "toy_study")
-    short = {"steps": 1, "batch_size": 2, "evaluation_sequences": 2}
+    short: dict[str, Any] = {"steps": 1, "batch_size": 2, "evaluation_sequences": 2}
     for name, of, settings in (("first", 0, short), ("second", seed, short | other)):
         config = recipes.get("lsa-1", seed=of)
         config = replace(config, train=replace(config.train, **settings))
