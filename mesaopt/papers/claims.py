@@ -37,7 +37,8 @@ class Claim:
     """One statement of a paper, measured and judged.
 
     The limits are either `low` and `high`, or `published` plus and minus `tolerance`. Both are widened by
-    three standard errors of what was measured; a number without an error is judged as it is.
+    three standard errors of what was measured, or as `noise` says; a number without an error is judged as
+    it is.
 
     Example:
         >>> from mesaopt.analysis.estimate import Estimate
@@ -119,12 +120,16 @@ class Claim:
         """Smallest and largest value that pass, noise included."""
         if self.read_back:
             return self.low, self.high
-        noise = STANDARD_ERRORS * (self.error or 0.0)
+        error = self.error or 0.0
+        return self._widened(STANDARD_ERRORS * error if math.isfinite(error) else 0.0)
+
+    def _widened(self, noise: float) -> tuple[float | None, float | None]:
+        """Give the limits as they are with some noise."""
         if self.published is not None:
             width = self.tolerance + noise
             return round(self.published - width, 6), round(self.published + width, 6)
         if self.noise == "factor":
-            share = noise / self.value if noise else 0.0
+            share = noise / self.value if self.value > 0 else 0.0
             low = None if self.low is None else self.low * math.exp(-share)
             return low, None if self.high is None else self.high * math.exp(share)
         low = None if self.low is None else self.low - noise
@@ -137,13 +142,14 @@ class Claim:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the value passes only since `low` or `high` was widened: more sequences may refute it.
+        """Whether the value passes only since limits were widened by noise: more sequences may refute it.
 
         An equality, whose limits are one number, can hold in no other way.
         """
-        if self.read_back or self.published is not None or self.low == self.high:
+        if self.read_back:
             return self.saved_within_noise
-        return self.passed and not _lies_between(self.value, self.low, self.high)
+        low, high = self._widened(0.0)
+        return low != high and self.passed and not _lies_between(self.value, low, high)
 
     @property
     def verdict(self) -> str:
@@ -172,7 +178,9 @@ class Claim:
             reasons = [f"{self.published:g} published", *reasons]
             reasons += [f"tolerance {self.tolerance:g}"] if self.tolerance else []
         if self.error is not None:
-            reasons.append(f"plus {STANDARD_ERRORS:g} standard errors of {self.error:.2g}")
+            by_factor = self.noise == "factor" and self.published is None
+            how = "and a factor for" if by_factor else "plus"
+            reasons.append(f"{how} {STANDARD_ERRORS:g} standard errors of {self.error:.2g}")
         return ", ".join(reasons)
 
     def to_json(self) -> dict[str, Any]:

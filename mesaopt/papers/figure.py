@@ -133,6 +133,8 @@ class Figure(Generic[L]):
     """Recipes whose runs it reads."""
     needs_runs: bool = True
     """Whether it is left out without any of their runs."""
+    trains: bool = False
+    """Whether measuring it trains models of its own."""
     panels: tuple[Panel[L], ...] = ()
     layout: Layout
     finish: Callable[[Drawing], None] = _nothing

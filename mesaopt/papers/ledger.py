@@ -28,7 +28,9 @@ SUMMARY = "summary"
 """The table of all studies; each of the others is called after its study."""
 
 _PART = re.compile(r"(<!-- ledger: (\S+) -->\n).*?(<!-- end of ledger -->)", re.DOTALL)
-_REPEATED = re.compile(r"(, |^)plus [\d.]+ standard errors of \S+$|; not trained yet")
+_REPEATED = re.compile(
+    r"(, |^)(plus|and a factor for) [\d.]+ standard errors of \S+$|; not trained yet"
+)
 """Parts of a basis that say again what other columns do."""
 
 _KINDS = ((True, "claims"), (False, "waiting"))
@@ -56,7 +58,7 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     index = json_files.read(folder / "figures" / "index.json", {"runs": [_RUN]})
     models: dict[str, dict[str, int]] = {}
     for run in index["runs"]:
-        recipe = run["name"].rsplit("-seed", 1)[0]
+        recipe = run.get("recipe", run["name"].rsplit("-seed", 1)[0])
         model = models.setdefault(recipe, {"steps": run["steps"], "seeds": 0})
         model["seeds"] += 1
     waiting = [claim for figure in read_untrained(folder) for claim in figure.claims]

@@ -105,16 +105,22 @@ def find_runs(plan: Plan, folder: Path) -> Runs:
         The runs by recipe, the first seeds first.
 
     Raises:
-        RunError: there are none that a figure could be made from, or a run is damaged.
+        ConfigError: a figure trains models of its own.
+        RunError: there are none that a figure could be made from, those of a recipe differ by more than
+            their seeds, or a run is damaged.
     """
     study = get_study(plan.what)
+    if own := [figure.name for figure in study.chosen(plan) if figure.trains]:
+        problem = f"but figures that train models of their own were chosen: {', '.join(own)}"
+        raise ConfigError(f"runs={str(folder)!r}: must train nothing, {problem}")
     wanted = {recipe for figure in study.chosen(plan) for recipe in figure.recipes}
     folders = [RunFolder(folder / name) for name in files.names(folder)]
     ended = [one for one in folders if files.exists(one.path / "config.json") and one.is_done]
+    read = [one for one in ended if one.config.recipe in wanted]
+    _check_seeds(folder, read)
     runs: Runs = {}
-    for one in sorted(ended, key=lambda one: one.config.seed):
-        if one.config.recipe in wanted:
-            runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
+    for one in sorted(read, key=lambda one: one.config.seed):
+        runs.setdefault(one.config.recipe, []).append(load_run(one.path, device="cpu"))
     missing = sorted(wanted - runs.keys())
     possible = any(is_possible(figure, runs) for figure in study.chosen(plan))
     if missing and (study.needs_all_runs or not possible):
@@ -123,6 +129,21 @@ def find_runs(plan: Plan, folder: Path) -> Runs:
             "`mesaopt train NAME` trains one as published"
         )
     return runs
+
+
+def _check_seeds(folder: Path, runs: Sequence[RunFolder]) -> None:
+    """Make sure that the runs of a recipe differ by their seeds, and by nothing else."""
+    by_recipe: dict[str, list[RunFolder]] = {}
+    for one in runs:
+        by_recipe.setdefault(one.config.recipe, []).append(one)
+    for recipe, same in by_recipe.items():
+        seeds = {one.config.seed for one in same}
+        settings = [replace(one.config, seed=0) for one in same]
+        if len(seeds) < len(same) or any(other != settings[0] for other in settings):
+            names = ", ".join(one.path.name for one in same)
+            raise RunError(
+                f"{folder}: holds {names}: must be runs of {recipe} that differ by their seeds alone"
+            )
 
 
 def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
@@ -194,8 +215,8 @@ def reproduce(
         The claims, judged.
 
     Raises:
-        ConfigError: there is no such study, figure or scale, seeds is less than 1, or there is no choice
-            of seeds.
+        ConfigError: there is no such study, figure or scale, seeds is less than 1, there is no choice of
+            seeds, or runs are given and a figure trains models of its own.
         RunError: the folder, a checkpoint or the device does not allow it, or the disk is full.
     """
     plan = make_plan(what, scale=scale, seeds=seeds, only=only)
@@ -214,7 +235,8 @@ def reproduce(
         return read_claims(out)
     with files.only_one_process(out):
         _take_over(out, plan)
-        return _reproduce_in(out, study, plan, Trainer(out, device, chosen), given, progress)
+        trainer = Trainer(out, device, chosen)
+        return _reproduce_in(out, study, plan, trainer, given=given, progress=progress)
 
 
 def redraw(out: str | Path) -> list[str]:
@@ -251,6 +273,7 @@ def _reproduce_in(
     study: Study[Any],
     plan: Plan,
     trainer: Trainer,
+    *,
     given: Runs | None,
     progress: AnyProgress,
 ) -> list[Claim]:
@@ -392,6 +415,7 @@ def _origin(plan: Plan, trained: Sequence[Run]) -> str:
 def _run_summary(run: Run) -> dict[str, Any]:
     return {
         "name": run.path.name,
+        "recipe": run.config.recipe,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "steps": run.config.train.steps,
         "batch_size": run.config.train.batch_size,

@@ -65,8 +65,11 @@ def test_limits_are_widened_by_three_standard_errors(
     ("value", "verdict"),
     [(0.3, "holds"), (0.1, "holds within noise"), (-0.2, "holds within noise"), (-0.3, "fails")],
 )
-def test_what_noise_alone_lets_pass_is_marked(value: float, verdict: str, tmp_path: Path) -> None:
-    judged = claim(Estimate(value, 0.15), low=0.2)
+@pytest.mark.parametrize("limits", [{"low": 0.2}, {"published": 0.7, "tolerance": 0.5}])
+def test_what_noise_alone_lets_pass_is_marked(
+    value: float, verdict: str, limits: dict[str, float], tmp_path: Path
+) -> None:
+    judged = claim(Estimate(value, 0.15), **limits)
     assert judged.verdict == verdict
     write_claims(tmp_path, [judged])
     (again,) = read_claims(tmp_path)
@@ -80,9 +83,17 @@ def test_what_noise_alone_lets_pass_is_marked(value: float, verdict: str, tmp_pa
     assert published.verdict in ("holds", "fails"), "equal to a number means within noise"
 
 
+@given(value=numbers, tolerance=noises)
+def test_what_has_no_noise_does_not_hold_within_it(value: float, tolerance: float) -> None:
+    assert claim(value, published=value + tolerance, tolerance=tolerance).verdict != (
+        "holds within noise"
+    )
+
+
 def test_noise_that_grows_with_a_ratio_widens_by_a_factor() -> None:
     measured = claim(Estimate(50.0, 5.0), low=100.0, noise="factor")
     assert measured.limits[0] == pytest.approx(100 * math.exp(-0.3))
+    assert measured.why == "a test, and a factor for 3 standard errors of 5"
     assert claim(Estimate(0.0, 0.0), low=100.0, noise="factor").limits == (100.0, None)
 
 
@@ -107,6 +118,21 @@ def test_claims_survive_their_file(tmp_path: Path) -> None:
     assert again[2] == claims[2]
     assert [c.passed for c in again] == [True, False, False, True, False]
     assert [c.to_json() for c in again] == [c.to_json() for c in claims]
+
+
+@pytest.mark.parametrize("noise", ["added", "factor"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 0.0])
+@pytest.mark.parametrize("error", [math.nan, math.inf, 0.1])
+def test_claims_about_what_is_no_number_can_be_read(
+    value: float, error: float, noise: str, tmp_path: Path
+) -> None:
+    judged = [
+        claim(Estimate(value, error), low=1.0, noise=noise),
+        claim(Estimate(value, error), published=1.0, tolerance=0.5),
+    ]
+    write_claims(tmp_path, judged)
+    assert [one.to_json() for one in read_claims(tmp_path)] == [one.to_json() for one in judged]
+    assert not any(one.passed for one in judged)
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", '[{"id": "x"}]', "["])

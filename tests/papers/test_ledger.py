@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mesaopt.analysis import Estimate
 from mesaopt.errors import RunError
 from mesaopt.papers import ledger
 from mesaopt.papers.claims import Claim, write_claims
@@ -48,12 +49,22 @@ def test_claims_that_fail_are_explained_by_hand(entries: dict[str, Any]) -> None
     assert not [name for name in failed if f"`{name.split('/')[1]}`" not in text]
 
 
-def _claim(name: str, measured: float | None, **other: Any) -> Claim:
+def _claim(name: str, measured: Estimate | float | None, **other: Any) -> Claim:
     facts = {"study": "core", "paper": "uncovering2023", "scale": "smoke", "shown_in": "weights"}
     limits = {"high": 1.0, "basis": "0.9 | published", "figure": "Fig. 1"}
     return Claim(
         name=name, statement=f"it is {name}", measured=measured, **facts, **limits, **other
     )
+
+
+@pytest.mark.parametrize("noise", ["added", "factor"])
+def test_a_table_says_limits_without_their_noise(noise: str) -> None:
+    measured = _claim("small", Estimate(2.0, 0.5), noise=noise).to_json()
+    assert "standard errors of 0.5" in measured["basis"]
+    entry = {"scale": "smoke", "runs": None, "date": "", "commit": "", "machine": "", "models": {}}
+    entry |= {"minutes": 1, "training_minutes": 0, "claims": [measured], "waiting": []}
+    page = ledger.rewrite("<!-- ledger: core -->\n<!-- end of ledger -->", {"core": entry})
+    assert "| 0.9 \\| published | 2 ± 0.5 |" in page
 
 
 def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path) -> None:
@@ -93,3 +104,19 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     (folder / "DONE").unlink()
     with pytest.raises(RunError, match="DONE"):
         ledger.collect(folder)
+
+
+def test_models_are_counted_by_their_recipes(results: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    index, (_, entry) = folder / "figures" / "index.json", ledger.collect(folder)
+    assert {name: model["seeds"] for name, model in entry["models"].items()} == {
+        "lsa-1": 2,
+        "lsa-2-notebook": 1,
+        "mesa-1": 1,
+    }
+    content = json.loads(index.read_text())
+    earlier = [{k: v for k, v in run.items() if k != "recipe"} for run in content["runs"]]
+    named = [run | {"name": f"run {number}"} for number, run in enumerate(content["runs"])]
+    for runs in (earlier, named):
+        index.write_text(json.dumps(content | {"runs": runs}))
+        assert ledger.collect(folder)[1]["models"] == entry["models"]

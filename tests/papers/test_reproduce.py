@@ -4,19 +4,27 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_study
 from helpers import Here
 from toy_study import Toy
 
-from mesaopt import files
+from mesaopt import files, recipes
 from mesaopt.config import RunConfig, to_dict
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.laboratory import Plan
 from mesaopt.papers.plan import Study
-from mesaopt.papers.reproduce import STUDIES, get_study, make_plan, redraw, reproduce
+from mesaopt.papers.reproduce import (
+    STUDIES,
+    find_runs,
+    get_study,
+    make_plan,
+    redraw,
+    reproduce,
+)
 from mesaopt.papers.trainings import costs
 from mesaopt.papers.untrained import read_untrained
 from mesaopt.training import RunFolder, StepCost, StepCosts, run_name, train
@@ -450,6 +458,52 @@ def test_runs_that_are_missing_are_named(results: Path, tiny_core: Study, tmp_pa
     others = sorted(set(recipes) - {"lsa-1"})
     with pytest.raises(RunError, match="holds no finished run of " + ", ".join(others)):
         reproduce("core", scale="smoke", out=tmp_path / "more", runs=runs, device="cpu")
+
+
+@pytest.mark.parametrize("only", [(), ("fig2",)])
+def test_figures_that_train_models_are_refused_where_runs_are_given(
+    only: Sequence[str], results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = Toy().study.figures
+    study = replace(Toy().study, figures=(first, replace(second, trains=True), third))
+    monkeypatch.setattr(toy_study, "STUDY", study)
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    given = {"scale": "smoke", "runs": results / "runs", "device": "cpu"}
+    with pytest.raises(ConfigError, match="must train nothing, but .* were chosen: fig2$"):
+        reproduce("toy", only=only, out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    assert reproduce("toy", only=["fig1", "fig3"], out=tmp_path / "out", **given)
+
+
+@pytest.mark.parametrize(
+    ("seed", "other", "passes"),
+    [
+        (1, {}, True),
+        (0, {}, False),
+        (1, {"learning_rate": 1e-3}, False),
+        (1, {"steps": 2}, False),
+    ],
+)
+def test_runs_of_a_recipe_may_differ_by_their_seeds_alone(
+    seed: int,
+    other: dict[str, Any],
+    passes: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(toy_study, "STUDY", _toy_of_models(["lsa-1"]))
+    monkeypatch.setitem(STUDIES, "toy", "toy_study")
+    short: dict[str, Any] = {"steps": 1, "batch_size": 2, "evaluation_sequences": 2}
+    for name, of, settings in (("first", 0, short), ("second", seed, short | other)):
+        config = recipes.get("lsa-1", seed=of)
+        config = replace(config, train=replace(config.train, **settings))
+        train(config, tmp_path / name, device="cpu", progress=False)
+    plan = make_plan("toy", scale="smoke")
+    if passes:
+        assert [run.config.seed for run in find_runs(plan, tmp_path)["lsa-1"]] == [0, 1]
+    else:
+        with pytest.raises(RunError, match="first, second: must be runs of lsa-1 that differ by"):
+            find_runs(plan, tmp_path)
 
 
 def _toy_of_models(recipes: Sequence[str], *, needs_runs: bool = True) -> Study:

@@ -186,6 +186,7 @@ faults = Figure(
         "The faults are in a reference path made for this figure, which without them equals the operator "
         "of the library. A claim that fails says that a fault alone does not break recall at this size."
     ),
+    trains=True,
     panels=(
         _panel("faults", variants, "A: one at a time, and all"),
         _panel("all-but-one", all_but_one, "B: all, and all but one"),

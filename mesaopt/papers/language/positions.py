@@ -149,6 +149,7 @@ positions = Figure(
         "Two layers with networks, whose mixers have the same width, heads, short convolutions and head "
         "norms; parameters are equal up to gates and ridges. Learning rates are chosen on validation text."
     ),
+    trains=True,
     panels=(Panel(name="behind", measure=_measure, draw=_draw),),
     layout=grid(height=4.2, width=9.0),
     settings=lambda lab: comparison_settings(lab, "text"),

@@ -96,6 +96,7 @@ mad = Figure(
         "settings of a task; the lengths of scale small are half of the published ones, but for "
         "memorization."
     ),
+    trains=True,
     panels=(
         comparison_panel("mad-recall", "in-context recall"),
         comparison_panel(_FUZZY, "fuzzy recall"),
@@ -205,6 +206,7 @@ regbench = Figure(
         "last two before, and an automaton of 12 states that is fitted to the strings so far.\n\n"
         + _CHOSEN
     ),
+    trains=True,
     panels=(
         _automata_panel("regbench", _LETTERS, "accuracy", "share of letters that may come"),
         _automata_panel("distance", _DISTANCE, "total_variation", "total variation distance"),
@@ -259,6 +261,7 @@ parity = Figure(
         "cannot keep a sign that flips. Right: between -1 and 1, for mixers that forget.\n\n"
         + _CHOSEN
     ),
+    trains=True,
     panels=(
         comparison_panel("parity", "gates between 0 and 1"),
         comparison_panel("parity-signed", "gates between -1 and 1"),

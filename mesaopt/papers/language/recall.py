@@ -125,6 +125,7 @@ mqar = Figure(
         "trainings are 64 epochs of 100,000 sequences, with models that have positions in place of "
         "convolutions; those of scale small are a fraction of one epoch."
     ),
+    trains=True,
     panels=(
         comparison_panel("mqar", "A: four pairs, by mixer", name="mixers"),
         Panel(name="states", measure=_measure_states, draw=_draw_states),
@@ -198,6 +199,7 @@ continuous = Figure(
         "One layer of one head and a linear readout, without convolutions but for those that are part of "
         "mesanet. Learning rates are chosen on validation sequences, as in the figure before."
     ),
+    trains=True,
     panels=(Panel(name="pairs", measure=_measure_pairs, draw=_draw_pairs),),
     layout=grid(height=4.0),
     finish=_legend_below,

@@ -311,13 +311,8 @@ def _draw_shares(axes: Axes, seeds: Sequence[dict[str, Any]]) -> None:
 
 def _previous_head(maps: Sequence[AttentionMaps]) -> Estimate:
     """Estimate the largest share of a head on the previous token."""
-    shares = torch.stack([one.mass[:, 1].max() for one in maps])
     heads = [one.mass[:, 1].argmax() for one in maps]
-    errors = torch.stack([one.mass_error[h, 1] for one, h in zip(maps, heads, strict=True)])
-    variance = errors.square().mean() / len(maps)
-    if len(maps) > 1:
-        variance = variance + shares.var() / len(maps)
-    return Estimate(shares.mean().item(), variance.sqrt().item())
+    return Estimate.of(torch.stack([m.masses[:, h, 1] for m, h in zip(maps, heads, strict=True)]))
 
 
 def _previous_head_claim(lab: Laboratory) -> Claim:

@@ -207,7 +207,7 @@ def _ratio_to_own_ridge(lab: Laboratory, fitted: list[float]) -> Estimate:
     own = in_context_loss(predictors, task, evaluation)
     ours = compare(lab, "core").seed_losses[MESA]
     above, below = (
-        torch.stack([one.losses[:, LATE].mean(1) for one in losses]).mean(0)
+        torch.stack([one.losses[:, LATE].mean(1) for one in losses])
         for losses in (ours, list(own.values()))
     )
     return Estimate.ratio(above, below)

@@ -27,7 +27,7 @@ from mesaopt.papers.matrices import (
 )
 from mesaopt.papers.plots import circles, plain_ticks
 from mesaopt.papers.rows import PanelData, Rows
-from mesaopt.papers.uncovering2023.laboratory import LATE, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
 from mesaopt.papers.uncovering2023.regression import (
     PREDICTORS,
@@ -172,7 +172,7 @@ def _fig5_claims(lab: Laboratory) -> Iterable[Claim]:
     for recipe in _BY_DIMENSION:
         dim, linearisations = RECIPES[recipe].dim, linearised(lab, recipe)
         ratios = loss_ratios(linearisations) if linearisations else []
-        late = loss_ratios(linearisations, LATE) if linearisations else []
+        late = loss_ratios(linearisations, slice(dim, None)) if linearisations else []
         claims = [*_order_claims(dim, ratios, late)]
         if dim in LINEARISED and lab.as_published(recipe) and _has_learned(lab, recipe):
             claims += _published_ratio_claims(dim, ratios, _failed(linearisations))
@@ -208,8 +208,8 @@ def _order_claims(
 ) -> Iterable[Claim]:
     """Judge that the first layer, which binds tokens, needs its softmax, and later ones ever less.
 
-    Means are mostly of the first positions, so that those at which the context determines the matrix are
-    judged by themselves.
+    Means are mostly of the first positions, so that those at which the context determines the matrix, from
+    `dim` + 1 on, are judged by themselves.
     """
     yield from _first_layer_claims(dim, ratios)
     yield Claim(
@@ -225,7 +225,7 @@ def _order_claims(
         dim,
         late,
         end="-late",
-        where=", positions 11 to 50",
+        where=f", positions {dim + 1} to {4 * dim}",
         unpublished="no number of these positions is published; as of the mean",
     )
 

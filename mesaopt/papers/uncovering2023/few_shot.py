@@ -4,6 +4,7 @@ What they draw and judge is measured in :mod:`mesaopt.papers.uncovering2023.prom
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -23,6 +24,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale
 from mesaopt.papers.plots import band
 from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.uncovering2023.compression import loss_ratio
 from mesaopt.papers.uncovering2023.laboratory import (
     Comparison,
     Laboratory,
@@ -232,8 +234,6 @@ def _model_claims(
     """Judge what a trained model does; `peak` has the place of its highest loss, and a tolerance there."""
     runs, figure = prompted_runs(lab, recipe), f"Fig. {number}"
     by_seed = {name: [run.curves["one task", name] for run in runs] for name in LABELS}
-    means = {name: average(losses) for name, losses in by_seed.items() if losses}
-    comparison = Comparison("few-shot", means, by_seed, {})
     norms = [run.prefix.separator.norm().item() for run in runs if run.prefix.separator is not None]
     settings = lab.settings.prompts
     yield _ascent_claim(
@@ -242,22 +242,19 @@ def _model_claims(
         figure=figure,
         statement="On pairs alone the loss rises before it falls",
     )
-    yield comparison.claim(
-        SEPARATOR,
-        PAIRS,
+    yield Claim(
         name=f"fig{number}-separator-helps",
         figure=figure,
         statement="EOS between the pairs helps (ratio of mean losses)",
+        measured=_ratio_of_prompts(by_seed[SEPARATOR], by_seed[PAIRS]),
         high=0.95,
         basis="about 0.8 published; a quarter of the gain counts",
     )
-    yield comparison.claim(
-        PREFIX,
-        SEPARATOR,
-        slice(0, 10),
+    yield Claim(
         name=f"fig{number}-prefix-helps",
         figure=figure,
         statement="A prefix helps at the first ten pairs (ratio of mean losses)",
+        measured=_ratio_of_prompts(by_seed[PREFIX], by_seed[SEPARATOR], slice(0, 10)),
         high=0.97,
         basis="about 0.9 published; a quarter of the gain counts",
     )
@@ -273,6 +270,16 @@ def _model_claims(
     yield from _switch_claims(number, runs)
     if lab.as_published(recipe):
         yield from _published_claims(number, recipe, runs, peak)
+
+
+def _ratio_of_prompts(
+    with_more: Sequence[InContextLoss],
+    with_less: Sequence[InContextLoss],
+    positions: slice = slice(None),
+) -> Estimate | None:
+    """Compare the losses of the same models, seed by seed, with two prompts; None without models."""
+    pairs = list(zip(with_more, with_less, strict=True))
+    return loss_ratio(pairs, positions) if pairs else None
 
 
 def _claims_of_model(lab: Laboratory, number: int, recipe: str, **settings: Any) -> list[Claim]:
@@ -349,10 +356,9 @@ def _mean(losses: Sequence[Tensor], *, compared_with: int | None = None) -> Esti
     """Average losses [sequence] over seeds; the error counts both, and the sequences of another mean."""
     if not losses:
         return None
-    mean, seeds = torch.stack(list(losses)).mean(0), torch.stack([one.mean() for one in losses])
-    ours = mean.var().item() / len(mean)
-    theirs = mean.var().item() / compared_with if compared_with else 0.0
-    return Estimate.from_variances(mean.mean(), ours, theirs, variance_over_seeds(seeds).item())
+    samples = torch.stack(list(losses))
+    ours, theirs = Estimate.of(samples), samples.mean(0).var() / (compared_with or math.inf)
+    return Estimate.from_variances(ours.value, ours.error**2, theirs.item())
 
 
 def _ascent_claim(curves: Sequence[InContextLoss], *, statement: str, **claim: Any) -> Claim:

@@ -189,7 +189,9 @@ LOSS_PER_DIMENSION: dict[str, dict[int, float]] = {
     },
 }
 """Figure 5B, noise 0.01: loss per dimension, 2 (batch) (time) (dim) in the denominator; least squares as
-the authors' code has it, without the newest pair. Figure 20 has more noise, and no numbers."""
+the authors' code has it, without the newest pair; the means of `LOSS_PER_DIMENSION_SEQUENCES` sequences.
+Figure 20 has more noise, and no numbers."""
+LOSS_PER_DIMENSION_SEQUENCES = 640
 
 ByDepth = dict[int, tuple[float, ...]]
 """By position: before the first layer and behind each."""

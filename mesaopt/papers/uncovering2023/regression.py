@@ -17,7 +17,10 @@ from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
-from mesaopt.papers.uncovering2023.published import LOSS_PER_DIMENSION
+from mesaopt.papers.uncovering2023.published import (
+    LOSS_PER_DIMENSION,
+    LOSS_PER_DIMENSION_SEQUENCES,
+)
 from mesaopt.progress import Progress
 from mesaopt.tasks import Batch, LinearSystem
 from mesaopt.theory import kernel_regression, ridge_least_squares
@@ -128,6 +131,7 @@ def _fig20_settings(lab: Laboratory) -> dict[str, Any]:
 
 
 def _fig20_claims(lab: Laboratory) -> Iterable[Claim]:
+    both = 1 + lab.settings.regression_sequences / LOSS_PER_DIMENSION_SEQUENCES
     for name, published in LOSS_PER_DIMENSION.items():
         rows = [row for row in regression_losses(lab, PUBLISHED_NOISE) if row["predictor"] == name]
         for dim, row in ((row["dim"], row) for row in rows):
@@ -136,8 +140,8 @@ def _fig20_claims(lab: Laboratory) -> Iterable[Claim]:
                 figure="Fig. 5B",
                 statement=f"Linear systems of dimension {dim}, noise 0.01: {name} has a loss of "
                 f"{published[dim]:g} per dimension",
-                # The error of the difference, or more: they have 640 sequences.
-                measured=Estimate(row["loss"], row["error"] * 2**0.5),
+                # The error of the difference: the published number has its own sequences.
+                measured=Estimate(row["loss"], row["error"] * both**0.5),
                 published=published[dim],
                 tolerance=0.03 * published[dim],  # they tune on test sequences
             )

@@ -172,7 +172,7 @@ def _training_panel(recipe: str) -> Panel[Laboratory]:
         )  # [seed, step, token]
         names = [str(last - back) for back in range(NEAR)] + ["older"]
         rows = [
-            _row("while training", recipe, step, token, value)
+            _row("while training", recipe, step, token, value=value)
             for place, token in enumerate(names)
             for step, value in zip(steps, values[:, :, place].mean(0).tolist(), strict=True)
         ]
@@ -213,7 +213,7 @@ def _token_panel(recipe: str) -> Panel[Laboratory]:
             mean, error = mean_and_error(norms)
             panel = f"after training, position {position}"
             rows += [
-                _row(panel, recipe, steps, token, m, h)
+                _row(panel, recipe, steps, token, value=m, half=h)
                 for token, (m, h) in enumerate(
                     zip(mean.tolist(), (1.96 * error).tolist(), strict=True), start=1
                 )
@@ -238,7 +238,7 @@ def _token_panel(recipe: str) -> Panel[Laboratory]:
 
 
 def _row(
-    panel: str, name: str, step: int, token: str | int, value: float, half: float | None = None
+    panel: str, name: str, step: int, token: str | int, *, value: float, half: float | None = None
 ) -> dict[str, Any]:
     numbers = {"step": step, "token": token, "sensitivity": value, "half_width_95": half}
     return {"panel": panel, "recipe": name} | numbers

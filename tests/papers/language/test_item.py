@@ -14,7 +14,7 @@ from torch import Tensor
 from mesaopt.analysis import Evaluation, token_scores
 from mesaopt.config import OwnModelConfig, RunConfig, to_dict
 from mesaopt.models import make_model
-from mesaopt.papers.figure import judge
+from mesaopt.papers.figure import Figure, judge
 from mesaopt.papers.language import laboratory
 from mesaopt.papers.language.faults import ALL, ALL_BUT, FAULTS, RATE, WORKING
 from mesaopt.papers.language.item import STUDY
@@ -67,6 +67,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 def results(lab: Laboratory) -> dict[str, Computed]:
     """All figures."""
     return {figure.name: compute(figure, lab) for figure in STUDY.figures}
+
+
+@pytest.mark.parametrize("figure", STUDY.figures, ids=lambda figure: figure.name)
+def test_figures_of_no_recipes_say_that_they_train(figure: Figure) -> None:
+    assert figure.trains == (not figure.recipes)
 
 
 def test_every_figure_has_rows_and_settings(results: dict[str, Computed]) -> None:

@@ -5,12 +5,21 @@ import pytest
 import torch
 from laboratories import compute
 
+from mesaopt.analysis import InContextLoss
+from mesaopt.papers.figure import judge
 from mesaopt.papers.reproduce import get_study
+from mesaopt.papers.uncovering2023 import core_ridge
 from mesaopt.papers.uncovering2023.core import STUDY as CORE
 from mesaopt.papers.uncovering2023.core_claims import construction_errors
 from mesaopt.papers.uncovering2023.core_milestones import milestones
 from mesaopt.papers.uncovering2023.core_ridge import RIDGE, ridges
-from mesaopt.papers.uncovering2023.laboratory import LATE, Laboratory, compare, slot_coefficients
+from mesaopt.papers.uncovering2023.laboratory import (
+    LATE,
+    Comparison,
+    Laboratory,
+    compare,
+    slot_coefficients,
+)
 from mesaopt.papers.uncovering2023.published import LEARNING, MILESTONES
 from mesaopt.training import load_run
 from mesaopt.zoo import load
@@ -65,6 +74,14 @@ def test_untrained_models_fail_the_claims_about_training(lab: Laboratory) -> Non
     assert passed == {"lsa-1-other-coefficients", "lsa-1-compressed"}
 
 
+def test_the_authors_least_squares_has_the_noise_of_five_sets_of_256(lab: Laboratory) -> None:
+    claim = compute(CORE.figures[0], lab).claims["least-squares-official-loss"]
+    ours = compare(lab, "core").losses["least squares, official"]
+    published = ours.by_sequence.std().item() / 1280**0.5
+    assert claim.value == pytest.approx(ours.mean)
+    assert claim.error == pytest.approx((ours.mean_error**2 + published**2) ** 0.5, rel=1e-5)
+
+
 def test_the_construction_is_exact_in_both_precisions() -> None:
     errors = construction_errors()
     assert 0 < errors["float32"] < 1e-6
@@ -76,6 +93,24 @@ def test_a_model_is_averaged_over_its_seeds(lab: Laboratory) -> None:
     a, b = losses.seed_losses["lsa-1"]
     torch.testing.assert_close(losses.losses["lsa-1"].losses, (a.losses + b.losses) / 2)
     assert slot_coefficients(lab, "lsa-1").shape == (2, 2, 2, 2)
+
+
+def test_a_ridge_of_its_own_is_judged_over_seeds(
+    zoo_lab: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds whose ratios to their own ridges are 1 and 2."""
+    losses = torch.rand(512, 50, generator=torch.Generator().manual_seed(0))
+    seeds = [InContextLoss(losses), InContextLoss(2 * losses)]
+    own = {"0": InContextLoss(losses), "1": InContextLoss(losses)}
+    monkeypatch.setattr(core_ridge, "in_context_loss", lambda *_: own)
+    compared = Comparison("core", {}, {"mesa-1": seeds}, {})
+    lab = Laboratory(zoo_lab.plan, zoo_lab.runs)
+    lab.remember(compare, "core", value=compared)
+    lab.remember(milestones, value={("mesa-1", 4400): seeds})
+    lab.remember(ridges, value=[{4500: core_ridge.Ridges(0.1, [0.7], [0.1])}] * 2)
+    (claim,) = (claim for claim in judge(RIDGE, lab) if claim.name == "mesa-1-own-ridge")
+    assert claim.value == pytest.approx(1.5)
+    assert claim.error == pytest.approx(0.5)  # sqrt(0.5 / 2): no noise over sequences
 
 
 def test_claims_and_circles_belong_to_the_same_published_curves() -> None:

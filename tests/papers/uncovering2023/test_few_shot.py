@@ -7,7 +7,7 @@ import torch
 from laboratories import PLAN, compute, run_of
 from torch import Tensor, nn
 
-from mesaopt.analysis import TunedPrompt
+from mesaopt.analysis import InContextLoss, TunedPrompt
 from mesaopt.config import FewShotConfig
 from mesaopt.papers.figure import Figure, draw, judge, measure
 from mesaopt.papers.uncovering2023 import prompts
@@ -165,6 +165,33 @@ def test_a_switch_after_other_pairs_is_said_where_it_is_judged(
     (claim,) = (claim for claim in claims if claim.name == "fig18-second-task")
     assert "2.2 to 2.35" in claim.why
     assert "after 27 pairs; ours is after 20" in claim.why
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_prompts_are_compared_within_each_model(seeds: int, laboratory_of: MakeLaboratory) -> None:
+    """Seeds that differ, all by the same factor with every prompt, leave no noise to hide in."""
+    losses = torch.rand(16, 68, generator=torch.Generator().manual_seed(0))
+    ratios = {"pairs": 1.0, "separator": 0.97, "prefix": 0.97 * 0.98}
+    learned = {"separator": torch.zeros(10), "losses": torch.ones(2), "norms": torch.ones(2, 1)}
+    runs = [
+        prompts.PromptedRun(
+            TunedPrompt(**learned),
+            TunedPrompt(**learned),
+            {
+                (switch, name): InContextLoss(ratio * factor * losses)
+                for switch in ("one task", "two tasks")
+                for name, ratio in ratios.items()
+            },
+        )
+        for factor in (1.0, 3.0, 2.0)[:seeds]
+    ]
+    lab = laboratory_of(fig8, *[Nothing()] * seeds)
+    lab.remember(prompts.prompted_runs, *fig8.recipes, value=runs)
+    claims = {claim.name: claim for claim in judge(fig8, lab)}
+    for name, value in (("separator", 0.97), ("prefix", 0.98)):
+        claim = claims[f"fig8-{name}-helps"]
+        assert claim.value == pytest.approx(value)
+        assert not claim.passed
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

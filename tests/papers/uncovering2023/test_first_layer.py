@@ -10,13 +10,13 @@ from laboratories import PLAN, Computed, compute, save_run
 from torch import nn
 
 from mesaopt import recipes
-from mesaopt.analysis import Sensitivity
+from mesaopt.analysis import Estimate, Sensitivity
 from mesaopt.analysis.estimate import mean_and_error
 from mesaopt.config import RunConfig
 from mesaopt.models import SequenceModel
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.figure import Figure
-from mesaopt.papers.uncovering2023.attention import fig3, fig14, fig15
+from mesaopt.papers.figure import Figure, judge
+from mesaopt.papers.uncovering2023.attention import fig3, fig14, fig15, first_maps
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.sensitivities import binding, fig16, fig22, fig23, spread
 from mesaopt.papers.uncovering2023.weights import pattern_shares
@@ -233,6 +233,26 @@ def test_seeds_widen_what_noise_allows(laboratories: dict[str, Laboratory]) -> N
         assert low is not None
         assert before is not None
         assert low < before - 0.1
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_seeds_share_the_noise_of_their_sequences(
+    seeds: int, laboratories: dict[str, Laboratory]
+) -> None:
+    """Equal models on the same sequences know no more than one of them."""
+    maps = first_maps(laboratories["untrained"], "tf-7")[:1]
+    lab = Laboratory(PLAN, {"tf-7": laboratories["untrained"].runs["tf-7"][:1] * seeds})
+    lab.remember(first_maps, "tf-7", value=maps * seeds)
+    claims = {claim.name: claim for claim in judge(fig3, lab) if claim.recipes == ("tf-7",)}
+    assert set(claims) == {"fig3-previous-head", "fig3-tf-7-every-head"}
+    for name, (back, head) in {
+        "fig3-previous-head": (slice(1, 2), torch.argmax),
+        "fig3-tf-7-every-head": (slice(0, 2), torch.argmin),
+    }.items():
+        shares = maps[0].masses[..., back].sum(-1)
+        one = Estimate.of(shares[:, head(shares.mean(0))])
+        assert claims[name].value == pytest.approx(one.value, rel=1e-5)
+        assert claims[name].error == pytest.approx(one.error, rel=1e-5)
 
 
 def test_the_pattern_of_proposition_1_is_in_its_blocks_alone() -> None:
