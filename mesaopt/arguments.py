@@ -51,7 +51,7 @@ class Train:
 
     mesaopt train lsa-1
 
-    mesaopt train lsa-1 --seeds 3 --set train.steps=500
+    mesaopt train lsa-1 --seeds 3 --set train.steps=500 --out runs/short
 
     torchrun --nproc-per-node 8 -m mesaopt train lm-mesanet --shard
     """
@@ -100,7 +100,7 @@ class Sweep:
 
     mesaopt sweep lsa-1 --grid train.learning_rate=1e-4,3e-4 --grid model.num_heads=2,4 --seeds 3
 
-    mesaopt sweep lsa-1 --grid train.batch_size=64,256 --engine ray --resume
+    mesaopt sweep lsa-1 --grid train.batch_size=64,256 --engine ray --out batches
     """
 
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
@@ -191,9 +191,9 @@ class Evaluate:
 class Generate:
     """Continue a prompt with a trained language model.
 
-    mesaopt generate runs/text-mesanet-seed0 --prompt "def " --tokens 200 --temperature 0.8
+    mesaopt generate runs/lm-mesanet-seed0 --prompt "def " --tokens 200 --temperature 0.8
 
-    mesaopt generate runs/text-mesanet-seed0 --prompt "import " --tokens 40 --beams 4
+    mesaopt generate runs/lm-mesanet-seed0 --prompt "import " --tokens 40 --beams 4
     """
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
@@ -292,7 +292,8 @@ class Reproduce:
     what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
     """Name of a study, or of a figure such as emergence2024/fig1; mesaopt list figures shows them."""
     scale: Annotated[str, tyro.conf.arg(metavar="smoke|small|paper")] = "small"
-    """Seconds to try it, minutes on a laptop, or as published."""
+    """smoke: that it runs, in a minute or two. small: from minutes (core) to hours (language). paper: as
+    published. --dry-run says."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     """Folder of the results, new or empty."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

@@ -275,6 +275,12 @@ def test_what_is_given_twice_is_refused(
     assert capsys.readouterr().err == f"mesaopt: {message}\n"
 
 
+def test_settings_of_an_engine_need_an_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", "core", "--engine-set", "processes=4") == 2
+    message = "mesaopt: engine_set: must be given with an engine, such as --engine local\n"
+    assert capsys.readouterr().err == message
+
+
 def test_a_dry_run_prints_the_cost_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_core
 ) -> None:

@@ -58,6 +58,8 @@ def reproduce(command: args.Reproduce) -> int:
     if command.seeds is not None:
         require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
     runs, name = _given_runs(command)
+    if command.engine_set and command.engine is None:
+        raise ConfigError("engine_set: must be given with an engine, such as --engine local")
     engine = None if command.engine is None else engine_of(command.engine, command.engine_set)
     if command.dry_run:
         plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
