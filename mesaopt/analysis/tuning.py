@@ -345,4 +345,7 @@ def _search(
     minimum = minimize_scalar(
         lambda place: loss(value(place)), bounds=around, method="bounded", options=options
     )
-    return float(minimum.x), Tuned(value(float(minimum.x)), float(minimum.fun))
+    # Brent's method does not start at the best point, and leaves a valley with a plateau around it.
+    improved = minimum.fun <= losses[best]
+    place, smallest = (minimum.x, minimum.fun) if improved else (places[best], losses[best])
+    return float(place), Tuned(value(float(place)), float(smallest))

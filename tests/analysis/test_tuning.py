@@ -128,6 +128,21 @@ def test_losses_that_overflow_are_passed_over() -> None:
         tune(family, SMALL, bounds=(1e3, 1e4), evaluation=validation(256))
 
 
+@pytest.mark.parametrize("elsewhere", [math.nan, 1e10])
+@pytest.mark.parametrize("spacing", ["linear", "log"])
+def test_the_result_is_no_worse_than_any_value_of_the_scan(elsewhere: float, spacing) -> None:
+    bounds = (1e-2, 1e2)
+    # The fifth of the nine values, in a valley that Brent's method misses.
+    middle = 1.0 if spacing == "log" else 50.005
+
+    def family(value: float) -> Predictor:
+        return constant(0.0 if abs(value / middle - 1) < 0.01 else elsewhere)
+
+    best = tune(family, SMALL, bounds=bounds, spacing=spacing, evaluation=validation(256))
+    assert best.value == pytest.approx(middle)
+    assert best.loss == pytest.approx(validation_loss(constant(0.0), 256), rel=1e-6)
+
+
 def test_a_search_without_an_end_ends() -> None:
     def family(value: float) -> Predictor:
         return lambda batch: batch.targets + 1 / value
