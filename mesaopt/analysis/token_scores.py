@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import AnyPredictor, as_predictor
 from mesaopt.display import Curve, Drawn, Row
+from mesaopt.errors import wrong_type
 from mesaopt.tasks import (
     Batch,
     ContinuousMQARBatch,
@@ -98,7 +100,7 @@ def score_positions(length: int) -> tuple[int, int] | None:
 @torch.no_grad()
 def token_scores(
     predictors: Mapping[str, AnyPredictor],
-    task: TokenTask[Any],
+    task: AnyTask,
     evaluation: Evaluation = Evaluation(),
 ) -> dict[str, list[TokenScore]]:
     """Score predictors on the same fresh sequences of every setting of a task.
@@ -106,11 +108,14 @@ def token_scores(
     Args:
         predictors: by name; a model, a Run or its path, or a function from a batch to logits at the scored
             places [batch, scored, vocabulary].
-        task: on tokens.
+        task: on tokens, or its settings.
         evaluation: the sequences; batches are of the settings in turn.
 
     Returns:
         The scores of each predictor, one for each setting.
+
+    Raises:
+        TypeError: there is no model or no task, or the task is not on tokens.
 
     Example:
         >>> from mesaopt.tasks import Parity
@@ -119,6 +124,9 @@ def token_scores(
         >>> round(score.loss.value, 3), score.num_sequences
         (1.099, 256)
     """
+    task = as_task(task)
+    if not isinstance(task, TokenTask):
+        raise wrong_type("task", task, "a task on tokens, or its settings")
     functions = {name: as_predictor(given, name) for name, given in predictors.items()}
     labels = _labels(task, evaluation)
 

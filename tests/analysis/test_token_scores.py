@@ -66,6 +66,12 @@ def test_batches_of_other_widths_are_scored_together() -> None:
     assert score.loss.value == pytest.approx(np.log(16))
 
 
+def test_settings_stand_for_their_task() -> None:
+    uniform = {"uniform": lambda batch: torch.zeros(*batch.targets.shape, 3)}
+    few = Evaluation(num_sequences=1)
+    assert token_scores(uniform, Parity().config, few) == token_scores(uniform, Parity(), few)
+
+
 def test_progress_names_what_is_computed() -> None:
     seen: list[Progress] = []
     uniform = {"uniform": lambda batch: torch.zeros(*batch.targets.shape, 3)}
