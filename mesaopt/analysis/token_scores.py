@@ -39,7 +39,8 @@ class TokenScore(Drawn):
     num_sequences: int
     """Number of sequences."""
     loss: Estimate
-    """Cross-entropy in nats: the mean of each sequence over its scored places, and the mean of these."""
+    """Cross-entropy in nats, or half the squared error where the task asks for that: the mean of each
+    sequence over its scored places, and the mean of these."""
     accuracy: Estimate
     """Share of right answers, averaged alike; in RegBench of letters that may come."""
     more: dict[str, Estimate]
@@ -52,7 +53,9 @@ class TokenScore(Drawn):
 
     def _headline(self) -> str:
         setting = f" of {self.setting}" if self.setting else ""
-        return f"Loss {self.loss} nats, accuracy {self.accuracy}; {self.num_sequences:,} sequences{setting}"
+        return (
+            f"Loss {self.loss}, accuracy {self.accuracy}; {self.num_sequences:,} sequences{setting}"
+        )
 
     def _rows(self) -> list[Row]:
         return [{"score": name, "value": score} for name, score in self._all.items()]

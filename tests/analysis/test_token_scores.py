@@ -19,6 +19,7 @@ from mesaopt.analysis import (
     score_positions,
     token_scores,
 )
+from mesaopt.commands.tokens import score_rows
 from mesaopt.config import LanguageModelConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.progress import Progress
 from mesaopt.report.page import save_figure
@@ -98,6 +99,15 @@ def test_continuous_recall_is_scored_by_the_nearest_value() -> None:
     assert (few.setting, many.setting) == ("pairs 4", "pairs 32")
     assert few.accuracy.value == 1
     assert many.accuracy.value < 1
+
+
+def test_squared_errors_are_not_called_nats() -> None:
+    task = ContinuousMQAR(dim=16, pairs=8, codes=64, test_on=(4,), loss="squared_error")
+    zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
+    scores = token_scores(zero, task, Evaluation(num_sequences=1))
+    assert scores["zero"][0].loss.value == pytest.approx(0.5)  # values have norm 1
+    for shown in (str(scores["zero"][0]), *score_rows(scores)[0]):
+        assert "nats" not in shown
 
 
 @pytest.fixture
