@@ -26,7 +26,7 @@ from mesaopt.errors import RunError
 from mesaopt.layers import MergedLinearSelfAttention, MesaLayer, SoftmaxSelfAttention
 from mesaopt.models import OneLayerModel, SequenceModel, make_model
 from mesaopt.tasks import ARProcess, FewShot, LinearSystem, Parity, make_task
-from mesaopt.theory import neumann_inverse
+from mesaopt.theory import gradient_descent, neumann_inverse, proposition_1
 from mesaopt.training import Run, RunFolder, load_run, train
 from mesaopt.zoo import FOLDER
 
@@ -392,6 +392,23 @@ def test_numbers_of_another_type_than_the_weights_get_their_sentence(
             call(torch.zeros(3, 5, 6, dtype=dtype))
     with pytest.raises((TypeError, IndexError), match="must be a tensor|indices"):
         call(np.zeros((3, 5, 6))) if argument == "tokens" else call([1])
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1), (4, 4), (2, 3, 3)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda phi: proposition_1(3, step_size=0.1, initial_map=phi),
+        lambda phi: gradient_descent(torch.ones(2, 5, 3), step_size=0.1, initial_map=phi),
+    ],
+    ids=["proposition_1", "gradient_descent"],
+)
+def test_an_initial_map_of_another_shape_gets_its_sentence(
+    call: Callable[[Any], Any], shape: tuple[int, ...]
+) -> None:
+    sentence = re.escape(f"initial_map has shape {shape}: must be (3, 3)")
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        call(torch.ones(shape))
 
 
 def test_a_batch_is_not_its_tokens(run: Run, task: LinearSystem) -> None:

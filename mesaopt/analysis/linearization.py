@@ -1,6 +1,7 @@
 """Linearisation: the loss of a model with attention layers replaced by linear ones."""
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -469,5 +470,5 @@ def _check_index(model: SequenceModel, index: int, argument: str) -> None:
 def _check_numbers(learning_rate: float, **counts: int) -> None:
     for name, value in counts.items():
         require_count(name, value, smallest=1)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate={learning_rate}: must be greater than 0")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate={learning_rate}: must be greater than 0 and finite")

@@ -1,5 +1,7 @@
 """Accuracy on tasks on tokens of exact answers, and of the best guess without the sequence."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -102,7 +104,7 @@ def least_squares_recall(
         dimensions.
 
     Raises:
-        ValueError: ridge is not above 0.
+        ValueError: ridge is out of range.
 
     Example:
         >>> from mesaopt.tasks import ContinuousMQAR
@@ -111,8 +113,8 @@ def least_squares_recall(
         >>> batch.accuracy(prediction).float().mean().item()
         1.0
     """
-    if not ridge > 0:
-        raise ValueError(f"ridge={ridge}: must be greater than 0")
+    if not 0 < ridge < math.inf:
+        raise ValueError(f"ridge={ridge}: must be greater than 0 and finite")
     keys, values = tokens.double().chunk(2, dim=-1)
     shown = keys * (values != 0).any(-1, keepdim=True)
     gram = shown.mT @ shown + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype)
