@@ -9,6 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mesaopt.config import require_count
 from mesaopt.tasks import TokenBatch
 
 Array = NDArray[np.float64]
@@ -34,6 +35,9 @@ def in_context_n_gram(
     Returns:
         Logarithms of the probabilities at the scored positions.
 
+    Raises:
+        ConfigError: order is out of range.
+
     Source: the public code of Akyurek et al., "In-Context Language Learning", arXiv 2401.12973. There
     probabilities add up to less than 1 where all letters that came have followed the context; here to 1.
 
@@ -44,6 +48,7 @@ def in_context_n_gram(
         >>> bool(torch.allclose(logits.exp().sum(-1)[batch.counted], torch.tensor(1.0)))
         True
     """
+    require_count("order", order, smallest=1)
     rows = [_n_gram_row(row, vocabulary, order) for row in batch.tokens.tolist()]
     return _at_scored(batch, np.stack(rows))
 
@@ -112,12 +117,15 @@ def in_context_baum_welch(
     Args:
         batch: strings, with separators, such as those of RegBench.
         vocabulary: number of tokens; the last one is the separator, 0 is padding.
-        num_states: of the automaton.
-        steps: of expectation maximisation.
+        num_states: of the automaton, 2 or greater.
+        steps: of expectation maximisation, 0 or greater.
         seed: of the start.
 
     Returns:
         Logarithms of the probabilities at the scored positions.
+
+    Raises:
+        ConfigError: num_states or steps is out of range.
 
     Source: Akyurek et al., arXiv 2401.12973, whose code has a hidden Markov model with pairs of states as
     states, which is the same, and fits it again behind every letter, which takes some 25 times as long.
@@ -128,6 +136,8 @@ def in_context_baum_welch(
         >>> in_context_baum_welch(batch, vocabulary=20, steps=2).shape[-1]
         20
     """
+    require_count("num_states", num_states, smallest=2)
+    require_count("steps", steps, smallest=0)
     random = np.random.default_rng(seed)
     rows = []
     for row in batch.tokens.tolist():

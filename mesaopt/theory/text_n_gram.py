@@ -1,5 +1,6 @@
 """n-grams of a text: what the last few tokens tell of the next."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -49,8 +50,8 @@ def text_n_gram(
     size = task.config.vocabulary
     if order < 1 or size**order > MOST:
         raise ConfigError(f"order={order}: must be 1 or greater, with {size}^order at most 2**27")
-    if not strength > 0:
-        raise ConfigError(f"strength={strength}: must be greater than 0")
+    if not 0 < strength < math.inf:
+        raise ConfigError(f"strength={strength}: must be greater than 0 and finite")
     text = task.corpus.parts["train"]
     tables = [np.full(size, 1 / size, dtype=np.float32)]
     for n in range(1, order + 1):

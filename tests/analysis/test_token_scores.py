@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,9 @@ def test_n_grams_of_text_are_frequencies(text: Path) -> None:
         torch.testing.assert_close(table.sum(-1), torch.ones(8, 64))
     with pytest.raises(ValueError, match="order=4: must be 1 or greater"):
         text_n_gram(task, order=4)
+    for strength in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"strength={strength}: must be greater than 0"):
+            text_n_gram(task, strength=strength)
 
 
 TINY = LanguageModelConfig(width=8, mixers=("linear_attention",), num_heads=1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mesaopt.errors import ConfigError
 from mesaopt.recipes.token_tasks import TOKEN_TASKS
 from mesaopt.tasks import MAD, ContinuousMQAR, RegBench, TokenBatch, make_task
 from mesaopt.theory import (
@@ -153,3 +154,17 @@ def test_baum_welch_finds_a_language_that_no_bigram_knows() -> None:
     learned = batch.losses(logits)[:, last].mean()
     assert learned < 0.2
     assert batch.losses(in_context_n_gram(batch, vocabulary=6, order=2))[:, last].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("learner", "name", "number", "wanted"),
+    [
+        (in_context_n_gram, "order", 0, "1 or greater"),
+        (in_context_n_gram, "order", -1, "1 or greater"),
+        (in_context_baum_welch, "num_states", 1, "2 or greater"),
+        (in_context_baum_welch, "steps", -1, "between 0 and"),
+    ],
+)
+def test_learners_refuse_numbers_out_of_range(learner, name: str, number: int, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}={number}: must be {wanted}"):
+        learner(strings("abab"), vocabulary=6, **{name: number})
