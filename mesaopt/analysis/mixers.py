@@ -131,7 +131,7 @@ def measure_mixers(
         The measurements of each layer, first to last.
 
     Raises:
-        ValueError: there is no mixer in the model, or a position is out of range.
+        ValueError: there is no mixer in the model, there are no positions, or one is out of range.
 
     Source: the condition numbers and steps are those that von Oswald et al. 2025 plot in their section on
     conjugate gradients; the effective rank is the participation ratio.
@@ -150,6 +150,8 @@ def measure_mixers(
         raise ValueError("model: has no layer of mesaopt.layers in it: must have one or more")
     time = inputs[0][1].shape[1]
     chosen = _spread(time) if positions is None else tuple(positions)
+    if not chosen:
+        raise ValueError("positions: must not be empty")
     for position in chosen:
         if not 1 <= position <= time:
             raise ValueError(f"positions has the value {position}: must be from 1 to {time}")
