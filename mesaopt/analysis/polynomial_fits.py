@@ -198,7 +198,7 @@ def _quadratic_loss(
         terms = _chebyshev_predictions(context, degree, inverse, largest)
         predictions, targets = (_scored_numbers(x, batch) for x in (terms, batch.targets))
         square, numbers = (targets @ targets / 2).item(), len(batch.targets) * len(batch.positions)
-        return predictions @ predictions.T, predictions @ targets, square, numbers
+        return (predictions @ predictions.T).cpu(), (predictions @ targets).cpu(), square, numbers
 
     gram = torch.zeros(degree + 1, degree + 1, dtype=torch.float64)
     cross, constant, count = torch.zeros(degree + 1, dtype=torch.float64), 0.0, 0

@@ -207,8 +207,8 @@ def effective_ridges(layer: MesaLayer, *, dim: int, slot: int) -> Float[Tensor, 
         The eigenvalues of r (W^T W)^{-1} of every head in float64, ascending.
 
     Raises:
-        ValueError: the width of the tokens is not a multiple of dim, there is no such slot, or the layer has
-            another ridge or other keys.
+        ValueError: the width of the tokens is not a multiple of dim, there is no such slot, or the layer
+            has another ridge or other keys.
 
     Example:
         >>> layer = MesaLayer(width=4, num_heads=1, head_dim=2)

@@ -215,7 +215,7 @@ def _expected_steps(
 
 def _at_scored(batch: TokenBatch, probabilities: Array) -> Tensor:
     """Take the scored positions, and logarithms."""
-    found = torch.from_numpy(probabilities).float()
+    found = torch.from_numpy(probabilities).float().to(batch.tokens.device)
     if batch.at is not None:
         found = found.gather(1, batch.at[..., None].expand(-1, -1, found.shape[-1]))
     return found.clamp(min=_TINY).log()

@@ -117,7 +117,7 @@ def least_squares_recall(
         raise ValueError(f"ridge={ridge}: must be greater than 0 and finite")
     keys, values = tokens.double().chunk(2, dim=-1)
     shown = keys * (values != 0).any(-1, keepdim=True)
-    gram = shown.mT @ shown + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype)
+    gram = shown.mT @ shown + ridge * torch.eye(keys.shape[-1]).to(keys)
     solution = torch.linalg.solve(gram, keys.mT)  # [B,K,T]
     return (values.mT @ shown @ solution).mT.to(tokens.dtype)
 
@@ -126,7 +126,12 @@ def _at(batch: TokenBatch) -> Int[Tensor, "batch scored"]:
     """The scored positions, all of them written out."""
     if batch.at is not None:
         return batch.at
-    return torch.arange(batch.tokens.shape[1]).expand(batch.targets.shape)
+    return _places(batch.tokens).expand(batch.targets.shape)
+
+
+def _places(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, " time"]:
+    """Count the places of sequences from 0."""
+    return torch.arange(tokens.shape[1], device=tokens.device)
 
 
 def _last_values(config: MQARConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
@@ -134,8 +139,7 @@ def _last_values(config: MQARConfig, batch: TokenBatch) -> Int[Tensor, "batch sc
     shown = 2 * (batch.targets.shape[1] + config.updates)
     keys, values = batch.tokens[:, :shown:2], batch.tokens[:, 1:shown:2]
     asked = batch.tokens.gather(1, _at(batch))
-    numbers = torch.arange(1, keys.shape[1] + 1)
-    last = ((asked[..., None] == keys[:, None]) * numbers).argmax(-1)
+    last = ((asked[..., None] == keys[:, None]) * (1 + _places(keys))).argmax(-1)
     return values.gather(1, last)
 
 
@@ -143,8 +147,7 @@ def _followers(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch score
     """The token that followed each scored one where that was there before."""
     tokens, at = batch.tokens, _at(batch)
     asked = tokens.gather(1, at)
-    places = torch.arange(tokens.shape[1])
-    before = (tokens[:, None] == asked[..., None]) & (places < at[..., None])
+    before = (tokens[:, None] == asked[..., None]) & (_places(tokens) < at[..., None])
     first = before.long().argmax(-1)
     return tokens.gather(1, (first + 1).clamp(max=tokens.shape[1] - 1))
 
@@ -152,7 +155,8 @@ def _followers(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch score
 def _fuzzy_values(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
     """The tokens of the values of keys that came before, key and value being runs of tokens."""
     rows = zip(batch.tokens.tolist(), _at(batch).tolist(), strict=True)
-    return torch.tensor([_fuzzy_row(config.vocabulary - 1, tokens, at) for tokens, at in rows])
+    answers = [_fuzzy_row(config.vocabulary - 1, tokens, at) for tokens, at in rows]
+    return torch.tensor(answers, device=batch.tokens.device)
 
 
 def _fuzzy_row(pad: int, tokens: list[int], at: list[int]) -> list[int]:
@@ -179,7 +183,7 @@ def _by_heart(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored
     """The values of the keys in front of the scored positions."""
     mapping = draw_mapping(generator(config.map_seed, "mad/memorization"), config.vocabulary)
     keys = batch.tokens.gather(1, _at(batch) - 1)
-    return torch.from_numpy(mapping)[keys]
+    return torch.from_numpy(mapping).to(keys.device)[keys]
 
 
 def _remembered(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:

@@ -197,6 +197,21 @@ def test_complex_and_partly_scored_sequences_are_fitted() -> None:
     assert best == pytest.approx((1.5, -0.5), abs=1e-6)  # z = 1 and 2; the states are float32
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sequences_on_a_gpu_are_fitted_as_those_on_the_cpu() -> None:
+    class Far:
+        def sample(self, batch_size: int, **settings) -> Batch:
+            return SMALL.sample(batch_size, **settings).to("cuda")
+
+    start = neumann_inverse(2, ridge=1e-3, scale="frobenius")
+    here, there = (fit_polynomial(task, 2, evaluation=validation(256)) for task in (SMALL, Far()))
+    assert there == pytest.approx(here, rel=1e-6)
+    few = {"evaluation": validation(256), "iterations": 3}
+    one, other = (learn_inverse(task, start, **few) for task in (SMALL, Far()))
+    assert other.step_sizes == pytest.approx(one.step_sizes, rel=1e-6)
+
+
 def test_stacked_inputs_are_fitted() -> None:
     best = fit_polynomial(
         SMALL,

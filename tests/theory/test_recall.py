@@ -1,6 +1,7 @@
 """Programs and guesses for tasks on tokens: scores that need no model."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 
 from mesaopt.errors import ConfigError
 from mesaopt.recipes.token_tasks import TOKEN_TASKS
-from mesaopt.tasks import MAD, ContinuousMQAR, RegBench, TokenBatch, make_task
+from mesaopt.tasks import MAD, ContinuousMQAR, RegBench, Text, TokenBatch, make_task
 from mesaopt.theory import (
     chance,
     exact_answers,
     in_context_baum_welch,
     in_context_n_gram,
     least_squares_recall,
+    text_n_gram,
 )
 
 ANSWERABLE = [n for n, c in TOKEN_TASKS.items() if c.kind in ("mqar", "mad", "parity", "copying")]
@@ -34,6 +36,43 @@ def test_a_program_answers_all_that_can_be_answered(name: str) -> None:
             assert 0.95 < right.float().mean() < 1
         else:
             assert right.all()
+
+
+NEED_VALUES = {"mad-fuzzy-recall", "mad-selective-copying"}  # to know a shape
+
+
+@pytest.mark.parametrize("name", sorted(set(ANSWERABLE) - NEED_VALUES))
+def test_answers_are_computed_where_the_tokens_are(name: str) -> None:
+    for config, batch in of_tests(name):
+        answers = exact_answers(config, batch.to("meta"))
+        assert (answers.device.type, answers.shape) == ("meta", batch.targets.shape)
+
+
+def test_least_squares_are_computed_where_the_tokens_are() -> None:
+    assert least_squares_recall(torch.zeros(2, 5, 8, device="meta")).device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ANSWERABLE)
+def test_answers_on_a_gpu_are_those_on_the_cpu(name: str) -> None:
+    for config, batch in of_tests(name):
+        answers = exact_answers(config, batch.to("cuda"))
+        assert answers.is_cuda
+        assert torch.equal(answers.cpu(), exact_answers(config, batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_n_grams_on_a_gpu_are_those_on_the_cpu() -> None:
+    strings_batch = RegBench(length=80, examples=None).sample(3, seed=0)
+    text = Text(corpus=__file__, length=32)
+    n_gram = partial(in_context_n_gram, vocabulary=20)
+    cases = ((n_gram, strings_batch), (text_n_gram(text), text.sample(2, seed=0, split="test")))
+    for predict, batch in cases:
+        there = predict(batch.to("cuda"))
+        assert there.is_cuda
+        assert torch.equal(there.cpu(), predict(batch))
 
 
 def test_a_program_answers_fuzzy_recall_where_there_is_an_answer() -> None:
