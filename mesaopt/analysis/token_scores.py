@@ -211,6 +211,13 @@ def _of_text(losses: Float[Tensor, "sequence position"], task: Text) -> dict[str
         "bits_per_byte": loss / (math.log(2) * task.bytes_per_token),
     }
     if (places := score_positions(losses.shape[1])) is not None:
-        early, late = (losses[:, place - _HALF : place + _HALF].mean(1) for place in places)
-        found["in_context_score"] = Estimate.of(late - early)
+        found["in_context_score"] = Estimate.of(in_context_score(losses, places))
     return found
+
+
+def in_context_score(
+    losses: Float[Tensor, "*shape position"], places: tuple[int, int]
+) -> Float[Tensor, "*shape"]:
+    """Subtract the loss around the first of two places from that around the second."""
+    early, late = (losses[..., place - _HALF : place + _HALF].mean(-1) for place in places)
+    return late - early
