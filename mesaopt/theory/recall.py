@@ -123,7 +123,7 @@ def least_squares_recall(
 
 
 def _at(batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The scored positions, all of them written out."""
+    """List the scored positions, where all are scored too."""
     if batch.at is not None:
         return batch.at
     return _places(batch.tokens).expand(batch.targets.shape)
@@ -135,7 +135,7 @@ def _places(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, " time"]:
 
 
 def _last_values(config: MQARConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The last value of each queried key among the pairs in front."""
+    """Look up the last value of each queried key among the pairs in front."""
     shown = 2 * (batch.targets.shape[1] + config.updates)
     keys, values = batch.tokens[:, :shown:2], batch.tokens[:, 1:shown:2]
     asked = batch.tokens.gather(1, _at(batch))
@@ -144,7 +144,7 @@ def _last_values(config: MQARConfig, batch: TokenBatch) -> Int[Tensor, "batch sc
 
 
 def _followers(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The token that followed each scored one where that was there before."""
+    """Find the token that followed each scored one where that was there before."""
     tokens, at = batch.tokens, _at(batch)
     asked = tokens.gather(1, at)
     before = (tokens[:, None] == asked[..., None]) & (_places(tokens) < at[..., None])
@@ -153,7 +153,7 @@ def _followers(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch score
 
 
 def _fuzzy_values(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The tokens of the values of keys that came before, key and value being runs of tokens."""
+    """Look up the values of keys that came before, key and value being runs of tokens."""
     rows = zip(batch.tokens.tolist(), _at(batch).tolist(), strict=True)
     answers = [_fuzzy_row(config.vocabulary - 1, tokens, at) for tokens, at in rows]
     return torch.tensor(answers, device=batch.tokens.device)
@@ -180,14 +180,14 @@ def _fuzzy_row(pad: int, tokens: list[int], at: list[int]) -> list[int]:
 
 
 def _by_heart(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The values of the keys in front of the scored positions."""
+    """Look up the values of the keys in front of the scored positions."""
     mapping = draw_mapping(generator(config.map_seed, "mad/memorization"), config.vocabulary)
     keys = batch.tokens.gather(1, _at(batch) - 1)
     return torch.from_numpy(mapping).to(keys.device)[keys]
 
 
 def _remembered(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The tokens that are neither blank nor separator, in order."""
+    """List the tokens that are neither blank nor separator, in order."""
     is_plain = batch.tokens < config.vocabulary - 2
     return batch.tokens[is_plain].view(len(batch.tokens), -1)
 
@@ -203,7 +203,7 @@ _MAD = {
 
 
 def _chance_of_mad(config: MADConfig) -> float:
-    """The accuracy of the best guess in tests of each of the tasks."""
+    """Compute the accuracy of the best guess in tests of each of the tasks."""
     plain = config.vocabulary - config.noise_vocabulary
     if config.task == "compression":  # the last token is always the same
         return ((config.length - 1) / (plain - 1) + 1) / config.length
