@@ -298,8 +298,8 @@ def unexplained(
         0.0
     """
     with evaluating(layer):
-        found = layer(like_weights(layer, inputs))
-    missed = (found.double() - outputs.double()).square().sum().item()
+        predicted = layer(like_weights(layer, inputs))
+    missed = (predicted.double() - outputs.double()).square().sum().item()
     spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum().item()
     return missed / spread if missed > 0 else 0.0
 

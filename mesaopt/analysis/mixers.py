@@ -206,7 +206,7 @@ def _grams(
     inputs: HeadInputs, positions: tuple[int, ...]
 ) -> Float[Tensor, "position batch head key key"]:
     """Compute the Gram matrices of the keys so far, at some positions."""
-    k, found = inputs.k, {}
+    k, grams = inputs.k, {}
     gram = k.new_zeros(len(k), *k.shape[2:], k.shape[-1])  # [B,H,K,K]
     for t in range(max(positions)):
         pair = k[:, t, :, :, None] * k[:, t, :, None, :]
@@ -216,8 +216,8 @@ def _grams(
             gram = gram * inputs.log_decay[:, t, :, None, None].exp()
         gram = gram + pair
         if t + 1 in positions:
-            found[t + 1] = gram
-    return torch.stack([found[position] for position in positions])
+            grams[t + 1] = gram
+    return torch.stack([grams[position] for position in positions])
 
 
 def _ridges(

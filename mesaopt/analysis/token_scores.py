@@ -141,16 +141,16 @@ def token_scores(
         }
         return {name: _join(scores) for name, scores in scored.items()}
 
-    found: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
+    scores_of: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
     with evaluation.reported("scores on tokens") as reported:
         for step, scored in enumerate(reported.map(task, score)):
             for name, scores in scored.items():
-                found.setdefault((name, step % len(labels)), []).append(scores)
+                scores_of.setdefault((name, step % len(labels)), []).append(scores)
     return {
         name: [
-            _together(label, found[name, number], task)
+            _together(label, scores_of[name, number], task)
             for number, label in enumerate(labels)
-            if (name, number) in found
+            if (name, number) in scores_of
         ]
         for name in functions
     }
@@ -206,13 +206,13 @@ def _of_text(losses: Float[Tensor, "sequence position"], task: Text) -> dict[str
     """Give what is usual to say of text."""
     loss = Estimate.of(losses.mean(1))
     perplexity = math.exp(min(loss.value, 700.0))
-    found = {
+    scores = {
         "perplexity": Estimate(perplexity, perplexity * loss.error),
         "bits_per_byte": loss / (math.log(2) * task.bytes_per_token),
     }
     if (places := score_positions(losses.shape[1])) is not None:
-        found["in_context_score"] = Estimate.of(in_context_score(losses, places))
-    return found
+        scores["in_context_score"] = Estimate.of(in_context_score(losses, places))
+    return scores
 
 
 def in_context_score(

@@ -159,16 +159,16 @@ def tune_together(
     loss = _mean_loss(family, task, evaluation)
     points = SobolEngine(number).fast_forward(1).draw(_SOBOL_POINTS)  # the first is a corner
     best = points[int(np.argmin([loss(point.tolist()) for point in points]))]
-    found = minimize(
+    minimum = minimize(
         lambda point: loss(point.tolist()),
         best.numpy(),
         method="Nelder-Mead",
         bounds=[(0.0, 1.0)] * number,
         options={"xatol": 1e-4, "fatol": math.inf, "maxfev": _EVALUATIONS * number},
     )
-    if found.fun >= _HUGE:
+    if minimum.fun >= _HUGE:
         raise ValueError("family: no values between the bounds have a finite loss")
-    return found.x.tolist()
+    return minimum.x.tolist()
 
 
 def line_search_step_size(

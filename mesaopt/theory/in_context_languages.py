@@ -57,7 +57,7 @@ def _n_gram_row(tokens: list[int], vocabulary: int, order: int) -> Array:
     """Predict behind each token of one sequence."""
     followers: defaultdict[tuple[int, ...], Array] = defaultdict(lambda: np.zeros(vocabulary))
     seen: defaultdict[tuple[int, ...], int] = defaultdict(int)
-    found = np.full((len(tokens), vocabulary), 1 / vocabulary)
+    probabilities = np.full((len(tokens), vocabulary), 1 / vocabulary)
     mark, separator = -1, vocabulary - 1
     read = [mark] * (order - 1)
     for n in range(order):
@@ -73,8 +73,8 @@ def _n_gram_row(tokens: list[int], vocabulary: int, order: int) -> Array:
             read = [*read, token][1 - order :] if order > 1 else []
         for n in range(order):
             seen[tuple(read[len(read) - n :])] += 1
-        found[t] = _backed_off(read, followers, seen, vocabulary)
-    return found
+        probabilities[t] = _backed_off(read, followers, seen, vocabulary)
+    return probabilities
 
 
 def _backed_off(
@@ -141,7 +141,7 @@ def in_context_baum_welch(
     random = np.random.default_rng(seed)
     rows = []
     for row in batch.tokens.tolist():
-        found = np.full((len(row), vocabulary), 1 / vocabulary)
+        probabilities = np.full((len(row), vocabulary), 1 / vocabulary)
         complete: list[list[int]] = []
         steps_of = _random_automaton(random, vocabulary, num_states)
         string: list[int] = []
@@ -157,8 +157,8 @@ def in_context_baum_welch(
                 string.append(token)
                 state = state @ steps_of[token]
                 state = state / state.sum()
-            found[t] = (state @ steps_of).sum(-1)
-        rows.append(found)
+            probabilities[t] = (state @ steps_of).sum(-1)
+        rows.append(probabilities)
     return _at_scored(batch, np.stack(rows))
 
 
@@ -215,7 +215,7 @@ def _expected_steps(
 
 def _at_scored(batch: TokenBatch, probabilities: Array) -> Tensor:
     """Take the scored positions, and logarithms."""
-    found = torch.from_numpy(probabilities).float().to(batch.tokens.device)
+    scored = torch.from_numpy(probabilities).float().to(batch.tokens.device)
     if batch.at is not None:
-        found = found.gather(1, batch.at[..., None].expand(-1, -1, found.shape[-1]))
-    return found.clamp(min=_TINY).log()
+        scored = scored.gather(1, batch.at[..., None].expand(-1, -1, scored.shape[-1]))
+    return scored.clamp(min=_TINY).log()

@@ -60,13 +60,13 @@ def text_n_gram(
 
     def predict(batch: TokenBatch) -> Tensor:
         tokens = batch.tokens.cpu()  # where the tables are
-        found = logs[1].expand(*tokens.shape, size).clone()
+        predicted = logs[1].expand(*tokens.shape, size).clone()
         context = torch.zeros_like(tokens)
         for n in range(2, order + 1):
             # The context of n - 1 tokens as one number, the latest last.
             context[:, n - 2 :] += tokens[:, : tokens.shape[1] - (n - 2)] * size ** (n - 2)
-            found[:, n - 2 :] = logs[n].view(-1, size)[context[:, n - 2 :]]
-        return found.to(batch.tokens.device)
+            predicted[:, n - 2 :] = logs[n].view(-1, size)[context[:, n - 2 :]]
+        return predicted.to(batch.tokens.device)
 
     return predict
 
