@@ -25,7 +25,8 @@ from mesaopt.config import (
 from mesaopt.errors import RunError
 from mesaopt.layers import MergedLinearSelfAttention, MesaLayer, SoftmaxSelfAttention
 from mesaopt.models import OneLayerModel, SequenceModel, make_model
-from mesaopt.tasks import ARProcess, FewShot, LinearSystem, make_task
+from mesaopt.tasks import ARProcess, FewShot, LinearSystem, Parity, make_task
+from mesaopt.theory import gradient_descent, neumann_inverse, proposition_1
 from mesaopt.training import Run, RunFolder, load_run, train
 from mesaopt.zoo import FOLDER
 
@@ -113,10 +114,12 @@ OF_MODELS: dict[str, Callable[[Any, Any], Any]] = {
         model, task.sample(1, seed=0), name="blocks.0", position=2
     ),
     "stream_names": lambda model, _: analysis.stream_names(model),
+    "token_scores": lambda model, _: analysis.token_scores({"mine": model}, Parity(), SMALL),
     "tune_prompt": lambda model, _: analysis.tune_prompt(model, few_shot(), steps=1, batch_size=1),
     "up_to": lambda model, _: analysis.up_to(model, "blocks.0"),
 }
 FEW_SHOT = {"few_shot_losses", "tune_prompt"}  # need a model of bare tokens
+OTHERS = FEW_SHOT | {"diagnose", "linearize", "token_scores"}  # need another model, or time
 
 # Every public function of a task.
 OF_TASKS: dict[str, Callable[[Any, Any], Any]] = {
@@ -128,11 +131,15 @@ OF_TASKS: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "fit_polynomial": lambda _, task: analysis.fit_polynomial(task, 0, evaluation=TUNING),
     "in_context_loss": OF_MODELS["in_context_loss"],
+    "learn_inverse": lambda _, task: analysis.learn_inverse(
+        task, neumann_inverse(1), iterations=1, evaluation=TUNING
+    ),
     "line_search_step_size": lambda _, task: analysis.line_search_step_size(
         task, evaluation=TUNING
     ),
     "linearize": OF_MODELS["linearize"],
     "probe_layers": probe,
+    "token_scores": lambda model, task: analysis.token_scores({"mine": model}, task, SMALL),
     "tune": lambda _, task: analysis.tune(
         lambda value: lambda batch: value * batch.targets,
         task,
@@ -142,10 +149,11 @@ OF_TASKS: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "tune_prompt": lambda model, task: analysis.tune_prompt(model, task, steps=1, batch_size=1),
     "tune_ridge": lambda _, task: analysis.tune_ridge(task, evaluation=TUNING),
+    "tuned_baselines": lambda _, task: analysis.tuned_baselines(task),
 }
 
 
-@pytest.mark.parametrize("name", sorted(OF_MODELS.keys() - FEW_SHOT - {"diagnose", "linearize"}))
+@pytest.mark.parametrize("name", sorted(OF_MODELS.keys() - OTHERS))
 @pytest.mark.parametrize("kind", ["run", "path", "text"])
 def test_a_run_or_its_path_stands_for_its_model(
     name: str, kind: str, run: Run, task: LinearSystem
@@ -171,7 +179,7 @@ def test_what_is_no_model_gets_its_sentence(
         OF_MODELS[name](given, task)
 
 
-@pytest.mark.parametrize("name", sorted(OF_TASKS.keys() - FEW_SHOT - {"diagnose", "linearize"}))
+@pytest.mark.parametrize("name", sorted(OF_TASKS.keys() - OTHERS))
 def test_settings_stand_for_their_task(name: str, run: Run) -> None:
     OF_TASKS[name](run.model, run.config.task)
 
@@ -195,6 +203,17 @@ def test_what_is_no_task_gets_its_sentence(name: str, run: Run) -> None:
 def test_few_shot_analyses_want_few_shot_tasks(name: str, run: Run) -> None:
     with pytest.raises(TypeError, match="^task is a LinearSystem: must be a FewShot"):
         OF_TASKS[name](run.model, run.config.task)
+
+
+def test_scores_on_tokens_want_tasks_on_tokens(run: Run) -> None:
+    with pytest.raises(TypeError, match="^task is a LinearSystem: must be a task on tokens, or"):
+        OF_TASKS["token_scores"](run.model, run.config.task)
+
+
+def test_language_results_want_a_run_of_a_language_model(run: Run) -> None:
+    for given in (run, run.path, run.model, run.config):
+        with pytest.raises(TypeError, match="^run is a .*: must be a Run of a language model, or"):
+            analysis.language_results(given)
 
 
 def test_a_run_knows_its_task(run: Run, task: LinearSystem) -> None:
@@ -373,6 +392,23 @@ def test_numbers_of_another_type_than_the_weights_get_their_sentence(
             call(torch.zeros(3, 5, 6, dtype=dtype))
     with pytest.raises((TypeError, IndexError), match="must be a tensor|indices"):
         call(np.zeros((3, 5, 6))) if argument == "tokens" else call([1])
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1), (4, 4), (2, 3, 3)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda phi: proposition_1(3, step_size=0.1, initial_map=phi),
+        lambda phi: gradient_descent(torch.ones(2, 5, 3), step_size=0.1, initial_map=phi),
+    ],
+    ids=["proposition_1", "gradient_descent"],
+)
+def test_an_initial_map_of_another_shape_gets_its_sentence(
+    call: Callable[[Any], Any], shape: tuple[int, ...]
+) -> None:
+    sentence = re.escape(f"initial_map has shape {shape}: must be (3, 3)")
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        call(torch.ones(shape))
 
 
 def test_a_batch_is_not_its_tokens(run: Run, task: LinearSystem) -> None:

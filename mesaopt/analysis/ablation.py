@@ -193,7 +193,8 @@ def ablate(
     """
     model, task = as_model(model), as_task(task)
     names, replaced_at = distinct(names), _groups(positions)
-    if not names or not replaced_at:
+    nowhere = any(where is not None and len(where) == 0 for where in replaced_at.values())
+    if not names or not replaced_at or nowhere:
         raise ValueError("names, positions: must not be empty")
     for name in names:
         find_part(model, name, "names")

@@ -105,7 +105,7 @@ def attention_mass(
         Shares between 0 and 1, [batch, head, offset].
 
     Raises:
-        ValueError: an offset or the start is out of range.
+        ValueError: there are no offsets, or an offset or the start is out of range.
 
     Source: von Oswald et al., figure 3A; numbers for positions from the sixth on.
 
@@ -114,6 +114,8 @@ def attention_mass(
         >>> attention_mass(maps, offsets=(0, 1, 3), start=8).flatten()
         tensor([0.1250, 0.1250, 0.1250])
     """
+    if len(offsets) == 0:
+        raise ValueError("offsets: must not be empty")
     time = maps.shape[-1]
     for name, number in (("start", start), *(("offsets", offset) for offset in offsets)):
         require_whole(name, number)

@@ -68,7 +68,7 @@ def capturing(model: AnyModel, names: Sequence[str]) -> Iterator[dict[str, Tenso
     """Capture activations while a model runs inside the block, for models with other arguments.
 
     Args:
-        model: any module, a Run or its path.
+        model: any module, a Run or its path; its mode does not change.
         names: as in :func:`capture`.
 
     Yields:
@@ -116,7 +116,7 @@ def up_to(model: AnyModel, name: str) -> Callable[[Tensor], Tensor]:
     Later parts are not computed. Gradients flow through the part and all before it.
 
     Args:
-        model: any module, a Run or its path.
+        model: any module, a Run or its path; its mode does not change.
         name: of a part, as in :func:`capture`. If it runs several times, the first one counts.
 
     Returns:

@@ -134,7 +134,8 @@ class Estimate:
                 over seeds of the ratio is added.
 
         Returns:
-            The ratio. Where mean(below) is 0, that is 0 or infinite, without an error.
+            The ratio. Where mean(below) of one number per sequence is 0, that is 0 or infinite, without an
+            error.
 
         Example:
             >>> Estimate.ratio(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))
@@ -150,7 +151,7 @@ class Estimate:
         if denominator == 0:
             return cls(math.copysign(math.inf, numerator) if numerator else 0.0, 0.0)
         value = (numerator / denominator).item()
-        error = (above - value * below).std() / denominator / len(above) ** 0.5
+        error = (above - value * below).std() / denominator.abs() / len(above) ** 0.5
         return cls(value, error.item())
 
     @classmethod

@@ -1,6 +1,7 @@
 """Linearisation: the loss of a model with attention layers replaced by linear ones."""
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from mesaopt.analysis.capture import capture, differentiating, evaluating, like_
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
-from mesaopt.analysis.in_context import Predictor, in_context_loss
+from mesaopt.analysis.in_context import in_context_loss
 from mesaopt.config import require_count
 from mesaopt.display import Curve, Drawn, Row
 from mesaopt.layers import Frame, LinearSelfAttention, SelfAttention
@@ -187,11 +188,8 @@ def linearize(
     with reporting(progress, "linearization") as report:
         _learn(distilled, pairs, steps, learning_rate, report)
 
-    with evaluating(model):  # and copies of it
-        predictors = {"original": _predictor(model)}
-        for index, new in zip(chosen, distilled, strict=True):
-            predictors[str(index)] = _predictor(_replaced(model, index, new))
-        losses = in_context_loss(predictors, task, evaluation)
+    replaced = {str(i): _replaced(model, i, new) for i, new in zip(chosen, distilled, strict=True)}
+    losses = in_context_loss({"original": model, **replaced}, task, evaluation)
     (batch,) = replace(evaluation, num_sequences=1).batches(task)
     missed = [
         unexplained(layer, *pair)
@@ -300,8 +298,8 @@ def unexplained(
         0.0
     """
     with evaluating(layer):
-        found = layer(like_weights(layer, inputs))
-    missed = (found.double() - outputs.double()).square().sum().item()
+        predicted = layer(like_weights(layer, inputs))
+    missed = (predicted.double() - outputs.double()).square().sum().item()
     spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum().item()
     return missed / spread if missed > 0 else 0.0
 
@@ -373,10 +371,6 @@ def _draw_weights(layer: LinearSelfAttention, random: np.random.Generator) -> No
     for _, weight in sorted(layer.named_parameters()):
         drawn = random.standard_normal(weight.shape) / weight.shape[-1] ** 0.5
         weight.data = torch.from_numpy(drawn).to(weight)
-
-
-def _predictor(model: SequenceModel) -> Predictor:
-    return lambda batch: model(like_weights(model, batch.tokens)).to(batch.targets.device)
 
 
 @torch.no_grad()
@@ -469,5 +463,5 @@ def _check_index(model: SequenceModel, index: int, argument: str) -> None:
 def _check_numbers(learning_rate: float, **counts: int) -> None:
     for name, value in counts.items():
         require_count(name, value, smallest=1)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate={learning_rate}: must be greater than 0")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate={learning_rate}: must be greater than 0 and finite")

@@ -131,7 +131,7 @@ def measure_mixers(
         The measurements of each layer, first to last.
 
     Raises:
-        ValueError: there is no mixer in the model, or a position is out of range.
+        ValueError: there is no mixer in the model, there are no positions, or one is out of range.
 
     Source: the condition numbers and steps are those that von Oswald et al. 2025 plot in their section on
     conjugate gradients; the effective rank is the participation ratio.
@@ -150,6 +150,8 @@ def measure_mixers(
         raise ValueError("model: has no layer of mesaopt.layers in it: must have one or more")
     time = inputs[0][1].shape[1]
     chosen = _spread(time) if positions is None else tuple(positions)
+    if not chosen:
+        raise ValueError("positions: must not be empty")
     for position in chosen:
         if not 1 <= position <= time:
             raise ValueError(f"positions has the value {position}: must be from 1 to {time}")
@@ -204,7 +206,7 @@ def _grams(
     inputs: HeadInputs, positions: tuple[int, ...]
 ) -> Float[Tensor, "position batch head key key"]:
     """Compute the Gram matrices of the keys so far, at some positions."""
-    k, found = inputs.k, {}
+    k, grams = inputs.k, {}
     gram = k.new_zeros(len(k), *k.shape[2:], k.shape[-1])  # [B,H,K,K]
     for t in range(max(positions)):
         pair = k[:, t, :, :, None] * k[:, t, :, None, :]
@@ -214,8 +216,8 @@ def _grams(
             gram = gram * inputs.log_decay[:, t, :, None, None].exp()
         gram = gram + pair
         if t + 1 in positions:
-            found[t + 1] = gram
-    return torch.stack([found[position] for position in positions])
+            grams[t + 1] = gram
+    return torch.stack([grams[position] for position in positions])
 
 
 def _ridges(

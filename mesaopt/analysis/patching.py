@@ -78,7 +78,7 @@ def patching(
     them. At the end of the block, also by an exception, the model is as it was.
 
     Args:
-        model: any module.
+        model: any module; its mode does not change.
         replacements: as in :func:`patch`.
         positions: as in :func:`patch`.
 

@@ -198,7 +198,7 @@ def _quadratic_loss(
         terms = _chebyshev_predictions(context, degree, inverse, largest)
         predictions, targets = (_scored_numbers(x, batch) for x in (terms, batch.targets))
         square, numbers = (targets @ targets / 2).item(), len(batch.targets) * len(batch.positions)
-        return predictions @ predictions.T, predictions @ targets, square, numbers
+        return (predictions @ predictions.T).cpu(), (predictions @ targets).cpu(), square, numbers
 
     gram = torch.zeros(degree + 1, degree + 1, dtype=torch.float64)
     cross, constant, count = torch.zeros(degree + 1, dtype=torch.float64), 0.0, 0
@@ -217,7 +217,7 @@ def _double_context(batch: Batch, inputs: InputMap | None, pairs: Pairs) -> Cont
 
 
 def _largest_eigenvalue(context: Context) -> float:
-    """Of the Gram matrix of any position: of the last one, since it only grows."""
+    """Compute the largest eigenvalue of any position's Gram matrix: the last one's, since it only grows."""
     gram = context.inputs.mT @ context.inputs.conj()  # [B,D,D]
     return torch.linalg.eigvalsh(gram).max().item()
 
@@ -225,7 +225,7 @@ def _largest_eigenvalue(context: Context) -> float:
 def _chebyshev_predictions(
     context: Context, degree: int, inverse: ApproximateInverse, largest: float
 ) -> Inexact[Tensor, "term batch time dim"]:
-    """Predictions scale G_t T_k(2 A_t / largest - 1) x_t, k = 0 ... degree, by their recurrence."""
+    """Compute predictions scale G_t T_k(2 A_t / largest - 1) x_t, k = 0 ... degree, by their recurrence."""
     scale = system_scale(context, inverse)
 
     def product(vector: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def _scored_numbers(x: Tensor, batch: Batch) -> Float[Tensor, "*term number"]:
 def _interpolation(
     degree: int, largest: float
 ) -> tuple[Float[Tensor, " node"], Float[Tensor, "term node"]]:
-    """Nodes in [0, largest], and the map from values there to Chebyshev coefficients."""
+    """Return nodes in [0, largest], and the map from values there to Chebyshev coefficients."""
     points = chebyshev.chebpts1(degree + 1)
     to_coefficients = np.linalg.inv(chebyshev.chebvander(points, degree))
     return torch.from_numpy((points + 1) * largest / 2), torch.from_numpy(to_coefficients)

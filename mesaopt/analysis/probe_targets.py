@@ -1,5 +1,6 @@
 """Targets of probes: the tokens of a sequence, the next one, and the preconditioned input."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -105,8 +106,9 @@ def preconditioned_token(
         >>> preconditioned_token(1.0)(batch, [1, 2]).flatten().tolist()  # 3 / 1, 1 / (9 + 1)
         [3.0, 0.1]
     """
-    if not isinstance(method, ApproximateInverse) and not method > 0:
-        raise ValueError(f"method={method}: must be a ridge greater than 0, or an approximation")
+    if not isinstance(method, ApproximateInverse) and not 0 < method < math.inf:
+        wanted = "must be a ridge greater than 0 and finite, or an approximation"
+        raise ValueError(f"method={method}: {wanted}")
 
     def target(batch: Batch, positions: Sequence[int]) -> Tensor:
         states = batch.observed.double()

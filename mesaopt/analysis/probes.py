@@ -87,9 +87,7 @@ class ProbeScore(Shown):
         """
         if not self.uninformative:
             return Estimate(float("nan"), 0.0)
-        share = self.mean / self.uninformative
-        rest = self.losses - share * self.baseline
-        return Estimate(share, (rest.std() / len(rest) ** 0.5).item() / self.uninformative)
+        return Estimate.ratio(self.losses, self.baseline)
 
     @property
     def r2(self) -> float:

@@ -159,7 +159,7 @@ def sensitivity(
 def _gradient_norms(
     output: Callable[[Tensor], Tensor], tokens: Float[Tensor, "batch time token"], name: str
 ) -> Float[Tensor, "coordinate batch time"]:
-    """Norms of d output_l / d s_t'.
+    """Compute the norms of d output_l / d s_t'.
 
     A loop over coordinates, as not every backward pass has a batching rule, and with many sequences side by
     side vmap is not faster. Ordinary autograd, as torch.func refuses many a module.

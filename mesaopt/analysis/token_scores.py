@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import AnyPredictor, as_predictor
 from mesaopt.display import Curve, Drawn, Row
+from mesaopt.errors import wrong_type
 from mesaopt.tasks import (
     Batch,
     ContinuousMQARBatch,
@@ -37,7 +39,8 @@ class TokenScore(Drawn):
     num_sequences: int
     """Number of sequences."""
     loss: Estimate
-    """Cross-entropy in nats: the mean of each sequence over its scored places, and the mean of these."""
+    """Cross-entropy in nats, or half the squared error where the task asks for that: the mean of each
+    sequence over its scored places, and the mean of these."""
     accuracy: Estimate
     """Share of right answers, averaged alike; in RegBench of letters that may come."""
     more: dict[str, Estimate]
@@ -50,7 +53,9 @@ class TokenScore(Drawn):
 
     def _headline(self) -> str:
         setting = f" of {self.setting}" if self.setting else ""
-        return f"Loss {self.loss} nats, accuracy {self.accuracy}; {self.num_sequences:,} sequences{setting}"
+        return (
+            f"Loss {self.loss}, accuracy {self.accuracy}; {self.num_sequences:,} sequences{setting}"
+        )
 
     def _rows(self) -> list[Row]:
         return [{"score": name, "value": score} for name, score in self._all.items()]
@@ -98,7 +103,7 @@ def score_positions(length: int) -> tuple[int, int] | None:
 @torch.no_grad()
 def token_scores(
     predictors: Mapping[str, AnyPredictor],
-    task: TokenTask[Any],
+    task: AnyTask,
     evaluation: Evaluation = Evaluation(),
 ) -> dict[str, list[TokenScore]]:
     """Score predictors on the same fresh sequences of every setting of a task.
@@ -106,11 +111,14 @@ def token_scores(
     Args:
         predictors: by name; a model, a Run or its path, or a function from a batch to logits at the scored
             places [batch, scored, vocabulary].
-        task: on tokens.
+        task: on tokens, or its settings.
         evaluation: the sequences; batches are of the settings in turn.
 
     Returns:
         The scores of each predictor, one for each setting.
+
+    Raises:
+        TypeError: there is no model or no task, or the task is not on tokens.
 
     Example:
         >>> from mesaopt.tasks import Parity
@@ -119,6 +127,9 @@ def token_scores(
         >>> round(score.loss.value, 3), score.num_sequences
         (1.099, 256)
     """
+    task = as_task(task)
+    if not isinstance(task, TokenTask):
+        raise wrong_type("task", task, "a task on tokens, or its settings")
     functions = {name: as_predictor(given, name) for name, given in predictors.items()}
     labels = _labels(task, evaluation)
 
@@ -130,16 +141,16 @@ def token_scores(
         }
         return {name: _join(scores) for name, scores in scored.items()}
 
-    found: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
+    scores_of: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
     with evaluation.reported("scores on tokens") as reported:
         for step, scored in enumerate(reported.map(task, score)):
             for name, scores in scored.items():
-                found.setdefault((name, step % len(labels)), []).append(scores)
+                scores_of.setdefault((name, step % len(labels)), []).append(scores)
     return {
         name: [
-            _together(label, found[name, number], task)
+            _together(label, scores_of[name, number], task)
             for number, label in enumerate(labels)
-            if (name, number) in found
+            if (name, number) in scores_of
         ]
         for name in functions
     }
@@ -195,11 +206,18 @@ def _of_text(losses: Float[Tensor, "sequence position"], task: Text) -> dict[str
     """Give what is usual to say of text."""
     loss = Estimate.of(losses.mean(1))
     perplexity = math.exp(min(loss.value, 700.0))
-    found = {
+    scores = {
         "perplexity": Estimate(perplexity, perplexity * loss.error),
         "bits_per_byte": loss / (math.log(2) * task.bytes_per_token),
     }
     if (places := score_positions(losses.shape[1])) is not None:
-        early, late = (losses[:, place - _HALF : place + _HALF].mean(1) for place in places)
-        found["in_context_score"] = Estimate.of(late - early)
-    return found
+        scores["in_context_score"] = Estimate.of(in_context_score(losses, places))
+    return scores
+
+
+def in_context_score(
+    losses: Float[Tensor, "*shape position"], places: tuple[int, int]
+) -> Float[Tensor, "*shape"]:
+    """Subtract the loss around the first of two places from that around the second."""
+    early, late = (losses[..., place - _HALF : place + _HALF].mean(-1) for place in places)
+    return late - early

@@ -159,16 +159,16 @@ def tune_together(
     loss = _mean_loss(family, task, evaluation)
     points = SobolEngine(number).fast_forward(1).draw(_SOBOL_POINTS)  # the first is a corner
     best = points[int(np.argmin([loss(point.tolist()) for point in points]))]
-    found = minimize(
+    minimum = minimize(
         lambda point: loss(point.tolist()),
         best.numpy(),
         method="Nelder-Mead",
         bounds=[(0.0, 1.0)] * number,
         options={"xatol": 1e-4, "fatol": math.inf, "maxfev": _EVALUATIONS * number},
     )
-    if found.fun >= _HUGE:
+    if minimum.fun >= _HUGE:
         raise ValueError("family: no values between the bounds have a finite loss")
-    return found.x.tolist()
+    return minimum.x.tolist()
 
 
 def line_search_step_size(
@@ -345,4 +345,7 @@ def _search(
     minimum = minimize_scalar(
         lambda place: loss(value(place)), bounds=around, method="bounded", options=options
     )
-    return float(minimum.x), Tuned(value(float(minimum.x)), float(minimum.fun))
+    # Brent's method does not start at the best point, and leaves a valley with a plateau around it.
+    improved = minimum.fun <= losses[best]
+    place, smallest = (minimum.x, minimum.fun) if improved else (places[best], losses[best])
+    return float(place), Tuned(value(float(place)), float(smallest))

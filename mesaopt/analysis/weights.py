@@ -207,7 +207,8 @@ def effective_ridges(layer: MesaLayer, *, dim: int, slot: int) -> Float[Tensor, 
         The eigenvalues of r (W^T W)^{-1} of every head in float64, ascending.
 
     Raises:
-        ValueError: there is no such slot, or the layer has another ridge or other keys.
+        ValueError: the width of the tokens is not a multiple of dim, there is no such slot, or the layer
+            has another ridge or other keys.
 
     Example:
         >>> layer = MesaLayer(width=4, num_heads=1, head_dim=2)
@@ -215,6 +216,7 @@ def effective_ridges(layer: MesaLayer, *, dim: int, slot: int) -> Float[Tensor, 
         >>> effective_ridges(layer, dim=2, slot=1)  # 1 / 2^2
         tensor([[0.2500, 0.2500]], dtype=torch.float64)
     """
+    _check_divides(layer.width, dim, "dim")
     slots, ridge = layer.width // dim, layer.ridge.double()
     if not 0 <= slot < slots:
         raise ValueError(f"slot={slot}: must be between 0 and {slots - 1}")

@@ -178,7 +178,7 @@ def _row(name: str, score: "TokenScore") -> dict[str, str]:
     row = {"predictor": name}
     if score.setting:
         row["setting"] = score.setting
-    row |= {"sequences": f"{score.num_sequences:,}", "loss in nats": _with_error(score.loss)}
+    row |= {"sequences": f"{score.num_sequences:,}", "loss": _with_error(score.loss)}
     row["accuracy"] = _with_error(score.accuracy)
     row |= {_COLUMNS.get(name, name): str(value) for name, value in score.more.items()}
     curve = enumerate(score.curve or (), start=1)

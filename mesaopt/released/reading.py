@@ -71,7 +71,9 @@ class _Array:
             raise _RefusedError("holds an array of other numbers than float32, row by row")
         sizes = [size for size in shape if type(size) is int and size >= 0]
         if len(sizes) != len(shape) or type(data) is not bytes or len(data) != 4 * math.prod(sizes):
-            raise _RefusedError(f"holds an array whose data do not fit its shape {shape!r:.60}")
+            # Not the shape itself: pairs of one and the same pair are short in a file, and not in words.
+            given = repr(tuple(sizes))[:60]
+            raise _RefusedError(f"holds an array whose data do not fit its shape {given}")
         self.values = np.frombuffer(data, "<f4").reshape(sizes)
 
 
@@ -82,6 +84,8 @@ class _Number:
         self.code = name
 
     def __setstate__(self, state: Any) -> None:
+        if type(state[1]) is not str or type(self.code) is not str:
+            raise _RefusedError("holds a type of numbers that has no name")
         self.code = f"{state[1]}{self.code}"
 
 

@@ -79,10 +79,10 @@ def _unused(network: Network, theirs: Mapping[str, object]) -> Iterator[str]:
 
 def _their_key(name: str, config: ModelConfig) -> str:
     """Say which of their parameters is one of our weights."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    if found is None:
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match is None:
         return _PARTS[name]
-    layer, part = int(found[1]), found[2]
+    layer, part = int(match[1]), match[2]
     if config.mixers[layer] == "mesa":
         part = _SWAPPED.get(part, part)
     # Where tokens are embedded, their first block is one of its own.
@@ -93,8 +93,8 @@ def _their_key(name: str, config: ModelConfig) -> str:
 
 def _arranged(name: str, array: NDArray[np.float32], config: ModelConfig) -> Tensor:
     """Turn one of their parameters into the weight of ours."""
-    found = re.match(r"blocks\.(\d+)\.", name)
-    of_mesa = found is not None and config.mixers[int(found[1])] == "mesa"
+    match = re.match(r"blocks\.(\d+)\.", name)
+    of_mesa = match is not None and config.mixers[int(match[1])] == "mesa"
     tensor = torch.from_numpy(array.copy())
     if of_mesa and name.endswith("output.weight") and len(tensor) % config.num_heads == 0:
         by_channel = tensor.unflatten(0, (-1, config.num_heads))  # [D*H,width] -> [D,H,width]

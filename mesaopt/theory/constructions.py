@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.config import TokenSlot
+from mesaopt.theory.context import check_initial_map
 
 
 def proposition_1(
@@ -46,7 +47,7 @@ def proposition_1(
         A state dictionary for :meth:`mesaopt.models.SequenceModel.load_state_dict` of one layer.
 
     Raises:
-        ValueError: a size does not fit.
+        ValueError: a size does not fit, or step_size is out of range.
 
     Source: von Oswald et al., Proposition 1.
 
@@ -60,6 +61,9 @@ def proposition_1(
     """
     if not 1 <= current_slot <= num_slots - 2:
         raise ValueError(f"current_slot={current_slot}: must be between 1 and {num_slots - 2}")
+    if not 0 < step_size < math.inf:
+        raise ValueError(f"step_size={step_size}: must be greater than 0 and finite")
+    check_initial_map(initial_map, dim, dim)
     phi = torch.zeros(dim, dim) if initial_map is None else initial_map
     slots = _Slots(dim, num_slots, num_heads, head_dim, dtype)
     return slots.layer(

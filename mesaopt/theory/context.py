@@ -178,6 +178,12 @@ def context_statistics(
     return context_of(states, inputs=inputs, pairs=pairs).statistics()
 
 
+def check_initial_map(initial_map: Tensor | None, *shape: int) -> None:
+    """Refuse a first map of another shape, which would be repeated to that shape without a word."""
+    if initial_map is not None and initial_map.shape != shape:
+        raise ValueError(f"initial_map has shape {tuple(initial_map.shape)}: must be {shape}")
+
+
 def delayed(
     x: Inexact[Tensor, "batch time channel"], steps: int
 ) -> Inexact[Tensor, "batch time channel"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mesaopt.config import require_count
 from mesaopt.tasks import TokenBatch
 
 Array = NDArray[np.float64]
@@ -34,6 +35,9 @@ def in_context_n_gram(
     Returns:
         Logarithms of the probabilities at the scored positions.
 
+    Raises:
+        ConfigError: order is out of range.
+
     Source: the public code of Akyurek et al., "In-Context Language Learning", arXiv 2401.12973. There
     probabilities add up to less than 1 where all letters that came have followed the context; here to 1.
 
@@ -44,6 +48,7 @@ def in_context_n_gram(
         >>> bool(torch.allclose(logits.exp().sum(-1)[batch.counted], torch.tensor(1.0)))
         True
     """
+    require_count("order", order, smallest=1)
     rows = [_n_gram_row(row, vocabulary, order) for row in batch.tokens.tolist()]
     return _at_scored(batch, np.stack(rows))
 
@@ -52,7 +57,7 @@ def _n_gram_row(tokens: list[int], vocabulary: int, order: int) -> Array:
     """Predict behind each token of one sequence."""
     followers: defaultdict[tuple[int, ...], Array] = defaultdict(lambda: np.zeros(vocabulary))
     seen: defaultdict[tuple[int, ...], int] = defaultdict(int)
-    found = np.full((len(tokens), vocabulary), 1 / vocabulary)
+    probabilities = np.full((len(tokens), vocabulary), 1 / vocabulary)
     mark, separator = -1, vocabulary - 1
     read = [mark] * (order - 1)
     for n in range(order):
@@ -68,8 +73,8 @@ def _n_gram_row(tokens: list[int], vocabulary: int, order: int) -> Array:
             read = [*read, token][1 - order :] if order > 1 else []
         for n in range(order):
             seen[tuple(read[len(read) - n :])] += 1
-        found[t] = _backed_off(read, followers, seen, vocabulary)
-    return found
+        probabilities[t] = _backed_off(read, followers, seen, vocabulary)
+    return probabilities
 
 
 def _backed_off(
@@ -112,12 +117,15 @@ def in_context_baum_welch(
     Args:
         batch: strings, with separators, such as those of RegBench.
         vocabulary: number of tokens; the last one is the separator, 0 is padding.
-        num_states: of the automaton.
-        steps: of expectation maximisation.
+        num_states: of the automaton, 2 or greater.
+        steps: of expectation maximisation, 0 or greater.
         seed: of the start.
 
     Returns:
         Logarithms of the probabilities at the scored positions.
+
+    Raises:
+        ConfigError: num_states or steps is out of range.
 
     Source: Akyurek et al., arXiv 2401.12973, whose code has a hidden Markov model with pairs of states as
     states, which is the same, and fits it again behind every letter, which takes some 25 times as long.
@@ -128,10 +136,12 @@ def in_context_baum_welch(
         >>> in_context_baum_welch(batch, vocabulary=20, steps=2).shape[-1]
         20
     """
+    require_count("num_states", num_states, smallest=2)
+    require_count("steps", steps, smallest=0)
     random = np.random.default_rng(seed)
     rows = []
     for row in batch.tokens.tolist():
-        found = np.full((len(row), vocabulary), 1 / vocabulary)
+        probabilities = np.full((len(row), vocabulary), 1 / vocabulary)
         complete: list[list[int]] = []
         steps_of = _random_automaton(random, vocabulary, num_states)
         string: list[int] = []
@@ -147,8 +157,8 @@ def in_context_baum_welch(
                 string.append(token)
                 state = state @ steps_of[token]
                 state = state / state.sum()
-            found[t] = (state @ steps_of).sum(-1)
-        rows.append(found)
+            probabilities[t] = (state @ steps_of).sum(-1)
+        rows.append(probabilities)
     return _at_scored(batch, np.stack(rows))
 
 
@@ -205,7 +215,7 @@ def _expected_steps(
 
 def _at_scored(batch: TokenBatch, probabilities: Array) -> Tensor:
     """Take the scored positions, and logarithms."""
-    found = torch.from_numpy(probabilities).float()
+    scored = torch.from_numpy(probabilities).float().to(batch.tokens.device)
     if batch.at is not None:
-        found = found.gather(1, batch.at[..., None].expand(-1, -1, found.shape[-1]))
-    return found.clamp(min=_TINY).log()
+        scored = scored.gather(1, batch.at[..., None].expand(-1, -1, scored.shape[-1]))
+    return scored.clamp(min=_TINY).log()

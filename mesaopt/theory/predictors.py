@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mesaopt.ops import mesa, softmax_attention
-from mesaopt.theory.context import Context, Pairs, context_of
+from mesaopt.theory.context import Context, Pairs, check_initial_map, context_of
 from mesaopt.theory.inverses import ApproximateInverse
 
 Objective = Literal["sum", "mean"]
@@ -53,7 +53,7 @@ def gradient_descent(
 
     Raises:
         ValueError: step_size or num_steps is out of range, objective or pairs is none of its choices, or
-            inputs do not fit the states.
+            inputs or initial_map do not fit the states.
 
     Source: von Oswald et al., Proposition 1, sum over the pairs; Zheng et al., Corollary 4.1, whose step of
     a b / (t - 1) on the sum is one of a b on the mean.
@@ -63,12 +63,13 @@ def gradient_descent(
         >>> gradient_descent(states, step_size=0.5).flatten().tolist()  # 0.5 * (2 * 1) * 2
         [0.0, 2.0]
     """
-    if step_size <= 0 or num_steps < 1:
+    if not 0 < step_size < math.inf or num_steps < 1:
         given = f"step_size={step_size}, num_steps={num_steps}"
-        raise ValueError(f"{given}: must be greater than 0, and 1 or greater")
+        raise ValueError(f"{given}: must be greater than 0, and 1 or greater; both finite")
     if objective not in ("sum", "mean"):
         raise ValueError(f"objective={objective!r}: must be 'sum' or 'mean'")
     context = context_of(states, inputs=inputs, pairs=pairs)
+    check_initial_map(initial_map, states.shape[-1], context.queries.shape[-1])
     step: float | Tensor = step_size
     if objective == "mean":
         step = step_size / context.num_pairs.clamp(min=1).to(states.real.dtype)
@@ -236,7 +237,7 @@ def ridge_least_squares(
         position by position. Relative errors are about 1e-16 |H| / ridge at most.
 
     Raises:
-        ValueError: ridge is not greater than 0, pairs is not one of the two, or inputs do not fit.
+        ValueError: ridge is out of range, pairs is not one of the two, or inputs do not fit.
 
     Source: von Oswald et al., equations 4 to 6 with ridge = 1 / lambda.
 
@@ -247,8 +248,8 @@ def ridge_least_squares(
         >>> ridge_least_squares(states, ridge=1e-9, pairs="official").flatten()[1].item()
         0.0
     """
-    if ridge <= 0:
-        raise ValueError(f"ridge={ridge}: must be greater than 0")
+    if not 0 < ridge < math.inf:
+        raise ValueError(f"ridge={ridge}: must be greater than 0 and finite")
     context = _double_context(states, inputs, pairs)
     if not states.is_complex():  # the operator has no conjugates
         query, key, value = (
@@ -284,7 +285,7 @@ def kernel_regression(
         Predictions of s_2 ... s_{T+1}, [batch, time, dim].
 
     Raises:
-        ValueError: inverse_temperature is not greater than 0, states are complex, pairs is none of its
+        ValueError: inverse_temperature is out of range, states are complex, pairs is none of its
             choices, or inputs do not fit the states.
 
     Source: von Oswald et al., Figure 5B: what one softmax layer does behind one that binds tokens.
@@ -294,8 +295,9 @@ def kernel_regression(
         >>> kernel_regression(states, inverse_temperature=100.0).flatten().tolist()
         [0.0, -1.0, -1.0]
     """
-    if inverse_temperature <= 0:
-        raise ValueError(f"inverse_temperature={inverse_temperature}: must be greater than 0")
+    if not 0 < inverse_temperature < math.inf:
+        given = f"inverse_temperature={inverse_temperature}"
+        raise ValueError(f"{given}: must be greater than 0 and finite")
     if states.is_complex():
         raise ValueError(f"states has {states.dtype}: must be real")
     context = context_of(states, inputs=inputs, pairs=pairs)

@@ -18,8 +18,6 @@ class PublishedSetting:
     """The number."""
     source: str
     """Figures that use it."""
-    tuned_on: str = "test"
-    """Sequences it was chosen on."""
 
 
 PUBLISHED_SETTINGS: dict[str, PublishedSetting] = {

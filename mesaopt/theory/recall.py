@@ -1,5 +1,7 @@
 """Accuracy on tasks on tokens of exact answers, and of the best guess without the sequence."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -102,7 +104,7 @@ def least_squares_recall(
         dimensions.
 
     Raises:
-        ValueError: ridge is not above 0.
+        ValueError: ridge is out of range.
 
     Example:
         >>> from mesaopt.tasks import ContinuousMQAR
@@ -111,46 +113,50 @@ def least_squares_recall(
         >>> batch.accuracy(prediction).float().mean().item()
         1.0
     """
-    if not ridge > 0:
-        raise ValueError(f"ridge={ridge}: must be greater than 0")
+    if not 0 < ridge < math.inf:
+        raise ValueError(f"ridge={ridge}: must be greater than 0 and finite")
     keys, values = tokens.double().chunk(2, dim=-1)
     shown = keys * (values != 0).any(-1, keepdim=True)
-    gram = shown.mT @ shown + ridge * torch.eye(keys.shape[-1], dtype=keys.dtype)
+    gram = shown.mT @ shown + ridge * torch.eye(keys.shape[-1]).to(keys)
     solution = torch.linalg.solve(gram, keys.mT)  # [B,K,T]
     return (values.mT @ shown @ solution).mT.to(tokens.dtype)
 
 
 def _at(batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The scored positions, all of them written out."""
+    """List the scored positions, where all are scored too."""
     if batch.at is not None:
         return batch.at
-    return torch.arange(batch.tokens.shape[1]).expand(batch.targets.shape)
+    return _places(batch.tokens).expand(batch.targets.shape)
+
+
+def _places(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, " time"]:
+    """Count the places of sequences from 0."""
+    return torch.arange(tokens.shape[1], device=tokens.device)
 
 
 def _last_values(config: MQARConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The last value of each queried key among the pairs in front."""
+    """Look up the last value of each queried key among the pairs in front."""
     shown = 2 * (batch.targets.shape[1] + config.updates)
     keys, values = batch.tokens[:, :shown:2], batch.tokens[:, 1:shown:2]
     asked = batch.tokens.gather(1, _at(batch))
-    numbers = torch.arange(1, keys.shape[1] + 1)
-    last = ((asked[..., None] == keys[:, None]) * numbers).argmax(-1)
+    last = ((asked[..., None] == keys[:, None]) * (1 + _places(keys))).argmax(-1)
     return values.gather(1, last)
 
 
 def _followers(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The token that followed each scored one where that was there before."""
+    """Find the token that followed each scored one where that was there before."""
     tokens, at = batch.tokens, _at(batch)
     asked = tokens.gather(1, at)
-    places = torch.arange(tokens.shape[1])
-    before = (tokens[:, None] == asked[..., None]) & (places < at[..., None])
+    before = (tokens[:, None] == asked[..., None]) & (_places(tokens) < at[..., None])
     first = before.long().argmax(-1)
     return tokens.gather(1, (first + 1).clamp(max=tokens.shape[1] - 1))
 
 
 def _fuzzy_values(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The tokens of the values of keys that came before, key and value being runs of tokens."""
+    """Look up the values of keys that came before, key and value being runs of tokens."""
     rows = zip(batch.tokens.tolist(), _at(batch).tolist(), strict=True)
-    return torch.tensor([_fuzzy_row(config.vocabulary - 1, tokens, at) for tokens, at in rows])
+    answers = [_fuzzy_row(config.vocabulary - 1, tokens, at) for tokens, at in rows]
+    return torch.tensor(answers, device=batch.tokens.device)
 
 
 def _fuzzy_row(pad: int, tokens: list[int], at: list[int]) -> list[int]:
@@ -174,14 +180,14 @@ def _fuzzy_row(pad: int, tokens: list[int], at: list[int]) -> list[int]:
 
 
 def _by_heart(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The values of the keys in front of the scored positions."""
+    """Look up the values of the keys in front of the scored positions."""
     mapping = draw_mapping(generator(config.map_seed, "mad/memorization"), config.vocabulary)
     keys = batch.tokens.gather(1, _at(batch) - 1)
-    return torch.from_numpy(mapping)[keys]
+    return torch.from_numpy(mapping).to(keys.device)[keys]
 
 
 def _remembered(config: MADConfig, batch: TokenBatch) -> Int[Tensor, "batch scored"]:
-    """The tokens that are neither blank nor separator, in order."""
+    """List the tokens that are neither blank nor separator, in order."""
     is_plain = batch.tokens < config.vocabulary - 2
     return batch.tokens[is_plain].view(len(batch.tokens), -1)
 
@@ -197,7 +203,7 @@ _MAD = {
 
 
 def _chance_of_mad(config: MADConfig) -> float:
-    """The accuracy of the best guess in tests of each of the tasks."""
+    """Compute the accuracy of the best guess in tests of each of the tasks."""
     plain = config.vocabulary - config.noise_vocabulary
     if config.task == "compression":  # the last token is always the same
         return ((config.length - 1) / (plain - 1) + 1) / config.length

@@ -1,5 +1,6 @@
 """n-grams of a text: what the last few tokens tell of the next."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -49,8 +50,8 @@ def text_n_gram(
     size = task.config.vocabulary
     if order < 1 or size**order > MOST:
         raise ConfigError(f"order={order}: must be 1 or greater, with {size}^order at most 2**27")
-    if not strength > 0:
-        raise ConfigError(f"strength={strength}: must be greater than 0")
+    if not 0 < strength < math.inf:
+        raise ConfigError(f"strength={strength}: must be greater than 0 and finite")
     text = task.corpus.parts["train"]
     tables = [np.full(size, 1 / size, dtype=np.float32)]
     for n in range(1, order + 1):
@@ -58,14 +59,14 @@ def text_n_gram(
     logs = [torch.from_numpy(table).log() for table in tables]
 
     def predict(batch: TokenBatch) -> Tensor:
-        tokens = batch.tokens
-        found = logs[1].expand(*tokens.shape, size).clone()
+        tokens = batch.tokens.cpu()  # where the tables are
+        predicted = logs[1].expand(*tokens.shape, size).clone()
         context = torch.zeros_like(tokens)
         for n in range(2, order + 1):
             # The context of n - 1 tokens as one number, the latest last.
             context[:, n - 2 :] += tokens[:, : tokens.shape[1] - (n - 2)] * size ** (n - 2)
-            found[:, n - 2 :] = logs[n].view(-1, size)[context[:, n - 2 :]]
-        return found
+            predicted[:, n - 2 :] = logs[n].view(-1, size)[context[:, n - 2 :]]
+        return predicted.to(batch.tokens.device)
 
     return predict
 

@@ -189,6 +189,8 @@ def test_it_prints_as_a_table() -> None:
         ({"names": "blocks.0"}, "names='blocks.0': must be a list of names"),
         ({"names": []}, "names, positions: must not be empty"),
         ({"positions": {}}, "names, positions: must not be empty"),
+        ({"positions": []}, "names, positions: must not be empty"),
+        ({"positions": {"early": [1], "late": []}}, "names, positions: must not be empty"),
         ({"by": "means"}, "by='means': did you mean 'mean'?, or a function"),
         (
             {"by": "0"},

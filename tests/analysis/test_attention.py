@@ -99,6 +99,10 @@ def test_arguments_out_of_range_are_refused() -> None:
     for offset in (-1, 6):
         with pytest.raises(ValueError, match=f"offsets: {offset}: must be 0 or greater and less"):
             attention_mass(maps, offsets=(0, offset))
+    with pytest.raises(ValueError, match="^offsets: must not be empty$"):
+        attention_mass(maps, offsets=())
+    with pytest.raises(ValueError, match="^offsets: must not be empty$"):
+        attention_maps(make(), draw(3), name="blocks.0.mixer", offsets=())
     with pytest.raises(ValueError, match=r"^tokens has shape \(1, 12, 6\): must be two sequences"):
         attention_maps(make(), draw(1), name="blocks.0.mixer")
 

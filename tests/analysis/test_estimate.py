@@ -52,6 +52,14 @@ def test_a_ratio_of_one_seed_is_that_over_sequences() -> None:
     assert (one.value, one.error) == pytest.approx((many.value, many.error), rel=1e-12)
 
 
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_a_negative_denominator_changes_the_sign_of_the_ratio_alone(seeds: int | None) -> None:
+    above, below = (losses(*(() if seeds is None else (seeds,)), 300) + i for i in range(2))
+    ratio, negative = Estimate.ratio(above, below), Estimate.ratio(above, -below)
+    assert (negative.value, negative.error) == pytest.approx((-ratio.value, ratio.error))
+    assert negative.low < negative.value < negative.high
+
+
 def test_samples_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"samples has shape \(2, 3, 4\): must be"):
         Estimate.of(losses(2, 3, 4))

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
@@ -229,7 +230,7 @@ def test_settings_out_of_range_are_refused_at_once() -> None:
         linearize(model, TASK, layers=())
     reported: list[tuple[int, int]] = []
     numbers = {"steps": 0, "batch_size": 0, "learning_rate": 0.0, "num_sequences": 0}
-    for name, value in numbers.items():
+    for name, value in [*numbers.items(), ("learning_rate", math.inf)]:
         with pytest.raises(ValueError, match=rf"^{name}={value}: must be"):
             linearize(
                 model,

@@ -103,3 +103,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure_mixers(nn.Linear(3, 2), torch.randn(2, 5, 3))
     with pytest.raises(ValueError, match="positions has the value 21: must be from 1 to 20"):
         measure_mixers(LanguageModel(BASE), draw(), positions=[21])
+    with pytest.raises(ValueError, match="^positions: must not be empty$"):
+        measure_mixers(LanguageModel(BASE), draw(), positions=[])

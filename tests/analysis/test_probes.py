@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -239,8 +240,9 @@ def test_an_approximate_inverse_comes_near_the_exact_one() -> None:
     near = preconditioned_token(inverse)(batch, positions)
     # The residual is at most 1 / T_40((60 + 1) / (60 - 1)) = 6e-5 of the input's norm, about 2.
     torch.testing.assert_close(near, exact, rtol=0, atol=2e-4)
-    with pytest.raises(ValueError, match=r"method=0.0: must be a ridge greater than 0"):
-        preconditioned_token(0.0)
+    for ridge in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=rf"method={ridge}: must be a ridge greater than 0"):
+            preconditioned_token(ridge)
 
 
 def test_a_layer_of_the_gradient_step_keeps_the_tokens_and_adds_the_prediction() -> None:

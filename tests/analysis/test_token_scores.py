@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mesaopt.analysis import (
     score_positions,
     token_scores,
 )
+from mesaopt.commands.tokens import score_rows
 from mesaopt.config import LanguageModelConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.progress import Progress
 from mesaopt.report.page import save_figure
@@ -66,6 +68,12 @@ def test_batches_of_other_widths_are_scored_together() -> None:
     assert score.loss.value == pytest.approx(np.log(16))
 
 
+def test_settings_stand_for_their_task() -> None:
+    uniform = {"uniform": lambda batch: torch.zeros(*batch.targets.shape, 3)}
+    few = Evaluation(num_sequences=1)
+    assert token_scores(uniform, Parity().config, few) == token_scores(uniform, Parity(), few)
+
+
 def test_progress_names_what_is_computed() -> None:
     seen: list[Progress] = []
     uniform = {"uniform": lambda batch: torch.zeros(*batch.targets.shape, 3)}
@@ -92,6 +100,15 @@ def test_continuous_recall_is_scored_by_the_nearest_value() -> None:
     assert (few.setting, many.setting) == ("pairs 4", "pairs 32")
     assert few.accuracy.value == 1
     assert many.accuracy.value < 1
+
+
+def test_squared_errors_are_not_called_nats() -> None:
+    task = ContinuousMQAR(dim=16, pairs=8, codes=64, test_on=(4,), loss="squared_error")
+    zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
+    scores = token_scores(zero, task, Evaluation(num_sequences=1))
+    assert scores["zero"][0].loss.value == pytest.approx(0.5)  # values have norm 1
+    for shown in (str(scores["zero"][0]), *score_rows(scores)[0]):
+        assert "nats" not in shown
 
 
 @pytest.fixture
@@ -123,6 +140,9 @@ def test_n_grams_of_text_are_frequencies(text: Path) -> None:
         torch.testing.assert_close(table.sum(-1), torch.ones(8, 64))
     with pytest.raises(ValueError, match="order=4: must be 1 or greater"):
         text_n_gram(task, order=4)
+    for strength in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"strength={strength}: must be greater than 0"):
+            text_n_gram(task, strength=strength)
 
 
 TINY = LanguageModelConfig(width=8, mixers=("linear_attention",), num_heads=1)

@@ -128,6 +128,21 @@ def test_losses_that_overflow_are_passed_over() -> None:
         tune(family, SMALL, bounds=(1e3, 1e4), evaluation=validation(256))
 
 
+@pytest.mark.parametrize("elsewhere", [math.nan, 1e10])
+@pytest.mark.parametrize("spacing", ["linear", "log"])
+def test_the_result_is_no_worse_than_any_value_of_the_scan(elsewhere: float, spacing) -> None:
+    bounds = (1e-2, 1e2)
+    # The fifth of the nine values, in a valley that Brent's method misses.
+    middle = 1.0 if spacing == "log" else 50.005
+
+    def family(value: float) -> Predictor:
+        return constant(0.0 if abs(value / middle - 1) < 0.01 else elsewhere)
+
+    best = tune(family, SMALL, bounds=bounds, spacing=spacing, evaluation=validation(256))
+    assert best.value == pytest.approx(middle)
+    assert best.loss == pytest.approx(validation_loss(constant(0.0), 256), rel=1e-6)
+
+
 def test_a_search_without_an_end_ends() -> None:
     def family(value: float) -> Predictor:
         return lambda batch: batch.targets + 1 / value
@@ -180,6 +195,21 @@ def test_complex_and_partly_scored_sequences_are_fitted() -> None:
     task = ARProcess(ARProcessConfig(dim=2, length=4, start="sparse"))
     best = fit_polynomial(task, 1, evaluation=validation(256))
     assert best == pytest.approx((1.5, -0.5), abs=1e-6)  # z = 1 and 2; the states are float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sequences_on_a_gpu_are_fitted_as_those_on_the_cpu() -> None:
+    class Far:
+        def sample(self, batch_size: int, **settings) -> Batch:
+            return SMALL.sample(batch_size, **settings).to("cuda")
+
+    start = neumann_inverse(2, ridge=1e-3, scale="frobenius")
+    here, there = (fit_polynomial(task, 2, evaluation=validation(256)) for task in (SMALL, Far()))
+    assert there == pytest.approx(here, rel=1e-6)
+    few = {"evaluation": validation(256), "iterations": 3}
+    one, other = (learn_inverse(task, start, **few) for task in (SMALL, Far()))
+    assert other.step_sizes == pytest.approx(one.step_sizes, rel=1e-6)
 
 
 def test_stacked_inputs_are_fitted() -> None:

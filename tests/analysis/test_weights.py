@@ -295,6 +295,9 @@ def test_ridges_of_skewed_keys_are_those_of_their_second_moments() -> None:
     ("layer", "dim", "slot", "message"),
     [
         (MesaLayer(12, 1, 5), 3, 4, "slot=4: must be between 0 and 3"),
+        (MesaLayer(12, 1, 5), 5, 1, "dim=5: must be a divisor of 12, the width of a token"),
+        (MesaLayer(12, 1, 5), 0, 0, "dim=0: must be a divisor of 12, the width of a token"),
+        (MesaLayer(12, 1, 5), -3, 0, "dim=-3: must be a divisor of 12, the width of a token"),
         (MesaLayer(12, 1, 2), 3, 0, "dim=3: must be at most 2, the width of a key"),
         (MesaLayer(12, 1, 5, ridge_floor=0.1), 3, 0, "must have one ridge per head"),
         (MesaLayer(12, 1, 5, frame=Frame(unit_keys=True)), 3, 0, "without positions or norms"),

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,37 @@ def test_a_dictionary_in_itself_or_many_times_over_is_refused_at_once(tmp_path: 
         file = io.BytesIO()
         Writer(file, protocol=4).dump(tree)
         assert "holds more than 1000 arrays" in refusal(tmp_path, file.getvalue())
+
+
+def nested(levels: int) -> tuple:
+    """Nest pairs of one and the same pair: 2^levels entries in a few bytes of a pickle."""
+    pair: tuple = (1,)
+    for _ in range(levels):
+        pair = (pair, pair)
+    return pair
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        jax_array(ARRAY, shape=nested(18)),
+        jax_array(ARRAY, dtype=number(nested(18))),
+        jax_array(ARRAY, dtype=number("f4", nested(18))),
+        jax_array(ARRAY, by_columns=nested(18)),
+        jax_array(ARRAY, data=nested(18)),
+    ],
+    ids=["shape", "dtype", "order", "by_columns", "data"],
+)
+def test_a_few_bytes_claim_no_memory(tmp_path: Path, array: Any) -> None:
+    file = written(tmp_path, {"a": array})
+    assert file.stat().st_size < 1000
+    tracemalloc.start()
+    try:
+        with pytest.raises(RunError, match="not read|is damaged"):
+            read_arrays(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**18  # all entries are 2^20 characters
+    finally:
+        tracemalloc.stop()
 
 
 STATE_OF_A_FUNCTION = b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n(N}\x8c\x08__defa__K\x01stb."

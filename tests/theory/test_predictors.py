@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +17,17 @@ from mesaopt.theory import (
     chebyshev_inverse,
     gradient_descent,
     kernel_regression,
+    least_squares_recall,
     neumann_inverse,
     polynomial_prediction,
     preconditioned_descent,
+    proposition_1,
     richardson_inverse,
     ridge_least_squares,
 )
+from mesaopt.theory.ar_process import descent_predictions, mesa_predictions
+
+STATES = torch.ones(2, 5, 3, dtype=torch.float64)
 
 
 def sequence(length: int, dim: int, seed: int) -> np.ndarray:
@@ -290,6 +296,24 @@ def test_published_steps_give_the_published_losses() -> None:
         # Three standard errors of the difference, if theirs is of 1280 sequences (not known) and ours
         # of 2560. Wide enough for what docs/algorithms.md says of these four numbers.
         assert abs(losses.mean().item() - expected) < 3 * error * 3**0.5, setting
+
+
+@pytest.mark.parametrize("number", [0.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("step_size", lambda x: gradient_descent(STATES, step_size=x)),
+        ("step_size", lambda x: proposition_1(3, step_size=x)),
+        ("step_size", lambda x: descent_predictions(STATES.numpy(), step_size=x, num_steps=1)),
+        ("ridge", lambda x: ridge_least_squares(STATES, ridge=x)),
+        ("ridge", lambda x: mesa_predictions(STATES.numpy(), ridge=x)),
+        ("ridge", lambda x: least_squares_recall(STATES[..., :2], ridge=x)),
+        ("inverse_temperature", lambda x: kernel_regression(STATES, inverse_temperature=x)),
+    ],
+)
+def test_numbers_that_are_not_positive_and_finite_are_refused(name, call, number: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name}={number}.*: must be greater than 0.* finite$"):
+        call(number)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,22 @@
 """Programs and guesses for tasks on tokens: scores that need no model."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from mesaopt.errors import ConfigError
 from mesaopt.recipes.token_tasks import TOKEN_TASKS
-from mesaopt.tasks import MAD, ContinuousMQAR, RegBench, TokenBatch, make_task
+from mesaopt.tasks import MAD, ContinuousMQAR, RegBench, Text, TokenBatch, make_task
 from mesaopt.theory import (
     chance,
     exact_answers,
     in_context_baum_welch,
     in_context_n_gram,
     least_squares_recall,
+    text_n_gram,
 )
 
 ANSWERABLE = [n for n, c in TOKEN_TASKS.items() if c.kind in ("mqar", "mad", "parity", "copying")]
@@ -33,6 +36,43 @@ def test_a_program_answers_all_that_can_be_answered(name: str) -> None:
             assert 0.95 < right.float().mean() < 1
         else:
             assert right.all()
+
+
+NEED_VALUES = {"mad-fuzzy-recall", "mad-selective-copying"}  # to know a shape
+
+
+@pytest.mark.parametrize("name", sorted(set(ANSWERABLE) - NEED_VALUES))
+def test_answers_are_computed_where_the_tokens_are(name: str) -> None:
+    for config, batch in of_tests(name):
+        answers = exact_answers(config, batch.to("meta"))
+        assert (answers.device.type, answers.shape) == ("meta", batch.targets.shape)
+
+
+def test_least_squares_are_computed_where_the_tokens_are() -> None:
+    assert least_squares_recall(torch.zeros(2, 5, 8, device="meta")).device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ANSWERABLE)
+def test_answers_on_a_gpu_are_those_on_the_cpu(name: str) -> None:
+    for config, batch in of_tests(name):
+        answers = exact_answers(config, batch.to("cuda"))
+        assert answers.is_cuda
+        assert torch.equal(answers.cpu(), exact_answers(config, batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_n_grams_on_a_gpu_are_those_on_the_cpu() -> None:
+    strings_batch = RegBench(length=80, examples=None).sample(3, seed=0)
+    text = Text(corpus=__file__, length=32)
+    n_gram = partial(in_context_n_gram, vocabulary=20)
+    cases = ((n_gram, strings_batch), (text_n_gram(text), text.sample(2, seed=0, split="test")))
+    for predict, batch in cases:
+        there = predict(batch.to("cuda"))
+        assert there.is_cuda
+        assert torch.equal(there.cpu(), predict(batch))
 
 
 def test_a_program_answers_fuzzy_recall_where_there_is_an_answer() -> None:
@@ -153,3 +193,17 @@ def test_baum_welch_finds_a_language_that_no_bigram_knows() -> None:
     learned = batch.losses(logits)[:, last].mean()
     assert learned < 0.2
     assert batch.losses(in_context_n_gram(batch, vocabulary=6, order=2))[:, last].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("learner", "name", "number", "wanted"),
+    [
+        (in_context_n_gram, "order", 0, "1 or greater"),
+        (in_context_n_gram, "order", -1, "1 or greater"),
+        (in_context_baum_welch, "num_states", 1, "2 or greater"),
+        (in_context_baum_welch, "steps", -1, "between 0 and"),
+    ],
+)
+def test_learners_refuse_numbers_out_of_range(learner, name: str, number: int, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}={number}: must be {wanted}"):
+        learner(strings("abab"), vocabulary=6, **{name: number})

@@ -147,7 +147,7 @@ def _in_eigenvectors(batch: Prompts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _variance_of(inputs: Tensor) -> float:
-    """Mean square of a coordinate of regression inputs: the unit of ridges and of 1 / step size."""
+    """Compute the mean square of regression inputs: the unit of ridges and of 1 / step size."""
     return inputs.square().mean().item()
 
 

@@ -102,9 +102,12 @@ def learning_in_context(
     late = {name: loss.losses[:, -width:].double().mean(1) for name, loss in losses.items()}
     rival = min(("zero", "context-free"), key=lambda name: late[name].mean().item())
     return Learning(
-        tuple(model.positions),
-        *map(_numbers, (model.curve, model.curve_error)),
-        *(_numbers(losses[name].curve) for name in ("zero", "context-free", "optimizer")),
+        positions=tuple(model.positions),
+        model=_numbers(model.curve),
+        model_error=_numbers(model.curve_error),
+        zero=_numbers(losses["zero"].curve),
+        context_free=_numbers(losses["context-free"].curve),
+        optimizer=_numbers(losses["optimizer"].curve),
         gain=Estimate.ratio(late[rival] - late["model"], late[rival]),
         gain_increase=Estimate.ratio_difference(
             (early["model"], early[rival]), (late["model"], late[rival])

@@ -258,7 +258,7 @@ def _smallest_best(shares: dict[int, Estimate]) -> int:
 
 
 def _explained(readout: PerLayer, predictions: PerLayer) -> Estimate:
-    """Share of a readout's predictions that others explain, up to a factor at each position."""
+    """Estimate the share of a readout that predictions explain, up to a factor at each position."""
     together = (readout * predictions).sum((1, 2), keepdim=True)
     factor = together / predictions.square().sum((1, 2), keepdim=True)
     return 1 - Estimate.ratio(_square(readout - factor * predictions), _square(readout))
@@ -269,7 +269,7 @@ def _square(x: PerLayer) -> Float[Tensor, " sequence"]:
 
 
 def _straightness(points: dict[int, float]) -> float:
-    """R^2 of a straight line through points; NaN for fewer than three, or where nothing varies."""
+    """Compute R^2 of a straight line through points; NaN for fewer than three, or where nothing varies."""
     if len(points) < 3:
         return math.nan
     x, y = (torch.tensor(list(one)).double() for one in (points.keys(), points.values()))

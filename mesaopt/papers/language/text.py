@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mesaopt.analysis.attention import attention_mass
 from mesaopt.analysis.capture import up_to
 from mesaopt.analysis.estimate import Estimate
+from mesaopt.analysis.token_scores import in_context_score
 from mesaopt.looks import DASHED, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
@@ -71,10 +72,7 @@ def score_of(lab: Laboratory, recipe: str) -> Float[Tensor, "seed sequence"]:
 
     Both are means over the eight positions around, since single positions are noisy.
     """
-    early, late = lab.settings.score_positions
-    given = cast(Tensor, losses(lab, recipe))
-    around = [given[..., place - 4 : place + 4].mean(-1) for place in (early, late)]
-    return around[1] - around[0]
+    return in_context_score(cast(Tensor, losses(lab, recipe)), lab.settings.score_positions)
 
 
 def _ratio(lab: Laboratory, first: str, second: str) -> Estimate | None:

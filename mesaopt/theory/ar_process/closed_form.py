@@ -35,7 +35,7 @@ def harmonic(length: int) -> float:
     return math.fsum(1 / n for n in range(1, length - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OneStep:
     """The layer V K = c I where coordinates are exchangeable: one gradient step of size c/(t-1).
 
@@ -180,8 +180,8 @@ def one_step(initial: InitialStates, *, dim: int, length: int) -> OneStep:
                 f"initial states {initial.name!r}: its {name} are {np.round(values, 4).tolist()}: "
                 "must be the same in all coordinates for a single product; train ClosedForm instead"
             )
-    k0, k1, k2 = (float(m.mean()) for m in (moments.second, moments.fourth, moments.sixth))
-    return OneStep(dim, length, k0, k1, k2, float(mixed.mean()))
+    each = {"k0": moments.second, "k1": moments.fourth, "k2": moments.sixth, "k3": mixed}
+    return OneStep(dim=dim, length=length, **{name: float(m.mean()) for name, m in each.items()})
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,9 @@ def sign_flip_test(
 
     The gradients off the diagonals of V and K at diagonal weights are made of E x_p^3 x_q^3,
     E x_p x_q^5, E x_p x_q^3 x_r^2 and E x_p x_q^3. All vanish where no sign flip changes the distribution.
-    The test looks at every monomial of up to three coordinates and degree six that is odd in one of them.
-    Under invariance its value has a fair sign whatever the magnitudes, so that
+    The test looks at every monomial of up to three real variables and degree six that is odd in one
+    coordinate; of a complex one real and imaginary part are two variables, which flip together. Under
+    invariance its value has a fair sign whatever the magnitudes, so that
     P(|sum f| > z sqrt(sum f^2)) <= 2 exp(-z^2 / 2) exactly, however heavy the tails.
 
     Args:

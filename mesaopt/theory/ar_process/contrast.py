@@ -45,9 +45,9 @@ def descent_predictions(
         >>> bool(np.allclose(predicted, states[:, 2:]))
         True
     """
-    if not step_size > 0 or num_steps < 1:
+    if not 0 < step_size < math.inf or num_steps < 1:
         given = f"step_size={step_size}, num_steps={num_steps}"
-        raise ConfigError(f"{given}: must be greater than 0, and 1 or greater")
+        raise ConfigError(f"{given}: must be greater than 0, and 1 or greater; both finite")
     predictions = gradient_descent(
         torch.from_numpy(states), step_size=step_size, num_steps=num_steps, objective="mean"
     )
@@ -71,7 +71,7 @@ def mesa_predictions(
         Predictions of x_{t+1} for t = 2 ... T-1.
 
     Raises:
-        ConfigError: ridge is not greater than 0.
+        ConfigError: ridge is out of range.
 
     Source: von Oswald et al., the mesa layer, on the process of Zheng et al.
 
@@ -82,8 +82,8 @@ def mesa_predictions(
         >>> (error < 1e-6).tolist()  # exact once the context has three pairs
         [False, False, True, True, True, True]
     """
-    if not ridge > 0:
-        raise ConfigError(f"ridge={ridge}: must be greater than 0")
+    if not 0 < ridge < math.inf:
+        raise ConfigError(f"ridge={ridge}: must be greater than 0 and finite")
     dim = states.shape[-1]
     now, before = states[:, 1:-1], states[:, :-2]
     query, key, value = (

@@ -118,8 +118,8 @@ def logistic(
         >>> logistic(theory, start=0.01, times=np.array([0.02, 0.05])).round(8).tolist()
         [0.02164454, 0.06691208]
     """
-    if not start > 0:
-        raise ConfigError(f"start={start}: must be greater than 0")
+    if not 0 < start < math.inf:
+        raise ConfigError(f"start={start}: must be greater than 0 and finite")
     return _balanced(theory, start, np.asarray(times, dtype=np.float64))
 
 

@@ -309,6 +309,7 @@ def test_times_that_do_not_ascend_are_refused(times: list[float]) -> None:
     [
         (lambda t: logistic(t, start=0.0, times=np.zeros(1)), "start=0.0: must be greater than 0"),
         (lambda t: logistic(t, start=-1.0, times=np.zeros(1)), "start=-1.0"),
+        (lambda t: logistic(t, start=math.inf, times=np.zeros(1)), "start=inf"),
         (
             lambda t: time_to_within(t, key_query=1.0, output_value=1.0, tolerance=0.0),
             "tolerance=0.0",
