@@ -445,5 +445,7 @@ def as_diverged_error(step: int, seeds: str = "") -> Generator[None]:
     """Turn errors of weights that left their range into a :class:`DivergedError`."""
     try:
         yield
+    except ConfigError:  # of the task, not of the weights
+        raise
     except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
         raise DivergedError(f"step {step}: {error}{seeds}; lower train.learning_rate") from error
