@@ -75,7 +75,7 @@ def test_what_ended_a_job_without_an_answer_is_named() -> None:
 
 def test_parameters_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     good = {"cluster": "local", "partition": "long", "timeout_min": 240, "mem_gb": 8, "at_once": 4}
-    make_engine("slurm", good).check()
+    make_engine("slurm", good).check("cuda:1")
     bad = make_engine("slurm", {"cluster": "local", "partitio": "long"})
     with pytest.raises(
         ConfigError, match="engine slurm: unknown key 'partitio'; did you mean 'par"
