@@ -87,6 +87,21 @@ def test_parameters_are_checked_before_anything_is_written(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at_once": 0}, "at_once=0: must be greater than 0"),
+        ({"at_once": -3}, "at_once=-3: must be greater than 0"),
+        ({"look_seconds": -1.0}, "look_seconds=-1.0: must be 0 or greater"),
+        ({"look_seconds": float("nan")}, "look_seconds=nan"),
+        ({"retries": -1}, "retries=-1: must be 0 or greater"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_engine("slurm", options)
+
+
 def test_a_machine_without_slurm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
