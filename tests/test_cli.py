@@ -230,6 +230,17 @@ def test_several_seeds_get_a_folder_each(
     assert (tmp_path / "elsewhere" / "lsa-1-seed4" / "DONE").exists()
 
 
+@pytest.mark.parametrize("how", [(), ("--parts", "2"), ("--recompute",), ("--shard",)])
+def test_a_taken_folder_of_a_later_seed_is_refused_before_the_first_is_trained(
+    how: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "lsa-1", "--device", "cpu", "--set", *SHORT, "--out", str(tmp_path)]
+    RunFolder.open(tmp_path / "lsa-1-seed1", recipes.get("lsa-1", seed=1), resume=False)
+    assert run(*arguments, "--seeds", "2", *how) == 2
+    assert "lsa-1-seed1" in capsys.readouterr().err
+    assert not (tmp_path / "lsa-1-seed0").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [
