@@ -134,7 +134,8 @@ class StepCosts:
 def _work(config: RunConfig) -> tuple[Hashable, ...]:
     """Say what the time for a sequence depends on."""
     batch = make_task(config.task).sample(1, seed=0, step=0, split="train")
-    return repr(config.model), batch.tokens.shape, batch.targets.shape, config.train.data
+    shapes, train = (batch.tokens.shape, batch.targets.shape), config.train
+    return repr(config.model), *shapes, train.data, train.precision, train.optimizer
 
 
 def _time_sequences(config: RunConfig, part: int) -> StepCost:

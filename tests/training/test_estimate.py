@@ -44,6 +44,25 @@ def test_equal_work_is_timed_once(
     assert len(timed) == (1 if same else 2)
 
 
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        ("train.precision=bfloat16", False),
+        ("train.data=fixed", False),
+        ("train.optimizer=gradient_descent", False),
+        ("train.learning_rate=1e-5", True),
+        ("train.steps=7", True),
+    ],
+)
+def test_settings_that_change_the_work_are_timed(
+    setting: str, same: bool, timed: list[RunConfig]
+) -> None:
+    costs, config = StepCosts("cpu"), recipes.get("lsa-1")
+    for one in (config, override(config, [setting])):
+        costs.of([one])
+    assert len(timed) == (1 if same else 2)
+
+
 def test_other_seeds_are_not_timed(timed: list[RunConfig]) -> None:
     costs = StepCosts("cpu")
     assert costs.of([recipes.get("lsa-1")]) == costs.of([recipes.get("lsa-1", seed=1)])
