@@ -398,7 +398,10 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
             ("train", "lsa-1", "--set", "model.head_dim=null", "model.num_heads=7"),
             "num_heads=7: must be a divisor of the width 40",
         ),
-        (("train", "lsa-1", "--set", "seed=5", "--out", "x"), "'seed=...': must be given as --seed"),
+        (
+            ("train", "lsa-1", "--set", "seed=5", "--out", "x"),
+            "'seed=...': must be given as --seed",
+        ),
         (("train", "lsa-1", "--set", "seed=5", "--seeds", "2"), "must be given as --seed N"),
         (("train", "--task", "a:B", "--set", "seed=5"), "must be given as --seed N"),
         (("train", "lsa-1", "--seeds", "0"), "seeds=0: must be 1 or greater"),
@@ -474,15 +477,29 @@ def test_a_failed_run_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "lower train.learning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        (("train", "lsa-1"), True),
+        (("sweep", "lsa-1", "--grid", "train.steps=1,2"), True),
+        (("reproduce", "core"), True),
+        (("evaluate", "zoo:lsa-1"), False),
+        (("doctor",), False),
+    ],
+)
 def test_ctrl_c_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    goes_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mesaopt.commands.doctor", interrupted)
-    assert run("doctor") == 130
-    assert "go on with --resume" in capsys.readouterr().err
+    monkeypatch.setattr("mesaopt.commands.run", interrupted)
+    assert run(*arguments) == 130
+    hint = "; go on with --resume" if goes_on else ""
+    assert capsys.readouterr().err == f"mesaopt: interrupted{hint}\n"
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:
