@@ -211,7 +211,7 @@ class Generate:
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Continuations to draw."""
     beams: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Search for the N likeliest continuations instead of drawing some."""
+    """Search for the N likeliest continuations instead of drawing some, without the options of drawing."""
     seed: int = 0
     """Seed of the random numbers."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
