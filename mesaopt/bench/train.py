@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mesaopt import recipes
 from mesaopt.bench.official import Comparison, OfficialCode, compare
 from mesaopt.config import RunConfig
+from mesaopt.console import duration
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
 from mesaopt.training.environment import part_size_of
@@ -77,7 +78,7 @@ class TrainingStep:
             ("sequences", f"{self.batch_size} of {self.length} tokens"),
             ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
             ("tokens", f"{self.tokens_per_second:,.0f} a second"),
-            ("the whole training", f"{self.steps:,} steps, about {_minutes(whole)} here"),
+            ("the whole training", f"{self.steps:,} steps, about {duration(whole)} here"),
             ("peak memory", memory),
             ("workers", f"{self.threads}; with one of them a step takes {alone}"),
         ]
@@ -176,10 +177,6 @@ def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> 
         repeats=repeats,
         official=comparison,
     )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _times(work: Callable[[], object], repeats: int) -> list[float]:
