@@ -208,7 +208,7 @@ class _Watched:
     def look(self, running: Iterable[Path], report: Report) -> None:
         """Read how far the others are, seldom enough that it costs little, and report it."""
         started = time.monotonic()
-        if not report.is_heard or started < self._next:
+        if not report.has_listener or started < self._next:
             return
         for path in running:
             self._steps[path] = _last_step(path)
