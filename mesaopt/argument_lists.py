@@ -19,7 +19,7 @@ class Argument:
     """
 
     name: str
-    """With its dashes; empty for one that is told by its place."""
+    """With its dashes; empty for a positional argument."""
     values: str
     """The choices with "|" between them, or what help texts call the value; empty for a switch."""
     takes_several: bool = False
@@ -77,13 +77,13 @@ def arguments_of(command: type) -> list[Argument]:
 def _argument(name: str, hint: Any) -> Argument:
     """Read the annotation of one field."""
     extras, plain = getattr(hint, "__metadata__", ()), getattr(hint, "__origin__", hint)
-    by_place = Positional[int].__metadata__[0] in extras
+    is_positional = Positional[int].__metadata__[0] in extras
     names = [extra.name for extra in extras if getattr(extra, "name", None)]
     values = [extra.metavar for extra in extras if getattr(extra, "metavar", None)]
     values += ["|".join(map(str, get_args(plain)))] if get_origin(plain) is Literal else []
     usual = {bool: "", int: "N", float: "X"}.get(plain, "VALUE")
     return Argument(
-        name="" if by_place else f"--{dashed(names[0] if names else name)}",
+        name="" if is_positional else f"--{dashed(names[0] if names else name)}",
         values=values[0] if values else usual,
         takes_several=get_origin(plain) is tuple,
     )

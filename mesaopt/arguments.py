@@ -120,7 +120,7 @@ class Sweep:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("sweep")
     """Folder of the sweep, new or empty."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
-    """Where to compute; auto is a GPU if there is one."""
+    """Where to compute; auto is a GPU if there is one, with --engine ray the CPU."""
     resume: bool = False
     """Go on with the sweep in the folder."""
     dry_run: bool = False
@@ -211,7 +211,7 @@ class Generate:
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Continuations to draw."""
     beams: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Search for the N likeliest continuations instead of drawing some."""
+    """Search for the N likeliest continuations instead of drawing some, without the options of drawing."""
     seed: int = 0
     """Seed of the random numbers."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"

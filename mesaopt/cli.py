@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (a misspelt setting, a folder that holds another run, a full disk), 130 after Ctrl-C.
     """
     _print_in_any_locale()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        status = _run(sys.argv[1:] if arguments is None else arguments)
+        status = _run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("mesaopt: interrupted; go on with --resume", file=sys.stderr)
+        hint = "; go on with --resume" if "--resume" in _options(words) else ""
+        print(f"mesaopt: interrupted{hint}", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
@@ -77,9 +79,16 @@ def _checked(arguments: Sequence[str]) -> list[str]:
     """Refuse options that the command does not have, and join the values of those that are repeated."""
     if not arguments or arguments[0] not in commands():
         return list(arguments)
-    options = [one for one in arguments_of(commands()[arguments[0]]) if one.name]
-    _refuse_unknown_options(arguments, [one.name for one in options])
-    return _join_repeated(arguments, {one.name for one in options if one.takes_several})
+    options = _options(arguments)
+    _refuse_unknown_options(arguments, list(options))
+    return _join_repeated(arguments, {name for name, several in options.items() if several})
+
+
+def _options(arguments: Sequence[str]) -> dict[str, bool]:
+    """List the options of the command that is given, each with whether it takes several values."""
+    kind = commands().get(arguments[0]) if arguments else None
+    known = [] if kind is None else arguments_of(kind)
+    return {one.name: one.takes_several for one in known if one.name}
 
 
 def _refuse_unknown_options(arguments: Sequence[str], known: Sequence[str]) -> None:

@@ -217,7 +217,7 @@ def _svg(curves: Sequence[Curve], *, log: bool) -> str:
     log = log and min(points, default=0.0) > 0
     scale = math.log10 if log else float
     low, high = min(points, default=0.0), max(points, default=1.0)
-    places = [x for curve in curves for x in curve.places]
+    places = {place: x for c in curves for place, x in zip(c.places, c.x, strict=True)}
     (width, height), (left, bottom) = _SIZE, _MARGIN
 
     def at(x: float, y: float) -> str:
@@ -239,7 +239,7 @@ def _svg(curves: Sequence[Curve], *, log: bool) -> str:
         shapes.append(
             f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.6"/>'
         )
-    names = [str(curves[0].x[0]), str(curves[0].x[-1])]
+    names = [str(places[min(places)]), str(places[max(places)])]
     words = [(left - 4, 12, "end", f"{high:.3g}"), (left - 4, height - bottom, "end", f"{low:.3g}")]
     words += [(left, height - 4, "start", names[0]), (width - 4, height - 4, "end", names[1])]
     texts = [f'<text x="{x}" y="{y}" text-anchor="{a}">{_html(t)}</text>' for x, y, a, t in words]

@@ -425,7 +425,7 @@ def explain_os_errors(path: Path, done: str = "written") -> Generator[None]:
         ...     raise OSError(errno.ENOSPC, "No space left on device")
         Traceback (most recent call last):
         ...
-        mesaopt.errors.RunError: a.txt: the disk is full; free some space and go on with --resume
+        mesaopt.errors.RunError: a.txt: the disk is full; free some space and try again
     """
     try:
         yield
@@ -450,7 +450,7 @@ def _error_number(error: Exception) -> int | None:
 
 def _problem(number: int, error: Exception, done: str) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and go on with --resume"
+        return "the disk is full; free some space and try again"
     if number == errno.ENOENT and done == "read":
         return "there is no such file"
     if number == errno.ELOOP and done == "written":

@@ -66,8 +66,8 @@ class Report:
         self._listener, self._stage = listener, stage
 
     @property
-    def is_heard(self) -> bool:
-        """Whether anybody listens: what is measured for the report alone can be left out if not."""
+    def has_listener(self) -> bool:
+        """Whether there is a listener: what is measured for the report alone can be left out if not."""
         return self._listener is not None
 
     def __call__(self, done: int, total: int, *, stage: str = "", **metrics: float) -> None:
@@ -76,8 +76,8 @@ class Report:
             self._listener(Progress(done, total, stage or self._stage, metrics))
 
 
-NOBODY = Report(None, "")
-"""The report that is not heard."""
+NO_REPORT = Report(None, "")
+"""The report without a listener."""
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class Here:
     def __init__(self, failing: str = "nothing"):
         self.failing, self.given = failing, list[str]()
 
-    def check(self) -> None:
+    def check(self, device: str) -> None:
         self.given.append("check")
 
     def run(self, folders: Sequence[Path], *, device: str, logs: Path) -> Generator[Ended | None]:

@@ -230,6 +230,17 @@ def test_several_seeds_get_a_folder_each(
     assert (tmp_path / "elsewhere" / "lsa-1-seed4" / "DONE").exists()
 
 
+@pytest.mark.parametrize("how", [(), ("--parts", "2"), ("--recompute",), ("--shard",)])
+def test_a_taken_folder_of_a_later_seed_is_refused_before_the_first_is_trained(
+    how: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "lsa-1", "--device", "cpu", "--set", *SHORT, "--out", str(tmp_path)]
+    RunFolder.open(tmp_path / "lsa-1-seed1", recipes.get("lsa-1", seed=1), resume=False)
+    assert run(*arguments, "--seeds", "2", *how) == 2
+    assert "lsa-1-seed1" in capsys.readouterr().err
+    assert not (tmp_path / "lsa-1-seed0").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -393,6 +404,12 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
             ("train", "lsa-1", "--set", "model.head_dim=null", "model.num_heads=7"),
             "num_heads=7: must be a divisor of the width 40",
         ),
+        (
+            ("train", "lsa-1", "--set", "seed=5", "--out", "x"),
+            "'seed=...': must be given as --seed",
+        ),
+        (("train", "lsa-1", "--set", "seed=5", "--seeds", "2"), "must be given as --seed N"),
+        (("train", "--task", "a:B", "--set", "seed=5"), "must be given as --seed N"),
         (("train", "lsa-1", "--seeds", "0"), "seeds=0: must be 1 or greater"),
         (("bench", "train", "--recipe", "lsa1"), "recipe='lsa1': did you mean 'lsa-1'?"),
         (("train", "lsa-1", "--seed", "-1"), "seed=-1: must be 0 or greater"),
@@ -466,15 +483,29 @@ def test_a_failed_run_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "lower train.learning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        (("train", "lsa-1"), True),
+        (("sweep", "lsa-1", "--grid", "train.steps=1,2"), True),
+        (("reproduce", "core"), True),
+        (("evaluate", "zoo:lsa-1"), False),
+        (("doctor",), False),
+    ],
+)
 def test_ctrl_c_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    goes_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mesaopt.commands.doctor", interrupted)
-    assert run("doctor") == 130
-    assert "go on with --resume" in capsys.readouterr().err
+    monkeypatch.setattr("mesaopt.commands.run", interrupted)
+    assert run(*arguments) == 130
+    hint = "; go on with --resume" if goes_on else ""
+    assert capsys.readouterr().err == f"mesaopt: interrupted{hint}\n"
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], toy: Toy) -> None:

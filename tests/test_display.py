@@ -1,7 +1,8 @@
 """How results show themselves: in a terminal, in a notebook, as a table and as a picture."""
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,7 +45,7 @@ from mesaopt.config import (
     TextConfig,
     TrainConfig,
 )
-from mesaopt.display import WIDTH, Curve, Drawn, Shown, with_error
+from mesaopt.display import WIDTH, Curve, Drawn, Shown, _svg, with_error
 from mesaopt.models import LanguageModel, SequenceModel
 from mesaopt.tasks import LinearSystem, Parity, Text
 from mesaopt.theory import gradient_descent
@@ -272,6 +273,21 @@ def test_columns_that_do_not_fit_are_left_out_and_long_lines_end() -> None:
     lines = repr(Wide()).splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert lines[-1].split() == ["2"] * 8
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ends"),
+    [
+        ((0, 100), (0, 200), ("0", "200")),
+        ((50, 200), (0, 100), ("0", "200")),
+        (("a", "b"), ("a", "b", "c"), ("a", "c")),
+    ],
+)
+def test_the_ends_of_the_axis_are_those_of_all_curves(
+    first: Sequence[Any], second: Sequence[Any], ends: tuple[str, str]
+) -> None:
+    drawing = _svg([Curve(str(x), x, (1.0,) * len(x)) for x in (first, second)], log=False)
+    assert tuple(re.findall(r"<text[^>]*>([^<]*)</text>", drawing)[2:]) == ends
 
 
 def test_a_curve_without_spread_or_with_infinite_points_is_drawn() -> None:

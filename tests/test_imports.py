@@ -52,6 +52,7 @@ ALLOWED["hf"] = BASE | {"ops", "layers", "models", "training", "corpus"}
 ALLOWED["arguments"] = set()
 ALLOWED["argument_lists"] = {"arguments"}
 ALLOWED["console"] = {"errors"}
+ALLOWED["bench"].add("console")
 ALLOWED["commands"] = set(ALLOWED)
 ALLOWED["cli"] = {"errors", "arguments", "argument_lists", "commands", "config", "recipes"}
 ALLOWED["__main__"] = {"cli"}

@@ -105,7 +105,7 @@ def test_nothing_is_drawn_where_there_is_no_terminal(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     with reporting(True, "counting") as report:
-        assert not report.is_heard
+        assert not report.has_listener
         report(30, 30)
     assert progress.sys.stderr.getvalue() == ""
 
@@ -116,7 +116,7 @@ def test_the_outermost_computation_alone_shows_a_bar(
 ) -> None:
     terminal = make_terminal(monkeypatch)
     with reporting(outer, "outer"), reporting(True, "inner") as report:
-        assert not report.is_heard
+        assert not report.has_listener
         report(30, 30)
     assert terminal.getvalue() == ""
 
@@ -128,9 +128,9 @@ def test_a_display_of_stages_silences_computations_inside(monkeypatch: pytest.Mo
         ProgressDisplay([Stage("one", 100, 0.01)], console=console),
         reporting(True, "inner") as report,
     ):
-        assert not report.is_heard
+        assert not report.has_listener
     with reporting(True, "after it") as report:
-        assert report.is_heard
+        assert report.has_listener
 
 
 def test_a_function_gets_all_progress_in_place_of_a_bar_and_its_errors_end_the_work() -> None:

@@ -25,8 +25,9 @@ from mesaopt.bench.problems import (
     random_problem,
     relative_error,
 )
-from mesaopt.bench.timing import threads, time_in_turn
+from mesaopt.bench.timing import time_in_turn
 from mesaopt.ops import Auto
+from mesaopt.workers import num_threads
 
 _MODULE = "fla.ops.mesa_net.naive"
 _STEPS = 30  # its default, and that of the paper
@@ -82,7 +83,7 @@ def compare(*, quick: bool) -> list[ComparisonRow]:
     """
     size = (1, 64, 1, 16) if quick else (1, 512, 4, 64)
     title = "B={}, T={}, H={}, K={}".format(*size)
-    with threads(1):
+    with num_threads(1):
         rows = _rows(f"{title}, nothing forgotten", random_problem(*size), {}, quick)
         forgetting = random_problem(*size, decay=0.996)
         return rows + _rows(

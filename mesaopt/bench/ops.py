@@ -15,6 +15,7 @@ from mesaopt.bench.problems import RIDGE, Operator, Problem, dense_mesa, mesa_wi
 from mesaopt.ops import mesa, mesa_step
 from mesaopt.progress import Progress, ProgressDisplay, Stage
 from mesaopt.training import describe
+from mesaopt.workers import num_threads
 
 _HEADS = 4
 _GOALS = ("goal", "other codes (quoted)")  # columns for developers
@@ -378,7 +379,7 @@ def _solver(keys: str, decay: float, *, quick: bool) -> list[solver.SolverRow]:
 
 def _speed(setting: _Setting) -> list[SpeedRow]:
     """Time the whole family at one shape."""
-    with timing.threads(setting.threads):
+    with num_threads(setting.threads):
         members = problems.family(*setting.shape)
         works: dict[str, Callable[[], object]] = {
             name: functools.partial(
@@ -438,7 +439,7 @@ def _steps(past: int, quick: bool) -> list[StepRow]:
     ridge = problem.inputs["ridge"]
     pairs = [problem.inputs[name] for name in ("q", "k", "v")]
     before, token = [x[:, :-1] for x in pairs], [x[:, -1] for x in pairs]
-    with timing.threads(1):
+    with num_threads(1):
         state = mesa(*before, ridge=ridge).state
         work = functools.partial(mesa_step, *token, ridge=ridge, state=state)
         seconds = timing.time_in_turn({"step": work}, 5 if quick else 200)["step"]

@@ -6,8 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,23 +29,6 @@ class Alone:
     """Of the whole process, in its first run."""
     idle_bytes: int
     """Before the problem was made: Python, torch, and a tiny run to load the libraries."""
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with this many threads inside the `with`.
-
-    Example:
-        >>> with threads(1):
-        ...     torch.get_num_threads()
-        1
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def time_in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mesaopt import recipes
 from mesaopt.bench.official import Comparison, OfficialCode, compare
 from mesaopt.config import RunConfig
+from mesaopt.console import duration
 from mesaopt.errors import ConfigError
 from mesaopt.training import Trainer, peak_memory_bytes
 from mesaopt.training.environment import part_size_of
@@ -31,9 +32,9 @@ class TrainingStep:
     length: int
     """Tokens in a sequence."""
     milliseconds: float
-    """Median, with all workers."""
-    one_worker_milliseconds: float
-    """Median with a single worker: the same numbers, bit for bit."""
+    """Median, with all threads."""
+    one_thread_milliseconds: float
+    """Median with a single thread: the same numbers, bit for bit."""
     fastest: float
     slowest: float
     data_milliseconds: float
@@ -48,7 +49,7 @@ class TrainingStep:
     matmul_flops: float
     """Operations per second of a large float32 matrix product, here and with as many threads."""
     threads: int
-    """Number of workers."""
+    """That compute parts of a batch."""
     repeats: int
     official: Comparison | None = None
     """With the authors' code, if that was asked for."""
@@ -71,15 +72,15 @@ class TrainingStep:
         memory = (
             f"{self.peak_memory_mib:.0f} MiB, {self.idle_memory_mib:.0f} MiB before the first step"
         )
-        alone = f"{self.one_worker_milliseconds:.1f} ms"
+        alone = f"{self.one_thread_milliseconds:.1f} ms"
         whole = self.steps * self.milliseconds / 1000
         rows = [
             ("sequences", f"{self.batch_size} of {self.length} tokens"),
             ("time of a step", f"{self.milliseconds:.1f} ms (median; {spread})"),
             ("tokens", f"{self.tokens_per_second:,.0f} a second"),
-            ("the whole training", f"{self.steps:,} steps, about {_minutes(whole)} here"),
+            ("the whole training", f"{self.steps:,} steps, about {duration(whole)} here"),
             ("peak memory", memory),
-            ("workers", f"{self.threads}; with one of them a step takes {alone}"),
+            ("threads", f"{self.threads}; with one of them a step takes {alone}"),
         ]
         rows += self._goals() if goals else []
         return rows + (self.official.describe() if self.official else [])
@@ -106,7 +107,7 @@ def measure_training_step(
     Args:
         recipe: its name.
         repeats: timed steps, after a warm-up; 1 or more.
-        threads: number of workers; torch's own choice of threads if not given.
+        threads: number of threads; torch's own choice of threads if not given.
         official: the authors' code, to time in turns with this package.
 
     Returns:
@@ -163,7 +164,7 @@ def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> 
         batch_size=size,
         length=config.task.length,
         milliseconds=median * 1000,
-        one_worker_milliseconds=statistics.median(times[1]) * 1000,
+        one_thread_milliseconds=statistics.median(times[1]) * 1000,
         fastest=min(times[threads]) * 1000,
         slowest=max(times[threads]) * 1000,
         data_milliseconds=statistics.median(data_times) * 1000,
@@ -176,10 +177,6 @@ def _measure(config: RunConfig, repeats: int, official: OfficialCode | None) -> 
         repeats=repeats,
         official=comparison,
     )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _times(work: Callable[[], object], repeats: int) -> list[float]:

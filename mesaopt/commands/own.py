@@ -23,6 +23,8 @@ _PARTS = ("task", "model", "train")
 
 def configs_of(command: args.Train) -> list[RunConfig]:
     """Return the settings of every seed of a training."""
+    if "seed" in parse_assignments(command.set, "set", like="train.steps=500"):
+        raise ConfigError("set='seed=...': must be given as --seed N")
     seeds = range(command.seed, command.seed + command.seeds)
     if command.task is None and command.model is None:
         if not command.recipe:

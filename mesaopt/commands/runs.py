@@ -42,10 +42,10 @@ def train(command: args.Train) -> int:
         paths = {command.seed: command.out}
     logger = None if command.track is None else tracker(command.track)
     devices = _devices(command)
-    if (is_launched() or devices is not None) and not command.dry_run:
-        return _train_shared(configs, paths, command, devices, logger)
     if not command.dry_run:
         RunFolder.check_all([paths[c.seed] for c in configs], configs, resume=command.resume)
+        if is_launched() or devices is not None:
+            return _train_shared(configs, paths, command, devices, logger)
     cost = step_cost(configs[0], command.device, seeds=[config.seed for config in groups[0]])
     if command.dry_run:
         return _print_training_cost(configs, cost)

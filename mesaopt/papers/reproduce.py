@@ -229,7 +229,7 @@ def reproduce(
     given = None if runs is None else find_runs(plan, runs)
     is_ended = files.exists(out / "DONE") and settings_of(out) == to_dict(plan)
     if chosen is not None and not is_ended:
-        chosen.check()
+        chosen.check(device)
     _reserve(out, plan, resume=resume)
     if is_ended:
         return read_claims(out)

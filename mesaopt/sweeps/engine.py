@@ -1,6 +1,7 @@
 """The interface of an engine, and the engines by name."""
 
 import importlib
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,16 @@ class Ended:
 class Engine(Protocol):
     """Trains run folders to their end, several at once, each by :func:`mesaopt.sweeps.train_folder`."""
 
-    def check(self) -> None:
+    def check(self, device: str) -> None:
         """Make sure that jobs can be run, before anything is written.
 
+        Args:
+            device: "auto", "cpu", "cuda" or "cuda:<number>".
+
         Raises:
+            ConfigError: there can be no such device.
             MissingPackageError: the package of the engine is not installed.
-            RunError: its cluster cannot be reached.
+            RunError: there is no such device here, or the cluster cannot be reached.
         """
         ...
 
@@ -91,6 +96,12 @@ def make_engine(engine: str | Engine, options: Mapping[str, Any] | None = None) 
         others = [name for name in values if name not in kind.__dataclass_fields__]
         values["parameters"] = {name: values.pop(name) for name in others}
     return from_dict(kind, values, where=f"engine {engine}")
+
+
+def check_device_name(device: str) -> None:
+    """Refuse what names no device on any machine; those of a cluster may have others than this one."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise ConfigError(f"device={device!r}: must be auto, cpu, cuda or cuda:N")
 
 
 def imported(package: str, *, extra: str) -> Any:

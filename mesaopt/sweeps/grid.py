@@ -3,12 +3,12 @@
 import difflib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mesaopt.config import RunConfig, flat, override, parse_assignments, parse_value, to_dict
-from mesaopt.errors import ConfigError, suggest
+from mesaopt.errors import ConfigError, suggest, wrong_type
 from mesaopt.training.loop import as_config
 
 _NOT_IN_A_GRID = {
@@ -26,14 +26,15 @@ def grid(
 
     Args:
         config: to begin with, or the name of a recipe.
-        settings: values by the name of a setting, such as "train.learning_rate"; text is read as on the
-            command line.
+        settings: values by the name of a setting, such as "train.learning_rate", also of NumPy or torch;
+            text is read as on the command line.
         seeds: of every combination, from that of `config` on; 1 or more.
 
     Returns:
         The settings: the last setting varies fastest, and within one combination the seed.
 
     Raises:
+        TypeError: the values of a setting are no list, or one of them is no number, text or list.
         ConfigError: there is no such setting, or a value is wrong.
 
     Example:
@@ -48,10 +49,7 @@ def grid(
     config = as_config(config)
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: must be 1 or greater")
-    texts = {
-        name: [value if isinstance(value, str) else json.dumps(value) for value in values]
-        for name, values in settings.items()
-    }
+    texts = {name: _texts(f"settings[{name!r}]", values) for name, values in settings.items()}
     _check(config, texts)
     made = []
     for values in itertools.product(*texts.values()):
@@ -83,6 +81,20 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         if "" in values or not values:
             raise ConfigError(f"grid={f'{name}={given[name]}'!r}: must look like {_LIKE}")
     return settings
+
+
+def _texts(argument: str, values: Sequence[Any]) -> list[str]:
+    """Write values as on the command line, those of NumPy and torch as plain numbers."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise wrong_type(argument, values, "a list of values")
+    texts = []
+    for i, value in enumerate(values):
+        try:
+            text = json.dumps(value, default=lambda x: x.tolist())
+        except (TypeError, AttributeError):
+            raise wrong_type(f"{argument}[{i}]", value, "a number, text or a list") from None
+        texts.append(value if isinstance(value, str) else text)
+    return texts
 
 
 def _values(text: str) -> list[Any]:

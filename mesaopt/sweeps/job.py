@@ -8,7 +8,6 @@ import os
 import queue
 import sys
 import threading
-from pathlib import Path
 
 import torch
 
@@ -38,7 +37,8 @@ def train_folder(path: str, device: str = "auto", threads: int = 1) -> str | Non
     """
     torch.set_num_threads(threads)
     try:
-        folder, config = Path(path), RunFolder(Path(path)).config
+        folder = files.as_path(path)
+        config = RunFolder(folder).config
         # Locks of a folder are seen on this machine alone, those of a file on others, too.
         with (
             files.only_one_process(folder, wait=_PATIENCE),

@@ -41,8 +41,9 @@ class Local:
         require_positive_if_given(self, "processes")
         require_not_negative(self, "retries")
 
-    def check(self) -> None:
-        """Nothing can be missing."""
+    def check(self, device: str) -> None:
+        """Make sure that the device is here."""
+        resolve_device(device)
 
     def devices(self, device: str) -> list[str]:
         """Give the device of each process.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mesaopt.config.checks import require_not_negative, require_types
-from mesaopt.errors import RunError, printable
-from mesaopt.sweeps.engine import Ended, imported
+from mesaopt.errors import ConfigError, RunError, printable
+from mesaopt.sweeps.engine import Ended, check_device_name, imported
 from mesaopt.sweeps.job import train_folder
 
 _REACH_SECONDS = 5.0
@@ -43,8 +43,11 @@ class Ray:
         require_types(self)
         require_not_negative(self, "cpus", "gpus", "retries")
 
-    def check(self) -> None:
-        """Make sure that Ray is installed and the cluster answers."""
+    def check(self, device: str) -> None:
+        """Make sure that Ray is installed, the device fits and the cluster answers."""
+        check_device_name(device)
+        if device == "cpu" and self.gpus:
+            raise ConfigError(f"gpus={self.gpus}: must be 0 with device='cpu'")
         ray, address = imported("ray", extra="ray"), self._address
         if address is None or ray.is_initialized():
             return

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mesaopt.config.checks import require_not_negative, require_types
+from mesaopt.config.checks import require_not_negative, require_positive, require_types
 from mesaopt.errors import ConfigError, RunError, printable, suggest
-from mesaopt.sweeps.engine import Ended, imported
+from mesaopt.sweeps.engine import Ended, check_device_name, imported
 from mesaopt.sweeps.job import train_folder
 
 _SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "name", "stderr_to_stdout")
@@ -44,10 +44,12 @@ class Slurm:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_not_negative(self, "retries")
+        require_positive(self, "at_once")
+        require_not_negative(self, "retries", "look_seconds")
 
-    def check(self) -> None:
+    def check(self, device: str) -> None:
         """Make sure that submitit is installed, Slurm is here, and the parameters are known."""
+        check_device_name(device)
         with tempfile.TemporaryDirectory() as folder:
             self._executor(Path(folder))
 

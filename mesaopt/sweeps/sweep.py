@@ -44,7 +44,7 @@ def sweep(
         engine: "local" (processes on this machine), "ray", "slurm", or an engine such as
             :class:`mesaopt.sweeps.Local` with options of its own.
         resume: go on with the sweep in `out` if there is one, of the same points.
-        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        device: "auto", "cpu", "cuda" or "cuda:<number>"; with Ray "auto" is the CPU.
         progress: a bar, nothing, or a function that is called every two seconds with the finished steps of
             all points.
 
@@ -52,10 +52,10 @@ def sweep(
         The points with their metrics.
 
     Raises:
-        ConfigError: a configuration or the engine is wrong.
+        ConfigError: a configuration, the engine or the device is wrong.
         MissingPackageError: the package of the engine is not installed.
-        RunError: the folder holds something else or another process works in it, or the engine cannot be
-            reached.
+        RunError: the folder holds something else or another process works in it, there is no such device
+            here, or the engine cannot be reached.
 
     Example:
         >>> import tempfile
@@ -72,7 +72,7 @@ def sweep(
     _require_same(out, list(runs.values()), resume=resume)
     RunFolder.check_all(list(runs), list(runs.values()), resume=True)
     if not all(RunFolder(path).is_done for path in runs):
-        chosen.check()
+        chosen.check(device)
     if not files.exists(out / FILE):
         named = [{"name": one.path.name, "config": to_dict(one.config)} for one in points]
         json_files.write(out / FILE, {"points": named})
@@ -208,7 +208,7 @@ class _Watched:
     def look(self, running: Iterable[Path], report: Report) -> None:
         """Read how far the others are, seldom enough that it costs little, and report it."""
         started = time.monotonic()
-        if not report.is_heard or started < self._next:
+        if not report.has_listener or started < self._next:
             return
         for path in running:
             self._steps[path] = _last_step(path)

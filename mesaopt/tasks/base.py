@@ -134,8 +134,8 @@ class GeneratedTask(Configured, ABC, Generic[ConfigT, BatchT]):
             The batch; states [batch, T + 1, dim], tokens [batch, T, token_dim], targets [batch, T, dim].
 
         Raises:
-            ConfigError: batch_size, seed, step or split is out of range.
-            ValueError: the dtype is of other numbers, or states outgrow it.
+            ConfigError: batch_size, seed, step or split is out of range, or states outgrow the dtype.
+            ValueError: the dtype is of other numbers.
         """
         config = self.config
         dtype = dtype or (torch.complex64 if config.numbers == "complex" else torch.float32)
@@ -144,7 +144,7 @@ class GeneratedTask(Configured, ABC, Generic[ConfigT, BatchT]):
         tensors = {name: x.to(device=device, dtype=dtype) for name, x in drawn.items()}
         states = tensors["states"]
         if not states.isfinite().all():
-            raise ValueError(
+            raise ConfigError(
                 f"dtype={dtype}: states outgrow it in length={config.length} steps: must be shorter, "
                 "or of smaller weights"
             )

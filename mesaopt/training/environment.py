@@ -121,12 +121,12 @@ def _git_state() -> str | None:
     """Return the commit of the checkout, with "+changes" where files differ; None outside of one."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]  # the whole package
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         # In a virtual environment inside another repository the package is not tracked.
-        if not git("ls-files", "environment.py"):
+        if not git("ls-files", "training/environment.py"):
             return None
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):

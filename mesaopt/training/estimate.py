@@ -11,7 +11,7 @@ import torch
 from mesaopt.config import RunConfig
 from mesaopt.tasks import make_task
 from mesaopt.training.environment import part_size_of, resolve_device
-from mesaopt.training.loop import as_config
+from mesaopt.training.loop import as_config, as_diverged_error
 from mesaopt.training.seeds import SeedsTrainer
 from mesaopt.training.trainer import Trainer
 from mesaopt.workers import num_threads
@@ -50,7 +50,9 @@ def step_cost(
         The number of parameters and the median time of a step, of one run.
 
     Raises:
+        ConfigError: the task gives no batch.
         RunError: there is no such device here.
+        DivergedError: a step cannot be made.
 
     Example:
         >>> from mesaopt import recipes
@@ -68,7 +70,8 @@ def step_cost(
         times = []
         for step in range(_WARM_UP + _TIMED):
             started = time.perf_counter()
-            trainer.step(step).tolist()  # waits for the device
+            with as_diverged_error(step):
+                trainer.step(step).tolist()  # waits for the device
             times.append(time.perf_counter() - started)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     median = statistics.median(times[_WARM_UP:])
@@ -107,6 +110,10 @@ class StepCosts:
 
         Returns:
             The number of parameters and the time of a step, of one run.
+
+        Raises:
+            ConfigError: the task gives no batch.
+            DivergedError: a step cannot be made.
         """
         train = configs[0].train
         if self._device.type != "cpu" or len(configs) > 1:
@@ -127,7 +134,8 @@ class StepCosts:
 def _work(config: RunConfig) -> tuple[Hashable, ...]:
     """Say what the time for a sequence depends on."""
     batch = make_task(config.task).sample(1, seed=0, step=0, split="train")
-    return repr(config.model), batch.tokens.shape, batch.targets.shape, config.train.data
+    shapes, train = (batch.tokens.shape, batch.targets.shape), config.train
+    return repr(config.model), *shapes, train.data, train.precision, train.optimizer
 
 
 def _time_sequences(config: RunConfig, part: int) -> StepCost:
@@ -145,8 +153,9 @@ def _time_one_thread(config: RunConfig, batch_size: int) -> tuple[int, float]:
     config = replace(config, train=replace(config.train, batch_size=batch_size))
     with num_threads(1):
         trainer = Trainer(config, torch.device("cpu"))
-        trainer.step(0)
-        started = time.perf_counter()
-        trainer.step(1)
-        seconds = time.perf_counter() - started
+        for step in (0, 1):
+            started = time.perf_counter()
+            with as_diverged_error(step):
+                trainer.step(step)
+            seconds = time.perf_counter() - started
     return sum(p.numel() for p in trainer.model.parameters()), seconds

@@ -19,7 +19,7 @@ from mesaopt.config import NetworkConfig, RunConfig, TaskConfig, TrainConfig
 from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import ConfigError, RunError, SolveError, wrong_type
 from mesaopt.models import Model, SequenceModel
-from mesaopt.progress import NOBODY, AnyProgress, OnProgress, Progress, Report, reporting
+from mesaopt.progress import NO_REPORT, AnyProgress, OnProgress, Progress, Report, reporting
 from mesaopt.training.devices import Devices, is_launched
 from mesaopt.training.environment import resolve_device, single_precision
 from mesaopt.training.optimizer import learning_rate
@@ -332,11 +332,11 @@ def train_in(
             folder.log(line)
             seconds = before + time.perf_counter() - started
             folder.save(trainer.checkpoint(step, seconds))
-            tell(logger, folder, line)
+            call_logger(logger, folder, line)
         folder.finish(settings.steps, before + time.perf_counter() - started)
 
 
-def tell(logger: OnProgress | None, folder: RunFolder, line: dict[str, Any]) -> None:
+def call_logger(logger: OnProgress | None, folder: RunFolder, line: dict[str, Any]) -> None:
     """Call a logger with a line of metrics, once a resumed run does not compute it again."""
     if logger is not None:
         numbers = {name: x for name, x in line.items() if name != "step" and x is not None}
@@ -372,7 +372,7 @@ def evaluation_steps(
     settings: TrainConfig,
     *,
     after: int = -1,
-    report: Report = NOBODY,
+    report: Report = NO_REPORT,
     seeds: str = "",
 ) -> Iterator[tuple[int, Tensor | None]]:
     """Train, and stop wherever an evaluation is due.
@@ -402,7 +402,7 @@ def evaluation_steps(
         with as_diverged_error(step, seeds):
             losses.append(trainer.step(step))
         step += 1
-        if report.is_heard and (step % _REPORT_EVERY == 0 or step == settings.steps):
+        if report.has_listener and (step % _REPORT_EVERY == 0 or step == settings.steps):
             report(step, settings.steps, train_loss=losses[-1].mean().item())
 
 
@@ -445,5 +445,7 @@ def as_diverged_error(step: int, seeds: str = "") -> Generator[None]:
     """Turn errors of weights that left their range into a :class:`DivergedError`."""
     try:
         yield
+    except ConfigError:  # of the task, not of the weights
+        raise
     except (ValueError, SolveError, torch.linalg.LinAlgError) as error:
         raise DivergedError(f"step {step}: {error}{seeds}; lower train.learning_rate") from error

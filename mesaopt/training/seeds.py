@@ -23,10 +23,10 @@ from mesaopt.training.loop import (
     Run,
     as_config,
     as_diverged_error,
+    call_logger,
     evaluation_steps,
     load_folder,
     metrics_line,
-    tell,
     train_in,
 )
 from mesaopt.training.optimizer import Optimizer
@@ -247,7 +247,7 @@ def _train_together(
             for folder, line, checkpoint in zip(folders, lines, states, strict=True):
                 folder.log(line)
                 folder.save(checkpoint)
-                tell(logger, folder, line)
+                call_logger(logger, folder, line)
         for folder in folders:
             folder.finish(settings.steps, seconds())
 

@@ -37,6 +37,7 @@ from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint, RunFolder
 from mesaopt.training.tensors import MOMENTS, check_optimizer, damaged, trained_parameters
 from mesaopt.training.trainer import Trainer
+from mesaopt.workers import num_threads
 
 T = TypeVar("T")
 _GROUPS_MADE = itertools.count()
@@ -174,7 +175,9 @@ class ProcessGroup:
         """Make the trainer of a run, whose parameters are then those of the folder."""
         trainer = SharedTrainer(folder.config, self)
         folder.parameters = trainer.parameters
-        yield trainer
+        same = device.type == "cpu" and folder.meta.get("processes") == self.size
+        with num_threads(folder.num_threads) if same else contextlib.nullcontext():
+            yield trainer
 
 
 class SharedFolder(RunFolder):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mesaopt import files
 from mesaopt.errors import ConfigError, MissingPackageError, suggest
 from mesaopt.progress import OnProgress, Progress
 
@@ -55,7 +56,7 @@ class TensorBoard(_Logger):
     def __init__(self, folder: str | Path = "runs/tensorboard"):
         super().__init__()
         _imported("tensorboard")
-        self.folder = Path(folder)
+        self.folder = files.as_path(folder)
 
     def _open(self, progress: Progress) -> Any:
         writer = _imported("torch.utils.tensorboard").SummaryWriter

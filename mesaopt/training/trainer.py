@@ -9,8 +9,9 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from mesaopt.config import RunConfig
+from mesaopt.errors import ConfigError
 from mesaopt.models import make_model
-from mesaopt.tasks import Batch, make_task
+from mesaopt.tasks import Batch, Split, make_task
 from mesaopt.training.environment import part_size_of, single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
@@ -74,7 +75,7 @@ class Data:
             256 of the `evaluation_sequences` sequences; the last batch may be smaller.
         """
         size = min(TEST_BATCH, self.config.train.evaluation_sequences - number * TEST_BATCH)
-        return self.task.sample(size, seed=TEST_SEED, step=number, split="test").to(self.device)
+        return self._sample(size, seed=TEST_SEED, step=number, split="test")
 
     def loss(
         self, batch: Batch, predictions: Inexact[Tensor, "batch time dim"]
@@ -105,7 +106,16 @@ class Data:
 
     def _draw(self, step: int) -> Batch:
         size, seed = self.config.train.batch_size, self.config.seed
-        return self.task.sample(size, seed=seed, step=step, split="train").to(self.device)
+        return self._sample(size, seed=seed, step=step, split="train")
+
+    def _sample(self, size: int, *, seed: int, step: int, split: Split) -> Batch:
+        """Draw a batch; an error is no ValueError, which those of weights that diverge are."""
+        try:
+            return self.task.sample(size, seed=seed, step=step, split=split).to(self.device)
+        except ConfigError:
+            raise
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            raise RuntimeError(f"task.sample(step={step}, split={split!r}): {error}") from error
 
 
 class Trainer:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,8 @@ def test_a_measurement_hangs_together() -> None:
     assert result.peak_memory_mib >= result.idle_memory_mib
     assert len(result.describe()) == 6
     assert len(result.describe(goals=True)) == 10
+    long = replace(result, steps=1000, milliseconds=108_000.0)
+    assert ("the whole training", "1,000 steps, about 30.0 h here") in long.describe()
 
 
 def test_rates_are_positive() -> None:

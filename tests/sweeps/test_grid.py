@@ -1,6 +1,10 @@
 """Grids of settings, and how they are written on the command line."""
 
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 from mesaopt import recipes
 from mesaopt.config import override
@@ -59,6 +63,31 @@ def test_an_unknown_setting_suggests_the_right_one(name: str, meant: str) -> Non
 def test_wrong_grids_are_refused(settings: dict, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         grid("lsa-1", settings)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [range(100, 300, 100), np.arange(100, 300, 100), torch.tensor([100, 200]), ("100", 200)],
+)
+def test_values_may_be_of_numpy_or_torch(steps: Any) -> None:
+    assert [one.train.steps for one in grid("lsa-1", {"train.steps": steps})] == [100, 200]
+    rates = grid("lsa-1", {"train.learning_rate": np.array([1e-4, 3e-4])})
+    assert [one.train.learning_rate for one in rates] == [1e-4, 3e-4]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("24", "^settings.*num_heads.* is '24': must be a list of values"),
+        (4, "is an int: must be a list of values"),
+        (None, "is None: must be a list of values"),
+        ([2, object()], r"\]\[1\] is an object: must be a number, text or a list"),
+        ([{2}], r"\]\[0\] is a set: must be a number"),
+    ],
+)
+def test_values_of_another_type_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        grid("lsa-1", {"model.num_heads": values})
 
 
 def test_values_are_json_or_words_between_commas() -> None:

@@ -75,7 +75,7 @@ def test_what_ended_a_job_without_an_answer_is_named() -> None:
 
 def test_parameters_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     good = {"cluster": "local", "partition": "long", "timeout_min": 240, "mem_gb": 8, "at_once": 4}
-    make_engine("slurm", good).check()
+    make_engine("slurm", good).check("cuda:1")
     bad = make_engine("slurm", {"cluster": "local", "partitio": "long"})
     with pytest.raises(
         ConfigError, match="engine slurm: unknown key 'partitio'; did you mean 'par"
@@ -85,6 +85,21 @@ def test_parameters_are_checked_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match='engine slurm: Parameter "timeout_min" expected type'):
         mesaopt.sweep([CONFIG], tmp_path / "out", engine=wrong)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at_once": 0}, "at_once=0: must be greater than 0"),
+        ({"at_once": -3}, "at_once=-3: must be greater than 0"),
+        ({"look_seconds": -1.0}, "look_seconds=-1.0: must be 0 or greater"),
+        ({"look_seconds": float("nan")}, "look_seconds=nan"),
+        ({"retries": -1}, "retries=-1: must be 0 or greater"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_engine("slurm", options)
 
 
 def test_a_machine_without_slurm_is_refused(

@@ -20,9 +20,11 @@ from helpers import exit_status as run
 import mesaopt
 from mesaopt import recipes, sweeps
 from mesaopt.config import OwnModelConfig, RunConfig, override
-from mesaopt.errors import ConfigError, MissingPackageError, RunError
+from mesaopt.errors import ConfigError, MesaoptError, MissingPackageError, RunError
 from mesaopt.progress import Progress
 from mesaopt.sweeps import Ended, Local, grid, load_sweep, plan_sweep
+from mesaopt.sweeps.engine import check_device_name
+from mesaopt.sweeps.ray_engine import Ray
 from mesaopt.training import RunFolder, train
 
 SHORT = ["train.steps=12", "train.batch_size=8", "train.evaluate_every=4"]
@@ -233,6 +235,29 @@ def test_wrong_points_and_engines_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(RunError, match="there is no such file"):
         load_sweep(out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "message"),
+    [
+        ("local", "cud", "device='cud': is not there; devices here: auto, cpu"),
+        ("local", "cuda:99", "device='cuda:99': is not there"),
+        ("ray", "gpu", "device='gpu': must be auto, cpu, cuda or cuda:N"),
+        ("slurm", "cuda:", "device='cuda:': must be auto, cpu, cuda or cuda:N"),
+        (Ray(gpus=1.0), "cpu", "gpus=1.0: must be 0 with device='cpu'"),
+    ],
+)
+def test_a_wrong_device_is_refused_before_anything_is_written(
+    engine: str | sweeps.Engine, device: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MesaoptError, match=message):
+        mesaopt.sweep([CONFIG], tmp_path / "out", engine=engine, device=device)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:12"])
+def test_a_cluster_may_have_a_device_that_is_not_here(device: str) -> None:
+    check_device_name(device)
 
 
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])

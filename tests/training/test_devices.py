@@ -14,7 +14,7 @@ from processes import Processes, command, command_that_fails_once, train_some
 from safetensors.torch import load_file
 from torch import nn
 
-from mesaopt import recipes
+from mesaopt import json_files, recipes
 from mesaopt.config import (
     CopyingConfig,
     LanguageModelConfig,
@@ -24,6 +24,8 @@ from mesaopt.config import (
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.models import own_model
 from mesaopt.training import Devices, RunFolder, load_run, train
+from mesaopt.training.shared import SharedTrainer
+from mesaopt.workers import num_threads
 
 TRAIN = TrainConfig(
     steps=12, batch_size=12, evaluate_every=4, evaluation_sequences=7, learning_rate=1e-3
@@ -200,6 +202,25 @@ def test_one_process_may_save_memory(how: dict, config: RunConfig, tmp_path: Pat
     train(config, tmp_path / "alone", device="cpu")
     train(config, tmp_path / "how", device="cpu", devices=Devices(**how))
     assert_close(tmp_path / "how", tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("began_with", "threads"), [(1, 2), (3, 1)])
+def test_as_many_processes_as_before_go_on_with_as_many_threads(
+    began_with: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen, step = CONFIGS["sequence"], [], SharedTrainer.step
+
+    def watched(trainer: SharedTrainer, number: int) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return step(trainer, number)
+
+    with num_threads(2):
+        meta = RunFolder.open(tmp_path, config, resume=False).meta
+    json_files.write(tmp_path / "meta.json", meta | {"processes": began_with})
+    monkeypatch.setattr(SharedTrainer, "step", watched)
+    train(config, tmp_path, resume=True, device="cpu", devices=Devices(parts=2))
+    assert set(seen) == {threads}
+    assert torch.get_num_threads() == 1
 
 
 def test_bfloat16_is_shared_like_float32(config: RunConfig, tmp_path: Path) -> None:

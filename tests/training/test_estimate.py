@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mesaopt import recipes
-from mesaopt.config import RunConfig
-from mesaopt.training import StepCosts, estimate, step_cost
+from mesaopt.config import RunConfig, override
+from mesaopt.errors import ConfigError
+from mesaopt.training import DivergedError, StepCosts, estimate, step_cost
 
 
 @pytest.fixture
@@ -40,6 +41,25 @@ def test_equal_work_is_timed_once(
     costs = StepCosts("cpu")
     for name in (first, second):
         costs.of([recipes.get(name)])
+    assert len(timed) == (1 if same else 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        ("train.precision=bfloat16", False),
+        ("train.data=fixed", False),
+        ("train.optimizer=gradient_descent", False),
+        ("train.learning_rate=1e-5", True),
+        ("train.steps=7", True),
+    ],
+)
+def test_settings_that_change_the_work_are_timed(
+    setting: str, same: bool, timed: list[RunConfig]
+) -> None:
+    costs, config = StepCosts("cpu"), recipes.get("lsa-1")
+    for one in (config, override(config, [setting])):
+        costs.of([one])
     assert len(timed) == (1 if same else 2)
 
 
@@ -81,3 +101,20 @@ def test_a_rough_cost_counts_parameters_like_the_exact_one(short_config: RunConf
 def test_seeds_side_by_side_are_timed_together(short_config: RunConfig) -> None:
     configs = [replace(short_config, seed=seed) for seed in (0, 1)]
     assert StepCosts("cpu").of(configs).parameters == 6400
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "error", "message"),
+    [
+        ("mesa-1", "train.learning_rate=30", DivergedError, "ridge has the value"),
+        ("tf-7-nonlinear", "task.normalisation=none", ConfigError, "states outgrow it"),
+    ],
+)
+def test_what_would_end_the_training_is_said_as_there(
+    recipe: str, setting: str, error: type[Exception], message: str
+) -> None:
+    config = override(recipes.get(recipe), [setting, "train.batch_size=4"])
+    with pytest.raises(error, match=message):
+        step_cost(config, "cpu")
+    with pytest.raises(error, match=message):
+        StepCosts("cpu").of([config])

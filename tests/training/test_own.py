@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from helpers import Interrupted, exit_status, interrupt
@@ -17,7 +18,7 @@ from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
 from mesaopt.config import MergedAttentionConfig, MixerName, ModelConfig, RunConfig, from_dict
 from mesaopt.errors import ConfigError, MesaoptError, RunError
 from mesaopt.tasks import Batch, make_task, own_task
-from mesaopt.training import Trainer, load_run, own_run, train, train_seeds
+from mesaopt.training import DivergedError, Trainer, load_run, own_run, train, train_seeds
 
 SHORT = {"steps": 6, "batch_size": 8, "evaluate_every": 2, "evaluation_sequences": 16}
 SHORT |= {"learning_rate": 1e-2}
@@ -220,6 +221,39 @@ def test_a_wrong_batch_gets_its_sentence(message: str, tmp_path: Path) -> None:
     torch.set_rng_state(before)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "x").exists()
+
+
+def _numpy_fails(batch: Batch) -> Batch:
+    np.linalg.inv(np.zeros((2, 2)))
+    raise AssertionError
+
+
+def _torch_fails(batch: Batch) -> Batch:
+    torch.linalg.inv(torch.zeros(2, 2))
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("tokens", lambda x: x / 0), "tokens is not finite at step=3, split='train'"),
+        (changed("tokens", lambda x: x[:, 1:]), "targets has 6 positions, tokens 5"),
+        (changed("targets", lambda x: torch.cat([x, x], dim=2)), "targets has shape .* as before"),
+        (_numpy_fails, r"task.sample\(step=3, split='train'\): Singular matrix"),
+        (_torch_fails, r"task.sample\(step=3, split='train'\): linalg.inv: The diagonal element"),
+    ],
+)
+def test_a_wrong_batch_of_a_later_step_is_no_divergence(
+    change: Callable[[Batch], Batch], message: str, tmp_path: Path
+) -> None:
+    def at_step_3(batch: Batch, *, step: int, split: str, **_: object) -> Batch:
+        return change(batch) if (step, split) == (3, "train") else batch
+
+    wanted = RuntimeError if change in (_numpy_fails, _torch_fails) else ConfigError
+    with pytest.raises(wanted, match=message) as error:
+        train(model=SMALL, task=Changed(at_step_3), out=tmp_path / "x", device="cpu", **SHORT)
+    assert not isinstance(error.value, DivergedError)
+    assert "learning_rate" not in str(error.value)
 
 
 def test_fixed_data_may_be_the_same_at_every_step() -> None:

@@ -13,6 +13,7 @@ from mesaopt import cli
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, MissingPackageError
 from mesaopt.progress import OnProgress, Progress
+from mesaopt.sweeps import train_folder
 from mesaopt.training import TensorBoard, load_run, tracker, train, train_seeds
 from mesaopt.training.track import TRACKERS
 
@@ -67,6 +68,16 @@ def test_seeds_side_by_side_have_a_log_each(short_config: RunConfig, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages that read and write its files
+def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TensorBoard("~/logs").folder == tmp_path / "logs"
+    with pytest.raises(TypeError, match="path is None: must be a path"):
+        TensorBoard(None)
+    problem = train_folder("~/no-run")
+    assert problem == f"{tmp_path}/no-run/config.json: there is no such file"
+
+
 def test_tensorboard_shows_a_resumed_run_once(short_config: RunConfig, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
