@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mesaopt import arguments as args
@@ -82,7 +81,7 @@ def tokenizer_of(task: TaskConfig) -> _Tokenizer:
     from mesaopt.corpus.load import INDEX
 
     # A prepared folder has a tokenizer of its own; only bytes are 256 tokens.
-    prepared = files.exists(Path(task.corpus) / INDEX) or task.vocabulary != 256
+    prepared = files.exists(files.as_path(task.corpus) / INDEX) or task.vocabulary != 256
     own = prepared and task.tokenizer == BYTES
     return load_tokenizer(load_corpus(task.corpus).tokenizer if own else task.tokenizer)
 

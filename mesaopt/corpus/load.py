@@ -80,7 +80,7 @@ def load_corpus(source: str, tokenizer: str = BYTES) -> Corpus:
         mesaopt.errors.ConfigError: corpus='no/such/folder': there is no such file or folder; must be one, \
 or 'stdlib'
     """
-    folder = Path(source)
+    folder = files.as_path(source)
     if files.exists(folder / INDEX):
         return _load_prepared(folder, source, tokenizer)
     encoder = load_tokenizer(tokenizer)
@@ -123,7 +123,7 @@ def _load_prepared(folder: Path, source: str, tokenizer: str) -> Corpus:
     """Map the shards of a prepared corpus into memory."""
     index: dict[str, Any] = json_files.read(folder / INDEX, INDEX_FORMAT)
     own = index["tokenizer"] if index["tokenizer"] == BYTES else str(folder / index["tokenizer"])
-    if tokenizer not in (BYTES, own):
+    if tokenizer != BYTES and str(files.as_path(tokenizer)) != own:
         raise ConfigError(
             f"tokenizer={tokenizer!r}: must be 'bytes' or {own!r}, with which {source!r} was prepared"
         )

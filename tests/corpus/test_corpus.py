@@ -110,6 +110,14 @@ def test_prepared_shards_hold_the_tokens_of_the_corpus(
         )
 
 
+def test_shards_in_the_home_folder_are_shards(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = prepare(str(folder), tmp_path / "shards")
+    assert load_corpus("~/shards").checksum == written.checksum
+
+
 def test_an_epoch_shows_stretches_side_by_side_once_each(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(3000))
     task = Text(corpus=str(tmp_path / "noise"), length=50)
