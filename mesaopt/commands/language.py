@@ -78,7 +78,7 @@ def tokenizer_of(task: TaskConfig) -> _Tokenizer:
         return _Numbers()
     from mesaopt import files
     from mesaopt.corpus import BYTES, load_corpus, load_tokenizer
-    from mesaopt.corpus.load import INDEX
+    from mesaopt.corpus.shards import INDEX
 
     # A prepared folder has a tokenizer of its own; only bytes are 256 tokens.
     prepared = files.exists(files.as_path(task.corpus) / INDEX) or task.vocabulary != 256

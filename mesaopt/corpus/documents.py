@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mesaopt import files
+from mesaopt.corpus.shards import INDEX, shard_name
 from mesaopt.errors import ConfigError
 
 Part = Literal["train", "validation", "test"]
@@ -54,7 +55,8 @@ def documents_of(source: str) -> list[Document]:
         Names and texts, in the order of the names.
 
     Raises:
-        ConfigError: there is no such file or folder, one cannot be read, or there is no text in it.
+        ConfigError: there is no such file or folder, one cannot be read, or there is no text in it, but
+            shards perhaps.
 
     Example:
         >>> "json/decoder.py" in dict(documents_of("stdlib"))
@@ -80,6 +82,9 @@ def _files_of(source: str) -> list[Document]:
         )
     if not files.is_folder(path):
         return [(path.name, _read(path, source))]
+    if files.exists(path / shard_name("train", 0)):
+        wanted = f"must be text, or all shards with their {INDEX}; prepare it again, in a new folder"
+        raise ConfigError(f"corpus={source!r}: has shards of tokens: {wanted}")
     names = sorted(_names_in(path))
     return [(name, _read(path / name, source)) for name in names]
 

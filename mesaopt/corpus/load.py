@@ -19,12 +19,10 @@ from mesaopt.corpus.documents import (
     documents_of,
     split_of,
 )
-from mesaopt.corpus.shards import Tokens
+from mesaopt.corpus.shards import INDEX, Tokens
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer
 from mesaopt.errors import ConfigError
 
-INDEX = "index.json"
-"""The file that makes a folder a prepared corpus."""
 INDEX_FORMAT = {
     "tokenizer": str,
     "vocabulary": int,

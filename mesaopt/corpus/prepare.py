@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from mesaopt import files, json_files
 from mesaopt.corpus.documents import Document, Part, documents_of, split_of
-from mesaopt.corpus.load import INDEX, checksum_of, encode_parts
+from mesaopt.corpus.load import checksum_of, encode_parts
+from mesaopt.corpus.shards import INDEX, shard_name
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from mesaopt.errors import ConfigError
 
@@ -103,7 +104,7 @@ def _write(tokens: NDArray[np.uint16], out: Path, part: str, shard_tokens: int) 
         raise ConfigError(f"shard_tokens={shard_tokens}: must be 1 or greater")
     names = []
     for number, start in enumerate(range(0, len(tokens), shard_tokens)):
-        names.append(f"{part}-{number:05d}.bin")
+        names.append(shard_name(part, number))
         shard = tokens[start : start + shard_tokens].astype("<u2", copy=False)
         files.write(out / names[-1], shard.tobytes())
     return names

@@ -185,6 +185,17 @@ def test_shards_that_are_damaged_are_refused(folder: Path, tmp_path: Path) -> No
         load_corpus(str(out))
 
 
+def test_shards_are_no_text(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    prepare(str(folder), out)
+    message = "has shards of tokens: must be text, or all shards with their index.json; prepare it"
+    with pytest.raises(ConfigError, match=message):
+        prepare(str(out), tmp_path / "again")
+    (out / "index.json").unlink()  # as where writing was stopped
+    with pytest.raises(ConfigError, match=message):
+        load_corpus(str(out))
+
+
 class FakeTokenizer:
     """Words as tokens: what the package `tokenizers` has, as far as it is used."""
 
