@@ -1,5 +1,6 @@
 """Corpora: what is read, what is held out, tokens on disk, and what is refused."""
 
+import errno
 import json
 import os
 import sys
@@ -149,7 +150,8 @@ def test_a_corpus_of_one_stretch_is_enough(tmp_path: Path) -> None:
         (lambda at: at / "missing", "there is no such file or folder; must be one, or 'stdlib'"),
         (lambda at: at, "is empty; must have a file with text in it"),
         (lambda at: (at / "empty.txt").write_text("") or at, "is empty; must have a file"),
-        (lambda at: os.symlink("nowhere", at / "link") or at, "link cannot be read: No such file"),
+        (lambda at: os.symlink("nowhere", at / "link") or at, "link: there is no such file"),
+        (lambda at: os.mkfifo(at / "pipe") or at, "pipe: is not a file"),
     ],
 )
 def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path, make, message: str) -> None:
@@ -157,6 +159,27 @@ def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path, make, message: 
         load_corpus(str(make(tmp_path)))
     assert str(error.value).startswith("corpus=")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scandir(path: str, scan=os.scandir):
+        if str(path).endswith("part-1"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ConfigError, match="corpus=.*part-1: cannot be read: Permission denied"):
+        load_corpus(str(folder))
+
+
+def test_a_name_that_is_no_utf_8_is_a_name(folder: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (folder / name).write_text(TEXT)
+    assert split_of(name) in SPLITS
+    assert len(documents_of(str(folder))) == 201
+    load_corpus(str(folder))
 
 
 def test_another_corpus_than_the_one_with_the_checksum_is_refused(folder: Path) -> None:
