@@ -7,14 +7,14 @@ import sysconfig
 import zlib
 from collections.abc import Container, Generator, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from mesaopt import files
+from mesaopt.config import Split
 from mesaopt.corpus.shards import INDEX, shard_name
 from mesaopt.errors import ConfigError, RunError
 
-Part = Literal["train", "validation", "test"]
-SPLITS: tuple[Part, ...] = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 STDLIB = "stdlib"
 """Name of the corpus that every Python brings along: the sources of its standard library."""
 HELD_OUT_PERCENT = 5
@@ -24,7 +24,7 @@ Document = tuple[str, bytes]
 """The name of a document, its path within the corpus for a file, and its text."""
 
 
-def split_of(name: str) -> Part:
+def split_of(name: str) -> Split:
     """Say whether a document is for training, validation or tests, by a hash of its name.
 
     The answer depends on nothing else: other documents of a corpus may come and go.
@@ -84,7 +84,9 @@ def _files_of(source: str) -> list[Document]:
     if not files.is_folder(path):
         return [(path.name, _read(path, source))]
     if files.exists(path / shard_name("train", 0)):
-        wanted = f"must be text, or all shards with their {INDEX}; prepare it again, in a new folder"
+        wanted = (
+            f"must be text, or all shards with their {INDEX}; prepare it again, in a new folder"
+        )
         raise ConfigError(f"corpus={source!r}: has shards of tokens: {wanted}")
     names = sorted(_names_in(path, source))
     return [(name, _read(path / name, source)) for name in names]

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files, json_files
+from mesaopt.config import Split
 from mesaopt.corpus.documents import (
     HELD_OUT_PERCENT,
     SPLITS,
     Document,
-    Part,
     documents_of,
     split_of,
 )
@@ -45,7 +45,7 @@ class Corpus:
     """Number of different tokens."""
     tokenizer: str
     """ "bytes", or the file of the tokenizer."""
-    parts: dict[Part, Tokens]
+    parts: dict[Split, Tokens]
     """The tokens for training, validation and tests."""
     checksum: str
     """Eight letters that change when the tokens do."""
@@ -93,10 +93,10 @@ or 'stdlib'
 
 def encode_parts(
     documents: list[Document], tokenizer: TextTokenizer
-) -> dict[Part, NDArray[np.uint16]]:
+) -> dict[Split, NDArray[np.uint16]]:
     """Turn documents into tokens and divide them into parts, by document where that leaves none empty."""
     encoded = [(name, tokenizer.encode(text)) for name, text in documents]
-    pieces: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
+    pieces: dict[Split, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
     for name, tokens in encoded:
         pieces[split_of(name)].append(tokens)
     if not all(pieces.values()):
@@ -125,7 +125,7 @@ def _load_prepared(folder: Path, source: str, tokenizer: str) -> Corpus:
         raise ConfigError(
             f"tokenizer={tokenizer!r}: must be 'bytes' or {own!r}, with which {source!r} was prepared"
         )
-    parts: dict[Part, Tokens] = {}
+    parts: dict[Split, Tokens] = {}
     for part in SPLITS:
         shards = [files.inside(folder, name) for name in index["shards"][part]]
         for shard in shards:

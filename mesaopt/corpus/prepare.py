@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files, json_files
-from mesaopt.corpus.documents import Document, Part, documents_of, split_of
+from mesaopt.config import Split
+from mesaopt.corpus.documents import Document, documents_of, split_of
 from mesaopt.corpus.load import checksum_of, encode_parts
 from mesaopt.corpus.shards import INDEX, shard_name
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
@@ -26,7 +27,7 @@ class Prepared:
     """The folder that holds them."""
     vocabulary: int
     """Number of different tokens."""
-    tokens: dict[Part, int]
+    tokens: dict[Split, int]
     """Number of tokens of each part."""
     checksum: str
     """Eight letters that change when the tokens do."""
