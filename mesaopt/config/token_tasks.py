@@ -70,6 +70,7 @@ class TextConfig(OnTokens):
 
     def __post_init__(self) -> None:
         require_types(self)
+        require(self.corpus != "", self, "corpus", "a file, a folder, 'stdlib' or 'hf:NAME'")
         require_positive(self, "length")
         fits = 2 <= self.vocabulary <= LARGEST_VOCABULARY
         require(fits, self, "vocabulary", f"between 2 and {LARGEST_VOCABULARY}")

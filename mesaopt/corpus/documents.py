@@ -77,7 +77,7 @@ def documents_of(source: str) -> list[Document]:
 def _files_of(source: str) -> list[Document]:
     """Read a file, or a folder with all folders in it."""
     path = files.as_path(source)
-    if not files.exists(path):
+    if not source or not files.exists(path):
         raise ConfigError(
             f"corpus={source!r}: there is no such file or folder; must be one, or 'stdlib'"
         )

@@ -182,6 +182,16 @@ def test_a_name_that_is_no_utf_8_is_a_name(folder: Path) -> None:
     load_corpus(str(folder))
 
 
+def test_no_name_is_not_the_current_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="corpus='': must be a file, a folder, 'stdlib' or 'hf:"):
+        TextConfig(corpus="")
+    with pytest.raises(ConfigError, match="corpus='': there is no such file or folder"):
+        documents_of("")
+
+
 def test_another_corpus_than_the_one_with_the_checksum_is_refused(folder: Path) -> None:
     checksum = load_corpus(str(folder)).checksum
     Text(corpus=str(folder), length=32, checksum=checksum)
