@@ -49,8 +49,9 @@ def documents_of(source: str) -> list[Document]:
     """Read all documents of a corpus.
 
     Args:
-        source: "stdlib"; a file; a folder, of which all files are read but hidden ones and those behind links
-            to folders; or "hf:NAME", the column "text" of a data set that the package `datasets` loads.
+        source: "stdlib"; a file; a folder, of which all files are read but hidden ones and those behind
+            links to folders; or "hf:NAME", the column "text" of a data set that the package `datasets`
+            loads.
 
     Returns:
         Names and texts, in the order of the names.

@@ -125,11 +125,27 @@ def _load_prepared(folder: Path, source: str, tokenizer: str) -> Corpus:
         raise ConfigError(
             f"tokenizer={tokenizer!r}: must be 'bytes' or {own!r}, with which {source!r} was prepared"
         )
-    parts: dict[Split, Tokens] = {}
-    for part in SPLITS:
-        shards = [files.inside(folder, name) for name in index["shards"][part]]
-        for shard in shards:
-            if not files.exists(shard):
-                raise ConfigError(f"corpus={source!r}: {shard.name} is missing; prepare it again")
-        parts[part] = Tokens([np.memmap(shard, dtype="<u2", mode="r") for shard in shards])
+    if "tokens" in index:  # which earlier folders lack
+        json_files.check(index, {"tokens": dict.fromkeys(SPLITS, int)}, str(folder / INDEX))
+    parts = {part: Tokens(_map_shards(folder, source, index, part)) for part in SPLITS}
     return Corpus(index["vocabulary"], own, parts, index["checksum"])
+
+
+def _map_shards(
+    folder: Path, source: str, index: dict[str, Any], part: Split
+) -> list[NDArray[np.uint16]]:
+    """Map the shards of a part, unless they are not as long as they were written."""
+    pieces: list[NDArray[np.uint16]] = []
+    size = 0
+    for shard in (files.inside(folder, name) for name in index["shards"][part]):
+        if not files.exists(shard):
+            raise ConfigError(f"corpus={source!r}: {shard.name} is missing; prepare it again")
+        with files.explain_os_errors(shard, "read"):
+            length = shard.stat().st_size
+            pieces += [np.memmap(shard, dtype="<u2", mode="r", shape=length // 2)] if length else []
+        size += length
+    wanted = 2 * index.get("tokens", {}).get(part, size // 2)
+    if size != wanted:
+        given = f"corpus={source!r}: its {part} part has {size:,} bytes"
+        raise ConfigError(f"{given}: must be {wanted:,}; prepare it again")
+    return pieces

@@ -71,6 +71,7 @@ def prepare(
     encoder = _tokenizer(documents, out, tokenizer, vocabulary)
     parts = encode_parts(documents, encoder)
     shards = {part: _write(tokens, out, part, shard_tokens) for part, tokens in parts.items()}
+    sizes: dict[Split, int] = {part: len(tokens) for part, tokens in parts.items()}
     checksum = checksum_of(parts.values())
     json_files.write(
         out / INDEX,
@@ -78,10 +79,10 @@ def prepare(
             "tokenizer": BYTES if tokenizer == BYTES else _TOKENIZER,
             "vocabulary": encoder.vocabulary,
             "checksum": checksum,
+            "tokens": sizes,
             "shards": shards,
         },
     )
-    sizes = {part: len(tokens) for part, tokens in parts.items()}
     return Prepared(out, encoder.vocabulary, sizes, checksum)
 
 

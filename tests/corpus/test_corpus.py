@@ -182,9 +182,7 @@ def test_a_name_that_is_no_utf_8_is_a_name(folder: Path) -> None:
     load_corpus(str(folder))
 
 
-def test_no_name_is_not_the_current_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(ConfigError, match="corpus='': must be a file, a folder, 'stdlib' or 'hf:"):
         TextConfig(corpus="")
@@ -206,6 +204,20 @@ def test_shards_that_are_damaged_are_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(RunError, match="must be a new or an empty folder"):
         prepare(str(folder), out)
     index = json.loads((out / "index.json").read_text())
+    whole = (out / "train-00000.bin").read_bytes()
+    for size in (0, 1, len(whole) - 2, len(whole) - 1):  # as a copy that was stopped
+        (out / "train-00000.bin").write_bytes(whole[:size])
+        wanted = f"its train part has {size:,} bytes: must be {len(whole):,}; prepare it again"
+        with pytest.raises(ConfigError, match=f"corpus='{out}': {wanted}"):
+            load_corpus(str(out))
+    (out / "train-00000.bin").write_bytes(whole)
+    (out / "index.json").write_text(json.dumps(index | {"tokens": {"train": 5}}))
+    with pytest.raises(RunError, match="tokens.validation is missing"):
+        load_corpus(str(out))
+    earlier = {name: value for name, value in index.items() if name != "tokens"}
+    (out / "index.json").write_text(json.dumps(earlier))
+    assert load_corpus(str(out)).checksum == index["checksum"]
+    load_corpus.cache_clear()
     (out / "test-00000.bin").unlink()
     with pytest.raises(ConfigError, match="test-00000.bin is missing; prepare it again"):
         load_corpus(str(out))
