@@ -241,6 +241,41 @@ def test_shards_are_no_text(folder: Path, tmp_path: Path) -> None:
         load_corpus(str(out))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard_tokens": 0}, "shard_tokens=0: must be 1 or greater"),
+        ({"shard_tokens": 1.5}, "shard_tokens=1.5: must be a whole number"),
+        ({"tokenizer": "bpe", "shard_tokens": 0}, "shard_tokens=0: must be 1 or greater"),
+        ({"tokenizer": "missing.json"}, "tokenizer='missing.json': there is no such file"),
+        ({"tokenizer": "few.json"}, "tokenizer='few.json': does not know all of the text: no 'to'"),
+    ],
+)
+def test_nothing_is_written_where_an_argument_is_wrong(
+    settings: dict, message: str, fake_tokenizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self, text: str, *, add_special_tokens: bool) -> None:
+        raise ValueError("no 'to'")
+
+    monkeypatch.setattr(FakeTokenizer, "encode", encode)
+    monkeypatch.chdir(fake_tokenizers)
+    Path("few.json").write_text("50")
+    Path("a.txt").write_text(TEXT)
+    with pytest.raises(ConfigError, match=message):
+        prepare("a.txt", "shards", **settings)
+    assert not Path("shards").exists()
+
+
+def test_shards_are_written_to_a_path_in_the_home_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    assert prepare(str(folder), "~/shards").folder == tmp_path / "shards"
+    assert (tmp_path / "shards" / "index.json").exists()
+    assert not Path("~").exists()
+
+
 class FakeTokenizer:
     """Words as tokens: what the package `tokenizers` has, as far as it is used."""
 
