@@ -45,6 +45,16 @@ def split_of(name: str) -> Split:
     return "validation" if place < 2 * HELD_OUT_PERCENT else "train"
 
 
+def are_cut(documents: list[Document]) -> bool:
+    """Say whether every document is cut into parts, since by document one would be empty."""
+    return {split_of(name) for name, _ in documents} != set(SPLITS)
+
+
+def cuts_of(size: int) -> tuple[int, int]:
+    """Say where a document is cut: the ends of training and of validation."""
+    return size * (100 - 2 * HELD_OUT_PERCENT) // 100, size * (100 - HELD_OUT_PERCENT) // 100
+
+
 def documents_of(source: str) -> list[Document]:
     """Read all documents of a corpus.
 

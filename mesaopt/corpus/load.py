@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from mesaopt import files, json_files
 from mesaopt.config import Split
 from mesaopt.corpus.documents import (
-    HELD_OUT_PERCENT,
     SPLITS,
     Document,
+    are_cut,
+    cuts_of,
     documents_of,
     split_of,
 )
@@ -95,17 +96,15 @@ def encode_parts(
     documents: list[Document], tokenizer: TextTokenizer
 ) -> dict[Split, NDArray[np.uint16]]:
     """Turn documents into tokens and divide them into parts, by document where that leaves none empty."""
-    encoded = [(name, tokenizer.encode(text)) for name, text in documents]
     pieces: dict[Split, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
-    for name, tokens in encoded:
-        pieces[split_of(name)].append(tokens)
-    if not all(pieces.values()):
-        pieces = {part: [] for part in SPLITS}
-        for _, tokens in encoded:
-            first = len(tokens) * (100 - 2 * HELD_OUT_PERCENT) // 100
-            second = len(tokens) * (100 - HELD_OUT_PERCENT) // 100
-            for part, piece in zip(SPLITS, np.split(tokens, [first, second]), strict=True):
-                pieces[part].append(piece)
+    cut = are_cut(documents)
+    for name, text in documents:
+        tokens = tokenizer.encode(text)
+        if not cut:
+            pieces[split_of(name)].append(tokens)
+            continue
+        for part, piece in zip(SPLITS, np.split(tokens, cuts_of(len(tokens))), strict=True):
+            pieces[part].append(piece)
     return {part: np.concatenate(pieces[part]) for part in SPLITS}
 
 

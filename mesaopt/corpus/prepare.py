@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mesaopt import files, json_files
 from mesaopt.config import Split, require_count
-from mesaopt.corpus.documents import Document, documents_of, split_of
+from mesaopt.corpus.documents import Document, are_cut, cuts_of, documents_of, split_of
 from mesaopt.corpus.load import checksum_of, encode_parts
 from mesaopt.corpus.shards import INDEX, shard_name
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
@@ -95,8 +95,10 @@ def _tokenizer(
 ) -> tuple[TextTokenizer, str | bytes | None]:
     """Load a tokenizer or learn one; return it and what its file holds, None for bytes."""
     if tokenizer == LEARN:
-        texts = [text for name, text in documents if split_of(name) == "train"]
-        texts = texts or [text for _, text in documents]
+        if are_cut(documents):
+            texts = [text[: cuts_of(len(text))[0]] for _, text in documents]
+        else:
+            texts = [text for name, text in documents if split_of(name) == "train"]
         learned = train_tokenizer(texts, vocabulary)
         return learned, learned.tokenizer.to_str()
     encoder = load_tokenizer(tokenizer)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -388,6 +389,24 @@ def test_byte_pairs_are_learned_and_give_the_text_back(folder: Path, tmp_path: P
     assert load_tokenizer(corpus.tokenizer).decode(tokens).startswith(text[:100])
     with pytest.raises(ConfigError, match="vocabulary=100: must be between 257 and 65536"):
         prepare(str(folder), tmp_path / "more", tokenizer="bpe", vocabulary=100)
+
+
+@pytest.mark.parametrize("names", [["a.txt"], ["test", "test"], ["validation", "train"], SPLITS])
+def test_byte_pairs_are_learned_from_what_is_trained_on(
+    names: Sequence[str], tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    cut = set(names) != set(SPLITS)
+    numbers = map(str, range(10**6))
+    (tmp_path / "texts").mkdir()
+    for part in names:
+        name = part if part == "a.txt" else next(n for n in numbers if split_of(n) == part)
+        whole = 1000 * ("ab" if part == "train" else "wx")
+        (tmp_path / "texts" / name).write_text(900 * "ab" + 100 * "wx" if cut else whole)
+    prepare(str(tmp_path / "texts"), tmp_path / "shards", tokenizer="bpe", vocabulary=300)
+    known = tokenizers.Tokenizer.from_file(str(tmp_path / "shards" / "tokenizer.json")).get_vocab()
+    assert "ab" in known
+    assert "wx" not in known
 
 
 def test_the_command_prepares_and_says_how_to_go_on(
