@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files, json_files
-from mesaopt.config import Split
+from mesaopt.config import Split, TextConfig
 from mesaopt.corpus.documents import (
     SPLITS,
     Document,
@@ -90,6 +90,28 @@ or 'stdlib'
         parts={part: Tokens([tokens]) for part, tokens in parts.items()},
         checksum=checksum_of(parts.values()),
     )
+
+
+def tokenizer_of(config: TextConfig) -> TextTokenizer:
+    """Load the tokenizer of a text without reading the text, where that is possible.
+
+    Args:
+        config: settings of the text.
+
+    Returns:
+        The tokenizer of its shards, or the one that is named.
+
+    Raises:
+        ConfigError: the tokenizer is lost, or the shards are.
+
+    Example:
+        >>> tokenizer_of(TextConfig()).vocabulary
+        256
+    """
+    # A prepared folder has a tokenizer of its own; only bytes are 256 tokens.
+    prepared = files.exists(files.as_path(config.corpus) / INDEX) or config.vocabulary != 256
+    own = prepared and config.tokenizer == BYTES
+    return load_tokenizer(load_corpus(config.corpus).tokenizer if own else config.tokenizer)
 
 
 def encode_parts(
