@@ -115,8 +115,6 @@ the pairs in length=16
         require_not_negative(self, "updates")
         require_positive_if_given(self, "examples")
         require(self.vocabulary >= 4, self, "vocabulary", "4 or greater")
-        fewer = self.updates <= self.pairs
-        require(fewer, self, "updates", f"at most pairs={self.pairs}")
         self._check_fits("pairs", self.length, self.pairs)
         check_settings(self, "train_also", ("length", "pairs", "examples"))
         check_settings(self, "test_on", ("length", "pairs"))
@@ -125,19 +123,21 @@ the pairs in length=16
                 self._check_fits(name, length, pairs)
 
     def _check_fits(self, name: str, length: int, pairs: int) -> None:
-        """Refuse more pairs than a sequence has room for, or than there are keys."""
+        """Refuse more pairs than a sequence has room for, or than there are keys, and fewer than updates."""
+        at = "" if name == "pairs" else f"{name}: "
         if length % 2:
-            raise ConfigError(f"length={length}: must be even")
+            raise ConfigError(f"{at}length={length}: must be even")
+        if self.updates > pairs:
+            raise ConfigError(f"{at}updates={self.updates}: must be at most pairs={pairs}")
         most = (length // 2 - self.updates) // 2
         if pairs > most:
-            shown = f"pairs={pairs}" if name == "pairs" else f"{name}: pairs={pairs}"
             raise ConfigError(
-                f"{shown}: must be {most} or less, with as many tokens for the queries as for the pairs "
+                f"{at}pairs={pairs}: must be {most} or less, with as many tokens for the queries as for the pairs "
                 f"in length={length}"
             )
         if pairs > self.vocabulary // 2 - 1:
             wanted = f"less than half of vocabulary={self.vocabulary}"
-            raise ConfigError(f"{name}={pairs}: must be {wanted}")
+            raise ConfigError(f"{at}pairs={pairs}: must be {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
