@@ -123,7 +123,7 @@ the pairs in length=16
                 self._check_fits(name, length, pairs)
 
     def _check_fits(self, name: str, length: int, pairs: int) -> None:
-        """Refuse more pairs than a sequence has room for, or than there are keys, and fewer than updates."""
+        """Refuse more pairs than fit into a sequence or than there are keys, and fewer than updates."""
         at = "" if name == "pairs" else f"{name}: "
         if length % 2:
             raise ConfigError(f"{at}length={length}: must be even")
@@ -132,8 +132,8 @@ the pairs in length=16
         most = (length // 2 - self.updates) // 2
         if pairs > most:
             raise ConfigError(
-                f"{at}pairs={pairs}: must be {most} or less, with as many tokens for the queries as for the pairs "
-                f"in length={length}"
+                f"{at}pairs={pairs}: must be {most} or less, with as many tokens for the queries as for "
+                f"the pairs in length={length}"
             )
         if pairs > self.vocabulary // 2 - 1:
             wanted = f"less than half of vocabulary={self.vocabulary}"
@@ -256,6 +256,8 @@ length=32
         require(noisy, self, "noise_vocabulary", "greater than 0 where there is noise")
         enough = self.vocabulary - self.noise_vocabulary >= 4
         require(enough, self, "vocabulary", f"{self.noise_vocabulary + 4} or greater")
+        quiet = self.noise_vocabulary == 0 or self.task == "noisy_recall"
+        require(quiet, self, "noise_vocabulary", "0, but for task='noisy_recall'")
         getattr(self, f"_check_{self.task}", lambda: None)()
 
     @property
