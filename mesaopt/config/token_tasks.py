@@ -323,6 +323,11 @@ class RegBenchConfig(OnTokens):
             whole = len(value) == 2 and all(type(number) is int for number in value)
             ordered = whole and 1 <= value[0] <= value[1]
             require(ordered, self, name, "two whole numbers, fewest and most")
+        several = self.letters[0] > 1 or (self.strings[0] > 1 and self.length > 1)
+        wanted = (
+            "from 2 on, or strings from 2 on with length=2 or more: one letter predicts nothing"
+        )
+        require(several, self, "letters", wanted)
 
     @property
     def vocabulary(self) -> int:
