@@ -193,7 +193,7 @@ class FiniteStates(RealStates):
         probabilities: of each, adding up to 1; even ones if not given.
 
     Raises:
-        ConfigError: the probabilities do not fit.
+        ConfigError: the points are no finite real numbers [point, dim], or the probabilities do not fit.
 
     Example:
         >>> initial = FiniteStates("two states", np.array([[1.0, 1.0], [-1.0, -1.0]]))
@@ -209,10 +209,13 @@ class FiniteStates(RealStates):
     ):
         self.name = name
         self.points = points
+        if points.ndim != 2 or 0 in points.shape or not _are_real(points):
+            given = f"initial states {name!r}: points of shape {points.shape}"
+            raise ConfigError(f"{given}: must be finite real numbers [point, dim]")
         even = np.full(len(points), 1 / len(points))
         self.probabilities = even if probabilities is None else probabilities
         shape, total = self.probabilities.shape, float(self.probabilities.sum())
-        if shape != (len(points),) or (self.probabilities < 0).any() or abs(total - 1) > 1e-9:
+        if shape != (len(points),) or (self.probabilities < 0).any() or not abs(total - 1) <= 1e-9:
             raise ConfigError(
                 f"initial states {name!r}: probabilities of shape {shape} with sum {total:g}: "
                 f"must be {len(points)} numbers, 0 or greater, with sum 1"
@@ -317,6 +320,11 @@ class SampledStates(InitialStates):
 _DOMINANT = 0.05
 """Largest share of one draw in the sixth moment that is accepted. Of a million Gaussian
 draws the largest has 0.001; of Student t draws with six degrees of freedom or fewer, 0.05 to 1."""
+
+
+def _are_real(numbers: NDArray[Any]) -> bool:
+    """Say whether all numbers are real and finite."""
+    return not np.iscomplexobj(numbers) and bool(np.isfinite(numbers).all())
 
 
 def _monomials(states: NDArray[Any], exponents: NDArray[np.int64]) -> NDArray[Any]:

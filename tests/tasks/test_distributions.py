@@ -192,10 +192,21 @@ def test_an_unknown_distribution_is_refused_with_a_hint() -> None:
         initial_states("spars")
 
 
-@pytest.mark.parametrize("probabilities", [[0.5], [0.7, 0.7], [1.5, -0.5]])
+@pytest.mark.parametrize("probabilities", [[0.5], [0.7, 0.7], [1.5, -0.5], [math.nan, 1]])
 def test_probabilities_that_are_none_are_refused(probabilities: list[float]) -> None:
     with pytest.raises(ConfigError, match="must be 2 numbers, 0 or greater, with sum 1"):
         FiniteStates("two", np.array([[1.0], [-1.0]]), np.array(probabilities))
+
+
+@pytest.mark.parametrize(
+    "points",
+    [np.ones(2), np.ones((0, 2)), np.ones((2, 0)), [[math.nan]], [[math.inf]], [[1j], [-1j]], 1.0],
+)
+def test_points_that_are_none_are_refused(points) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'two': points of shape .*: must be finite real numbers"
+    ):
+        FiniteStates("two", np.array(points))
 
 
 def test_a_distribution_of_states_is_a_distribution_of_their_dimension() -> None:
