@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mesaopt.config import require_count
 from mesaopt.errors import ConfigError
 
 Sampler = Callable[[np.random.Generator, int, int], NDArray[Any]]
@@ -23,6 +24,13 @@ HIGHEST_MOMENT = 6
 """The expected loss of one layer of linear attention is made of moments up to this order."""
 
 _CHUNK = 2**16  # draws in one array
+
+
+def check_positive(**numbers: float) -> None:
+    """Check that arguments are greater than 0 and finite."""
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}={value}: must be greater than 0 and finite")
 
 
 class InitialStates(ABC):
@@ -134,7 +142,10 @@ class IndependentCoordinates(RealStates):
         self._draw = draw
         self._raw_moment = functools.cache(raw_moment)  # a quadrature is slow
         for order in range(HIGHEST_MOMENT + 1):
-            value = float(self._raw_moment(order))
+            try:
+                value = float(self._raw_moment(order))
+            except OverflowError:
+                value = math.inf
             if not math.isfinite(value):
                 raise ConfigError(
                     f"initial states {name!r}: moment {order} is {value}: "
@@ -157,6 +168,9 @@ class SparseStates(RealStates):
     Args:
         scale: magnitude of the one that is not zero, > 0.
 
+    Raises:
+        ConfigError: the scale is not greater than 0 and finite.
+
     Source: Zheng et al., the sparse example of their section on the capability of one step.
 
     Example:
@@ -168,6 +182,7 @@ class SparseStates(RealStates):
     name = "sparse"
 
     def __init__(self, scale: float = 1.0):
+        check_positive(scale=scale)
         self.scale = scale
 
     def sample(self, random: np.random.Generator, count: int, dim: int) -> NDArray[np.float64]:
@@ -253,6 +268,9 @@ class SampledStates(InitialStates):
         num_samples: draws that a moment is averaged over, 1 or more.
         seed: of those draws, 0 or greater.
 
+    Raises:
+        ConfigError: num_samples or seed is out of range.
+
     Example:
         >>> def signs(random, count, dim):
         ...     return random.choice([-1.0, 1.0], (count, dim))
@@ -265,6 +283,8 @@ class SampledStates(InitialStates):
         self, sampler: Sampler, *, name: str = "own", num_samples: int = 2**20, seed: int = 0
     ):
         self.name = name
+        require_count("num_samples", num_samples, smallest=1)
+        require_count("seed", seed, smallest=0)
         self.num_samples = num_samples
         self.seed = seed
         self._sampler = sampler
