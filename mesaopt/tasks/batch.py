@@ -46,7 +46,7 @@ class Batch:
     """The places along time where a prediction counts."""
 
     def __repr__(self) -> str:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
         given = {
             n: x for n, x in values.items() if isinstance(x, Tensor) or x not in (None, slice(None))
         }
