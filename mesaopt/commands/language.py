@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mesaopt import arguments as args
@@ -81,14 +80,9 @@ def tokenizer_of(task: TaskConfig) -> _Tokenizer:
     """Load the tokenizer of a text; tokens of other tasks are written as numbers."""
     if not isinstance(task, TextConfig):
         return _Numbers()
-    from mesaopt import files
-    from mesaopt.corpus import BYTES, load_corpus, load_tokenizer
-    from mesaopt.corpus.load import INDEX
+    from mesaopt import corpus
 
-    # A prepared folder has a tokenizer of its own; only bytes are 256 tokens.
-    prepared = files.exists(Path(task.corpus) / INDEX) or task.vocabulary != 256
-    own = prepared and task.tokenizer == BYTES
-    return load_tokenizer(load_corpus(task.corpus).tokenizer if own else task.tokenizer)
+    return corpus.tokenizer_of(task)
 
 
 class _Numbers:

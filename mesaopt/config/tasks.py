@@ -24,6 +24,8 @@ StartName = Literal["full_one", "gaussian", "sparse", "rademacher", "uniform"]
 """Distributions of the first state of an autoregressive process; see :mod:`mesaopt.tasks`."""
 Numbers = Literal["real", "complex"]
 """The kind of numbers in states and weights."""
+Split = Literal["train", "validation", "test"]
+"""Sequences to train on, to tune on, and to measure on: never the same."""
 Matrix = tuple[tuple[float, ...], ...]
 """A matrix in a configuration, row by row."""
 

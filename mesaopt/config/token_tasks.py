@@ -70,6 +70,7 @@ class TextConfig(OnTokens):
 
     def __post_init__(self) -> None:
         require_types(self)
+        require(self.corpus != "", self, "corpus", "a file, a folder, 'stdlib' or 'hf:NAME'")
         require_positive(self, "length")
         fits = 2 <= self.vocabulary <= LARGEST_VOCABULARY
         require(fits, self, "vocabulary", f"between 2 and {LARGEST_VOCABULARY}")
@@ -114,8 +115,6 @@ the pairs in length=16
         require_not_negative(self, "updates")
         require_positive_if_given(self, "examples")
         require(self.vocabulary >= 4, self, "vocabulary", "4 or greater")
-        fewer = self.updates <= self.pairs
-        require(fewer, self, "updates", f"at most pairs={self.pairs}")
         self._check_fits("pairs", self.length, self.pairs)
         check_settings(self, "train_also", ("length", "pairs", "examples"))
         check_settings(self, "test_on", ("length", "pairs"))
@@ -124,19 +123,21 @@ the pairs in length=16
                 self._check_fits(name, length, pairs)
 
     def _check_fits(self, name: str, length: int, pairs: int) -> None:
-        """Refuse more pairs than a sequence has room for, or than there are keys."""
+        """Refuse more pairs than fit into a sequence or than there are keys, and fewer than updates."""
+        at = "" if name == "pairs" else f"{name}: "
         if length % 2:
-            raise ConfigError(f"length={length}: must be even")
+            raise ConfigError(f"{at}length={length}: must be even")
+        if self.updates > pairs:
+            raise ConfigError(f"{at}updates={self.updates}: must be at most pairs={pairs}")
         most = (length // 2 - self.updates) // 2
         if pairs > most:
-            shown = f"pairs={pairs}" if name == "pairs" else f"{name}: pairs={pairs}"
             raise ConfigError(
-                f"{shown}: must be {most} or less, with as many tokens for the queries as for the pairs "
-                f"in length={length}"
+                f"{at}pairs={pairs}: must be {most} or less, with as many tokens for the queries as for "
+                f"the pairs in length={length}"
             )
         if pairs > self.vocabulary // 2 - 1:
             wanted = f"less than half of vocabulary={self.vocabulary}"
-            raise ConfigError(f"{name}={pairs}: must be {wanted}")
+            raise ConfigError(f"{at}pairs={pairs}: must be {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +256,8 @@ length=32
         require(noisy, self, "noise_vocabulary", "greater than 0 where there is noise")
         enough = self.vocabulary - self.noise_vocabulary >= 4
         require(enough, self, "vocabulary", f"{self.noise_vocabulary + 4} or greater")
+        quiet = self.noise_vocabulary == 0 or self.task == "noisy_recall"
+        require(quiet, self, "noise_vocabulary", "0, but for task='noisy_recall'")
         getattr(self, f"_check_{self.task}", lambda: None)()
 
     @property
@@ -320,6 +323,11 @@ class RegBenchConfig(OnTokens):
             whole = len(value) == 2 and all(type(number) is int for number in value)
             ordered = whole and 1 <= value[0] <= value[1]
             require(ordered, self, name, "two whole numbers, fewest and most")
+        several = self.letters[0] > 1 or (self.strings[0] > 1 and self.length > 1)
+        wanted = (
+            "from 2 on, or strings from 2 on with length=2 or more: one letter predicts nothing"
+        )
+        require(several, self, "letters", wanted)
 
     @property
     def vocabulary(self) -> int:

@@ -11,20 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files, json_files
+from mesaopt.config import Split, TextConfig
 from mesaopt.corpus.documents import (
-    HELD_OUT_PERCENT,
     SPLITS,
     Document,
-    Part,
+    are_cut,
+    cuts_of,
     documents_of,
     split_of,
 )
-from mesaopt.corpus.shards import Tokens
+from mesaopt.corpus.shards import INDEX, Tokens
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer
 from mesaopt.errors import ConfigError
 
-INDEX = "index.json"
-"""The file that makes a folder a prepared corpus."""
 INDEX_FORMAT = {
     "tokenizer": str,
     "vocabulary": int,
@@ -47,7 +46,7 @@ class Corpus:
     """Number of different tokens."""
     tokenizer: str
     """ "bytes", or the file of the tokenizer."""
-    parts: dict[Part, Tokens]
+    parts: dict[Split, Tokens]
     """The tokens for training, validation and tests."""
     checksum: str
     """Eight letters that change when the tokens do."""
@@ -80,7 +79,7 @@ def load_corpus(source: str, tokenizer: str = BYTES) -> Corpus:
         mesaopt.errors.ConfigError: corpus='no/such/folder': there is no such file or folder; must be one, \
 or 'stdlib'
     """
-    folder = Path(source)
+    folder = files.as_path(source)
     if files.exists(folder / INDEX):
         return _load_prepared(folder, source, tokenizer)
     encoder = load_tokenizer(tokenizer)
@@ -93,21 +92,41 @@ or 'stdlib'
     )
 
 
+def tokenizer_of(config: TextConfig) -> TextTokenizer:
+    """Load the tokenizer of a text without reading the text, where that is possible.
+
+    Args:
+        config: settings of the text.
+
+    Returns:
+        The tokenizer of its shards, or the one that is named.
+
+    Raises:
+        ConfigError: the tokenizer is lost, or the shards are.
+
+    Example:
+        >>> tokenizer_of(TextConfig()).vocabulary
+        256
+    """
+    # A prepared folder has a tokenizer of its own; only bytes are 256 tokens.
+    prepared = files.exists(files.as_path(config.corpus) / INDEX) or config.vocabulary != 256
+    own = prepared and config.tokenizer == BYTES
+    return load_tokenizer(load_corpus(config.corpus).tokenizer if own else config.tokenizer)
+
+
 def encode_parts(
     documents: list[Document], tokenizer: TextTokenizer
-) -> dict[Part, NDArray[np.uint16]]:
+) -> dict[Split, NDArray[np.uint16]]:
     """Turn documents into tokens and divide them into parts, by document where that leaves none empty."""
-    encoded = [(name, tokenizer.encode(text)) for name, text in documents]
-    pieces: dict[Part, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
-    for name, tokens in encoded:
-        pieces[split_of(name)].append(tokens)
-    if not all(pieces.values()):
-        pieces = {part: [] for part in SPLITS}
-        for _, tokens in encoded:
-            first = len(tokens) * (100 - 2 * HELD_OUT_PERCENT) // 100
-            second = len(tokens) * (100 - HELD_OUT_PERCENT) // 100
-            for part, piece in zip(SPLITS, np.split(tokens, [first, second]), strict=True):
-                pieces[part].append(piece)
+    pieces: dict[Split, list[NDArray[np.uint16]]] = {part: [] for part in SPLITS}
+    cut = are_cut(documents)
+    for name, text in documents:
+        tokens = tokenizer.encode(text)
+        if not cut:
+            pieces[split_of(name)].append(tokens)
+            continue
+        for part, piece in zip(SPLITS, np.split(tokens, cuts_of(len(tokens))), strict=True):
+            pieces[part].append(piece)
     return {part: np.concatenate(pieces[part]) for part in SPLITS}
 
 
@@ -123,15 +142,31 @@ def _load_prepared(folder: Path, source: str, tokenizer: str) -> Corpus:
     """Map the shards of a prepared corpus into memory."""
     index: dict[str, Any] = json_files.read(folder / INDEX, INDEX_FORMAT)
     own = index["tokenizer"] if index["tokenizer"] == BYTES else str(folder / index["tokenizer"])
-    if tokenizer not in (BYTES, own):
+    if tokenizer != BYTES and str(files.as_path(tokenizer)) != own:
         raise ConfigError(
             f"tokenizer={tokenizer!r}: must be 'bytes' or {own!r}, with which {source!r} was prepared"
         )
-    parts: dict[Part, Tokens] = {}
-    for part in SPLITS:
-        shards = [files.inside(folder, name) for name in index["shards"][part]]
-        for shard in shards:
-            if not files.exists(shard):
-                raise ConfigError(f"corpus={source!r}: {shard.name} is missing; prepare it again")
-        parts[part] = Tokens([np.memmap(shard, dtype="<u2", mode="r") for shard in shards])
+    if "tokens" in index:  # which earlier folders lack
+        json_files.check(index, {"tokens": dict.fromkeys(SPLITS, int)}, str(folder / INDEX))
+    parts = {part: Tokens(_map_shards(folder, source, index, part)) for part in SPLITS}
     return Corpus(index["vocabulary"], own, parts, index["checksum"])
+
+
+def _map_shards(
+    folder: Path, source: str, index: dict[str, Any], part: Split
+) -> list[NDArray[np.uint16]]:
+    """Map the shards of a part, unless they are not as long as they were written."""
+    pieces: list[NDArray[np.uint16]] = []
+    size = 0
+    for shard in (files.inside(folder, name) for name in index["shards"][part]):
+        if not files.exists(shard):
+            raise ConfigError(f"corpus={source!r}: {shard.name} is missing; prepare it again")
+        with files.explain_os_errors(shard, "read"):
+            length = shard.stat().st_size
+            pieces += [np.memmap(shard, dtype="<u2", mode="r", shape=length // 2)] if length else []
+        size += length
+    wanted = 2 * index.get("tokens", {}).get(part, size // 2)
+    if size != wanted:
+        given = f"corpus={source!r}: its {part} part has {size:,} bytes"
+        raise ConfigError(f"{given}: must be {wanted:,}; prepare it again")
+    return pieces

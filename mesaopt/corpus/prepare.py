@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesaopt import files, json_files
-from mesaopt.corpus.documents import Document, Part, documents_of, split_of
-from mesaopt.corpus.load import INDEX, checksum_of, encode_parts
+from mesaopt.config import Split, require_count
+from mesaopt.corpus.documents import Document, are_cut, cuts_of, documents_of, split_of
+from mesaopt.corpus.load import checksum_of, encode_parts
+from mesaopt.corpus.shards import INDEX, shard_name
 from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
-from mesaopt.errors import ConfigError
 
 LEARN = "bpe"
 """Name of a tokenizer that is yet to be learned from the corpus."""
@@ -25,7 +26,7 @@ class Prepared:
     """The folder that holds them."""
     vocabulary: int
     """Number of different tokens."""
-    tokens: dict[Part, int]
+    tokens: dict[Split, int]
     """Number of tokens of each part."""
     checksum: str
     """Eight letters that change when the tokens do."""
@@ -33,7 +34,7 @@ class Prepared:
 
 def prepare(
     source: str,
-    out: Path,
+    out: str | Path,
     *,
     tokenizer: str = BYTES,
     vocabulary: int = 4096,
@@ -53,7 +54,8 @@ def prepare(
         What was written.
 
     Raises:
-        ConfigError: there is no text, or the tokenizer does not exist or does not fit.
+        ConfigError: there is no text, the tokenizer does not exist or does not fit, or a number is out of
+            range. Nothing is written then.
         RunError: the folder is not empty, or cannot be written.
 
     Example:
@@ -64,46 +66,50 @@ def prepare(
         >>> written.tokens
         {'train': 1710, 'validation': 95, 'test': 96}
     """
+    out = files.as_path(out)
+    require_count("shard_tokens", shard_tokens, smallest=1)
     files.require_free(out)
     documents = documents_of(source)
-    encoder = _tokenizer(documents, out, tokenizer, vocabulary)
+    encoder, content = _tokenizer(documents, tokenizer, vocabulary)
     parts = encode_parts(documents, encoder)
     shards = {part: _write(tokens, out, part, shard_tokens) for part, tokens in parts.items()}
+    sizes: dict[Split, int] = {part: len(tokens) for part, tokens in parts.items()}
     checksum = checksum_of(parts.values())
+    if content is not None:
+        files.write(out / _TOKENIZER, content)
     json_files.write(
         out / INDEX,
         {
             "tokenizer": BYTES if tokenizer == BYTES else _TOKENIZER,
             "vocabulary": encoder.vocabulary,
             "checksum": checksum,
+            "tokens": sizes,
             "shards": shards,
         },
     )
-    sizes = {part: len(tokens) for part, tokens in parts.items()}
     return Prepared(out, encoder.vocabulary, sizes, checksum)
 
 
 def _tokenizer(
-    documents: list[Document], out: Path, tokenizer: str, vocabulary: int
-) -> TextTokenizer:
-    """Load a tokenizer and keep a copy of its file, or learn one."""
+    documents: list[Document], tokenizer: str, vocabulary: int
+) -> tuple[TextTokenizer, str | bytes | None]:
+    """Load a tokenizer or learn one; return it and what its file holds, None for bytes."""
     if tokenizer == LEARN:
-        texts = [text for name, text in documents if split_of(name) == "train"]
-        texts = texts or [text for _, text in documents]
-        return train_tokenizer(texts, vocabulary, out / _TOKENIZER)
+        if are_cut(documents):
+            texts = [text[: cuts_of(len(text))[0]] for _, text in documents]
+        else:
+            texts = [text for name, text in documents if split_of(name) == "train"]
+        learned = train_tokenizer(texts, vocabulary)
+        return learned, learned.tokenizer.to_str()
     encoder = load_tokenizer(tokenizer)
-    if tokenizer != BYTES:
-        files.write(out / _TOKENIZER, files.read_bytes(files.as_path(tokenizer)))
-    return encoder
+    return encoder, None if tokenizer == BYTES else files.read_bytes(files.as_path(tokenizer))
 
 
 def _write(tokens: NDArray[np.uint16], out: Path, part: str, shard_tokens: int) -> list[str]:
     """Write the tokens of a part; return the names of the files."""
-    if shard_tokens < 1:
-        raise ConfigError(f"shard_tokens={shard_tokens}: must be 1 or greater")
     names = []
     for number, start in enumerate(range(0, len(tokens), shard_tokens)):
-        names.append(f"{part}-{number:05d}.bin")
+        names.append(shard_name(part, number))
         shard = tokens[start : start + shard_tokens].astype("<u2", copy=False)
         files.write(out / names[-1], shard.tobytes())
     return names

@@ -5,6 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+INDEX = "index.json"
+"""The file that makes a folder a prepared corpus."""
+
+
+def shard_name(part: str, number: int) -> str:
+    """Name the file of a shard."""
+    return f"{part}-{number:05d}.bin"
+
 
 class Tokens:
     """A long row of tokens, made of pieces that lie one behind the other.

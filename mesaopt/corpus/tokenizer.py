@@ -5,7 +5,6 @@ import importlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,7 +86,7 @@ class LearnedTokenizer:
     end: int | None
     """The token that ends a document; None: the tokenizer has none."""
     name: str
-    """Its file."""
+    """Its file, or "bpe"."""
 
     @property
     def vocabulary(self) -> int:
@@ -163,13 +162,12 @@ def load_tokenizer(name: str) -> TextTokenizer:
     return as_learned(tokenizer, name)
 
 
-def train_tokenizer(documents: Iterable[bytes], vocabulary: int, path: Path) -> TextTokenizer:
-    """Learn a byte-pair encoding, and write it to a file.
+def train_tokenizer(documents: Iterable[bytes], vocabulary: int) -> LearnedTokenizer:
+    """Learn a byte-pair encoding.
 
     Args:
         documents: to learn from.
         vocabulary: number of tokens, 257 to 2**16: the bytes, the end of a document, and pairs.
-        path: the file to write, in the format of the package `tokenizers`.
 
     Returns:
         The tokenizer; of fewer tokens where the documents have no more pairs that come twice.
@@ -192,8 +190,7 @@ def train_tokenizer(documents: Iterable[bytes], vocabulary: int, path: Path) -> 
     )
     texts = (text.decode("utf-8", errors="replace") for text in documents)
     tokenizer.train_from_iterator(texts, trainer)
-    files.write(path, tokenizer.to_str())
-    return as_learned(tokenizer, str(path))
+    return as_learned(tokenizer, "bpe")
 
 
 def as_learned(tokenizer: Any, name: str) -> LearnedTokenizer:

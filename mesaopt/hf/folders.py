@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mesaopt import files, json_files
 from mesaopt.config import LanguageModelConfig, RunConfig, TextConfig, from_dict, to_dict
-from mesaopt.corpus.tokenizer import BYTES, import_tokenizers, load_tokenizer
+from mesaopt.corpus import ByteTokenizer, tokenizer_of
+from mesaopt.corpus.tokenizer import import_tokenizers
 from mesaopt.errors import ConfigError
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.hf.modelling import MesaoptForCausalLM
@@ -35,7 +36,7 @@ def export(run: str | Path, path: str | Path, *, step: int | None = None) -> Pat
         The folder.
 
     Raises:
-        ConfigError: the model of the run is no language model.
+        ConfigError: the model of the run is no language model, or its tokenizer is lost.
         RunError: there is no such run, the folder holds files, or it cannot be written.
 
     Example:
@@ -127,11 +128,11 @@ def _tokenizer(config: RunConfig) -> PreTrainedTokenizerFast | None:
     task = config.task
     if not isinstance(task, TextConfig):
         return None
-    name = task.tokenizer
-    if name == BYTES:
+    own = tokenizer_of(task)
+    if isinstance(own, ByteTokenizer):
         tokenizer = _bytes_tokenizer() if task.vocabulary == 256 else None
     else:
-        tokenizer = getattr(load_tokenizer(name), "tokenizer", None)
+        tokenizer = getattr(own, "tokenizer", None)
     return None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from mesaopt.config import TokenSlot, check_slots, require_count
+from mesaopt.config import Split, TokenSlot, check_slots, require_count
 from mesaopt.tasks.losses import squared_error
 
-Split = Literal["train", "validation", "test"]
-"""Sequences to train on, to tune on, and to measure on: never the same."""
 _Batch = TypeVar("_Batch", bound="Batch")
 
 
@@ -48,7 +46,7 @@ class Batch:
     """The places along time where a prediction counts."""
 
     def __repr__(self) -> str:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
         given = {
             n: x for n, x in values.items() if isinstance(x, Tensor) or x not in (None, slice(None))
         }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mesaopt.config import require_count
 from mesaopt.errors import ConfigError
 
 Sampler = Callable[[np.random.Generator, int, int], NDArray[Any]]
@@ -23,6 +24,13 @@ HIGHEST_MOMENT = 6
 """The expected loss of one layer of linear attention is made of moments up to this order."""
 
 _CHUNK = 2**16  # draws in one array
+
+
+def check_positive(**numbers: float) -> None:
+    """Check that arguments are greater than 0 and finite."""
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name}={value}: must be greater than 0 and finite")
 
 
 class InitialStates(ABC):
@@ -134,7 +142,10 @@ class IndependentCoordinates(RealStates):
         self._draw = draw
         self._raw_moment = functools.cache(raw_moment)  # a quadrature is slow
         for order in range(HIGHEST_MOMENT + 1):
-            value = float(self._raw_moment(order))
+            try:
+                value = float(self._raw_moment(order))
+            except OverflowError:
+                value = math.inf
             if not math.isfinite(value):
                 raise ConfigError(
                     f"initial states {name!r}: moment {order} is {value}: "
@@ -157,6 +168,9 @@ class SparseStates(RealStates):
     Args:
         scale: magnitude of the one that is not zero, > 0.
 
+    Raises:
+        ConfigError: the scale is not greater than 0 and finite.
+
     Source: Zheng et al., the sparse example of their section on the capability of one step.
 
     Example:
@@ -168,6 +182,7 @@ class SparseStates(RealStates):
     name = "sparse"
 
     def __init__(self, scale: float = 1.0):
+        check_positive(scale=scale)
         self.scale = scale
 
     def sample(self, random: np.random.Generator, count: int, dim: int) -> NDArray[np.float64]:
@@ -193,7 +208,7 @@ class FiniteStates(RealStates):
         probabilities: of each, adding up to 1; even ones if not given.
 
     Raises:
-        ConfigError: the probabilities do not fit.
+        ConfigError: the points are no finite real numbers [point, dim], or the probabilities do not fit.
 
     Example:
         >>> initial = FiniteStates("two states", np.array([[1.0, 1.0], [-1.0, -1.0]]))
@@ -209,10 +224,13 @@ class FiniteStates(RealStates):
     ):
         self.name = name
         self.points = points
+        if points.ndim != 2 or 0 in points.shape or not _are_real(points):
+            given = f"initial states {name!r}: points of shape {points.shape}"
+            raise ConfigError(f"{given}: must be finite real numbers [point, dim]")
         even = np.full(len(points), 1 / len(points))
         self.probabilities = even if probabilities is None else probabilities
         shape, total = self.probabilities.shape, float(self.probabilities.sum())
-        if shape != (len(points),) or (self.probabilities < 0).any() or abs(total - 1) > 1e-9:
+        if shape != (len(points),) or (self.probabilities < 0).any() or not abs(total - 1) <= 1e-9:
             raise ConfigError(
                 f"initial states {name!r}: probabilities of shape {shape} with sum {total:g}: "
                 f"must be {len(points)} numbers, 0 or greater, with sum 1"
@@ -250,6 +268,9 @@ class SampledStates(InitialStates):
         num_samples: draws that a moment is averaged over, 1 or more.
         seed: of those draws, 0 or greater.
 
+    Raises:
+        ConfigError: num_samples or seed is out of range.
+
     Example:
         >>> def signs(random, count, dim):
         ...     return random.choice([-1.0, 1.0], (count, dim))
@@ -262,6 +283,8 @@ class SampledStates(InitialStates):
         self, sampler: Sampler, *, name: str = "own", num_samples: int = 2**20, seed: int = 0
     ):
         self.name = name
+        require_count("num_samples", num_samples, smallest=1)
+        require_count("seed", seed, smallest=0)
         self.num_samples = num_samples
         self.seed = seed
         self._sampler = sampler
@@ -317,6 +340,11 @@ class SampledStates(InitialStates):
 _DOMINANT = 0.05
 """Largest share of one draw in the sixth moment that is accepted. Of a million Gaussian
 draws the largest has 0.001; of Student t draws with six degrees of freedom or fewer, 0.05 to 1."""
+
+
+def _are_real(numbers: NDArray[Any]) -> bool:
+    """Say whether all numbers are real and finite."""
+    return not np.iscomplexobj(numbers) and bool(np.isfinite(numbers).all())
 
 
 def _monomials(states: NDArray[Any], exponents: NDArray[np.int64]) -> NDArray[Any]:

@@ -11,7 +11,12 @@ from scipy.integrate import IntegrationWarning
 
 from mesaopt.config import StartName
 from mesaopt.errors import ConfigError, suggest
-from mesaopt.tasks.distributions import IndependentCoordinates, InitialStates, SparseStates
+from mesaopt.tasks.distributions import (
+    IndependentCoordinates,
+    InitialStates,
+    SparseStates,
+    check_positive,
+)
 
 
 def gaussian(scale: float = 1.0) -> InitialStates:
@@ -23,12 +28,16 @@ def gaussian(scale: float = 1.0) -> InitialStates:
     Returns:
         The distribution of independent coordinates.
 
+    Raises:
+        ConfigError: the scale is not greater than 0 and finite.
+
     Source: Zheng et al., their Gaussian data.
 
     Example:
         >>> float(gaussian(2.0).moment(np.array([4])))  # 3 * 2^4
         48.0
     """
+    check_positive(scale=scale)
     # E x^n = (n - 1)!! scale^n for even n.
     return IndependentCoordinates(
         "gaussian",
@@ -46,10 +55,14 @@ def rademacher(scale: float = 1.0) -> InitialStates:
     Returns:
         The distribution of independent coordinates.
 
+    Raises:
+        ConfigError: the scale is not greater than 0 and finite.
+
     Example:
         >>> float(rademacher().moment(np.array([2, 4])))
         1.0
     """
+    check_positive(scale=scale)
     return IndependentCoordinates(
         "rademacher",
         lambda random, size: scale * random.choice([-1.0, 1.0], size=size),
@@ -66,10 +79,14 @@ def uniform(scale: float = 1.0) -> InitialStates:
     Returns:
         The distribution of independent coordinates.
 
+    Raises:
+        ConfigError: the scale is not greater than 0 and finite.
+
     Example:
         >>> round(float(uniform().moment(np.array([4]))), 9)
         0.2
     """
+    check_positive(scale=scale)
     return IndependentCoordinates(
         "uniform",
         lambda random, size: random.uniform(-scale, scale, size),
@@ -86,12 +103,16 @@ def full_one(scale: float = 1.0) -> InitialStates:
     Returns:
         The distribution of independent coordinates.
 
+    Raises:
+        ConfigError: the scale is not greater than 0 and finite.
+
     Source: Zheng et al., full-one data; in their code the scale is ignored.
 
     Example:
         >>> float(full_one().moment(np.array([1, 3])))
         1.0
     """
+    check_positive(scale=scale)
     return IndependentCoordinates(
         "full_one", lambda random, size: np.full(size, scale), lambda n: scale**n
     )
@@ -110,13 +131,13 @@ def generalised_gaussian(shape: float, scale: float = 1.0) -> InitialStates:
         The distribution, with E |x|^n = scale^n Gamma((n + 1) / shape) / Gamma(1 / shape).
 
     Raises:
-        ConfigError: shape or scale is not greater than 0 and finite.
+        ConfigError: shape or scale is not greater than 0 and finite, or a moment is too large for a number.
 
     Example:
         >>> round(float(generalised_gaussian(2.0).moment(np.array([2]))), 9)
         0.5
     """
-    _check_positive(shape=shape, scale=scale)
+    check_positive(shape=shape, scale=scale)
 
     def raw_moment(n: int) -> float:
         log_moment = math.lgamma((n + 1) / shape) - math.lgamma(1 / shape)
@@ -151,7 +172,7 @@ def two_magnitudes(ratio: float, probability: float, scale: float = 1.0) -> Init
         raise ConfigError(f"ratio={ratio}: must be 0 or greater and finite")
     if not 0 <= probability <= 1:
         raise ConfigError(f"probability={probability}: must be between 0 and 1")
-    _check_positive(scale=scale)
+    check_positive(scale=scale)
 
     def draw(random: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
         magnitude = np.where(random.random(size) < probability, ratio, 1.0)
@@ -242,11 +263,4 @@ def initial_states(name: str, *, scale: float = 1.0) -> InitialStates:
     """
     if name not in get_args(StartName):
         raise ConfigError(f"start={name!r}: {suggest(name, get_args(StartName))}")
-    _check_positive(scale=scale)
     return _MAKERS[name](scale)  # type: ignore[index]
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{name}={value}: must be greater than 0 and finite")

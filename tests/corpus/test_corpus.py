@@ -1,8 +1,10 @@
 """Corpora: what is read, what is held out, tokens on disk, and what is refused."""
 
+import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +112,14 @@ def test_prepared_shards_hold_the_tokens_of_the_corpus(
         )
 
 
+def test_shards_in_the_home_folder_are_shards(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = prepare(str(folder), tmp_path / "shards")
+    assert load_corpus("~/shards").checksum == written.checksum
+
+
 def test_an_epoch_shows_stretches_side_by_side_once_each(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(3000))
     task = Text(corpus=str(tmp_path / "noise"), length=50)
@@ -141,7 +151,8 @@ def test_a_corpus_of_one_stretch_is_enough(tmp_path: Path) -> None:
         (lambda at: at / "missing", "there is no such file or folder; must be one, or 'stdlib'"),
         (lambda at: at, "is empty; must have a file with text in it"),
         (lambda at: (at / "empty.txt").write_text("") or at, "is empty; must have a file"),
-        (lambda at: os.symlink("nowhere", at / "link") or at, "link cannot be read: No such file"),
+        (lambda at: os.symlink("nowhere", at / "link") or at, "link: there is no such file"),
+        (lambda at: os.mkfifo(at / "pipe") or at, "pipe: is not a file"),
     ],
 )
 def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path, make, message: str) -> None:
@@ -149,6 +160,35 @@ def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path, make, message: 
         load_corpus(str(make(tmp_path)))
     assert str(error.value).startswith("corpus=")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scandir(path: str, scan=os.scandir):
+        if str(path).endswith("part-1"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ConfigError, match="corpus=.*part-1: cannot be read: Permission denied"):
+        load_corpus(str(folder))
+
+
+def test_a_name_that_is_no_utf_8_is_a_name(folder: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (folder / name).write_text(TEXT)
+    assert split_of(name) in SPLITS
+    assert len(documents_of(str(folder))) == 201
+    load_corpus(str(folder))
+
+
+def test_no_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="corpus='': must be a file, a folder, 'stdlib' or 'hf:"):
+        TextConfig(corpus="")
+    with pytest.raises(ConfigError, match="corpus='': there is no such file or folder"):
+        documents_of("")
 
 
 def test_another_corpus_than_the_one_with_the_checksum_is_refused(folder: Path) -> None:
@@ -165,6 +205,20 @@ def test_shards_that_are_damaged_are_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(RunError, match="must be a new or an empty folder"):
         prepare(str(folder), out)
     index = json.loads((out / "index.json").read_text())
+    whole = (out / "train-00000.bin").read_bytes()
+    for size in (0, 1, len(whole) - 2, len(whole) - 1):  # as a copy that was stopped
+        (out / "train-00000.bin").write_bytes(whole[:size])
+        wanted = f"its train part has {size:,} bytes: must be {len(whole):,}; prepare it again"
+        with pytest.raises(ConfigError, match=f"corpus='{out}': {wanted}"):
+            load_corpus(str(out))
+    (out / "train-00000.bin").write_bytes(whole)
+    (out / "index.json").write_text(json.dumps(index | {"tokens": {"train": 5}}))
+    with pytest.raises(RunError, match="tokens.validation is missing"):
+        load_corpus(str(out))
+    earlier = {name: value for name, value in index.items() if name != "tokens"}
+    (out / "index.json").write_text(json.dumps(earlier))
+    assert load_corpus(str(out)).checksum == index["checksum"]
+    load_corpus.cache_clear()
     (out / "test-00000.bin").unlink()
     with pytest.raises(ConfigError, match="test-00000.bin is missing; prepare it again"):
         load_corpus(str(out))
@@ -175,6 +229,52 @@ def test_shards_that_are_damaged_are_refused(folder: Path, tmp_path: Path) -> No
     (out / "index.json").write_text(json.dumps(index | {"shards": inside}))
     with pytest.raises(RunError, match="leads out of the folder"):
         load_corpus(str(out))
+
+
+def test_shards_are_no_text(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    prepare(str(folder), out)
+    message = "has shards of tokens: must be text, or all shards with their index.json; prepare it"
+    with pytest.raises(ConfigError, match=message):
+        prepare(str(out), tmp_path / "again")
+    (out / "index.json").unlink()  # as where writing was stopped
+    with pytest.raises(ConfigError, match=message):
+        load_corpus(str(out))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard_tokens": 0}, "shard_tokens=0: must be 1 or greater"),
+        ({"shard_tokens": 1.5}, "shard_tokens=1.5: must be a whole number"),
+        ({"tokenizer": "bpe", "shard_tokens": 0}, "shard_tokens=0: must be 1 or greater"),
+        ({"tokenizer": "missing.json"}, "tokenizer='missing.json': there is no such file"),
+        ({"tokenizer": "few.json"}, "tokenizer='few.json': does not know all of the text: no 'to'"),
+    ],
+)
+def test_nothing_is_written_where_an_argument_is_wrong(
+    settings: dict, message: str, fake_tokenizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self, text: str, *, add_special_tokens: bool) -> None:
+        raise ValueError("no 'to'")
+
+    monkeypatch.setattr(FakeTokenizer, "encode", encode)
+    monkeypatch.chdir(fake_tokenizers)
+    Path("few.json").write_text("50")
+    Path("a.txt").write_text(TEXT)
+    with pytest.raises(ConfigError, match=message):
+        prepare("a.txt", "shards", **settings)
+    assert not Path("shards").exists()
+
+
+def test_shards_are_written_to_a_path_in_the_home_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    assert prepare(str(folder), "~/shards").folder == tmp_path / "shards"
+    assert (tmp_path / "shards" / "index.json").exists()
+    assert not Path("~").exists()
 
 
 class FakeTokenizer:
@@ -289,6 +389,24 @@ def test_byte_pairs_are_learned_and_give_the_text_back(folder: Path, tmp_path: P
     assert load_tokenizer(corpus.tokenizer).decode(tokens).startswith(text[:100])
     with pytest.raises(ConfigError, match="vocabulary=100: must be between 257 and 65536"):
         prepare(str(folder), tmp_path / "more", tokenizer="bpe", vocabulary=100)
+
+
+@pytest.mark.parametrize("names", [["a.txt"], ["test", "test"], ["validation", "train"], SPLITS])
+def test_byte_pairs_are_learned_from_what_is_trained_on(
+    names: Sequence[str], tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    cut = set(names) != set(SPLITS)
+    numbers = map(str, range(10**6))
+    (tmp_path / "texts").mkdir()
+    for part in names:
+        name = part if part == "a.txt" else next(n for n in numbers if split_of(n) == part)
+        whole = 1000 * ("ab" if part == "train" else "wx")
+        (tmp_path / "texts" / name).write_text(900 * "ab" + 100 * "wx" if cut else whole)
+    prepare(str(tmp_path / "texts"), tmp_path / "shards", tokenizer="bpe", vocabulary=300)
+    known = tokenizers.Tokenizer.from_file(str(tmp_path / "shards" / "tokenizer.json")).get_vocab()
+    assert "ab" in known
+    assert "wx" not in known
 
 
 def test_the_command_prepares_and_says_how_to_go_on(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.corpus import prepare
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.training import load_run, train
 
@@ -71,6 +72,23 @@ def test_a_run_on_bytes_brings_a_tokenizer_along(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pretrained")
     prompt = tokenizer("Grü", return_tensors="pt")
     assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape == (1, 7)
+
+
+@pytest.mark.parametrize("vocabulary", [256, 300])
+def test_a_run_on_shards_brings_their_tokenizer_along(vocabulary: int, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"?": 0} | {f"w{number}": number for number in range(1, vocabulary)}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    own.save(str(tmp_path / "words.json"))
+    (tmp_path / "text.txt").write_text("w3 w1 w4 w1 w5 " * 300)
+    prepare(str(tmp_path / "text.txt"), tmp_path / "shards", tokenizer=str(tmp_path / "words.json"))
+    task = TextConfig(corpus=str(tmp_path / "shards"), vocabulary=vocabulary, length=16)
+    config = replace(RUN, task=task, model=replace(MODEL, vocabulary=vocabulary))
+    train(config, tmp_path / "run", device="cpu")
+    hf.export(tmp_path / "run", tmp_path / "pretrained")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "pretrained")
+    assert tokenizer("w3 w1 w9")["input_ids"] == [3, 1, 9]
 
 
 def test_what_cannot_be_exported_or_restored_is_refused(run: Path, tmp_path: Path) -> None:

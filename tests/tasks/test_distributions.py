@@ -1,5 +1,6 @@
 import functools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from mesaopt.tasks import (
     IndependentCoordinates,
     InitialStates,
     SampledStates,
+    SparseStates,
     from_distribution,
+    full_one,
+    gaussian,
     generalised_gaussian,
     initial_states,
+    rademacher,
     two_magnitudes,
+    uniform,
 )
 
 NAMES = ("full_one", "gaussian", "sparse", "rademacher", "uniform")
@@ -183,8 +189,27 @@ def test_a_moment_that_is_no_number_is_refused_where_the_distribution_is_made() 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
 def test_scales_out_of_range_are_refused(scale: float) -> None:
-    with pytest.raises(ConfigError, match="scale=.*: must be greater than 0 and finite"):
-        initial_states("gaussian", scale=scale)
+    makers = (SparseStates, full_one, gaussian, rademacher, uniform)
+    named = (partial(initial_states, name, scale=scale) for name in NAMES)
+    for make in (*named, *(partial(maker, scale) for maker in makers)):
+        with pytest.raises(ConfigError, match="scale=.*: must be greater than 0 and finite"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: generalised_gaussian(0.03), *(partial(m, 1e60) for m in (gaussian, uniform))]
+)
+def test_moments_too_large_for_a_number_are_refused(make) -> None:
+    with pytest.raises(ConfigError, match="moment 6 is inf: must be finite up to 6"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_samples", 0), ("num_samples", 1.5), ("seed", -1)]
+)
+def test_numbers_of_draws_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value}: must be "):
+        SampledStates(own_gaussian, **{name: value})
 
 
 def test_an_unknown_distribution_is_refused_with_a_hint() -> None:
@@ -192,10 +217,21 @@ def test_an_unknown_distribution_is_refused_with_a_hint() -> None:
         initial_states("spars")
 
 
-@pytest.mark.parametrize("probabilities", [[0.5], [0.7, 0.7], [1.5, -0.5]])
+@pytest.mark.parametrize("probabilities", [[0.5], [0.7, 0.7], [1.5, -0.5], [math.nan, 1]])
 def test_probabilities_that_are_none_are_refused(probabilities: list[float]) -> None:
     with pytest.raises(ConfigError, match="must be 2 numbers, 0 or greater, with sum 1"):
         FiniteStates("two", np.array([[1.0], [-1.0]]), np.array(probabilities))
+
+
+@pytest.mark.parametrize(
+    "points",
+    [np.ones(2), np.ones((0, 2)), np.ones((2, 0)), [[math.nan]], [[math.inf]], [[1j], [-1j]], 1.0],
+)
+def test_points_that_are_none_are_refused(points) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'two': points of shape .*: must be finite real numbers"
+    ):
+        FiniteStates("two", np.array(points))
 
 
 def test_a_distribution_of_states_is_a_distribution_of_their_dimension() -> None:

@@ -45,7 +45,7 @@ class ContinuousMQARBatch(Batch):
 
     answers: Int[Tensor, "batch scored"] = field(kw_only=True)
     """Which of the values is right at each query."""
-    codes: Codes = field(kw_only=True)
+    codes: Codes = field(kw_only=True, repr=False)
     """The vectors of all keys and values."""
     by: str = field(kw_only=True)
     """ "cross_entropy" over all values, or "squared_error"."""

@@ -109,6 +109,14 @@ def test_the_next_token_is_the_target_where_all_are_trained_on(name: str, task_o
 
 
 @every_task
+def test_a_batch_is_shown_by_its_shapes(name: str, task_of) -> None:
+    shown = repr(task_of(name).sample(2, seed=0))
+    assert re.match(r"\w+\(tokens=\w+ \[2, ", shown)
+    assert "tensor(" not in shown
+    assert "\n" not in shown
+
+
+@every_task
 def test_the_parts_of_a_batch_are_the_batch(name: str, task_of) -> None:
     batch = task_of(name).sample(7, seed=0)
     parts = list(batch.split(3))

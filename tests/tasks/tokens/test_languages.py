@@ -82,6 +82,26 @@ def test_a_longer_sequence_goes_on_with_the_same_automaton() -> None:
     assert short.tokens[:, 0].equal(long.tokens[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("strings", "letters", "length"),
+    [
+        ((1, 1), (1, 1), 8),
+        ((1, 1), (1, 2), 8),
+        ((2, 2), (1, 1), 1),
+        ((1, 2), (1, 1), 8),
+        ((2, 2), (1, 1), 2),
+        ((1, 1), (2, 2), 1),
+    ],
+)
+def test_every_sequence_has_a_letter_to_predict(strings, letters, length: int) -> None:
+    settings = {"strings": strings, "letters": letters, "length": length, "examples": None}
+    if letters[0] == 1 and (strings[0] == 1 or length == 1):
+        with pytest.raises(ValueError, match=r"letters=\(1, [12]\): must be from 2 on, or strings"):
+            RegBench(**settings)
+    else:
+        assert RegBench(**settings).sample(64, seed=0).counted.any(1).all()
+
+
 def test_scores_of_the_true_distribution_and_of_a_wrong_one() -> None:
     batch = RegBench(length=100, examples=None).sample(16, seed=0)
     legal = batch.legal(20)

@@ -1,11 +1,19 @@
 """The six tasks of MAD: what the benchmark says of them, and what its code does besides."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
 from mesaopt import recipes
-from mesaopt.config import AutoEncoderConfig, LanguageModelConfig, MADConfig, RunConfig
+from mesaopt.config import (
+    AutoEncoderConfig,
+    LanguageModelConfig,
+    MADConfig,
+    MADName,
+    RunConfig,
+)
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import IGNORE, MAD, make_task
 from mesaopt.theory import exact_answers
@@ -148,7 +156,7 @@ def test_selective_copying_puts_blanks_between_and_copies_in_order(blanks_behind
     ("settings", "message"),
     [
         ({"task": "selective_copying", "length": 32}, "copied=16: must be less than 15.5"),
-        ({"task": "recall"}, "task='recall': did you mean 'noisy_recall'|allowed"),
+        ({"task": "recall"}, r"task='recall': did you mean 'noisy_recall'\?"),
         ({"length": 127}, "length=127: must be even"),
         (
             {"noise_fraction": 0.2},
@@ -162,6 +170,19 @@ def test_selective_copying_puts_blanks_between_and_copies_in_order(blanks_behind
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MADConfig(**settings)
+
+
+@pytest.mark.parametrize("task", get_args(MADName))
+def test_noise_is_for_noisy_recall_alone(task: MADName) -> None:
+    for settings in ({"noise_vocabulary": 4}, {"noise_vocabulary": 4, "noise_fraction": 0.2}):
+        settings = {"task": task, "vocabulary": 32} | settings
+        if task == "noisy_recall":
+            assert MADConfig(**settings).noise_vocabulary == 4
+        else:
+            with pytest.raises(
+                ConfigError, match="noise_vocabulary=4: must be 0, but for task='no"
+            ):
+                MADConfig(**settings)
 
 
 def test_rows_without_a_place_to_score_do_not_exist() -> None:

@@ -154,10 +154,20 @@ def test_continuous_recall_is_scored_by_the_values_or_by_the_squared_error() -> 
         ({"pairs": 2, "updates": 3}, "updates=3: must be at most pairs=2"),
         ({"vocabulary": 8}, "pairs=4: must be less than half of vocabulary=8"),
         ({"test_on": ((16, 5),)}, "test_on: pairs=5: must be 4 or less"),
+        ({"test_on": ((63, 4),)}, "test_on: length=63: must be even"),
+        ({"updates": 4, "test_on": ((64, 3),)}, "test_on: updates=4: must be at most pairs=3"),
+        (
+            {"updates": 4, "train_also": ((64, 3, 5),)},
+            "train_also: updates=4: must be at most pairs=3",
+        ),
+        (
+            {"vocabulary": 16, "test_on": ((64, 9),)},
+            "test_on: pairs=9: must be less than half of vocabulary=16",
+        ),
         ({"train_also": ((16, 4),)}, r"train_also: \(16, 4\): must be \(length, pairs, examples\)"),
         ({"examples": 0}, "examples=0: must be greater than 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         MQARConfig(**settings)
