@@ -79,7 +79,7 @@ def encode(text: str) -> Tensor:
 
 
 def loss_on(model: CharacterModel, text: Tensor, args: argparse.Namespace) -> Tensor:
-    """Cross-entropy on random windows of a text, in nats per character."""
+    """Compute the cross-entropy on random windows of a text, in nats per character."""
     starts = torch.randint(len(text) - args.length, (args.batch, 1))
     windows = text[starts + torch.arange(args.length + 1)]
     return cross_entropy(model(windows[:, :-1])[0].flatten(0, 1), windows[:, 1:].flatten())

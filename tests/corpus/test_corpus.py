@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def everything(tokens: Tokens) -> list[int]:
-    return tokens.windows(np.array([0]), len(tokens))[0].tolist()
+    return tokens.stretches(np.array([0]), len(tokens))[0].tolist()
 
 
 def test_a_folder_is_read_with_all_folders_in_it_and_divided_by_document(folder: Path) -> None:
@@ -91,8 +91,8 @@ def test_stretches_cross_the_pieces_they_lie_in() -> None:
     whole = np.arange(1000, dtype=np.uint16)
     pieces = np.split(whole, [1, 2, 7, 7, 500])
     starts = np.array([0, 1, 5, 499, 990])
-    windows = Tokens(pieces).windows(starts, 10)
-    assert (windows == starts[:, None] + np.arange(10)).all()
+    stretches = Tokens(pieces).stretches(starts, 10)
+    assert (stretches == starts[:, None] + np.arange(10)).all()
 
 
 @pytest.mark.parametrize("shard_tokens", [7000, 10**6])
@@ -385,9 +385,9 @@ def test_byte_pairs_are_learned_and_give_the_text_back(folder: Path, tmp_path: P
     written = prepare(str(folder), tmp_path / "shards", tokenizer="bpe", vocabulary=300)
     assert written.vocabulary == 300
     corpus = load_corpus(str(tmp_path / "shards"))
-    tokens = corpus.parts["train"].windows(np.array([0]), 200)[0]
+    tokens = corpus.parts["train"].stretches(np.array([0]), 200)[0]
     original = load_corpus(str(folder)).parts["train"]
-    text = bytes(original.windows(np.array([0]), 200)[0].tolist()).decode()
+    text = bytes(original.stretches(np.array([0]), 200)[0].tolist()).decode()
     assert load_tokenizer(corpus.tokenizer).decode(tokens).startswith(text[:100])
     with pytest.raises(ConfigError, match="vocabulary=100: must be between 257 and 65536"):
         prepare(str(folder), tmp_path / "more", tokenizer="bpe", vocabulary=100)

@@ -13,7 +13,7 @@ from mesaopt.config import (
     to_dict,
 )
 from mesaopt.recipes.token_tasks import TOKEN_TASKS
-from mesaopt.tasks import IGNORE, Drawn, Task, make_task
+from mesaopt.tasks import IGNORE, DrawnSequences, Task, make_task
 from mesaopt.tasks.tokens.order import shuffled
 
 
@@ -194,7 +194,7 @@ def test_targets_stay_in_their_rows_where_numbers_of_scored_places_differ() -> N
     targets = torch.full((3, 5), IGNORE)
     targets[0, 2], targets[2, 1], targets[2, 4] = 7, 8, 9
     tokens = torch.arange(15).view(3, 5)
-    batch = Drawn(tokens.numpy(), targets.numpy()).batch()
+    batch = DrawnSequences(tokens.numpy(), targets.numpy()).batch()
     assert batch.at.tolist() == [[2, 0], [0, 0], [1, 4]]
     assert batch.targets.tolist() == [[7, IGNORE], [IGNORE, IGNORE], [8, 9]]
 
