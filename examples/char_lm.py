@@ -79,7 +79,7 @@ def encode(text: str) -> Tensor:
 
 
 def loss_on(model: CharacterModel, text: Tensor, args: argparse.Namespace) -> Tensor:
-    """Cross-entropy on random windows of a text, in nats per character."""
+    """Compute the cross-entropy on random windows of a text, in nats per character."""
     starts = torch.randint(len(text) - args.length, (args.batch, 1))
     windows = text[starts + torch.arange(args.length + 1)]
     return cross_entropy(model(windows[:, :-1])[0].flatten(0, 1), windows[:, 1:].flatten())
@@ -90,7 +90,8 @@ def train(
 ) -> float:
     """Train with progress, and return the loss on files that were held out."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.1)
+    warmup = max(0.1, 2 / max(3, args.steps))  # a tenth of the steps, two at least
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=warmup)
     begin, test_loss = time.monotonic(), float("nan")
     for step in range(1, args.steps + 1):
         loss = loss_on(model, train_text, args)
@@ -127,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> float:
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args(arguments)
+    if not any(character in CHARACTERS for character in args.prompt):
+        parser.error("--prompt: must have a letter, a digit or a sign of ASCII")
     torch.manual_seed(0)
     model = CharacterModel(args.layer, args.width, args.depth)
     loss = train(model, *read_corpus(), args)

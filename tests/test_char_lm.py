@@ -24,6 +24,28 @@ def test_it_trains_and_writes(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(written) == 12 + 1  # and the end of the line
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 19, 20])
+def test_it_takes_any_number_of_steps(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = EXAMPLE["encode"]("import sys\n" * 10)
+    names = EXAMPLE["main"].__globals__
+    monkeypatch.setitem(names, "read_corpus", lambda: (text, text))
+    with torch.random.fork_rng():
+        chosen = ["--layer", "linear_attention", "--write", "1", "--steps", str(steps)]
+        assert math.isfinite(EXAMPLE["main"]([*TINY, *chosen]))
+
+
+@pytest.mark.parametrize("prompt", ["", "é", "\t"])
+def test_a_prompt_without_known_characters_is_refused(
+    prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        EXAMPLE["main"]([*TINY, "--steps", "1", "--prompt", prompt])
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert "--prompt: must have a letter, a digit or a sign of ASCII" in shown.err
+    assert not shown.out
+
+
 @pytest.mark.parametrize("layer", MIXERS)
 def test_states_are_all_it_needs_to_go_on(layer: str) -> None:
     with torch.random.fork_rng():

@@ -71,6 +71,7 @@ def load_corpus(source: str, tokenizer: str = BYTES) -> Corpus:
     Raises:
         ConfigError: there is no text, it cannot be read, or the tokenizer is another one than that of the
             prepared folder.
+        RunError: the index of a prepared folder is damaged.
 
     Example:
         >>> load_corpus("no/such/folder")

@@ -22,7 +22,7 @@ class Tokens:
 
     Example:
         >>> row = Tokens([np.arange(3, dtype=np.uint16), np.arange(3, 8, dtype=np.uint16)])
-        >>> len(row), row.windows(np.array([0, 2]), 4).tolist()
+        >>> len(row), row.stretches(np.array([0, 2]), 4).tolist()
         (8, [[0, 1, 2, 3], [2, 3, 4, 5]])
     """
 
@@ -33,7 +33,7 @@ class Tokens:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._pieces else 0
 
-    def windows(self, starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    def stretches(self, starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         """Read stretches of one size.
 
         Args:

@@ -101,7 +101,7 @@ class LearnedTokenizer:
         return number if token is None else self.tokenizer.token_to_id(token)
 
     def encode(self, text: bytes) -> NDArray[np.uint16]:
-        """Turn a document into tokens; bytes that are no UTF-8 become question marks.
+        """Turn a document into tokens; bytes that are no UTF-8 become the replacement character.
 
         Args:
             text: of the document.

@@ -137,7 +137,7 @@ class ARProcess(GeneratedTask[ARProcessConfig, Batch]):
 
 
 def _turn(angles: NDArray[np.float64]) -> NDArray[np.complex128]:
-    """exp(i angle), in half the time of NumPy's exponential of a complex number."""
+    """Compute exp(i angle), in half the time of NumPy's exponential of a complex number."""
     turned = np.empty(angles.shape, dtype=np.complex128)
     np.cos(angles, out=turned.real)
     np.sin(angles, out=turned.imag)

@@ -226,7 +226,7 @@ def tokens_from_states(
 
 
 def _slot(states: Tensor, slot: TokenSlot) -> Tensor:
-    """s_{t-k} at position t, and zero where there is none."""
+    """Put s_{t-k} at position t, and zero where there is none."""
     time = states.shape[1]
     steps_back = {"current": 0, "previous": 1, "zero": time}
     k = slot if isinstance(slot, int) else steps_back[slot]

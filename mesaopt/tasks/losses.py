@@ -8,7 +8,7 @@ from torch import Tensor
 def squared_error(
     prediction: Inexact[Tensor, "batch time dim"], target: Inexact[Tensor, "batch time dim"]
 ) -> Float[Tensor, "batch time"]:
-    """Half the squared error of every sequence at every position.
+    """Compute half the squared error of every sequence at every position.
 
     loss[b, t] = 1/2 * sum_d |prediction[b, t, d] - target[b, t, d]|^2.
 

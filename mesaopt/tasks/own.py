@@ -19,7 +19,7 @@ _SIGNATURE = "sample(batch_size, *, seed, step, split)"
 
 
 class OwnTask:
-    """A task of your own as the library uses it: batches are checked, rounded and moved.
+    """A task of your own as the library uses it: batches are checked and rounded.
 
     Numbers in double precision are rounded to single precision, as those of the library's tasks are.
 

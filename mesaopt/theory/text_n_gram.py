@@ -78,7 +78,7 @@ def _table(
     counts = np.zeros(size**n, dtype=np.int64)
     for start in range(0, len(text) - n + 1, _PIECE):
         count = min(_PIECE, len(text) - n + 1 - start)
-        piece = text.windows(np.array([start]), count + n - 1)[0]
+        piece = text.stretches(np.array([start]), count + n - 1)[0]
         codes = np.zeros(count, dtype=np.int64)
         for i in range(n):
             codes = codes * size + piece[i : i + count]

@@ -4,7 +4,7 @@ from mesaopt.tasks.tokens.base import SyntheticTask, TokenTask
 from mesaopt.tasks.tokens.batch import IGNORE, TokenBatch
 from mesaopt.tasks.tokens.continuous import ContinuousMQAR, ContinuousMQARBatch
 from mesaopt.tasks.tokens.copying import Copying
-from mesaopt.tasks.tokens.drawing import Drawn
+from mesaopt.tasks.tokens.drawing import DrawnSequences
 from mesaopt.tasks.tokens.mad import MAD
 from mesaopt.tasks.tokens.mqar import MQAR
 from mesaopt.tasks.tokens.parity import Parity
@@ -18,7 +18,7 @@ __all__ = [
     "ContinuousMQAR",
     "ContinuousMQARBatch",
     "Copying",
-    "Drawn",
+    "DrawnSequences",
     "Parity",
     "RegBench",
     "RegBenchBatch",

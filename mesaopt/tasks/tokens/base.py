@@ -10,7 +10,7 @@ import torch
 from mesaopt.config import ContinuousMQARConfig, TokenTaskConfig, require_count
 from mesaopt.tasks.base import Configured, Streams, check_split, choose_settings, streams_of
 from mesaopt.tasks.batch import Batch, Split
-from mesaopt.tasks.tokens.drawing import Drawn
+from mesaopt.tasks.tokens.drawing import DrawnSequences
 from mesaopt.tasks.tokens.order import shuffled
 
 ConfigT = TypeVar("ConfigT", bound=TokenTaskConfig | ContinuousMQARConfig)
@@ -45,7 +45,7 @@ class TokenTask(Configured, ABC, Generic[ConfigT]):
         return (self.config,)
 
     @abstractmethod
-    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> Drawn:
+    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> DrawnSequences:
         """Return the sequences of one batch.
 
         Args:
@@ -58,7 +58,7 @@ class TokenTask(Configured, ABC, Generic[ConfigT]):
             The sequences, a pure function of the arguments.
         """
 
-    def batch(self, drawn: Drawn) -> Batch:
+    def batch(self, drawn: DrawnSequences) -> Batch:
         """Make a batch of sequences as they were drawn.
 
         Args:
@@ -126,18 +126,18 @@ class SyntheticTask(TokenTask[ConfigT]):
         ...
         ...     def draw(self, config, batch_size, streams):
         ...         tokens = streams().integers(0, 3, (batch_size, config.length))
-        ...         return Drawn(tokens, tokens)
+        ...         return DrawnSequences(tokens, tokens)
         >>> Anything(longest=7).sample(2, seed=0).tokens.shape
         torch.Size([2, 6])
     """
 
     def __init__(self, config: ConfigT | None = None, **settings: Any):
         super().__init__(config, **settings)
-        self._kept: dict[tuple[int, int], Drawn] = {}
+        self._kept: dict[tuple[int, int], DrawnSequences] = {}
         self._lock = threading.Lock()
 
     @abstractmethod
-    def draw(self, config: ConfigT, batch_size: int, streams: Streams) -> Drawn:
+    def draw(self, config: ConfigT, batch_size: int, streams: Streams) -> DrawnSequences:
         """Draw sequences.
 
         Args:
@@ -149,7 +149,7 @@ class SyntheticTask(TokenTask[ConfigT]):
             The sequences.
         """
 
-    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> Drawn:
+    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> DrawnSequences:
         """Draw new sequences, or take some of a limited number; see :meth:`TokenTask.sequences`."""
         streams = streams_of(self.config.kind, seed=seed, step=number, split=split)
         variants = self.variants(split)
@@ -161,7 +161,7 @@ class SyntheticTask(TokenTask[ConfigT]):
         _, group, which = shuffled(number, batch_size, sizes, seed=seed, stream=stream)
         return self._examples(seed, group, variants[group], sizes[group]).rows(which)
 
-    def _examples(self, seed: int, group: int, config: ConfigT, size: int) -> Drawn:
+    def _examples(self, seed: int, group: int, config: ConfigT, size: int) -> DrawnSequences:
         """Draw all sequences of a limited number, once, block by block."""
         with self._lock:
             if (seed, group) not in self._kept:
@@ -169,7 +169,7 @@ class SyntheticTask(TokenTask[ConfigT]):
                 for start in range(0, size, BLOCK):
                     streams = _examples_of(config.kind, seed, group, start)
                     parts.append(self.draw(config, min(BLOCK, size - start), streams).small())
-                self._kept[seed, group] = Drawn.join(parts)
+                self._kept[seed, group] = DrawnSequences.join(parts)
             return self._kept[seed, group]
 
 

@@ -17,7 +17,7 @@ from mesaopt.tasks.losses import accuracy
 from mesaopt.tasks.random import generator
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE
-from mesaopt.tasks.tokens.drawing import Drawn, choose_distinct
+from mesaopt.tasks.tokens.drawing import DrawnSequences, choose_distinct
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class ContinuousMQAR(SyntheticTask[ContinuousMQARConfig]):
         ]
         return [config, *more]
 
-    def draw(self, config: ContinuousMQARConfig, batch_size: int, streams: Streams) -> Drawn:
+    def draw(
+        self, config: ContinuousMQARConfig, batch_size: int, streams: Streams
+    ) -> DrawnSequences:
         """Draw the numbers of keys and values; see :meth:`SyntheticTask.draw`."""
         random, pairs, half = streams(), config.pairs, config.codes // 2
         keys = choose_distinct(random, batch_size=batch_size, size=half, count=pairs)
@@ -137,9 +139,9 @@ class ContinuousMQAR(SyntheticTask[ContinuousMQARConfig]):
         targets = np.take_along_axis(values, order, 1)
         shown = targets.copy()
         shown[:, -pairs:] = targets[:, : config.passes * pairs] = IGNORE
-        return Drawn(np.take_along_axis(keys, order, 1), targets, {"values": shown})
+        return DrawnSequences(np.take_along_axis(keys, order, 1), targets, {"values": shown})
 
-    def batch(self, drawn: Drawn) -> ContinuousMQARBatch:
+    def batch(self, drawn: DrawnSequences) -> ContinuousMQARBatch:
         """Put vectors in the place of numbers; see :meth:`TokenTask.batch`."""
         config = self.config
         codes = Codes.draw(count=config.codes, dim=config.dim, seed=config.codes_seed)

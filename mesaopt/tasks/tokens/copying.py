@@ -10,7 +10,7 @@ from mesaopt.tasks.base import Streams
 from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE
-from mesaopt.tasks.tokens.drawing import Drawn
+from mesaopt.tasks.tokens.drawing import DrawnSequences
 
 
 class Copying(SyntheticTask[CopyingConfig]):
@@ -43,7 +43,7 @@ class Copying(SyntheticTask[CopyingConfig]):
         shortest, longest = config.test_shortest, config.test_longest
         return (replace(config, shortest=shortest, longest=longest, context=None),)
 
-    def draw(self, config: CopyingConfig, batch_size: int, streams: Streams) -> Drawn:
+    def draw(self, config: CopyingConfig, batch_size: int, streams: Streams) -> DrawnSequences:
         """Draw strings of several lengths; see :meth:`SyntheticTask.draw`."""
         random, length, packed = streams(), config.length, config.context is not None
         begin, separator, end, pad = range(config.alphabet, config.alphabet + 4)
@@ -63,4 +63,4 @@ class Copying(SyntheticTask[CopyingConfig]):
                 scored = slice(start + size + 2, stop if packed else stop - 1)
                 targets[row, scored] = tokens[row, scored]
                 start = stop
-        return Drawn(tokens[:, :-1], targets[:, 1:])
+        return DrawnSequences(tokens[:, :-1], targets[:, 1:])

@@ -14,11 +14,11 @@ Integers = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSequences:
     """Sequences as their generator draws them, with a target for every position.
 
     Example:
-        >>> drawn = Drawn(tokens=np.array([[3, 7, 3]]), targets=np.array([[IGNORE, IGNORE, 7]]))
+        >>> drawn = DrawnSequences(tokens=np.array([[3, 7, 3]]), targets=np.array([[IGNORE, IGNORE, 7]]))
         >>> [array.tolist() for array in drawn.at_scored()]
         [[[2]], [[7]]]
     """
@@ -30,20 +30,20 @@ class Drawn:
     more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """More numbers of each position, by name: [batch, time] each."""
 
-    def rows(self, which: Integers) -> "Drawn":
+    def rows(self, which: Integers) -> "DrawnSequences":
         """Choose some of the sequences."""
         more = {name: array[which] for name, array in self.more.items()}
         tokens, targets = (x[which].astype(np.int64) for x in (self.tokens, self.targets))
-        return Drawn(tokens, targets, more)
+        return DrawnSequences(tokens, targets, more)
 
-    def small(self) -> "Drawn":
+    def small(self) -> "DrawnSequences":
         """Take less memory: two bytes a token where that is enough."""
         largest = max(self.tokens.max(), self.targets.max())
         kind = np.int16 if largest < 2**15 else np.int32
-        return Drawn(self.tokens.astype(kind), self.targets.astype(kind), self.more)
+        return DrawnSequences(self.tokens.astype(kind), self.targets.astype(kind), self.more)
 
     @classmethod
-    def join(cls, parts: Sequence["Drawn"]) -> "Drawn":
+    def join(cls, parts: Sequence["DrawnSequences"]) -> "DrawnSequences":
         """Put sequences of several draws together."""
         more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
         tokens = np.concatenate([part.tokens for part in parts])

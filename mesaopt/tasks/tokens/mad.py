@@ -12,7 +12,7 @@ from mesaopt.tasks.batch import Split
 from mesaopt.tasks.random import generator
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE
-from mesaopt.tasks.tokens.drawing import Drawn, Integers
+from mesaopt.tasks.tokens.drawing import DrawnSequences, Integers
 
 
 class MAD(SyntheticTask[MADConfig]):
@@ -43,14 +43,14 @@ class MAD(SyntheticTask[MADConfig]):
             return (self.config,)
         return (replace(self.config, train_on="answers", train_keys="longest"),)
 
-    def draw(self, config: MADConfig, batch_size: int, streams: Streams) -> Drawn:
+    def draw(self, config: MADConfig, batch_size: int, streams: Streams) -> DrawnSequences:
         """Draw sequences of the task; see :meth:`SyntheticTask.draw`."""
         return _DRAW[config.task](streams(), config, batch_size)
 
 
 def draw_in_context_recall(
     random: np.random.Generator, config: MADConfig, batch_size: int
-) -> Drawn:
+) -> DrawnSequences:
     """Draw keys and values in turn; a key has the same value throughout its sequence.
 
     Keys and values are drawn with replacement from the two halves of the vocabulary that noise leaves.
@@ -83,19 +83,21 @@ def draw_in_context_recall(
         tokens = np.where(is_noise[..., None], noise, tokens)
     tokens = tokens.reshape(batch_size, -1)  # [B,N,2] -> [B,T]
     if config.train_on == "all":
-        return Drawn(tokens[:, :-1], tokens[:, 1:])
+        return DrawnSequences(tokens[:, :-1], tokens[:, 1:])
     targets = np.full((batch_size, length - 1), IGNORE)
     targets[:, ::2] = np.where(_came_before(keys, ~is_noise), values, IGNORE)
-    return Drawn(tokens[:, :-1], targets)
+    return DrawnSequences(tokens[:, :-1], targets)
 
 
 def _came_before(keys: Integers, is_pair: np.ndarray) -> np.ndarray:
-    """Whether each pair [batch, pair] repeats the key of an earlier pair."""
+    """Say whether each pair [batch, pair] repeats the key of an earlier pair."""
     same = (keys[:, :, None] == keys[:, None]) & is_pair[:, :, None] & is_pair[:, None]
     return np.tril(same, k=-1).any(-1)
 
 
-def draw_fuzzy_recall(random: np.random.Generator, config: MADConfig, batch_size: int) -> Drawn:
+def draw_fuzzy_recall(
+    random: np.random.Generator, config: MADConfig, batch_size: int
+) -> DrawnSequences:
     """Draw keys and values of several tokens each in turn, padded in front.
 
     A motif is of 1 to `key_motif` (or `value_motif`) distinct tokens, each size as likely, and each
@@ -128,7 +130,7 @@ def draw_fuzzy_recall(random: np.random.Generator, config: MADConfig, batch_size
             answerable=config.answerable,
         )
         tokens[row, -len(shown) :], targets[row, -len(answers) :] = shown, answers
-    return Drawn(tokens[:, :-1], (tokens if config.train_on == "all" else targets)[:, 1:])
+    return DrawnSequences(tokens[:, :-1], (tokens if config.train_on == "all" else targets)[:, 1:])
 
 
 def _pick(motifs: list[list[tuple[int, ...]]], size: float, which: float) -> tuple[int, ...]:
@@ -164,7 +166,9 @@ def _fuzzy_sequence(
     return [*tokens, *probe, *answer], [*targets, *([IGNORE] * len(probe)), *answer]
 
 
-def draw_memorization(random: np.random.Generator, config: MADConfig, batch_size: int) -> Drawn:
+def draw_memorization(
+    random: np.random.Generator, config: MADConfig, batch_size: int
+) -> DrawnSequences:
     """Draw keys with replacement, each followed by a blank at which its value is the target.
 
     The value of a key is the same in all sequences: it has to be learned by heart.
@@ -184,7 +188,7 @@ def draw_memorization(random: np.random.Generator, config: MADConfig, batch_size
     tokens = np.full((batch_size, 2 * (length // 2)), vocabulary - 1)
     targets = np.full_like(tokens, IGNORE)
     tokens[:, ::2], targets[:, 1::2] = keys, value_of[keys]
-    return Drawn(tokens, targets)
+    return DrawnSequences(tokens, targets)
 
 
 def draw_mapping(random: np.random.Generator, vocabulary: int) -> Integers:
@@ -201,7 +205,9 @@ def draw_mapping(random: np.random.Generator, vocabulary: int) -> Integers:
     return half + random.permutation(vocabulary - 1 - half)[:half]
 
 
-def draw_compression(random: np.random.Generator, config: MADConfig, batch_size: int) -> Drawn:
+def draw_compression(
+    random: np.random.Generator, config: MADConfig, batch_size: int
+) -> DrawnSequences:
     """Draw random tokens and a last one that says to sum them up; all are to be given back.
 
     The target of a position is its own token: this is a task for :class:`mesaopt.models.AutoEncoder`, which
@@ -218,12 +224,12 @@ def draw_compression(random: np.random.Generator, config: MADConfig, batch_size:
     length, vocabulary = config.length, config.vocabulary
     tokens = random.integers(0, vocabulary - 1, (batch_size, length))
     tokens[:, -1] = vocabulary - 1
-    return Drawn(tokens, tokens)
+    return DrawnSequences(tokens, tokens)
 
 
 def draw_selective_copying(
     random: np.random.Generator, config: MADConfig, batch_size: int
-) -> Drawn:
+) -> DrawnSequences:
     """Draw tokens with blanks in between, to be given back in order behind a separator.
 
     Args:
@@ -246,7 +252,7 @@ def draw_selective_copying(
     tokens[:, copied + blanks] = separator
     targets = np.full_like(tokens, IGNORE)
     targets[:, -copied:] = remembered
-    return Drawn(tokens, targets)
+    return DrawnSequences(tokens, targets)
 
 
 _DRAW = {

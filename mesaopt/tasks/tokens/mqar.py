@@ -10,7 +10,7 @@ from mesaopt.tasks.base import Streams
 from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE
-from mesaopt.tasks.tokens.drawing import Drawn, choose_distinct, choose_weighted
+from mesaopt.tasks.tokens.drawing import DrawnSequences, choose_distinct, choose_weighted
 
 
 class MQAR(SyntheticTask[MQARConfig]):
@@ -48,12 +48,12 @@ class MQAR(SyntheticTask[MQARConfig]):
         ]
         return [config, *more]
 
-    def draw(self, config: MQARConfig, batch_size: int, streams: Streams) -> Drawn:
+    def draw(self, config: MQARConfig, batch_size: int, streams: Streams) -> DrawnSequences:
         """Draw pairs and queries; see :meth:`SyntheticTask.draw`."""
         return draw_recall(streams(), config, batch_size)
 
 
-def draw_recall(random: np.random.Generator, config: MQARConfig, batch_size: int) -> Drawn:
+def draw_recall(random: np.random.Generator, config: MQARConfig, batch_size: int) -> DrawnSequences:
     """Draw sequences k_1 v_1 k_2 v_2 ... with queries behind them.
 
     Keys are distinct and from the first half of the vocabulary without 0, values distinct and from the
@@ -103,4 +103,4 @@ def draw_recall(random: np.random.Generator, config: MQARConfig, batch_size: int
     np.put_along_axis(targets, places, half + values, axis=1)
     if config.fill == "random":
         tokens = np.where(tokens == 0, random.integers(0, vocabulary, tokens.shape), tokens)
-    return Drawn(tokens, targets)
+    return DrawnSequences(tokens, targets)

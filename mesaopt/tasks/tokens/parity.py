@@ -10,7 +10,7 @@ from mesaopt.tasks.base import Streams
 from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE
-from mesaopt.tasks.tokens.drawing import Drawn
+from mesaopt.tasks.tokens.drawing import DrawnSequences
 
 PAD, ZERO, ONE = 0, 1, 2
 """The tokens."""
@@ -43,7 +43,7 @@ class Parity(SyntheticTask[ParityConfig]):
             return (config,)
         return (replace(config, shortest=config.test_shortest, longest=config.test_longest),)
 
-    def draw(self, config: ParityConfig, batch_size: int, streams: Streams) -> Drawn:
+    def draw(self, config: ParityConfig, batch_size: int, streams: Streams) -> DrawnSequences:
         """Draw bits, padded behind; see :meth:`SyntheticTask.draw`."""
         random = streams()
         bits = random.integers(0, 2, (batch_size, config.length))
@@ -52,4 +52,6 @@ class Parity(SyntheticTask[ParityConfig]):
         shown = places < sizes
         is_scored = shown if config.scored == "every" else places == sizes - 1
         answers = ZERO + bits.cumsum(1) % 2
-        return Drawn(np.where(shown, ZERO + bits, PAD), np.where(is_scored, answers, IGNORE))
+        return DrawnSequences(
+            np.where(shown, ZERO + bits, PAD), np.where(is_scored, answers, IGNORE)
+        )

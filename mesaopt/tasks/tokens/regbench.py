@@ -12,7 +12,7 @@ from mesaopt.config import RegBenchConfig
 from mesaopt.tasks.base import Streams
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE, TokenBatch
-from mesaopt.tasks.tokens.drawing import Drawn, Integers, choose_weighted
+from mesaopt.tasks.tokens.drawing import DrawnSequences, Integers, choose_weighted
 
 PAD = 0
 """The token behind the end of a sequence; letters are 1 ... alphabet, the separator comes after them."""
@@ -89,7 +89,7 @@ class RegBench(SyntheticTask[RegBenchConfig]):
 
     config_type = RegBenchConfig
 
-    def draw(self, config: RegBenchConfig, batch_size: int, streams: Streams) -> Drawn:
+    def draw(self, config: RegBenchConfig, batch_size: int, streams: Streams) -> DrawnSequences:
         """Draw automata and walk through them; see :meth:`SyntheticTask.draw`."""
         automata = draw_automata(
             streams("automata"),
@@ -100,7 +100,7 @@ class RegBench(SyntheticTask[RegBenchConfig]):
         )
         return draw_strings(streams(), automata, config)
 
-    def batch(self, drawn: Drawn) -> RegBenchBatch:
+    def batch(self, drawn: DrawnSequences) -> RegBenchBatch:
         """Make a batch with the letters that may come; see :meth:`TokenTask.batch`."""
         batch = drawn.batch()
         allowed = torch.from_numpy(drawn.more["allowed"].astype(np.int64))
@@ -168,7 +168,9 @@ def draw_automata(
     return Automata(letters.reshape(shape), targets.reshape(shape), degrees)
 
 
-def draw_strings(random: np.random.Generator, automata: Automata, config: RegBenchConfig) -> Drawn:
+def draw_strings(
+    random: np.random.Generator, automata: Automata, config: RegBenchConfig
+) -> DrawnSequences:
     """Walk through automata, each edge of a state as likely, and write down the letters.
 
     Strings are divided by the separator, which is no target. A sequence is cut at `length` tokens, and
@@ -209,11 +211,11 @@ def draw_strings(random: np.random.Generator, automata: Automata, config: RegBen
     following = tokens[:, 1:]
     is_letter = (following != PAD) & (following != separator)
     targets = np.where(is_letter, following, IGNORE)
-    return Drawn(tokens[:, :-1], targets, {"allowed": allowed[:, 1:]})
+    return DrawnSequences(tokens[:, :-1], targets, {"allowed": allowed[:, 1:]})
 
 
 def _legal_letters(automata: Automata) -> NDArray[np.uint32]:
-    """The letters that may come in each state [batch, state], as bits."""
+    """List the letters that may come in each state [batch, state], as bits."""
     exists = np.arange(MOST_EDGES) < automata.degrees[..., None]
     bits = np.where(exists, np.uint32(1) << automata.letters.astype(np.uint32), 0)
     return np.bitwise_or.reduce(bits, axis=-1).astype(np.uint32)

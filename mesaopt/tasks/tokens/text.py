@@ -12,7 +12,7 @@ from mesaopt.errors import ConfigError
 from mesaopt.tasks.base import streams_of
 from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import TokenTask
-from mesaopt.tasks.tokens.drawing import Drawn
+from mesaopt.tasks.tokens.drawing import DrawnSequences
 from mesaopt.tasks.tokens.order import shuffled
 
 _MEASURED = 2**18
@@ -48,7 +48,7 @@ class Text(TokenTask[TextConfig]):
         self.corpus = load_corpus(self.config.corpus, self.config.tokenizer)
         _check_fits(self.config, self.corpus)
 
-    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> Drawn:
+    def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> DrawnSequences:
         """Take the stretches of one batch of an epoch; see :meth:`TokenTask.sequences`."""
         part, length = self.corpus.parts[split], self.config.length
         count = max(1, (len(part) - 1) // length - 1)
@@ -56,8 +56,8 @@ class Text(TokenTask[TextConfig]):
         epoch, _, which = shuffled(number, batch_size, [count], seed=seed, stream=stream)
         random = streams_of("text", seed=seed, step=epoch, split=split)("first")
         first = random.integers(0, min(length, len(part) - count * length))
-        tokens = part.windows(first + length * which, length + 1)
-        return Drawn(tokens[:, :-1], tokens[:, 1:])
+        tokens = part.stretches(first + length * which, length + 1)
+        return DrawnSequences(tokens[:, :-1], tokens[:, 1:])
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Turn tokens into text.
@@ -81,7 +81,7 @@ class Text(TokenTask[TextConfig]):
             return 1.0
         part = self.corpus.parts["test"]
         count = min(len(part), _MEASURED)
-        text = self.decode(part.windows(np.array([0]), count)[0].tolist())
+        text = self.decode(part.stretches(np.array([0]), count)[0].tolist())
         return len(text.encode()) / count
 
 

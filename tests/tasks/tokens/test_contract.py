@@ -13,7 +13,7 @@ from mesaopt.config import (
     to_dict,
 )
 from mesaopt.recipes.token_tasks import TOKEN_TASKS
-from mesaopt.tasks import IGNORE, Drawn, Task, make_task
+from mesaopt.tasks import IGNORE, DrawnSequences, Task, make_task
 from mesaopt.tasks.tokens.order import shuffled
 
 
@@ -96,16 +96,13 @@ def test_tokens_and_targets_are_in_the_vocabulary_and_scored_positions_in_the_se
             assert later[batch.counted[:, 1:]].all()
 
 
-@every_discrete_task
+@pytest.mark.parametrize(
+    "name", ["text-stdlib", *(f"mad-{kind}-recall" for kind in ("in-context", "fuzzy", "noisy"))]
+)
 def test_the_next_token_is_the_target_where_all_are_trained_on(name: str, task_of) -> None:
     batch = task_of(name).sample(16, seed=0)
-    is_next = name in {
-        "text-stdlib",
-        *(f"mad-{n}-recall" for n in ("in-context", "fuzzy", "noisy")),
-    }
-    if is_next:
-        assert batch.at is None
-        assert batch.targets[:, :-1].equal(batch.tokens[:, 1:])
+    assert batch.at is None
+    assert batch.targets[:, :-1].equal(batch.tokens[:, 1:])
 
 
 @every_task
@@ -147,11 +144,13 @@ def test_what_cannot_be_sampled_is_refused(name: str, task_of) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n, c in CONFIGS.items() if getattr(c, "examples", None) and "also" not in vars(c)],
+    [
+        name
+        for name, config in CONFIGS.items()
+        if getattr(config, "examples", None) and not getattr(config, "train_also", ())
+    ],
 )
 def test_an_epoch_shows_each_of_a_limited_number_of_sequences_once(name: str) -> None:
-    if getattr(CONFIGS[name], "train_also", ()):
-        pytest.skip("several lengths")
     task = make_task(replace(CONFIGS[name], examples=24))
     epochs = [
         torch.cat([task.sample(8, seed=0, step=3 * epoch + step).tokens for step in range(3)])
@@ -195,7 +194,7 @@ def test_targets_stay_in_their_rows_where_numbers_of_scored_places_differ() -> N
     targets = torch.full((3, 5), IGNORE)
     targets[0, 2], targets[2, 1], targets[2, 4] = 7, 8, 9
     tokens = torch.arange(15).view(3, 5)
-    batch = Drawn(tokens.numpy(), targets.numpy()).batch()
+    batch = DrawnSequences(tokens.numpy(), targets.numpy()).batch()
     assert batch.at.tolist() == [[2, 0], [0, 0], [1, 4]]
     assert batch.targets.tolist() == [[7, IGNORE], [IGNORE, IGNORE], [8, 9]]
 

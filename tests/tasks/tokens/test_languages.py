@@ -186,11 +186,14 @@ def test_the_published_settings() -> None:
     config = recipes.TASKS["copying"]
     assert (config.alphabet, config.shortest, config.longest) == (26, 5, 20)
     assert (config.context, config.length, config.vocabulary) == (220, 219, 30)
+    assert (config.test_shortest, config.test_longest) == (20, 20)
     config = recipes.TASKS["parity"]
     assert (config.shortest, config.longest) == (3, 40)
     assert (config.test_shortest, config.test_longest) == (40, 256)
     config = recipes.TASKS["regbench"]
     assert (config.alphabet, config.vocabulary, config.examples) == (18, 20, 5000)
+    assert (config.fewest_states, config.most_states) == (4, 12)
+    assert (config.strings, config.letters, config.length) == ((10, 19), (1, 49), 948)
 
 
 @pytest.mark.parametrize(

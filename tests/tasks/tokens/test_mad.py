@@ -23,6 +23,25 @@ def task_of(name: str, **settings) -> MAD:
     return MAD(recipes.TASKS[f"mad-{name}"], examples=None, **settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "length", "examples"),
+    [
+        ("compression", 16, 32, 12_800),
+        ("in-context-recall", 16, 128, 12_800),
+        ("fuzzy-recall", 16, 128, 12_800),
+        ("noisy-recall", 32, 128, 12_800),
+        ("selective-copying", 16, 256, 12_800),
+        ("memorization", 256, 32, 256),
+    ],
+)
+def test_the_published_settings(name: str, vocabulary: int, length: int, examples: int) -> None:
+    config = recipes.TASKS[f"mad-{name}"]
+    assert (config.vocabulary, config.length, config.examples) == (vocabulary, length, examples)
+    assert (config.key_motif, config.value_motif, config.copied) == (3, 3, 16)
+    noise = (16, 0.2) if name == "noisy-recall" else (0, 0.0)
+    assert (config.noise_vocabulary, config.noise_fraction) == noise
+
+
 @pytest.mark.parametrize("name", ["in-context-recall", "noisy-recall"])
 def test_a_key_has_one_value_and_repeated_keys_are_scored_in_tests(name: str) -> None:
     batch = task_of(name).sample(200, seed=0, split="test")

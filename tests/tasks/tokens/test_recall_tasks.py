@@ -99,10 +99,34 @@ def test_published_settings_of_mqar() -> None:
         (256, 64, 20_000),
     ]
     assert {v.fill for v in variants} == {"random"}
+    assert based.test_on == (
+        (64, 4),
+        (64, 8),
+        (64, 16),
+        (128, 32),
+        (256, 64),
+        (512, 128),
+        (1024, 256),
+    )
     for name, length, pairs in (("64-4", 64, 4), ("128-8", 128, 8), ("256-16", 256, 16)):
         config = recipes.TASKS[f"mqar-{name}"]
         assert (config.length, config.pairs) == (length, pairs)
         assert (config.vocabulary, config.fill, config.examples) == (8192, "zero", 100_000)
+
+
+def test_published_settings_of_overwriting_and_continuous_recall() -> None:
+    overwriting = recipes.TASKS["mqar-overwriting"]
+    assert (overwriting.length, overwriting.pairs, overwriting.examples) == (64, 4, 100_000)
+    assert (overwriting.vocabulary, overwriting.fill, overwriting.updates) == (8192, "random", 4)
+    more = ((128, 9), (256, 16), (256, 25), (256, 36))
+    assert overwriting.train_also == tuple((*setting, 20_000) for setting in more)
+    squares = ((64, 9), (128, 16), (256, 36), (512, 64), (1024, 144), (2048, 256))
+    assert overwriting.test_on == ((64, 4), *squares)
+    continuous = recipes.TASKS["mqar-continuous"]
+    assert (continuous.dim, continuous.codes, continuous.passes) == (64, 8192, 1)
+    assert (continuous.pairs, continuous.examples) == (4, 100_000)
+    assert continuous.train_also == tuple((pairs, 20_000) for pairs in (8, 16, 32, 64))
+    assert continuous.test_on == (4, 8, 16, 32, 64, 128, 256)
 
 
 def test_continuous_recall_shows_codes_and_asks_with_keys_alone() -> None:
