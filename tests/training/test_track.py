@@ -67,7 +67,6 @@ def test_seeds_side_by_side_have_a_log_each(short_config: RunConfig, tmp_path: P
         assert [one.metrics["test_loss"] for one in own] == losses
 
 
-@pytest.mark.filterwarnings("ignore")  # of the packages that read and write its files
 def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -78,6 +77,7 @@ def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert problem == f"{tmp_path}/no-run/config.json: there is no such file"
 
 
+@pytest.mark.filterwarnings("ignore")  # of the packages that read and write its files
 def test_tensorboard_shows_a_resumed_run_once(short_config: RunConfig, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
