@@ -1,6 +1,6 @@
 """Panels that several figures of this study share: right answers by mixer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from matplotlib.axes import Axes
 
@@ -51,6 +51,18 @@ def draw_methods(
     axes.set(xlim=(0, 1.02), xlabel=xlabel)
 
 
+def methods_panel(
+    name: str, title: str, measure: Callable[[Laboratory], PanelData | None]
+) -> Panel[Laboratory]:
+    """Make a panel of the rows that :func:`rows_of` gives."""
+
+    def draw(axes: Axes, data: PanelData) -> None:
+        draw_methods(axes, data.rows, xlabel="share of right answers")
+        axes.set_title(title)
+
+    return Panel(name=name, measure=measure, draw=draw)
+
+
 def comparison_panel(comparison: str, title: str, *, name: str = "") -> Panel[Laboratory]:
     """Make a panel of all mixers in a comparison; it is left out where the scale does not have it."""
 
@@ -59,11 +71,7 @@ def comparison_panel(comparison: str, title: str, *, name: str = "") -> Panel[La
             return None
         return PanelData(rows=rows_of(mixers(lab, comparison), comparison=comparison))
 
-    def draw(axes: Axes, data: PanelData) -> None:
-        draw_methods(axes, data.rows, xlabel="share of right answers")
-        axes.set_title(title)
-
-    return Panel(name=name or comparison, measure=measure, draw=draw)
+    return methods_panel(name or comparison, title, measure)
 
 
 def comparison_settings(lab: Laboratory, name: str) -> dict[str, object]:

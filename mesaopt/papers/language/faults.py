@@ -1,17 +1,15 @@
 """Why mesa failed elsewhere: faults of other implementations and trainings, switched on one at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import cast
-
-from matplotlib.axes import Axes
 
 from mesaopt.config import LanguageModelConfig, OwnModelConfig
 from mesaopt.models import own_model
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.figure import Figure, Panel, grid
+from mesaopt.papers.figure import Figure, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.language.drawing import comparison_settings, draw_methods, rows_of
+from mesaopt.papers.language.drawing import comparison_settings, methods_panel, rows_of
 from mesaopt.papers.language.faulty_mesa import Faults, faulty_model
 from mesaopt.papers.language.laboratory import (
     Laboratory,
@@ -40,12 +38,12 @@ _TOGETHER = Faults(
     steps=30, epsilon=1e-5, larger_batch=128, half=True, any_ridge=True, short_memory=True
 )
 ALL_BUT = {
-    "epsilon": replace(_TOGETHER, epsilon=0.0),
-    "large batch": replace(_TOGETHER, larger_batch=1.0),
-    "half precision": replace(_TOGETHER, half=False),
-    "any ridge": replace(_TOGETHER, any_ridge=False),
-    "short memory": replace(_TOGETHER, short_memory=False),
-    "steps": replace(_TOGETHER, steps=None, epsilon=0.0),
+    "all but epsilon": replace(_TOGETHER, epsilon=0.0),
+    "all but large batch": replace(_TOGETHER, larger_batch=1.0),
+    "all but half precision": replace(_TOGETHER, half=False),
+    "all but any ridge": replace(_TOGETHER, any_ridge=False),
+    "all but short memory": replace(_TOGETHER, short_memory=False),
+    "all but steps": replace(_TOGETHER, steps=None, epsilon=0.0),
 }
 """All faults together but for one; without steps there is no epsilon, either."""
 _WORDS = {
@@ -60,12 +58,12 @@ _WORDS = {
     ALL: "all faults together",
 }
 _TAKEN_AWAY = {
-    "epsilon": "the absolute 1e-5",
-    "large batch": "the gradients of a large batch",
-    "half precision": "numbers of 16 bits",
-    "any ridge": "a ridge that starts from numbers of any size",
-    "short memory": "forget gates that start near 0.5",
-    "steps": "conjugate gradients",
+    "all but epsilon": "the absolute 1e-5",
+    "all but large batch": "the gradients of a large batch",
+    "all but half precision": "numbers of 16 bits",
+    "all but any ridge": "a ridge that starts from numbers of any size",
+    "all but short memory": "forget gates that start near 0.5",
+    "all but steps": "conjugate gradients",
 }
 _SLOWER = 1.5
 """Time of a method with faults: steps of conjugate gradients take longer than the mean mixer, but there
@@ -96,12 +94,12 @@ def _faulty_settings(comparison: Comparison, name: str, faults: Faults) -> Prepa
 @measurement
 def variants(lab: Laboratory) -> dict[str, Result]:
     """Train the working configuration, and variants of it with one fault each and with all."""
-    comparison = lab.settings.comparisons["mqar"]
+    comparison = lab.settings.comparisons["faults"]
     parts = len(FAULTS) + 4
     with lab.part(0, parts):
-        working = result(lab, "mqar", "mesanet")
+        working = result(lab, "faults", "mesanet")
     with lab.part(1, parts):
-        common = result(lab, "mqar", "gated-delta").rate
+        common = result(lab, "faults", "gated-delta").rate
     found = {WORKING: working}
     for number, (name, faults) in enumerate({**FAULTS, RATE: Faults(), ALL: _TOGETHER}.items()):
         rate = common if name in (RATE, ALL) else working.rate
@@ -114,23 +112,13 @@ def variants(lab: Laboratory) -> dict[str, Result]:
 @measurement
 def all_but_one(lab: Laboratory) -> dict[str, Result]:
     """Train models with all faults, and with all but one."""
-    comparison, together = lab.settings.comparisons["mqar"], variants(lab)[ALL]
+    comparison, together = lab.settings.comparisons["faults"], variants(lab)[ALL]
     models = {ALL: together}
     for number, (name, faults) in enumerate(ALL_BUT.items()):
-        prepare = _faulty_settings(comparison, f"all but {name}", faults)
+        prepare = _faulty_settings(comparison, name, faults)
         with lab.part(number, len(ALL_BUT)):
             models |= lab.compare(comparison, {name: prepare}, right_answers, (together.rate,))
     return models
-
-
-def _panel(
-    name: str, measure: Callable[[Laboratory], dict[str, Result]], title: str
-) -> Panel[Laboratory]:
-    def draw(axes: Axes, data: PanelData) -> None:
-        draw_methods(axes, data.rows, xlabel="share of right answers")
-        axes.set_title(title)
-
-    return Panel(name=name, measure=lambda lab: PanelData(rows=rows_of(measure(lab))), draw=draw)
 
 
 def _claims(lab: Laboratory) -> Iterable[Claim]:
@@ -157,7 +145,7 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
     models = all_but_one(lab)
     for name in ALL_BUT:
         yield Claim(
-            name=f"faults-all-but-{_slug(name)}",
+            name=f"faults-{_slug(name)}",
             figure="beyond the paper",
             statement=f"Recall of few pairs with all faults together: without {_TAKEN_AWAY[name]} it is "
             "better (share of right answers that comes back)",
@@ -188,14 +176,22 @@ faults = Figure(
     ),
     trains=True,
     panels=(
-        _panel("faults", variants, "A: one at a time, and all"),
-        _panel("all-but-one", all_but_one, "B: all, and all but one"),
+        methods_panel(
+            "faults",
+            "A: one at a time, and all",
+            lambda lab: PanelData(rows=rows_of(variants(lab))),
+        ),
+        methods_panel(
+            "all-but-one",
+            "B: all, and all but one",
+            lambda lab: PanelData(rows=rows_of(all_but_one(lab))),
+        ),
     ),
-    layout=grid(columns=2, height=3.9),
-    settings=lambda lab: comparison_settings(lab, "mqar"),
+    layout=grid(columns=2, width=9.5, height=3.9),
+    settings=lambda lab: comparison_settings(lab, "faults"),
     claims=_claims,
     seconds={
         scale: 2 * seconds + (len(FAULTS) + len(ALL_BUT) + 2) * _SLOWER * seconds
-        for scale, seconds in comparison_seconds("mqar", methods=1).items()
+        for scale, seconds in comparison_seconds("faults", methods=1).items()
     },
 )

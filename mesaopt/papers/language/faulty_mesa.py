@@ -4,6 +4,7 @@ A reference path for one experiment, in plain PyTorch. Nothing else of the packa
 is :func:`mesaopt.ops.mesa`. Without a fault it computes what the operator computes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,8 @@ from mesaopt.ops import MesaOutput, MesaState
 
 _CHUNK = 16
 """Positions between two states that are kept."""
+_SEQUENCES = 16
+"""Sequences that are solved for at once: what they take stays in a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,11 @@ class System(NamedTuple):
     start: Float[Tensor, "*group key key"]
     """That state."""
     ridge: Float[Tensor, "head 1 1 key"]
+
+    def parts(self, sequences: int) -> "Iterator[System]":
+        """Give the same matrices, some sequences at a time."""
+        for part in zip(*(one.split(sequences) for one in self[:-1]), strict=True):
+            yield System(*part, self.ridge)
 
     def multiply(self, x: Tensor, half: bool) -> Tensor:
         """Return A_t x_t for every position."""
@@ -172,17 +180,24 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _solution(system: System, rhs: Tensor, faults: Faults) -> Tensor:
-    """Solve for all positions at once, directly or from zero on."""
+    """Solve for all positions, directly or from zero on."""
     if faults.steps is None:
         return torch.linalg.solve(system.matrices(), rhs)
-    solution, residual, direction = torch.zeros_like(rhs), rhs, rhs
-    size = residual.square().sum(-1, keepdim=True)
-    for _ in range(faults.steps):
+    parts = zip(system.parts(_SEQUENCES), rhs.split(_SEQUENCES), strict=True)
+    return torch.cat([_conjugate_gradients(part, b, faults.steps, faults) for part, b in parts])
+
+
+def _conjugate_gradients(system: System, rhs: Tensor, steps: int, faults: Faults) -> Tensor:
+    """Take a number of steps from zero on, for all positions at once."""
+    solution, residual, direction = torch.zeros_like(rhs), rhs.clone(), rhs.clone()
+    size = torch.linalg.vecdot(residual, residual).unsqueeze(-1)
+    for _ in range(steps):
         image = system.multiply(direction, faults.half)
-        along = size / _denominator((direction * image).sum(-1, keepdim=True), faults)
-        solution, residual = solution + along * direction, residual - along * image
-        following = residual.square().sum(-1, keepdim=True)
-        direction = residual + following / _denominator(size, faults) * direction
+        along = size / _denominator(torch.linalg.vecdot(direction, image).unsqueeze(-1), faults)
+        solution.addcmul_(along, direction)
+        residual.addcmul_(along, image, value=-1)
+        following = torch.linalg.vecdot(residual, residual).unsqueeze(-1)
+        direction.mul_(following / _denominator(size, faults)).add_(residual)
         size = following
     return solution
 

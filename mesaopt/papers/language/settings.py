@@ -251,6 +251,7 @@ def _smoke() -> dict[str, Comparison]:
         **{name: replace(comparison, rates=(3e-3,)) for name, comparison in comparisons.items()},
         "mqar": replace(tiny, rates=(1e-3, 1e-2)),
         "mqar-state-4": replace(tiny, model=replace(tiny.model, head_dim=4)),
+        "faults": tiny,
         "continuous": replace(continuous, rates=(3e-3,), sequences=256, step_seconds=0.03),
     }
 
@@ -263,6 +264,7 @@ def _small() -> dict[str, Comparison]:
     harder = _mqar(8, 800, 16, vocabulary=128)
     return {
         "mqar": _mqar(4, 400, 128),
+        "faults": replace(_mqar(4, 400, 32, vocabulary=512), step_seconds=0.06),
         **{
             f"mqar-state-{head_dim}": replace(
                 harder,
@@ -283,8 +285,10 @@ def _paper() -> dict[str, Comparison]:
     """List trainings as long as published: 64 epochs of 100,000 sequences."""
     long = _training(12_500, 512)
     harder = replace(_mqar(16, 12_500, 512), step_seconds=1.0)
+    easier = replace(harder, task=MQARConfig(pairs=4))
     return {
-        "mqar": replace(harder, task=MQARConfig(pairs=4)),
+        "mqar": easier,
+        "faults": easier,
         **{
             f"mqar-state-{head_dim}": replace(
                 harder, model=replace(harder.model, head_dim=head_dim)

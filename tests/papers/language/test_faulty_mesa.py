@@ -14,20 +14,22 @@ from mesaopt.papers.language.faulty_mesa import Faults, faulty_mesa, faulty_mode
 CONFIG = LanguageModelConfig(vocabulary=32, width=16, num_heads=2)
 
 
-def problem(dtype: torch.dtype = torch.float64, *, time: int = 37) -> dict[str, Tensor]:
+def problem(
+    dtype: torch.dtype = torch.float64, *, batch: int = 3, time: int = 37
+) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
-    q, k = (torch.nn.functional.normalize(draw(3, time, 2, 5), dim=-1) for _ in range(2))
+    q, k = (torch.nn.functional.normalize(draw(batch, time, 2, 5), dim=-1) for _ in range(2))
     inputs = {
         "q": q,
         "k": k,
-        "v": draw(3, time, 2, 4),
+        "v": draw(batch, time, 2, 4),
         "ridge": 0.25 + draw(2, 5).exp(),
-        "beta": draw(3, time, 2).sigmoid(),
-        "log_decay": torch.nn.functional.logsigmoid(2 + draw(3, time, 2)),
+        "beta": draw(batch, time, 2).sigmoid(),
+        "log_decay": torch.nn.functional.logsigmoid(2 + draw(batch, time, 2)),
     }
     return {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}
 
@@ -56,6 +58,17 @@ def test_gradients_are_those_of_finite_differences_where_steps_reach_the_end() -
         return faulty_mesa(**dict(zip(names, given, strict=True)), faults=faults)
 
     assert torch.autograd.gradcheck(function, tuple(inputs.values()))
+
+
+def test_many_sequences_are_solved_as_one_by_one() -> None:
+    inputs = {name: x.detach() for name, x in problem(batch=37, time=5).items()}
+    faults = Faults(steps=3)  # not enough: what is left depends on every step
+    together = faulty_mesa(**inputs, faults=faults)
+    for number in (0, 15, 16, 36):
+        alone = {n: x if n == "ridge" else x[number : number + 1] for n, x in inputs.items()}
+        torch.testing.assert_close(
+            faulty_mesa(**alone, faults=faults)[0], together[number], rtol=1e-9, atol=1e-9
+        )
 
 
 def test_the_epsilon_loses_gradients_as_they_get_smaller() -> None:
