@@ -1,13 +1,13 @@
 """The ledger: every claim of all studies with its verdict, as tables of the docs.
 
-For those who maintain the package: `python -m mesaopt.papers.ledger RESULTS ...` keeps what the folders of
-results judged in `docs/ledger.json`, one study each, and writes the tables from it into the pages. Without
-a folder it only writes the tables.
+For those who maintain the package: `python -m mesaopt.papers.ledger RESULTS ...` keeps what the folders
+of results judged in `docs/ledger.json`, and writes the tables from it into the pages. A folder may hold some
+of the figures of a study; those of others are kept. Without a folder it only writes the tables.
 """
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mesaopt.recipes import RECIPES
 DOCS = Path(__file__).parents[2] / "docs"
 """The pages, in a clone."""
 FILE = "ledger.json"
-"""Judged claims, by study."""
+"""Judged claims by study: a list of parts, one for each folder that some of them are from."""
 PAGES = ("core.md", "uncovering.md", "emergence.md", "language-study.md")
 """Pages that hold tables of the ledger."""
 SUMMARY = "summary"
@@ -33,21 +33,23 @@ _REPEATED = re.compile(
 )
 """Parts of a basis that say again what other columns do."""
 
-_KINDS = ((True, "claims"), (False, "waiting"))
-"""Whether claims were judged, and where a ledger has them."""
+_KINDS = ("claims", "waiting")
+"""Claims that were judged, and those that wait for models."""
+Part = dict[str, Any]
+"""What one folder of results judged, and how."""
 
 _META = {"started": str, "git": (str, None), "processor": str, "cores": int}
 _RUN = {"name": str, "steps": int}
 
 
-def collect(folder: Path) -> tuple[str, dict[str, Any]]:
+def collect(folder: Path) -> tuple[str, Part]:
     """Read what a folder of results judged.
 
     Args:
         folder: the one given to `mesaopt reproduce --out`.
 
     Returns:
-        The study, and its entry in the ledger.
+        The study, and a part of its entry in the ledger.
 
     Raises:
         RunError: a file is missing or damaged.
@@ -76,6 +78,35 @@ def collect(folder: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
+def merge(parts: Sequence[Part], newer: Part) -> list[Part]:
+    """Put newly judged figures in the place of older ones.
+
+    Args:
+        parts: what is known of a study.
+        newer: a part as :func:`collect` gives it.
+
+    Returns:
+        The older parts without the figures of the newer one, and that.
+
+    Example:
+        >>> older = {"claims": [{"shown_in": "fig1"}, {"shown_in": "fig2"}], "waiting": []}
+        >>> merge([older], {"claims": [], "waiting": [{"shown_in": "fig2"}]})[0]["claims"]
+        [{'shown_in': 'fig1'}]
+    """
+    again = {claim["shown_in"] for claim in _claims([newer])}
+    kept = [
+        part
+        | {kind: [one for one in part[kind] if one["shown_in"] not in again] for kind in _KINDS}
+        for part in parts
+    ]
+    return [part for part in (*kept, newer) if _claims([part])]
+
+
+def _claims(parts: Sequence[Part], *kinds: str) -> list[dict[str, Any]]:
+    """Give the claims of all parts, of both kinds if none is given."""
+    return [claim for part in parts for kind in kinds or _KINDS for claim in part[kind]]
+
+
 def _origin(runs: str | None) -> str | None:
     """Name the runs that were given; a folder of this machine says nothing to others."""
     return "given runs" if runs is not None and not runs.startswith("the zoo ") else runs
@@ -89,12 +120,12 @@ def _training_seconds(folder: Path) -> float:
     )
 
 
-def rewrite(page: str, ledger: dict[str, Any]) -> str:
+def rewrite(page: str, ledger: Mapping[str, Sequence[Part]]) -> str:
     """Write the tables of the ledger into a page.
 
     Args:
         page: Markdown with a pair of comments around each table, which name its study, or the summary.
-        ledger: entries by study, as :func:`collect` gives them.
+        ledger: parts by study, as :func:`collect` gives them.
 
     Returns:
         The page with these tables.
@@ -132,35 +163,46 @@ def hand_written(page: str) -> str:
     return _PART.sub("", page)
 
 
-def _summary(ledger: dict[str, Any]) -> list[str]:
+def _summary(ledger: Mapping[str, Sequence[Part]]) -> list[str]:
     lines = ["| study | claims judged | hold | fail | wait for models |", "|---|---|---|---|---|"]
     for study in (name for name in STUDIES if name in ledger):
-        claims, waiting = ledger[study]["claims"], ledger[study]["waiting"]
+        claims, waiting = (_claims(ledger[study], kind) for kind in _KINDS)
         hold = sum(claim["passed"] for claim in claims)
         lines.append(_row(f"`{study}`", len(claims), hold, len(claims) - hold, len(waiting)))
     return lines
 
 
-def _tables(study: str, entry: dict[str, Any]) -> list[str]:
+def _tables(study: str, parts: Sequence[Part]) -> list[str]:
     """Write what was measured, and a table of claims for each figure that shows some."""
-    source = f", {entry['runs']}" if entry["runs"] else ""
-    how_long = f"in {entry['minutes']} minutes"
-    if entry["training_minutes"]:
-        how_long = f"after {entry['training_minutes'] / 60:.1f} hours of training in all,"
-    lines = [
-        f"Scale `{entry['scale']}`{source}. Measured on {entry['date']}, commit `{entry['commit']}`, "
-        f"{how_long} on {entry['machine']}.",
-    ]
     names = {figure.name: figure.title for figure in get_study(study).figures}
-    everything = [(claim, judged) for judged, kind in _KINDS for claim in entry[kind]]
-    for shown_in in dict.fromkeys([*names, *(claim["shown_in"] for claim, _ in everything)]):
-        rows = [(claim, judged) for claim, judged in everything if claim["shown_in"] == shown_in]
-        if rows:
-            lines += ["", f"**{names.get(shown_in, 'Checks of rounding')}** (`{shown_in}`)", ""]
-            lines += ["| claim | published, limits | ours | passes | verdict | training |"]
-            lines += ["|---|---|---|---|---|---|"]
-            lines += [_claim_row(claim, judged, entry["models"]) for claim, judged in rows]
+    lines: list[str] = []
+    for part in parts:
+        lines += ["", *_source(part)] if lines else _source(part)
+        shown = dict.fromkeys([*names, *(claim["shown_in"] for claim in _claims([part]))])
+        for figure in shown:
+            rows = [
+                _claim_row(claim, kind == "claims", part["models"])
+                for kind in _KINDS
+                for claim in part[kind]
+                if claim["shown_in"] == figure
+            ]
+            if rows:
+                lines += ["", f"**{names.get(figure, 'Checks of rounding')}** (`{figure}`)", ""]
+                lines += ["| claim | published, limits | ours | passes | verdict | training |"]
+                lines += ["|---|---|---|---|---|---|", *rows]
     return lines
+
+
+def _source(part: Part) -> list[str]:
+    """Say what was measured, when and where."""
+    source = f", {part['runs']}" if part["runs"] else ""
+    how_long = f"in {part['minutes']} minutes"
+    if part["training_minutes"]:
+        how_long = f"after {part['training_minutes'] / 60:.1f} hours of training in all,"
+    return [
+        f"Scale `{part['scale']}`{source}. Measured on {part['date']}, commit `{part['commit']}`, "
+        f"{how_long} on {part['machine']}.",
+    ]
 
 
 def _claim_row(data: dict[str, Any], judged: bool, models: dict[str, Any]) -> str:
@@ -194,7 +236,8 @@ def main(arguments: Sequence[str]) -> None:
     """Keep what folders of results judged, and write the tables of the docs anew."""
     path = DOCS / FILE
     ledger = json_files.read(path, {}) if files.exists(path) else {}
-    ledger |= dict(collect(files.as_path(argument)) for argument in arguments)
+    for study, part in (collect(files.as_path(argument)) for argument in arguments):
+        ledger[study] = merge(ledger.get(study, []), part)
     json_files.write(path, {study: ledger[study] for study in STUDIES if study in ledger})
     for name in PAGES:
         files.write(DOCS / name, rewrite(files.read_text(DOCS / name), ledger))

@@ -11,12 +11,12 @@ from mesaopt.analysis import Estimate
 from mesaopt.errors import RunError
 from mesaopt.papers import ledger
 from mesaopt.papers.claims import Claim, write_claims
-from mesaopt.papers.reproduce import STUDIES
+from mesaopt.papers.reproduce import STUDIES, get_study
 from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.recipes import RECIPES
 
-NOT_RUN = {"language"}
-"""Studies that were not run as a whole: their pages in the docs say so, and have no ledger."""
+SHORTER = {"language"}
+"""Studies that were run at a smaller scale than published: their pages say so."""
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +32,27 @@ def test_the_tables_of_the_docs_are_up_to_date(name: str, entries: dict[str, Any
 
 def test_every_study_is_in_the_docs_at_published_length(entries: dict[str, Any]) -> None:
     pages = "".join((ledger.DOCS / name).read_text() for name in ledger.PAGES)
-    assert set(entries) == set(STUDIES) - NOT_RUN
-    for study, entry in entries.items():
+    assert set(entries) == set(STUDIES)
+    for study, parts in entries.items():
         assert pages.count(f"<!-- ledger: {study} -->") == 1
-        assert entry["scale"] == "paper"
-        for recipe, model in entry["models"].items():
-            assert model["steps"] == RECIPES[recipe].config.train.steps
-        ids = [claim["id"] for claim in (*entry["claims"], *entry["waiting"])]
+        ids = [claim["id"] for part in parts for claim in (*part["claims"], *part["waiting"])]
         assert len(ids) == len(set(ids))
-    assert sum(len(entry["claims"]) for entry in entries.values()) >= 60
+        assert {claim["shown_in"] for part in parts for claim in part["claims"]} <= {
+            "rounding",
+            *(figure.name for figure in get_study(study).figures),
+        }
+    published = [part for study in set(entries) - SHORTER for part in entries[study]]
+    for part in published:
+        assert part["scale"] == "paper"
+        for recipe, model in part["models"].items():
+            assert model["steps"] == RECIPES[recipe].config.train.steps
+    assert sum(len(part["claims"]) for part in published) >= 60
 
 
 def test_claims_that_fail_are_explained_by_hand(entries: dict[str, Any]) -> None:
     text = "".join(ledger.hand_written((ledger.DOCS / name).read_text()) for name in ledger.PAGES)
-    failed = [c["id"] for entry in entries.values() for c in entry["claims"] if not c["passed"]]
+    judged = [c for parts in entries.values() for part in parts for c in part["claims"]]
+    failed = [claim["id"] for claim in judged if not claim["passed"]]
     assert not [name for name in failed if f"`{name.split('/')[1]}`" not in text]
 
 
@@ -63,7 +70,7 @@ def test_a_table_says_limits_without_their_noise(noise: str) -> None:
     assert "standard errors of 0.5" in measured["basis"]
     entry = {"scale": "smoke", "runs": None, "date": "", "commit": "", "machine": "", "models": {}}
     entry |= {"minutes": 1, "training_minutes": 0, "claims": [measured], "waiting": []}
-    page = ledger.rewrite("<!-- ledger: core -->\n<!-- end of ledger -->", {"core": entry})
+    page = ledger.rewrite("<!-- ledger: core -->\n<!-- end of ledger -->", {"core": [entry]})
     assert "| 0.9 \\| published | 2 ± 0.5 |" in page
 
 
@@ -76,7 +83,7 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     write_untrained(folder, [lacking])
     study, entry = ledger.collect(folder)
     assert study == "core"
-    page = ledger.rewrite("a\n<!-- ledger: core -->\n<!-- end of ledger -->\nb\n", {study: entry})
+    page = ledger.rewrite("a\n<!-- ledger: core -->\n<!-- end of ledger -->\nb\n", {study: [entry]})
     steps = entry["models"]["lsa-1"]["steps"]
     length = f"`lsa-1`: {steps} of 3,500 steps, 2 seeds"
     rows = [line for line in page.splitlines() if line.startswith("| it is")]
@@ -87,13 +94,13 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
         "| it is large; Fig. 1 (`large`) | 0.9 \\| published | 2 | at most 1 | **fails** |  |",
         "| it is lost; Fig. 1 (`lost`) | 0.9 \\| published |  |  | not trained yet | `tf-7`: none |",
     ]
-    assert ledger.rewrite(page, {study: entry}) == page
+    assert ledger.rewrite(page, {study: [entry]}) == page
     assert ledger.hand_written(page) == "a\n\nb\n"
-    summary = ledger.rewrite("<!-- ledger: summary -->\n<!-- end of ledger -->", {study: entry})
+    summary = ledger.rewrite("<!-- ledger: summary -->\n<!-- end of ledger -->", {study: [entry]})
     assert "| `core` | 2 | 1 | 1 | 1 |" in summary
-    trained = ledger.rewrite(page, {study: entry | {"training_minutes": 120}})
+    trained = ledger.rewrite(page, {study: [entry | {"training_minutes": 120}]})
     assert ", after 2.0 hours of training in all, on" in trained
-    zoo = ledger.rewrite(page, {study: entry | {"runs": "the zoo", "training_minutes": 0}})
+    zoo = ledger.rewrite(page, {study: [entry | {"runs": "the zoo", "training_minutes": 0}]})
     assert f", the zoo. Measured on {entry['date']}," in zoo
     assert f", in {entry['minutes']} minutes on" in zoo
     run = next((folder / "runs").iterdir())
@@ -104,6 +111,21 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     (folder / "DONE").unlink()
     with pytest.raises(RunError, match="DONE"):
         ledger.collect(folder)
+
+
+def test_figures_of_a_study_may_come_from_several_folders(results: Path) -> None:
+    study, part = ledger.collect(results)
+    figures = list(dict.fromkeys(claim["shown_in"] for claim in part["claims"]))
+    first = [claim for claim in part["claims"] if claim["shown_in"] == figures[0]]
+    others = [claim for claim in part["claims"] if claim["shown_in"] != figures[0]]
+    again = part | {"commit": "newer", "claims": first}
+    parts = ledger.merge([part], again)
+    assert parts == [part | {"claims": others}, again]
+    page = ledger.rewrite(f"<!-- ledger: {study} -->\n<!-- end of ledger -->", {study: parts})
+    assert page.count(f"(`{figures[0]}`)") == 1
+    assert page.index("commit `newer`") < page.index(f"(`{figures[0]}`)")
+    assert page.index(f"(`{figures[1]}`)") < page.index("commit `newer`")
+    assert ledger.merge(parts, part) == [part], "a part of which nothing is left is dropped"
 
 
 def test_models_are_counted_by_their_recipes(results: Path, tmp_path: Path) -> None:

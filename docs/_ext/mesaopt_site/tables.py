@@ -100,7 +100,7 @@ def gallery(_: str = "") -> str:
     for name in STUDIES:
         study = get_study(name)
         parts.append(f"## {study.title}\n\nStudy `{name}`: {study.summary}.")
-        parts += [_figure(name, figure, ledger.get(name, {})) for figure in study.figures]
+        parts += [_figure(name, figure, ledger.get(name, [])) for figure in study.figures]
     return "\n\n".join(parts)
 
 
@@ -167,7 +167,7 @@ def _setting_default(field: dataclasses.Field[Any]) -> str:
     return "required"
 
 
-def _figure(study: str, figure: Any, entry: dict[str, Any]) -> str:
+def _figure(study: str, figure: Any, judged_parts: list[dict[str, Any]]) -> str:
     """Write a figure: its picture, or else how to make it; what it shows; its claims."""
     path, parts = picture(study, figure.name), [f"### {figure.title}"]
     parts.append(plain(figure.message or f"{figure.summary[0].upper()}{figure.summary[1:]}."))
@@ -179,8 +179,10 @@ def _figure(study: str, figure: Any, entry: dict[str, Any]) -> str:
     how = "--from-zoo --scale paper" if ready and figure.recipes else "--scale small"
     out = f"results/{study}-{figure.name}"
     parts.append(f"```console\nmesaopt reproduce {study}/{figure.name} {how} --out {out}\n```")
-    judged = [c for c in entry.get("claims", ()) if c["shown_in"] == figure.name]
-    waiting = [c for c in entry.get("waiting", ()) if c["shown_in"] == figure.name]
+    judged, waiting = (
+        [c for one in judged_parts for c in one[kind] if c["shown_in"] == figure.name]
+        for kind in ("claims", "waiting")
+    )
     if judged or waiting:
         parts.append(_claims(judged, waiting))
     return "\n\n".join(parts)
