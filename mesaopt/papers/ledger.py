@@ -1,8 +1,8 @@
 """The ledger: every claim of all studies with its verdict, as tables of the docs.
 
 For those who maintain the package: `python -m mesaopt.papers.ledger RESULTS ...` keeps what the folders
-of results judged in `docs/ledger.json`, and writes the tables from it into the pages. A folder may hold some
-of the figures of a study; those of others are kept. Without a folder it only writes the tables.
+of results judged in `docs/ledger.json`, and writes the tables from it into the pages. A folder may hold
+some of the figures of a study; those of others are kept. Without a folder it only writes the tables.
 """
 
 import re
