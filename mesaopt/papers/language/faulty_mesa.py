@@ -66,8 +66,9 @@ class System(NamedTuple):
 
     def parts(self, sequences: int) -> "Iterator[System]":
         """Give the same matrices, some sequences at a time."""
-        for part in zip(*(one.split(sequences) for one in self[:-1]), strict=True):
-            yield System(*part, self.ridge)
+        parts = (one.split(sequences) for one in self[:-1])
+        for keys, weights, kept, start in zip(*parts, strict=True):
+            yield System(keys, weights, kept, start, self.ridge)
 
     def multiply(self, x: Tensor, half: bool) -> Tensor:
         """Return A_t x_t for every position."""
