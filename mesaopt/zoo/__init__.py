@@ -1,12 +1,14 @@
-"""Trained models that come with the package: run folders of the recipes, trained as published.
+"""Trained models that come with the package: run folders of the recipes.
 
-Every model is a run folder like any other, with its configuration, its learning curve and its weights. Of
-the checkpoints only those are kept that a figure reads, and none holds the state of the optimiser.
-`zoo:tf-7` names the model of the recipe `tf-7` wherever a run folder is asked for.
+Models of the papers were trained as published, byte models as their recipe says. Every model is a
+run folder like any other, with its configuration, its learning curve and its weights. Of the checkpoints
+only those are kept that a figure reads, and none holds the state of the optimiser. `zoo:tf-7` names the
+model of the recipe `tf-7` wherever a run folder is asked for.
 """
 
 import functools
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +30,18 @@ FOLDER = Path(__file__).parent / "runs"
 """The run folders, by recipe, and the list of them."""
 INDEX = "index.json"
 """The list: the steps and the loss of each model, and the digests of its files."""
-LOSS_SEQUENCES = 10_240
-"""Fresh test sequences behind the loss of a model."""
 
+FAMILIES: dict[str, str] = {
+    "lm-softmax": "softmax",
+    "lm-linear": "linear",
+    "lm-gated-linear": "linear",
+    "lm-delta": "delta",
+    "lm-gated-delta": "delta",
+    "lm-longhorn": "delta",
+    "lm-mesa": "mesa",
+    "lm-mesanet": "mesa",
+}
+"""Recipes of byte models, and the family of their mixer: there is room for one model of each family."""
 DEVIATIONS: dict[str, str] = {
     "hybrid-mesa-nonlinear": "queries and keys have length 1; in the published network, queries and "
     "values have, since the authors' code swaps the names of keys and values in the mesa layer",
@@ -56,18 +67,47 @@ class Entry(Shown):
     steps: tuple[int, ...]
     """Steps of its checkpoints, ascending; the last is the end of training."""
     loss_value: float
-    """Mean loss on 10,240 fresh test sequences."""
+    """Mean loss on fresh test sequences, in :attr:`unit`."""
     loss_error: float
     """Its standard error."""
+    num_sequences: int
+    """Test sequences behind the loss."""
+    checksum: str
+    """Of the text that the loss is of, as in :class:`mesaopt.config.TextConfig`; empty: it is no text."""
     digests: dict[str, str]
     """SHA-256 of every file of the run folder, by path in it."""
 
     @property
     def loss(self) -> "Estimate":
-        """Mean loss on 10,240 fresh test sequences, with its standard error."""
+        """Mean loss on fresh test sequences, in :attr:`unit`, with its standard error."""
         from mesaopt.analysis import Estimate
 
         return Estimate(self.loss_value, self.loss_error)
+
+    @property
+    def family(self) -> str | None:
+        """Family of the mixer of a byte model; None for the models of the papers."""
+        return FAMILIES.get(self.recipe)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the loss: "nats a byte" of byte models, empty for squared errors."""
+        return "" if self.family is None else "nats a byte"
+
+    def describe_text(self) -> dict[str, str]:
+        """Return the loss of a byte model in the two other usual ways.
+
+        Returns:
+            Perplexity and bits a byte, each with its standard error.
+        """
+        from mesaopt.analysis import Estimate
+
+        perplexity = math.exp(self.loss_value)
+        scores = {
+            "perplexity": Estimate(perplexity, perplexity * self.loss_error),
+            "bits a byte": self.loss / math.log(2),
+        }
+        return {name: str(score) for name, score in scores.items()}
 
     @property
     def path(self) -> Path:
@@ -88,14 +128,14 @@ class Entry(Shown):
         published = self.published_loss
         return {
             "steps": f"{self.steps[-1]:,}",
-            "loss": f"{self.loss_value:.4f} ± {self.loss_error:.4f}",
+            "loss": f"{self.loss_value:.4f} ± {self.loss_error:.4f} {self.unit}".rstrip(),
             "published": "" if published is None else f"{published:.4f}",
             "checkpoints": str(len(self.steps)),
             "kB": f"{self.num_bytes / 1000:,.0f}",
         }
 
     def _headline(self) -> str:
-        loss = with_error(self.loss_value, self.loss_error)
+        loss = f"{with_error(self.loss_value, self.loss_error)} {self.unit}".rstrip()
         published = self.published_loss
         theirs = "" if published is None else f" (published {published:.4g})"
         return f"{self.recipe}: loss {loss}{theirs} after {self.steps[-1]:,} steps"
@@ -107,6 +147,8 @@ class Entry(Shown):
                 "steps": self.steps[-1],
                 "loss": self.loss_value,
                 "loss_error": self.loss_error,
+                "unit": self.unit,
+                "sequences": self.num_sequences,
                 "published_loss": self.published_loss,
                 "checkpoints": len(self.steps),
                 "bytes": self.num_bytes,
@@ -183,6 +225,8 @@ def get(name: str) -> Entry:
         steps=tuple(facts["steps"]),
         loss_value=facts["loss"],
         loss_error=facts["loss_error"],
+        num_sequences=facts["sequences"],
+        checksum=facts["checksum"],
         digests=facts["files"],
     )
 
@@ -288,17 +332,19 @@ def card(name: str) -> str:
     entry = get(name)
     recipe, meta = RECIPES[entry.recipe], json_files.read(entry.path / "meta.json")
     done = json_files.read(entry.path / "DONE", {"steps": int, "seconds": float})
-    config, published = recipe.config, entry.published_loss
-    versions = meta["packages"]
+    config, versions = recipe.config, meta["packages"]
+    if entry.family is None:
+        sequences, trained, more = recipe.task, "as published", _paper_rows(entry)
+    else:
+        sequences, trained = f"stretches of {config.task.length} bytes", "as its recipe says"
+        more = _text_rows(entry, meta["python"])
     rows = {
         "recipe": f"`{entry.recipe}`, seed {config.seed}",
-        "task": f"`{config.task.kind}`, {recipe.task}",
-        "training": f"{done['steps']:,} steps of {config.train.batch_size:,} sequences, as published",
+        "task": f"`{config.task.kind}`, {sequences}",
+        "training": f"{done['steps']:,} steps of {config.train.batch_size:,} sequences, {trained}",
         "checkpoints": ", ".join(f"{step:,}" for step in entry.steps),
-        "loss": f"{entry.loss.value:.4f} ± {entry.loss.error:.4f} "
-        f"({LOSS_SEQUENCES:,} fresh test sequences)",
-        "published loss": "none" if published is None else f"{published:g}",
-        "known deviations": DEVIATIONS.get(entry.recipe, "none but the random numbers"),
+        "loss": f"{entry.describe()['loss']} ({entry.num_sequences:,} fresh test sequences)",
+        **more,
         "commit": f"`{meta['git']}`",
         "software": f"torch {versions['torch']}, Python {meta['python']}",
         "machine": f"{meta['processor']}, {meta['cores']} cores",
@@ -307,6 +353,23 @@ def card(name: str) -> str:
     lines = [f"# {entry.recipe}", "", f"{recipe.summary[0].upper()}{recipe.summary[1:]}.", ""]
     lines += ["| | |", "|---|---|", *(f"| {title} | {text} |" for title, text in rows.items())]
     return "\n".join(lines) + "\n"
+
+
+def _paper_rows(entry: Entry) -> dict[str, str]:
+    """Compare a model with that of the paper."""
+    published = entry.published_loss
+    return {
+        "published loss": "none" if published is None else f"{published:g}",
+        "known deviations": DEVIATIONS.get(entry.recipe, "none but the random numbers"),
+    }
+
+
+def _text_rows(entry: Entry, python: str) -> dict[str, str]:
+    """Say how well a byte model predicts, and which text."""
+    return entry.describe_text() | {
+        "text": f"the standard library of Python {python} (checksum `{entry.checksum}`); the loss is of "
+        "files of it that were held out, and another Python has other files"
+    }
 
 
 def forget() -> None:
@@ -321,5 +384,5 @@ def forget() -> None:
 @functools.cache
 def _index() -> dict[str, dict[str, Any]]:
     """Read the list of models."""
-    facts = {"steps": [int], "loss": float, "loss_error": float, "files": {str: str}}
-    return json_files.read(FOLDER / INDEX, {str: facts})
+    loss = {"loss": float, "loss_error": float, "sequences": int, "checksum": str}
+    return json_files.read(FOLDER / INDEX, {str: {"steps": [int], **loss, "files": {str: str}}})

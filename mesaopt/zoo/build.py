@@ -1,8 +1,9 @@
 """Add finished trainings to the zoo, for those who maintain it: `python -m mesaopt.zoo.build RUN ...`."""
 
 import hashlib
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mesaopt.papers.uncovering2023.published import LEARNING
 from mesaopt.papers.uncovering2023.sensitivities import FOLLOWED, spread
 from mesaopt.papers.uncovering2023.settings import SETTINGS
 from mesaopt.recipes import RECIPES
+from mesaopt.tasks import Text, make_task
 from mesaopt.training import Run, RunFolder, load_run
 
 CHECKPOINTED = {*COMPARED["core"], *INTERPOLATED, *FOLLOWED}
@@ -27,12 +29,15 @@ PUBLISHED = tuple(
     if recipe.source not in ("family", "language")
     and recipe.name not in ("tf-7-dim-40", "tf-7-dim-60")
 )
-"""Recipes that belong into the zoo: those of the two papers that a computer with two cores can train."""
+"""Recipes of the two papers that belong into the zoo: those that a computer with two cores can train. Those
+of byte models are `zoo.FAMILIES`."""
+_SEQUENCES, _STRETCHES = 10_240, 512
+"""Fresh test sequences behind the loss of a model, and stretches of text behind that of a byte model."""
 _PAGE = """# Trained models
 
-{count} trained models come with the package, {size:.1f} MB in all. Each was trained as published:
-the steps, batches and schedule of its recipe, with seed 0, by `mesaopt train`. `mesaopt list zoo`
-prints this table.
+{count} trained models come with the package, {size:.1f} MB in all. Those of the papers were trained
+as published: the steps, batches and schedule of their recipes, with seed 0, by `mesaopt train`.
+[Byte models](#byte-models) follow recipes of our own. `mesaopt list zoo` lists all.
 
 ```python
 import mesaopt
@@ -62,20 +67,48 @@ few standard errors is a difference of sequences.
 
 ## Not trained yet
 
-These {num_waiting} recipes are not in the package. Each line trains one as published, in hours:
+These {num_waiting} recipes of the papers are not in the package. Each line trains one as published,
+in hours:
 
 ```
 {waiting}
 ```
 
+## Byte models
+
+[Language models](language.md) on bytes of Python's standard library: the model of MesaNet with each
+mixer, all trained alike, with seed 0. The mixers are of four families, and the package has room for one
+model of each, of less than 5 MB.
+
+{byte_models}
+
+Each line trains one that is not in the package, in a quarter of an hour or more:
+
+```
+{bytes_waiting}
+```
+
+## Adding a model
+
 Who maintains the package adds a finished run with `python -m mesaopt.zoo.build
 runs/<recipe>-seed0`, which also writes this page anew.
 """
+_BYTE_MODELS = """| family | model | parameters | steps | loss | perplexity | bits a byte | kB |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+Losses are means over {stretches} stretches of {length} bytes, with their standard error over
+stretches. The stretches are of files that were held out of the training, from the standard library of
+the Python that `mesaopt.zoo.card` names; another Python has other files. A model goes on with a text:
+
+```
+mesaopt generate zoo:{name} --prompt "def "
+```"""
 _COPIED = ("config.json", "meta.json", "metrics.jsonl", "DONE")
 
 
-def add(path: Path, folder: Path = zoo.FOLDER) -> Path:
-    """Add a finished run that was trained as published, or put it in the place of an earlier one.
+def add(path: Path, folder: Path) -> Path:
+    """Add a finished run that was trained as its recipe says, or put it in the place of an earlier one.
 
     Args:
         path: of its run folder, which stays as it is.
@@ -85,15 +118,20 @@ def add(path: Path, folder: Path = zoo.FOLDER) -> Path:
         The new run folder.
 
     Raises:
-        RunError: the run has not ended, or was not trained as its recipe says.
+        RunError: the run has not ended, was not trained as its recipe says, or on the text of another
+            Python; or its recipe does not belong into the zoo.
     """
     source = RunFolder(path)
     if not source.is_done:
         raise RunError(f"{path}: has not ended; `mesaopt train --resume` goes on with it")
     run = load_run(path, device="cpu")
     recipe = run.config.recipe
-    if recipe not in RECIPES or run.config != RECIPES[recipe].config:
+    if recipe not in (*PUBLISHED, *zoo.FAMILIES):
+        raise RunError(f"{path}: recipe={recipe!r}: must be one of PUBLISHED or of zoo.FAMILIES")
+    if run.config != RECIPES[recipe].config:
         raise RunError(f"{path}: must be trained as the recipe {recipe!r} says, with seed 0")
+    if recipe in zoo.FAMILIES:
+        _require_same_python(path)
     target = folder / recipe
     copy = target.with_name(files.TEMPORARY + recipe)
     files.remove(copy)
@@ -107,6 +145,15 @@ def add(path: Path, folder: Path = zoo.FOLDER) -> Path:
     files.move(copy, target)
     _list(folder, recipe, _facts(run, steps, target))
     return target
+
+
+def _require_same_python(path: Path) -> None:
+    """Refuse to measure a byte model on another standard library than that of its training."""
+    there = json_files.read(path / "meta.json", {"python": str})["python"]
+    here = platform.python_version()
+    if here != there:
+        wanted = f"must be added with Python {there}, not {here}"
+        raise RunError(f"{path}: was trained on the standard library of its Python: {wanted}")
 
 
 def kept_steps(run: Run, steps: list[int]) -> list[int]:
@@ -123,14 +170,23 @@ def kept_steps(run: Run, steps: list[int]) -> list[int]:
 
 def _facts(run: Run, steps: list[int], target: Path) -> dict[str, Any]:
     """Measure the loss and compute the digests."""
-    evaluation = Evaluation(num_sequences=zoo.LOSS_SEQUENCES)
-    loss = in_context_loss(run, evaluation=evaluation)
+    task = make_task(run.config.task)
+    is_text = isinstance(task, Text)
+    evaluation = Evaluation(num_sequences=_STRETCHES if is_text else _SEQUENCES)
+    loss = in_context_loss(run, task, evaluation)
     copied = sorted(path for path in target.rglob("*") if path.is_file())
     digests = {
         path.relative_to(target).as_posix(): hashlib.sha256(files.read_bytes(path)).hexdigest()
         for path in copied
     }
-    return {"steps": steps, "loss": loss.mean, "loss_error": loss.mean_error, "files": digests}
+    return {
+        "steps": steps,
+        "loss": loss.mean,
+        "loss_error": loss.mean_error,
+        "sequences": len(loss.losses),
+        "checksum": task.corpus.checksum if is_text else "",
+        "files": digests,
+    }
 
 
 def _list(folder: Path, recipe: str, facts: dict[str, Any]) -> None:
@@ -143,23 +199,55 @@ def _list(folder: Path, recipe: str, facts: dict[str, Any]) -> None:
 def page() -> str:
     """Describe the zoo in Markdown: `docs/zoo.md`, which is written anew whenever a model is added."""
     entries = [zoo.get(name) for name in zoo.names()]
-    rows = [[f"`{entry.recipe}`", *entry.describe().values()] for entry in entries]
-    size = sum(entry.num_bytes for entry in entries) / 1e6
     waiting = [name for name in PUBLISHED if name not in zoo.names()]
     return _PAGE.format(
-        rows="\n".join("| " + " | ".join(row) + " |" for row in rows),
+        rows=_table([f"`{e.recipe}`", *e.describe().values()] for e in entries if e.family is None),
         count=len(entries),
-        size=size,
-        sequences=zoo.LOSS_SEQUENCES,
+        size=sum(entry.num_bytes for entry in entries) / 1e6,
+        sequences=_SEQUENCES,
         waiting="\n".join(f"mesaopt train {name}" for name in waiting),
         num_waiting=len(waiting),
+        byte_models=_byte_models([entry for entry in entries if entry.family is not None]),
+        bytes_waiting="\n".join(_byte_commands({entry.family for entry in entries})),
     )
+
+
+def _byte_models(entries: list[zoo.Entry]) -> str:
+    """Describe the byte models that there are."""
+    if not entries:
+        return "None is in the package yet."
+    name = entries[0].recipe
+    return _BYTE_MODELS.format(
+        rows=_table(_byte_row(entry) for entry in entries),
+        stretches=_STRETCHES,
+        length=RECIPES[name].config.task.length,
+        name=name,
+    )
+
+
+def _byte_row(entry: zoo.Entry) -> list[str]:
+    """Describe a byte model in the columns of its table."""
+    facts, model = entry.describe(), zoo.load(entry.recipe).model
+    size = sum(weight.numel() for weight in model.parameters())
+    start = [str(entry.family), f"`{entry.recipe}`", f"{size:,}", facts["steps"], facts["loss"]]
+    return [*start, *entry.describe_text().values(), facts["kB"]]
+
+
+def _byte_commands(there: set[str | None]) -> Iterator[str]:
+    """Give the commands that train other byte models; of some families there are models already."""
+    for name, family in zoo.FAMILIES.items():
+        if name not in zoo.names():
+            yield f"mesaopt train {name:<15}  # {family}{'' if family in there else ': none yet'}"
+
+
+def _table(rows: Iterable[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Add runs, and write `docs/zoo.md` of the clone anew."""
     for argument in arguments:
-        print(add(files.as_path(argument)))
+        print(add(files.as_path(argument), zoo.FOLDER))
     zoo.forget()
     files.write(zoo.FOLDER.parents[2] / "docs" / "zoo.md", page())
 

@@ -1,6 +1,9 @@
 """Adding trainings to the zoo."""
 
 import json
+import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +11,9 @@ import pytest
 
 from mesaopt import recipes, zoo
 from mesaopt.errors import RunError
-from mesaopt.training import train
-from mesaopt.zoo.build import PUBLISHED, add, kept_steps, page
+from mesaopt.recipes.language import MIXERS
+from mesaopt.training import Run, train
+from mesaopt.zoo.build import PUBLISHED, add, kept_steps, main, page
 
 
 def test_a_model_that_is_added_again_is_the_same(tmp_path: Path) -> None:
@@ -27,13 +31,23 @@ def test_a_model_that_is_added_again_is_the_same(tmp_path: Path) -> None:
     assert index["lsa-1"]["loss"] == pytest.approx(
         listed["loss"], rel=1e-5
     )  # rounding of a machine
+    assert index["lsa-1"].keys() == listed.keys()
+    for fact in ("steps", "sequences", "checksum"):
+        assert index["lsa-1"][fact] == listed[fact]
 
 
-def test_another_training_is_refused(tmp_path: Path) -> None:
-    config = recipes.get("lsa-1")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lsa-1", "must be trained as the recipe 'lsa-1' says"),
+        ("delta-1", "recipe='delta-1': must be one of PUBLISHED or of zoo.FAMILIES"),
+    ],
+)
+def test_another_training_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    config = recipes.get(name)
     short = replace(config.train, steps=2, batch_size=4, evaluation_sequences=4)
     run = train(replace(config, train=short), tmp_path / "run", device="cpu")
-    with pytest.raises(RunError, match="must be trained as the recipe 'lsa-1' says"):
+    with pytest.raises(RunError, match=message):
         add(run.path, tmp_path / "zoo")
     (run.path / "DONE").unlink()
     with pytest.raises(RunError, match="has not ended"):
@@ -56,4 +70,66 @@ def test_the_page_of_the_docs_is_up_to_date() -> None:
 
 
 def test_everything_in_the_zoo_belongs_there() -> None:
-    assert set(zoo.names()) <= set(PUBLISHED)
+    assert set(zoo.names()) <= {*PUBLISHED, *zoo.FAMILIES}
+
+
+def test_byte_models_are_of_all_mixers_that_are_compared() -> None:
+    assert list(zoo.FAMILIES) == [f"lm-{short}" for short in MIXERS]
+    assert {*zoo.FAMILIES.values()} == {"softmax", "linear", "delta", "mesa"}
+
+
+def section(page: str) -> str:
+    """The section on byte models."""
+    return page.partition("## Byte models")[2].partition("\n## ")[0]
+
+
+def test_the_page_names_the_command_for_every_byte_model_that_is_not_there(byte_zoo: Path) -> None:
+    there, waiting = section(page()), set(zoo.FAMILIES) - {"lm-mesanet"}
+    assert set(re.findall("^mesaopt train (.*?) ", there, re.MULTILINE)) == waiting
+    assert re.search("train lm-softmax +# softmax: none yet$", there, re.MULTILINE)
+    assert re.search("train lm-mesa +# mesa$", there, re.MULTILINE)
+    shutil.rmtree(byte_zoo / "lm-mesanet")
+    index = json.loads((byte_zoo / zoo.INDEX).read_text())
+    (byte_zoo / zoo.INDEX).write_text(json.dumps({"fixed-lsa-1": index["fixed-lsa-1"]}))
+    zoo.forget()
+    nothing = section(page())
+    assert "None is in the package yet" in nothing
+    assert "|" not in nothing
+    assert nothing.count("none yet") == len(zoo.FAMILIES)
+    assert re.search("train lm-mesanet +# mesa: none yet$", nothing, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("byte_zoo")
+def test_the_page_has_a_table_of_byte_models_alone() -> None:
+    entry, there = zoo.get("lm-mesanet"), section(page())
+    size = sum(weight.numel() for weight in zoo.load("lm-mesanet").model.parameters())
+    header, _, row = [line for line in there.splitlines() if line.startswith("|")]
+    assert header.count("|") == row.count("|")
+    assert row.startswith(f"| mesa | `lm-mesanet` | {size:,} | 2 | {entry.loss_value:.4f} ± ")
+    assert f" nats a byte | {math.exp(entry.loss_value):.1f}" in row
+    assert "512 stretches of 256 bytes" in there
+    assert "mesaopt generate zoo:lm-mesanet" in there
+    assert page().count("| `lm-mesanet` |") == 1
+
+
+def test_the_first_byte_model_needs_no_change_of_code(
+    byte_run: Run, byte_zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(byte_zoo / "lm-mesanet")
+    (byte_zoo / zoo.INDEX).unlink()
+    (byte_zoo.parents[2] / "docs").mkdir()
+    main([str(byte_run.path)])
+    assert capsys.readouterr().out.strip() == str(byte_zoo / "lm-mesanet")
+    assert zoo.names() == ["lm-mesanet"]
+    assert zoo.get("lm-mesanet").num_sequences == 512
+    assert (byte_zoo.parents[2] / "docs" / "zoo.md").read_text() == page()
+
+
+@pytest.mark.usefixtures("byte_zoo")
+def test_a_byte_model_is_not_measured_on_the_text_of_another_python(
+    byte_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.1")
+    with pytest.raises(RunError, match=r"must be added with Python 3\.[0-9.]+, not 3\.99\.1"):
+        add(byte_run.path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

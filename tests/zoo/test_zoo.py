@@ -1,19 +1,27 @@
 """Trained models that come with the package: every one is what its card says."""
 
+import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers import exit_status
 
 import mesaopt
 from mesaopt import zoo
 from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
+from mesaopt.corpus import load_corpus
 from mesaopt.errors import ConfigError, RunError
+from mesaopt.models import LanguageModel, make_model
 from mesaopt.recipes import RECIPES
-from mesaopt.tasks import make_task
+from mesaopt.tasks import Text, make_task
 
 MOST_BYTES = 25 * 10**6
+MOST_BYTES_OF_TEXT = 5 * 10**6
+"""Of the whole, and of each byte model."""
 
 
 @pytest.fixture
@@ -26,7 +34,22 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_zoo_is_small() -> None:
-    assert sum(path.stat().st_size for path in zoo.FOLDER.rglob("*")) < MOST_BYTES
+    sizes = {path: path.stat().st_size for path in zoo.FOLDER.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < MOST_BYTES
+    for name in {*zoo.names()} & {*zoo.FAMILIES}:
+        assert zoo.get(name).num_bytes < MOST_BYTES_OF_TEXT
+
+
+def test_the_zoo_has_room_for_a_byte_model_of_each_family() -> None:
+    largest: dict[str, int] = {}
+    for name, family in zoo.FAMILIES.items():
+        with torch.device("meta"):
+            weights = make_model(RECIPES[name].config.model).state_dict().values()
+        size = 50_000 + sum(weight.nbytes for weight in weights)  # settings, learning curve, names
+        assert size < MOST_BYTES_OF_TEXT
+        largest[family] = max(size, largest.get(family, 0))
+    others = [zoo.get(name).num_bytes for name in zoo.names() if name not in zoo.FAMILIES]
+    assert sum(others) + sum(largest.values()) < MOST_BYTES
 
 
 def test_every_folder_is_listed() -> None:
@@ -35,23 +58,32 @@ def test_every_folder_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_a_model_was_trained_as_published(name: str) -> None:
+def test_a_model_was_trained_as_its_recipe_says(name: str) -> None:
     run, entry = zoo.load(name), zoo.get(name)
     assert run.config == RECIPES[name].config
     assert run.metrics[-1]["step"] == run.config.train.steps == entry.steps[-1]
+    assert (entry.checksum == "") == (entry.family is None)
     listed = {path.relative_to(entry.path).as_posix() for path in entry.path.rglob("*.*")}
     assert {path for path in listed if "step_" not in path.split("/")[-1]} <= set(entry.digests)
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_the_loss_is_that_of_fresh_sequences(name: str) -> None:
-    run, entry = zoo.load(name), zoo.get(name)
+def compare_with_fresh_sequences(name: str) -> None:
+    """Measure the loss of a model again, on other sequences."""
+    run, entry, task = zoo.load(name), zoo.get(name), make_task(zoo.load(name).config.task)
+    if isinstance(task, Text) and task.corpus.checksum != entry.checksum:
+        # Every Python has its own standard library, and some systems leave parts of it out.
+        pytest.skip("the loss is of the standard library of another Python")
     predictor = model_predictor(run.model, run.config.task.token_slots)
     evaluation = Evaluation(num_sequences=256, seed=1)
-    loss = in_context_loss({"model": predictor}, make_task(run.config.task), evaluation)["model"]
+    loss = in_context_loss({"model": predictor}, task, evaluation)["model"]
     # Two independent samples: five standard errors of their difference.
     error = (loss.mean_error**2 + entry.loss.error**2) ** 0.5
     assert abs(loss.mean - entry.loss.value) < 5 * error
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_loss_is_that_of_fresh_sequences(name: str) -> None:
+    compare_with_fresh_sequences(name)
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -105,3 +137,94 @@ def test_a_missing_file_is_named(copied: Path) -> None:
 
 def test_paths_are_left_alone() -> None:
     assert zoo.locate("some/where") == Path("some/where")
+
+
+def change_index(folder: Path, name: str, **facts: Any) -> None:
+    index = json.loads((folder / zoo.INDEX).read_text())
+    index[name] |= facts
+    index[name] = {fact: value for fact, value in index[name].items() if value is not None}
+    (folder / zoo.INDEX).write_text(json.dumps(index))
+    zoo.forget()
+
+
+def test_the_loss_of_a_byte_model_is_that_of_its_text(byte_zoo: Path) -> None:
+    entry = zoo.get("lm-mesanet")
+    assert entry.loss.value == pytest.approx(math.log(256), abs=0.1), "nothing was learned yet"
+    assert entry.checksum == load_corpus("stdlib").checksum
+    compare_with_fresh_sequences("lm-mesanet")
+    change_index(byte_zoo, "lm-mesanet", loss=entry.loss.value - 0.1)
+    with pytest.raises(AssertionError):
+        compare_with_fresh_sequences("lm-mesanet")
+    change_index(byte_zoo, "lm-mesanet", checksum="0")
+    with pytest.raises(pytest.skip.Exception, match="of another Python"):
+        compare_with_fresh_sequences("lm-mesanet")
+
+
+@pytest.mark.usefixtures("byte_zoo")
+def test_a_byte_model_says_its_unit_and_its_text() -> None:
+    entry, card = zoo.get("lm-mesanet"), zoo.card("lm-mesanet")
+    python = json.loads((entry.path / "meta.json").read_text())["python"]
+    loss = f"{entry.loss_value:.4f} ± {entry.loss_error:.4f} nats a byte"
+    for words in (
+        f"| loss | {loss} (512 fresh test sequences) |",
+        f"| perplexity | {math.exp(entry.loss_value):.1f}",
+        f"| bits a byte | {entry.loss_value / math.log(2):.2f}",
+        "2 steps of 2 sequences, as its recipe says",
+        f"the standard library of Python {python} (checksum `{entry.checksum}`)",
+    ):
+        assert words in card
+    assert "published" not in card
+    assert "nats a byte after 2 steps" in repr(entry)
+    assert loss in repr(entry)
+    assert entry.to_dataframe().unit.tolist() == ["nats a byte"]
+    other = zoo.card("fixed-lsa-1")
+    assert "nats" not in other + repr(zoo.get("fixed-lsa-1"))
+    assert "(10,240 fresh test sequences)" in other
+    assert "as published" in other
+
+
+@pytest.mark.usefixtures("byte_zoo")
+def test_a_byte_model_is_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(mesaopt.load("lm-mesanet").model, LanguageModel)
+    model = "zoo:lm-mesanet"
+    arguments = ("generate", model, "--prompt", "def ", "--tokens", "5", "--json")
+    assert exit_status(*arguments) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["tokens"]) == 5
+    assert exit_status("list", "zoo", "--json") == 0
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["zoo"]}
+    assert "nats a byte" in listed[model]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("byte_zoo")
+def test_a_byte_model_is_evaluated_next_to_n_grams(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("evaluate", "zoo:lm-mesanet", "--sequences", "512", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    (own,) = scores["lm-mesanet"]
+    assert own["loss"] == pytest.approx(zoo.get("lm-mesanet").loss_value, rel=1e-5)  # rounding
+    assert "3-gram" in scores
+
+
+def test_a_damaged_byte_model_is_an_error(byte_zoo: Path) -> None:
+    (path,) = byte_zoo.glob("lm-mesanet/checkpoints/*/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match="is damaged"):
+        zoo.locate("zoo:lm-mesanet")
+
+
+@pytest.mark.parametrize(
+    ("fact", "wrong"),
+    [
+        ("steps", 2),
+        ("loss", "low"),
+        ("loss_error", "low"),
+        ("sequences", 512.5),
+        ("checksum", 7),
+        ("files", []),
+    ],
+)
+def test_a_damaged_list_names_what_is_wrong(byte_zoo: Path, fact: str, wrong: Any) -> None:
+    for value, problem in ((wrong, f"{fact}="), (None, f"{fact} is missing")):
+        change_index(byte_zoo, "lm-mesanet", **{fact: value})
+        with pytest.raises(RunError, match=f"is damaged: lm-mesanet.{problem}"):
+            zoo.get("fixed-lsa-1")
