@@ -32,10 +32,8 @@ AnyCommand = args.Evaluate | args.Diagnose | args.Compare
 
 
 def check(command: AnyCommand) -> None:
-    """Refuse a wrong number, two formats at once, and a file that cannot be written."""
+    """Refuse a wrong number, and a file that cannot be written."""
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
-    if command.json and command.csv:
-        raise ConfigError("json: cannot be given with --csv")
     check_picture(command.out)
 
 

@@ -396,6 +396,9 @@ def _own_device(device: torch.device) -> torch.device:
     number = os.environ.get("LOCAL_RANK")
     if device.type != "cuda" or number is None:
         return device
+    if device.index not in (None, int(number)):
+        wanted = f"must be 'cuda', of which process {number} takes the GPU of its number"
+        raise ConfigError(f"device='{device}': {wanted}")
     if int(number) >= torch.cuda.device_count():
         have, need = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE", "more")
         raise RunError(
