@@ -1,6 +1,7 @@
 """Options that have no use beside what else is given."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,8 @@ USELESS = [
         "with emergence2024/fig1, which reads and trains no runs",
     ),
     ("report zoo:lsa-1", "--redraw", "with a run, whose report is always drawn anew"),
-    (f"report {DATA}/run", "--redraw", "with a run, whose report is always drawn anew"),
-    (f"report {DATA}/results", "--out=x", "with results, whose report lies beside its figures"),
+    ("report ../data/run", "--redraw", "with a run, whose report is always drawn anew"),
+    ("report ../data/results", "--out=x", "with results, whose report lies beside its figures"),
 ]
 """A command line, options that have no use in it, and why."""
 
@@ -70,12 +71,14 @@ def test_an_option_without_use_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DATA, tmp_path / "data")
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
     assert run(*shlex.split(words), option) == 2
     shown = capsys.readouterr()
     assert shown.err == f"mesaopt: {option.split('=')[0]}: must not be given {why}\n"
     assert shown.out == ""
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize(
