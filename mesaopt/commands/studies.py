@@ -54,11 +54,7 @@ def reproduce(command: args.Reproduce) -> int:
     from mesaopt.papers import reproduce as papers
     from mesaopt.report import write_report as write_page
 
-    only = command.only.replace(",", " ").split()
-    if command.seeds is not None:
-        require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
-    plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
-    _refuse_useless(command, plan)
+    plan = plan_of(command)
     runs, name = _given_runs(command)
     engine = None if command.engine is None else engine_of(command.engine, command.engine_set)
     if command.dry_run:
@@ -68,7 +64,7 @@ def reproduce(command: args.Reproduce) -> int:
         scale=command.scale,
         out=command.out,
         seeds=command.seeds,
-        only=only,
+        only=plan.figures,
         resume=command.resume,
         device=command.device,
         runs=runs,
@@ -81,22 +77,37 @@ def reproduce(command: args.Reproduce) -> int:
     return status
 
 
+def plan_of(command: args.Reproduce) -> "Plan":
+    """Make the plan of what is asked for, and refuse options that have no use with it.
+
+    Raises:
+        ConfigError: there is no such study, figure or scale, or an option has no use.
+    """
+    from mesaopt.papers.reproduce import make_plan
+
+    if command.seeds is not None:
+        require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
+    only = command.only.replace(",", " ").split()
+    plan = make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
+    _refuse_useless(command, plan)
+    return plan
+
+
 def _refuse_useless(command: args.Reproduce, plan: "Plan") -> None:
-    """Refuse options that have no use where no runs are read, or where those that are read are trained."""
+    """Refuse runs where none are read, and options of training where nothing is trained."""
     from mesaopt.papers.reproduce import get_study
 
-    study = get_study(plan.what)
-    training = ["--engine", "--engine-set"]
+    study, training = get_study(plan.what), ["--engine", "--engine-set"]
     if command.device not in ("auto", "cpu"):
         training.append("--device")
     if not any(figure.recipes or figure.trains for figure in study.chosen(plan)):
         where = f"with {command.what}, which reads and trains no runs"
         options.refuse(command, "--from", "--from-zoo", *training, where=where)
     if command.from_zoo or command.runs is not None:
-        options.refuse(command, *training, where="with runs that are trained already")
         usual = study.plan(plan.scale, figures=plan.figures)
         if replace(plan, trainings=()) == replace(usual, trainings=()):
-            options.refuse(command, "--seeds", where="with runs that are trained already")
+            training.append("--seeds")
+        options.refuse(command, *training, where="with runs that are trained already")
 
 
 def _given_runs(command: args.Reproduce) -> tuple[Path | None, str | None]:
