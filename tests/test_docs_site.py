@@ -18,6 +18,7 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 from browser import CHROMIUM, DRIVER, MISSING, Browser, browser
+from shown_commands import in_page, problem
 
 import mesaopt
 from mesaopt import cli
@@ -203,6 +204,12 @@ def test_recipes_settings_and_figures_are_all_there(site: Path) -> None:
     figures = [row["name"] for row in read_index() if "/" in row["name"]]
     assert len(figures) > 40
     assert all(f"mesaopt reproduce {name} " in gallery for name in figures)
+
+
+def test_commands_that_are_written_from_the_code_can_be_given(site: Path) -> None:
+    shown = [one for path in site.rglob("*.md") for one in in_page(path.read_text())]
+    assert len(shown) > 250
+    assert [one for one in map(problem, shown) if one] == []
 
 
 @pytest.fixture(scope="module")
