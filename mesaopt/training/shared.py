@@ -76,6 +76,7 @@ class ProcessGroup:
             The group, until the block ends.
 
         Raises:
+            ConfigError: the device is the GPU of another process.
             RunError: a machine has fewer GPUs than processes, or a process has gone.
         """
         if not hasattr(dcp, "HuggingFaceStorageReader"):
