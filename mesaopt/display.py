@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from mesaopt.errors import MissingPackageError, printable
 from mesaopt.looks import LOOKS, Look, series
 
+__all__ = ["Drawn", "Shown"]
+
 Row = Mapping[str, Any]
 """Cells of a table by the name of their column."""
 

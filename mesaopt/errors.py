@@ -3,6 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "ConfigError",
+    "InitialisationWarning",
+    "MesaoptError",
+    "MissingPackageError",
+    "RunError",
+    "SolveError",
+    "SolveWarning",
+    "StabilityWarning",
+]
+
 
 class MesaoptError(Exception):
     """Base of the errors that the command line shows as one line, without a traceback.

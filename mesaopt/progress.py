@@ -18,6 +18,8 @@ from rich.console import Console
 
 from mesaopt.errors import printable, wrong_type
 
+__all__ = ["AnyProgress", "OnProgress", "Progress"]
+
 
 @dataclass(frozen=True)
 class Progress:

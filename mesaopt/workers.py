@@ -19,6 +19,9 @@ from torch.autograd import forward_ad
 
 from mesaopt.errors import ConfigError
 
+__all__ = ["Workers", "parallel"]
+
+
 SMALLEST_PART = 64
 """Sequences in a part of a batch of up to 2048."""
 PART_TOKENS = 4096

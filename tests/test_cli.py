@@ -230,7 +230,7 @@ def test_several_seeds_get_a_folder_each(
     assert (tmp_path / "elsewhere" / "lsa-1-seed4" / "DONE").exists()
 
 
-@pytest.mark.parametrize("how", [(), ("--parts", "2"), ("--recompute",), ("--shard",)])
+@pytest.mark.parametrize("how", [(), ("--parts", "2"), ("--recompute",), ("--compile",)])
 def test_a_taken_folder_of_a_later_seed_is_refused_before_the_first_is_trained(
     how: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,12 +284,6 @@ def test_what_is_given_twice_is_refused(
 ) -> None:
     assert run(*words) == 2
     assert capsys.readouterr().err == f"mesaopt: {message}\n"
-
-
-def test_settings_of_an_engine_need_an_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("reproduce", "core", "--engine-set", "processes=4") == 2
-    message = "mesaopt: engine_set: must be given with an engine, such as --engine local\n"
-    assert capsys.readouterr().err == message
 
 
 def test_a_dry_run_prints_the_cost_and_touches_nothing(
@@ -720,8 +714,6 @@ def test_models_of_the_zoo_are_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert losses["lsa-1"]["mean"] < 1.05 * losses["one gradient step"]["mean"]
     assert run("diagnose", "zoo:lsa1") == 2
     assert "did you mean 'lsa-1'?" in capsys.readouterr().err
-    assert run("reproduce", "core", "--from-zoo", "--from", "runs", "--dry-run") == 2
-    assert "cannot be given with --from-zoo" in capsys.readouterr().err
     fig5 = ("reproduce", "uncovering2023/fig5", "--scale", "paper", "--dry-run")
     assert run(*fig5, "--from-zoo") == 0
     assert re.search(r"time in all  about \d+ s", capsys.readouterr().out), (

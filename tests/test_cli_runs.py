@@ -205,7 +205,6 @@ def test_a_model_of_the_zoo_next_to_a_run(
         (("diagnose", "{one}", "zoo:lsa1"), "name='lsa1': did you mean 'lsa-1'?"),
         (("compare", "{one}", "{results}"), "holds results: must be the folder of one run"),
         (("evaluate", "{one}", "lsa-1"), "the trained model of the recipe is zoo:lsa-1"),
-        (("evaluate", "{one}", "--json", "--csv"), "json: cannot be given with --csv"),
         (("compare", "{one}", "{plain}", "--out", "x.pdf"), "must end in .png, .svg, .html"),
         (("diagnose", "{one}", "{other}"), "run='other': task: has complex numbers"),
         (("evaluate", "{one}", "--task", "json:JSONEncoder"), "no task may be given"),

@@ -18,6 +18,8 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 from browser import CHROMIUM, DRIVER, MISSING, Browser, browser
+from public import public_homes
+from shown_commands import in_page, problem
 
 import mesaopt
 from mesaopt import cli
@@ -26,16 +28,13 @@ from mesaopt.papers.index import read_index
 from mesaopt.recipes import RECIPES
 
 ROOT = Path(mesaopt.__file__).parent.parent
-MODULES = ["ops", "layers", "models", "tasks", "theory", "analysis", "training", "config"]
-MODULES += ["recipes", "zoo", "report"]
-
-NEEDED = ("sphinx", "myst_parser", "furo", "sphinx_copybutton", "jupytext")
+NEEDED = ("sphinx", "myst_parser", "furo", "sphinx_copybutton", "jupytext", "transformers")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in NEEDED),
-        reason="needs the documentation's packages: pip install '.[docs]'",
+        reason="needs the documentation's packages: pip install '.[docs,hf]'",
     ),
 ]
 
@@ -164,18 +163,17 @@ def test_llms_txt_lists_the_markdown_of_every_page(site: Path, pages: dict[Path,
             assert len(line.split(".md): ")[1]) > 15, line
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_public_name_is_described(site: Path, pages: dict[Path, Page], module: str) -> None:
-    page = pages[(site / f"reference/api/{module}.html").resolve()]
-    loaded = importlib.import_module(f"mesaopt.{module}")
-    names = getattr(loaded, "__all__", None) or [
-        name
-        for name, value in vars(loaded).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == loaded.__name__
-    ]
-    assert len(names) >= 2
-    for name in names:
-        assert f"mesaopt.{module}.{name}" in page.anchors
+def test_every_public_name_is_described(site: Path, pages: dict[Path, Page]) -> None:
+    folder = (site / "reference" / "api").resolve()
+    described = {one for path in pages if path.parent == folder for one in pages[path].anchors}
+    public = {f"{homes[0]}.{name}" for (name, _), homes in public_homes().items()}
+    assert len(public) > 400
+    assert public - described == set()
+
+
+def test_a_signature_leads_to_the_class_that_is_meant(site: Path) -> None:
+    page = (site / "reference" / "api" / "papers.reproduce.html").read_text()
+    assert re.findall(r'href="([^"]*\.Engine)"', page) == ["sweeps.html#mesaopt.sweeps.Engine"]
 
 
 def test_every_command_has_the_options_of_its_help(
@@ -203,6 +201,12 @@ def test_recipes_settings_and_figures_are_all_there(site: Path) -> None:
     figures = [row["name"] for row in read_index() if "/" in row["name"]]
     assert len(figures) > 40
     assert all(f"mesaopt reproduce {name} " in gallery for name in figures)
+
+
+def test_commands_that_are_written_from_the_code_can_be_given(site: Path) -> None:
+    shown = [one for path in site.rglob("*.md") for one in in_page(path.read_text())]
+    assert len(shown) > 250
+    assert [one for one in map(problem, shown) if one] == []
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from public import public_homes, public_modules
 
 import mesaopt
 
@@ -156,6 +157,24 @@ def test_type_checkers_see_every_name_of_the_top_level() -> None:
     (block,) = (node for node in ast.parse(INIT.read_text()).body if isinstance(node, ast.If))
     seen = {alias.name for line in block.body for alias in line.names}
     assert seen == set(mesaopt.__all__)
+
+
+def test_a_part_offers_names_or_is_known_to_be_internal() -> None:
+    offering = {name.split(".")[1] for name in public_modules()}
+    internal = {"arguments", "argument_lists", "bench", "cli", "commands", "console", "__main__"}
+    internal |= {"files", "json_files", "looks", "__init__"}
+    assert offering | internal == {part_of(path) for path in ROOT.rglob("*.py")}
+    assert not offering & internal
+
+
+def test_a_public_name_has_one_home() -> None:
+    pytest.importorskip("transformers", "5.16")
+    apart = {
+        name: homes
+        for (name, _), homes in public_homes().items()
+        if not all(other.startswith(f"{homes[0]}.") for other in homes[1:])
+    }
+    assert apart == {}, "a package may offer what a module inside of it offers, and no other"
 
 
 _WITHOUT_TORCH = """

@@ -180,19 +180,6 @@ def test_what_cannot_be_continued_is_one_line(
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "option", ["--samples=3", "--temperature=0.5", "--top-k=4", "--top-p=0.9", "--seed=1"]
-)
-def test_beams_take_no_option_of_drawing(
-    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    arguments = ("generate", tmp_path, "--prompt", "a", "--beams", "2", option)
-    status, _, err = call(capsys, *arguments)
-    name, _, value = option.removeprefix("--").replace("-", "_").partition("=")
-    assert (status, err.count("\n")) == (2, 1)
-    assert f"{name}={value}: must not be given with beams" in err
-
-
 def train_tiny(capsys: pytest.CaptureFixture[str], out: Path, *settings: str) -> tuple[int, str]:
     tiny = ["train.steps=1", "train.batch_size=2", "train.evaluation_sequences=2", "task.length=8"]
     status, _, err = call(

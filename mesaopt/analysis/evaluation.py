@@ -5,9 +5,9 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
-from mesaopt.config import require_count
+from mesaopt.config import Split, require_count
 from mesaopt.progress import AnyProgress, Progress, reporting
-from mesaopt.tasks import Batch, Split
+from mesaopt.tasks import Batch
 from mesaopt.tasks.base import check_split
 from mesaopt.workers import current_workers
 

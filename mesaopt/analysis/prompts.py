@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from mesaopt.config import stacked
+from mesaopt.config import Split, stacked
 from mesaopt.errors import wrong_type
 from mesaopt.tasks import (
     Batch,
@@ -18,7 +18,6 @@ from mesaopt.tasks import (
     PartiallyObserved,
     Reading,
     Regression,
-    Split,
     Task,
     tokens_from_states,
 )

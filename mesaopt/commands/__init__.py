@@ -12,6 +12,7 @@ from typing import Any
 
 from mesaopt import arguments as args
 from mesaopt import files
+from mesaopt.commands import options
 from mesaopt.commands.comparison import compare
 from mesaopt.commands.completion import print_completion
 from mesaopt.commands.data import data
@@ -39,6 +40,7 @@ def run(command: args.Command) -> int:
     """
     values = {f.name: _meant(getattr(command, f.name)) for f in fields(command)}
     command = type(command)(**values)
+    options.check(command)
     match command:
         case args.List():
             return list_names(command)

@@ -32,10 +32,11 @@ AnyCommand = args.Evaluate | args.Diagnose | args.Compare
 
 
 def check(command: AnyCommand) -> None:
-    """Refuse a wrong number, two formats at once, and a file that cannot be written."""
+    """Refuse no run, a wrong number, and a file that cannot be written."""
+    if not command.runs:
+        wanted = "give a run folder, or a model that mesaopt list zoo shows"
+        raise ConfigError(f"run: is missing: {wanted}")
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
-    if command.json and command.csv:
-        raise ConfigError("json: cannot be given with --csv")
     check_picture(command.out)
 
 
@@ -54,16 +55,12 @@ def find_runs(paths: Sequence[Path]) -> dict[str, Path]:
     """Find the folders of runs, and name them: by their folder, or by the whole path if two are alike.
 
     Raises:
-        ConfigError: none is given, one is given twice, or there is no such model in the zoo.
+        ConfigError: one is given twice, or there is no such model in the zoo.
         RunError: there is no run in a folder.
     """
     from mesaopt import zoo
     from mesaopt.training import RunFolder
 
-    if not paths:
-        raise ConfigError(
-            "run: is missing: give a run folder, or a model that mesaopt list zoo shows"
-        )
     short = [path.resolve().name for path in paths]
     found: dict[str, Path] = {}
     for path, name in zip(paths, short, strict=True):

@@ -29,10 +29,6 @@ def generate(command: args.Generate) -> int:
     require_count("samples", command.samples, smallest=1, largest=10**4)
     if not command.prompt:
         raise ConfigError("prompt: is empty: must be one token or more")
-    for name in ("samples", "temperature", "top_k", "top_p", "seed"):
-        value = getattr(command, name)
-        if command.beams is not None and value != getattr(args.Generate, name):
-            raise ConfigError(f"{name}={value}: must not be given with beams, which draws nothing")
     from mesaopt import zoo
     from mesaopt.models import Sampling, beam_search
     from mesaopt.models import generate as continue_texts

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from mesaopt import arguments as args
 from mesaopt import files, json_files, report, zoo
-from mesaopt.commands import given
+from mesaopt.commands import given, options
 from mesaopt.commands.language_runs import is_language_run, write_language_report
 from mesaopt.config import RunConfig, from_dict
 from mesaopt.console import print_line
-from mesaopt.errors import ConfigError, RunError
+from mesaopt.errors import RunError
 
 
 def write_report(command: args.Report) -> int:
@@ -33,10 +33,7 @@ def _is_run(folder: Path) -> bool:
 def _of_results(command: args.Report) -> Path:
     if not files.is_folder(command.folder):
         raise RunError(f"folder={str(command.folder)!r}: there is no such folder")
-    if command.out is not None:
-        raise ConfigError(
-            "out: is for the report of a run; that of results lies beside its figures"
-        )
+    options.refuse(command, "--out", where="with results, whose report lies beside its figures")
     if command.redraw:
         from mesaopt.papers.reproduce import redraw
 
@@ -46,8 +43,7 @@ def _of_results(command: args.Report) -> Path:
 
 def _of_run(command: args.Report) -> Path:
     """Write the page of a run into its folder, and that of a model of the zoo into this folder."""
-    if command.redraw:
-        raise ConfigError("redraw: is for results; the report of a run is drawn anew every time")
+    options.refuse(command, "--redraw", where="with a run, whose report is always drawn anew")
     given.check_picture(command.out)
     folder = zoo.locate(command.folder)
     name = str(command.folder)

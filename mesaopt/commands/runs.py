@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
-from mesaopt.commands import given, own
+from mesaopt.commands import given, options, own
 from mesaopt.commands.language_runs import is_language_run, show_trained
 from mesaopt.config import RunConfig, TextConfig, require_count, to_dict
 from mesaopt.console import duration, print_json, print_line, print_table
@@ -32,6 +32,8 @@ def train(command: args.Train) -> int:
         tracker,
     )
 
+    if not is_launched():
+        options.refuse(command, "--shard", where="without torchrun, which starts the processes")
     if command.dry_run and not is_first():
         return 0
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesaopt import arguments as args
+from mesaopt.commands import options
 from mesaopt.commands.diagnosis import DIAGNOSIS_SECONDS, diagnose_runs
 from mesaopt.commands.runs import MOST_SEEDS
 from mesaopt.commands.sweeps import engine_of
 from mesaopt.config import require_count
 from mesaopt.console import duration, print_json, print_line, print_table
-from mesaopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from mesaopt.papers.laboratory import Plan
@@ -54,22 +54,17 @@ def reproduce(command: args.Reproduce) -> int:
     from mesaopt.papers import reproduce as papers
     from mesaopt.report import write_report as write_page
 
-    only = command.only.replace(",", " ").split()
-    if command.seeds is not None:
-        require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
+    plan = plan_of(command)
     runs, name = _given_runs(command)
-    if command.engine_set and command.engine is None:
-        raise ConfigError("engine_set: must be given with an engine, such as --engine local")
     engine = None if command.engine is None else engine_of(command.engine, command.engine_set)
     if command.dry_run:
-        plan = papers.make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
         return _print_costs(plan, command.device, runs)
     papers.reproduce(
         command.what,
         scale=command.scale,
         out=command.out,
         seeds=command.seeds,
-        only=only,
+        only=plan.figures,
         resume=command.resume,
         device=command.device,
         runs=runs,
@@ -82,12 +77,43 @@ def reproduce(command: args.Reproduce) -> int:
     return status
 
 
+def plan_of(command: args.Reproduce) -> "Plan":
+    """Make the plan of what is asked for, and refuse options that have no use with it.
+
+    Raises:
+        ConfigError: there is no such study, figure or scale, or an option has no use.
+    """
+    from mesaopt.papers.reproduce import make_plan
+
+    if command.seeds is not None:
+        require_count("seeds", command.seeds, smallest=1, largest=MOST_SEEDS)
+    only = command.only.replace(",", " ").split()
+    plan = make_plan(command.what, scale=command.scale, seeds=command.seeds, only=only)
+    _refuse_useless(command, plan)
+    return plan
+
+
+def _refuse_useless(command: args.Reproduce, plan: "Plan") -> None:
+    """Refuse runs where none are read, and options of training where nothing is trained."""
+    from mesaopt.papers.reproduce import get_study
+
+    study, training = get_study(plan.what), ["--engine", "--engine-set"]
+    if command.device not in ("auto", "cpu"):
+        training.append("--device")
+    if not any(figure.recipes or figure.trains for figure in study.chosen(plan)):
+        where = f"with {command.what}, which reads and trains no runs"
+        options.refuse(command, "--from", "--from-zoo", *training, where=where)
+    if command.from_zoo or command.runs is not None:
+        usual = study.plan(plan.scale, figures=plan.figures)
+        if replace(plan, trainings=()) == replace(usual, trainings=()):
+            training.append("--seeds")
+        options.refuse(command, *training, where="with runs that are trained already")
+
+
 def _given_runs(command: args.Reproduce) -> tuple[Path | None, str | None]:
     """Give the folder of runs that are measured in place of training any, and what it is called."""
     if not command.from_zoo:
         return command.runs, None
-    if command.runs is not None:
-        raise ConfigError(f"from={str(command.runs)!r}: cannot be given with --from-zoo")
     from mesaopt import zoo
 
     return zoo.folder(), zoo.title()

@@ -12,6 +12,8 @@ from mesaopt.errors import RunError
 if TYPE_CHECKING:
     from mesaopt.analysis.estimate import Estimate
 
+__all__ = ["Claim", "read_claims"]
+
 STANDARD_ERRORS = 3.0
 """A limit is widened by this many standard errors of the measured number: a true claim then fails by
 chance about once in 400 times."""

@@ -31,6 +31,8 @@ from mesaopt.training import (
 )
 from mesaopt.workers import parallel
 
+__all__ = ["redraw", "reproduce"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:

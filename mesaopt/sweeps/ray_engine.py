@@ -46,6 +46,8 @@ class Ray:
     def check(self, device: str) -> None:
         """Make sure that Ray is installed, the device fits and the cluster answers."""
         check_device_name(device)
+        if ":" in device:
+            raise ConfigError(f"device={device!r}: must be auto, cpu or cuda: Ray chooses the GPU")
         if device == "cpu" and self.gpus:
             raise ConfigError(f"gpus={self.gpus}: must be 0 with device='cpu'")
         ray, address = imported("ray", extra="ray"), self._address

@@ -44,7 +44,7 @@ def sweep(
         engine: "local" (processes on this machine), "ray", "slurm", or an engine such as
             :class:`mesaopt.sweeps.Local` with options of its own.
         resume: go on with the sweep in `out` if there is one, of the same points.
-        device: "auto", "cpu", "cuda" or "cuda:<number>"; with Ray "auto" is the CPU.
+        device: "auto", "cpu", "cuda" or "cuda:<number>"; with Ray "auto" is the CPU, without numbers.
         progress: a bar, nothing, or a function that is called every two seconds with the finished steps of
             all points.
 

@@ -2,7 +2,7 @@
 
 from mesaopt.tasks.ar_process import ARProcess
 from mesaopt.tasks.base import GeneratedTask, Streams
-from mesaopt.tasks.batch import Batch, Split, Task, tokens_from_states
+from mesaopt.tasks.batch import Batch, Task, tokens_from_states
 from mesaopt.tasks.distributions import (
     FiniteStates,
     IndependentCoordinates,
@@ -78,7 +78,6 @@ __all__ = [
     "SampledStates",
     "Sampler",
     "SparseStates",
-    "Split",
     "Streams",
     "SyntheticTask",
     "Task",

@@ -10,9 +10,9 @@ from jaxtyping import Complex
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mesaopt.config import ARProcessConfig, StartName
+from mesaopt.config import ARProcessConfig, Split, StartName
 from mesaopt.tasks.base import GeneratedTask, Streams, check_sample, streams_of
-from mesaopt.tasks.batch import Batch, Split
+from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.distributions import InitialStates, SampledStates, Sampler
 from mesaopt.tasks.named_distributions import initial_states
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from mesaopt.config import (
     GeneratedTaskConfig,
     Numbers,
+    Split,
     as_arguments,
     changed_settings,
     require_config,
     require_count,
 )
 from mesaopt.errors import ConfigError, suggest
-from mesaopt.tasks.batch import Batch, Split, tokens_from_states
+from mesaopt.tasks.batch import Batch, tokens_from_states
 from mesaopt.tasks.random import generator
 
 ConfigT = TypeVar("ConfigT", bound=GeneratedTaskConfig)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mesaopt.config import OwnTaskConfig
+from mesaopt.config import OwnTaskConfig, Split
 from mesaopt.errors import ConfigError
-from mesaopt.tasks.batch import Batch, Split, Task
+from mesaopt.tasks.batch import Batch, Task
 
 _FEW = 8  # sequences with which a task is tried out
 _SIGNATURE = "sample(batch_size, *, seed, step, split)"

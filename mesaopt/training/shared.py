@@ -76,6 +76,7 @@ class ProcessGroup:
             The group, until the block ends.
 
         Raises:
+            ConfigError: the device is the GPU of another process.
             RunError: a machine has fewer GPUs than processes, or a process has gone.
         """
         if not hasattr(dcp, "HuggingFaceStorageReader"):
@@ -396,6 +397,9 @@ def _own_device(device: torch.device) -> torch.device:
     number = os.environ.get("LOCAL_RANK")
     if device.type != "cuda" or number is None:
         return device
+    if device.index not in (None, int(number)):
+        wanted = f"must be 'cuda', of which process {number} takes the GPU of its number"
+        raise ConfigError(f"device='{device}': {wanted}")
     if int(number) >= torch.cuda.device_count():
         have, need = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE", "more")
         raise RunError(

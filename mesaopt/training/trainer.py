@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from mesaopt.config import RunConfig
+from mesaopt.config import RunConfig, Split
 from mesaopt.errors import ConfigError
 from mesaopt.models import make_model
-from mesaopt.tasks import Batch, Split, make_task
+from mesaopt.tasks import Batch, make_task
 from mesaopt.training.environment import part_size_of, single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint

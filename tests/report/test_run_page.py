@@ -68,9 +68,7 @@ def test_what_a_stranger_wrote_is_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("{run}", "--redraw"), "redraw: is for results"),
         (("{run}", "--out", "page.pdf"), "must end in .png, .svg, .html"),
-        (("{results}", "--out", "page.html"), "out: is for the report of a run"),
         (("zoo:lsa1",), "did you mean 'lsa-1'?"),
         (("{run}", "--opne"), "did you mean '--open'?"),
     ],
@@ -78,7 +76,7 @@ def test_what_a_stranger_wrote_is_text(folder: Path) -> None:
 def test_misuse(
     arguments: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [word.format(run=folder, results=SAVED / "results") for word in arguments]
+    words = [word.format(run=folder) for word in arguments]
     assert run("report", *words) == 2
     assert message in capsys.readouterr().err
 

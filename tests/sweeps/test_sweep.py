@@ -243,6 +243,7 @@ def test_wrong_points_and_engines_are_refused_before_anything_is_written(tmp_pat
         ("local", "cud", "device='cud': is not there; devices here: auto, cpu"),
         ("local", "cuda:99", "device='cuda:99': is not there"),
         ("ray", "gpu", "device='gpu': must be auto, cpu, cuda or cuda:N"),
+        ("ray", "cuda:1", "device='cuda:1': must be auto, cpu or cuda: Ray chooses the GPU"),
         ("slurm", "cuda:", "device='cuda:': must be auto, cpu, cuda or cuda:N"),
         (Ray(gpus=1.0), "cpu", "gpus=1.0: must be 0 with device='cpu'"),
     ],

@@ -24,7 +24,7 @@ from mesaopt.config import (
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.models import own_model
 from mesaopt.training import Devices, RunFolder, load_run, train
-from mesaopt.training.shared import SharedTrainer
+from mesaopt.training.shared import ProcessGroup, SharedTrainer
 from mesaopt.workers import num_threads
 
 TRAIN = TrainConfig(
@@ -228,6 +228,13 @@ def test_bfloat16_is_shared_like_float32(config: RunConfig, tmp_path: Path) -> N
     train(config, tmp_path / "alone", device="cpu")
     train(config, tmp_path / "group", device="cpu", devices=Devices(shard=True))
     assert_close(tmp_path / "group", tmp_path / "alone")
+
+
+def test_a_gpu_that_the_process_would_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    wanted = "device='cuda:0': must be 'cuda', of which process 1 takes the GPU of its number"
+    with pytest.raises(ConfigError, match=wanted):
+        ProcessGroup.join(torch.device("cuda:0"), Devices()).__enter__()
 
 
 def test_several_seeds_are_trained_one_after_another(tmp_path: Path) -> None:

@@ -20,30 +20,37 @@ MODULES = (
     "layers",
     "models",
     "tasks",
+    "corpus",
     "theory",
+    "theory.ar_process",
     "analysis",
+    "analysis.diagnosis",
     "training",
     "sweeps",
     "config",
     "recipes",
     "zoo",
+    "released",
+    "papers.reproduce",
+    "papers.claims",
     "report",
+    "hf",
+    "display",
+    "progress",
+    "workers",
+    "errors",
 )
-"""Modules that have a page."""
+"""Modules that have a page: those with an `__all__`."""
 
 _SPAN = re.compile(r"(:[\w:]+:`[^`]+`|`[^`]+`)")
 _ITEM = re.compile(r"(\s*(?:[-*]|\d+\.) )?(.*)", re.DOTALL)
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Give the public names of a module: its `__all__`, or what is defined in it."""
-    if hasattr(module, "__all__"):
-        return list(module.__all__)
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ]
+    """Give the public names of a module, without those that the module around it has on its page."""
+    around = module.__name__.rpartition(".")[0]
+    theirs = getattr(sys.modules[around], "__all__", ()) if around != "mesaopt" else ()
+    return [name for name in module.__all__ if name not in theirs]
 
 
 @functools.cache
@@ -143,7 +150,7 @@ def text_page(package: str) -> str:
     for name in (name for group in groups(package).values() for name in group):
         thing = getattr(module, name)
         parts.append(f"## {package}.{name}")
-        if inspect.isclass(thing) or inspect.isfunction(thing):
+        if inspect.isclass(thing) or _is_function(thing):
             parts.append(f"```python\n{_signature(name, thing)}\n```")
             parts.append(inspect.getdoc(thing) or "")
             parts += _methods(thing)
@@ -155,7 +162,7 @@ def text_page(package: str) -> str:
 def summary(package: str, name: str) -> str:
     """Give the first line of the docstring of a public name."""
     thing = getattr(importlib.import_module(package), name)
-    if inspect.isclass(thing) or inspect.isfunction(thing):
+    if inspect.isclass(thing) or _is_function(thing):
         text = inspect.getdoc(thing) or ""
     else:
         text = _constants(package).get(name, ("", ""))[1]
@@ -204,7 +211,10 @@ def on_docstring(
 def on_signature(
     app: Any, what: str, name: str, thing: Any, options: Any, arguments: str, returns: str
 ) -> tuple[str, str | None] | None:
-    """Show a signature with the annotations of the code, not with what they stand for."""
+    """Show a signature with the annotations of the code, not with what they stand for.
+
+    Names of this package are written in full, so that each leads to its own page; Sphinx shows their end.
+    """
     if what == "class":
         if getattr(thing, "_is_protocol", False):
             return "", None
@@ -214,10 +224,41 @@ def on_signature(
     node = _definition(thing)
     if node is None:
         return None
+    _write_in_full(node, inspect.unwrap(getattr(thing, "__func__", thing)).__globals__)
     if what != "function" and node.args.args and "staticmethod" not in _decorators(node):
         node.args.args = node.args.args[1:]  # self
     value = ast.unparse(node.returns) if node.returns and what != "class" else None
     return f"({ast.unparse(node.args)})", value
+
+
+class _InFull(ast.NodeTransformer):
+    """Writes the public names of this package in full."""
+
+    def __init__(self, names: dict[str, Any]):
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        home = _homes().get((node.id, id(self.names.get(node.id))), node.id)
+        return ast.parse(home, mode="eval").body
+
+
+def _write_in_full(node: ast.FunctionDef, names: dict[str, Any]) -> None:
+    """Write the names in the annotations of a function in full."""
+    write = _InFull(names).visit
+    for part in ast.walk(node.args):
+        if isinstance(part, ast.arg) and part.annotation:
+            part.annotation = write(part.annotation)
+    node.returns = node.returns and write(node.returns)
+
+
+@functools.cache
+def _homes() -> dict[tuple[str, int], str]:
+    """Give where each public name is described, by the name and what it stands for."""
+    return {
+        (name, id(getattr(module, name))): f"{module.__name__}.{name}"
+        for module in map(importlib.import_module, (f"mesaopt.{name}" for name in MODULES))
+        for name in public_names(module)
+    }
 
 
 def _names_and_defaults(thing: type) -> str:
@@ -236,6 +277,11 @@ def _decorators(node: ast.FunctionDef) -> list[str]:
     return [ast.unparse(decorator) for decorator in node.decorator_list]
 
 
+def _is_function(thing: Any) -> bool:
+    """Say whether something is a function, or one that `functools.cache` has wrapped."""
+    return inspect.isfunction(inspect.unwrap(thing))
+
+
 def _definition(thing: Any) -> ast.FunctionDef | None:
     """Parse the code of a function; None of what is no function, or is made by a decorator of a class."""
     function = inspect.unwrap(getattr(thing, "__func__", thing))
@@ -252,7 +298,7 @@ def _directive(package: str, name: str) -> list[str]:
     thing = getattr(sys.modules[package], name)
     if inspect.isclass(thing):
         return [f".. autoclass:: {name}", "   :members:"]
-    if inspect.isfunction(thing):
+    if _is_function(thing):
         return [f".. autofunction:: {name}"]
     text = escape(_constants(package).get(name, ("", ""))[1].splitlines())
     return [f".. autodata:: {name}", "   :no-value:", "", *(f"   {line}" for line in text)]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mesaopt.analysis.capture import like_weights
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.analysis.prompts import Prompts, PromptTask
-from mesaopt.tasks import Batch, Split
+from mesaopt.config import Split
+from mesaopt.tasks import Batch
 
 
 class ModelAsTarget:

@@ -17,9 +17,9 @@ from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.probe_data import ProbeData, collect_activations
 from mesaopt.analysis.probe_fits import fit_probe
 from mesaopt.analysis.probe_targets import Target, next_token
+from mesaopt.config import Split
 from mesaopt.display import Curve, Drawn, Row
 from mesaopt.progress import AnyProgress
-from mesaopt.tasks import Split
 
 _FITTING_SEQUENCES, _SCORING_SEQUENCES = 2048, 512
 _MOST_POSITIONS = 4

@@ -13,7 +13,7 @@ from mesaopt.analysis.diagnosis.regression import InContextRegression
 from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import Predictor
 from mesaopt.analysis.prompts import Prompts, PromptTask, prompt_task
-from mesaopt.config import LinearSystemConfig, NonlinearSystemConfig
+from mesaopt.config import LinearSystemConfig, NonlinearSystemConfig, Split
 from mesaopt.tasks import (
     Batch,
     FewShot,
@@ -21,7 +21,6 @@ from mesaopt.tasks import (
     NonlinearSystem,
     PartiallyObserved,
     PartiallyObservedBatch,
-    Split,
     make_task,
     tokens_from_states,
 )

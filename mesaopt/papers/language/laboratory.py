@@ -13,14 +13,14 @@ from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import EVALUATION_BATCH
-from mesaopt.config import MixerName, NetworkConfig, RunConfig, TextConfig
+from mesaopt.config import MixerName, NetworkConfig, RunConfig, Split, TextConfig
 from mesaopt.looks import Look
 from mesaopt.papers import laboratory
 from mesaopt.papers.laboratory import Plan, Source, Training, measurement
 from mesaopt.papers.language.settings import SETTINGS, Comparison, Settings, next_rates
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.recipes.language import MIXERS
-from mesaopt.tasks import Batch, Split, make_task
+from mesaopt.tasks import Batch, make_task
 from mesaopt.training import DivergedError, Run, run_name, train
 from mesaopt.workers import current_workers
 

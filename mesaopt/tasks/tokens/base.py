@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from mesaopt.config import ContinuousMQARConfig, TokenTaskConfig, require_count
+from mesaopt.config import ContinuousMQARConfig, Split, TokenTaskConfig, require_count
 from mesaopt.tasks.base import Configured, Streams, check_split, choose_settings, streams_of
-from mesaopt.tasks.batch import Batch, Split
+from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.tokens.drawing import DrawnSequences
 from mesaopt.tasks.tokens.order import shuffled
 

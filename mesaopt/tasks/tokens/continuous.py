@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mesaopt.config import ContinuousMQARConfig
+from mesaopt.config import ContinuousMQARConfig, Split
 from mesaopt.tasks.base import Streams
-from mesaopt.tasks.batch import Batch, Split
+from mesaopt.tasks.batch import Batch
 from mesaopt.tasks.losses import accuracy
 from mesaopt.tasks.random import generator
 from mesaopt.tasks.tokens.base import SyntheticTask

@@ -6,9 +6,8 @@ from itertools import permutations
 
 import numpy as np
 
-from mesaopt.config import MADConfig
+from mesaopt.config import MADConfig, Split
 from mesaopt.tasks.base import Streams
-from mesaopt.tasks.batch import Split
 from mesaopt.tasks.random import generator
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mesaopt.config import MQARConfig
+from mesaopt.config import MQARConfig, Split
 from mesaopt.tasks.base import Streams
-from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import SyntheticTask
 from mesaopt.tasks.tokens.batch import IGNORE
 from mesaopt.tasks.tokens.drawing import DrawnSequences, choose_distinct, choose_weighted

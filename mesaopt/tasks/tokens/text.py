@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mesaopt.config import TextConfig
+from mesaopt.config import Split, TextConfig
 from mesaopt.corpus import BYTES, Corpus, load_corpus, load_tokenizer
 from mesaopt.errors import ConfigError
 from mesaopt.tasks.base import streams_of
-from mesaopt.tasks.batch import Split
 from mesaopt.tasks.tokens.base import TokenTask
 from mesaopt.tasks.tokens.drawing import DrawnSequences
 from mesaopt.tasks.tokens.order import shuffled

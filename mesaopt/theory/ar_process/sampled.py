@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Inexact
 
+from mesaopt.config import Split
 from mesaopt.errors import ConfigError
-from mesaopt.tasks import ARProcess, Split
+from mesaopt.tasks import ARProcess
 from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.statistics import QuadraticLoss
 from mesaopt.theory.ar_process.weights import Array, Blocks, Contexts, Weights, check_choice
