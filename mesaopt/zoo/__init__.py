@@ -24,7 +24,18 @@ if TYPE_CHECKING:  # torch is loaded with the first model
     from mesaopt.analysis import Estimate
     from mesaopt.training import Run
 
-__all__ = ["Entry", "card", "folder", "forget", "get", "load", "locate", "names", "title"]
+__all__ = [
+    "FAMILIES",
+    "Entry",
+    "card",
+    "folder",
+    "forget",
+    "get",
+    "load",
+    "locate",
+    "names",
+    "title",
+]
 
 PREFIX = "zoo:"
 """In front of a name where a run folder can be given too."""
