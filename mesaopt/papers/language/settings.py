@@ -276,7 +276,7 @@ def _small() -> dict[str, Comparison]:
         "continuous": _continuous(32, 32, (4, 8, 16, 32, 64), _training(500, 128)),
         **_mad(64, 8, _training(600, 16), 0.05),
         "regbench": _on_tokens(RegBenchConfig(length=128, examples=2500), _training(500, 16), 0.08),
-        **_parity(ParityConfig(longest=12), _training(1000, 16), 0.035),
+        **_parity(ParityConfig(longest=12), _training(1000, 16), 0.025),
         "text": _on_tokens(TextConfig(length=256), _training(600, 4), 0.08),
     }
 
