@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from mesaopt.ops import KeyValueState, LinearState, MesaState
@@ -58,22 +58,13 @@ class LayerState(NamedTuple):
         """
 
         def move(x: Tensor) -> Tensor:
-            moved = x.to(*args, **kwargs)
-            if not x.is_floating_point():
-                return x.to(moved.device)
-            if not moved.is_floating_point():
-                raise ValueError(f"dtype={moved.dtype}: must be a floating-point type")
-            return moved
-
-        def move_sum(x: Tensor) -> Tensor:
-            moved = move(x)
-            kind = working_type(moved)
-            return moved if moved.dtype == kind else x.to(moved.device, kind)
+            return moved(x, args, kwargs)
 
         if isinstance(self.memory, KeyValueState):
             keys, values, lengths = self.memory
             return self._around(KeyValueState(move(keys), move(values), lengths), move)
-        return self._around(self.memory._make(map(move_sum, self.memory)), move)
+        sums = (moved(x, args, kwargs, is_sum=True) for x in self.memory)
+        return self._around(self.memory._make(sums), move)
 
     def detach(self) -> "LayerState":
         """Cut the state off from the graph that computed it: gradients end here.
@@ -167,6 +158,38 @@ def _check_indices(indices: Tensor, count: int) -> None:
         if smallest < 0 or largest >= count:
             worst = smallest if smallest < 0 else largest
             raise ValueError(f"indices has the value {worst}: must be from 0 to {count - 1}")
+
+
+def moved(
+    x: Num[Tensor, "..."], args: tuple[Any, ...], kwargs: dict[str, Any], *, is_sum: bool = False
+) -> Num[Tensor, "..."]:
+    """Move or convert a tensor of a state.
+
+    Args:
+        x: of floating-point numbers, or integers, which stay integers of their type.
+        args: of :meth:`torch.Tensor.to`.
+        kwargs: of the same.
+        is_sum: whether x is a sum, which stays in float32 at least.
+
+    Returns:
+        The tensor; x itself where nothing changes, as there.
+
+    Raises:
+        ValueError: the type is not a floating-point type.
+
+    Example:
+        >>> half = (torch.bfloat16,)
+        >>> [moved(x, half, {}).dtype for x in (torch.ones(2), torch.tensor([3, 1]))]
+        [torch.bfloat16, torch.int64]
+    """
+    found = x.to(*args, **kwargs)
+    if not x.is_floating_point():
+        kind = x.dtype
+    elif not found.is_floating_point():
+        raise ValueError(f"dtype={found.dtype}: must be a floating-point type")
+    else:
+        kind = working_type(found) if is_sum else found.dtype
+    return found if found.dtype == kind else x.to(found.device, kind, copy=True)
 
 
 class HeadInputs(NamedTuple):

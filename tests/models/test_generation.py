@@ -126,6 +126,43 @@ def test_a_state_that_is_kept_is_a_way_back(name: str) -> None:
     assert torch.equal(once, twice)
 
 
+# A state of every kind: sums, Gram matrices and recent projections, pairs.
+@pytest.mark.parametrize("name", ["linear_attention", "mesanet2025", "hybrid"])
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((), {}),
+        ((torch.bfloat16,), {}),
+        ((), {"dtype": torch.float64}),
+        (("meta",), {}),
+        (("meta", torch.float64), {}),
+        ((torch.zeros(1, dtype=torch.float64, device="meta"),), {}),
+    ],
+    ids=str,
+)
+def test_a_state_moves_as_its_tensors_do(args: tuple, kwargs: dict, place: str, name: str) -> None:
+    _, state = prefill(build(name).float(), draw(2, 9))
+    state = state.to(place)
+    for part, found in state.to(*args, **kwargs).tensors.items():
+        before = state.tensors[part]
+        wanted = before.to(*args, **kwargs)
+        is_sum = re.search("cross|gram|log_decay", part)
+        if part == "seen" or (is_sum and wanted.dtype == torch.bfloat16):
+            wanted = before.to(wanted.device)
+        assert (found.device, found.dtype) == (wanted.device, wanted.dtype), part
+        assert found.is_meta or torch.equal(found, wanted), part
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_state_is_copied_where_that_is_asked_for(dtype: torch.dtype, name: str) -> None:
+    _, state = prefill(build(name), draw(2, 9))
+    for args, kwargs in (((dtype,), {"copy": True}), ((dtype, False, True), {})):
+        for part, found in state.to(*args, **kwargs).tensors.items():
+            assert found.data_ptr() != state.tensors[part].data_ptr(), part
+
+
 @every_model
 def test_a_state_goes_on_from_a_file(name: str, tmp_path: Path) -> None:
     model = build(name)
