@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 
 from mesaopt.config import changed_settings
 from mesaopt.errors import ConfigError
-from mesaopt.layers.checks import check_input
+from mesaopt.layers.checks import check_input, check_sequences
 from mesaopt.layers.frame import (
     CausalConvolution,
     Frame,
@@ -185,7 +185,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
             sequence.
 
         Raises:
-            ValueError: an argument has the wrong shape, type or values.
+            TypeError: x is no tensor, or the state is something else.
+            ValueError: an argument has the wrong shape, type or values, or the state another number of
+                sequences.
 
         Example:
             >>> from mesaopt.layers import MesaLayer
@@ -196,9 +198,14 @@ class SelfAttention(nn.Module, Generic[Memory]):
             True
         """
         self._check(x, ("batch", "time"), "step takes one token")
-        if mask is not None:
-            return self._extend_padded(x, state, mask, cu_seqlens)
-        return self._extend(x, state, None if cu_seqlens is None else Packed.read(cu_seqlens, x))
+        packed = None if cu_seqlens is None else Packed.read(cu_seqlens, x)
+        if state is not None:
+            check_sequences(state, LayerState, len(x) if packed is None else len(packed.lengths))
+        if mask is None:
+            return self._extend(x, state, packed)
+        if packed is not None:
+            raise ValueError("mask and cu_seqlens are both given: must be one of them")
+        return self._extend_padded(x, state, mask)
 
     def _extend(
         self, x: Tensor, state: LayerState | None, packed: Packed | None = None
@@ -221,11 +228,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
         return with_signs(result, signs, ends)
 
     def _extend_padded(
-        self, x: Tensor, state: LayerState | None, mask: Tensor, cu_seqlens: Tensor | None
+        self, x: Tensor, state: LayerState | None, mask: Tensor
     ) -> tuple[Tensor, LayerState]:
         """Extend the sequences without their padding, and fill up the outputs with zeros."""
-        if cu_seqlens is not None:
-            raise ValueError("mask and cu_seqlens are both given: must be one of them")
         padding = Padding.read(mask, x)
         if padding.is_none:
             return self._extend(x, state)
@@ -250,7 +255,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
             state is left as it is.
 
         Raises:
-            ValueError: x or the state has the wrong shape or type.
+            TypeError: x is no tensor, or the state is something else.
+            ValueError: x or the state has the wrong shape or type, or they differ in their number of
+                sequences.
 
         Example:
             >>> from mesaopt.layers import MesaLayer
@@ -260,6 +267,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             True
         """
         self._check(x, ("batch",), "extend takes several tokens")
+        check_sequences(state, LayerState, len(x))
         inputs, recent, seen = self._read(x.unsqueeze(1), state)
         one = inputs.single()
         if one.sign is None:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from mesaopt.layers.checks import check_indices
 from mesaopt.ops import KeyValueState, LinearState, MesaState
 from mesaopt.ops.state import working_type
-from mesaopt.ops.validation import readable
 
 Memory = TypeVar("Memory", bound=LinearState | MesaState | KeyValueState)
 
@@ -119,7 +119,7 @@ class LayerState(NamedTuple):
             >>> state.index_select(torch.tensor([2, 2, 0])).memory.cross.shape
             torch.Size([3, 2, 3, 3])
         """
-        _check_indices(indices, self._num_sequences)
+        check_indices("indices", indices, ("selected",), limit=self.num_sequences)
 
         def select(x: Tensor) -> Tensor:
             return x.index_select(0, indices.to(x.device))
@@ -129,7 +129,8 @@ class LayerState(NamedTuple):
         return self._around(self.memory._make(map(select, self.memory)), select)
 
     @property
-    def _num_sequences(self) -> int:
+    def num_sequences(self) -> int:
+        """Number of sequences whose state this is."""
         if isinstance(self.memory, KeyValueState) and self.memory.lengths is not None:
             return len(self.memory.lengths)
         return len(self.memory[0])
@@ -146,18 +147,6 @@ class LayerState(NamedTuple):
         recent = None if self.recent is None else change(self.recent)
         seen = change(self.seen) if isinstance(self.seen, Tensor) else self.seen
         return LayerState(memory, recent, seen)
-
-
-def _check_indices(indices: Tensor, count: int) -> None:
-    fits = indices.dim() == 1 and len(indices) > 0
-    if not fits or indices.dtype not in (torch.int32, torch.int64):
-        given = f"indices of {indices.dtype} has shape {tuple(indices.shape)}"
-        raise ValueError(f"{given}: must be integers, [selected], one or more")
-    if readable(indices):
-        smallest, largest = int(indices.min()), int(indices.max())
-        if smallest < 0 or largest >= count:
-            worst = smallest if smallest < 0 else largest
-            raise ValueError(f"indices has the value {worst}: must be from 0 to {count - 1}")
 
 
 def moved(

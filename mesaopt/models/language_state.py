@@ -41,6 +41,11 @@ class LanguageState:
     seen: Int[Tensor, " batch"]
     """Tokens of each sequence so far, padding left out."""
 
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences whose state this is."""
+        return len(self.seen)
+
     def index_select(self, indices: Int[Tensor, " selected"]) -> "LanguageState":
         """Choose sequences by number: to reorder them, to drop some, or to go on from one in several ways.
 

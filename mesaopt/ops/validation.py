@@ -299,6 +299,23 @@ def _check_range(name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], want
         raise ValueError(f"{name} has the value {worst:g}: must be {wanted}")
 
 
+def holds_integers(x: Tensor) -> bool:
+    """Return whether the type of a tensor is one of whole numbers, of any size.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        False for fractions, complex numbers and truth values.
+
+    Example:
+        >>> [holds_integers(torch.tensor(value)) for value in (3, 3.0, True)]
+        [True, False, False]
+    """
+    fractions = x.dtype.is_floating_point or x.dtype.is_complex
+    return not fractions and x.dtype != torch.bool
+
+
 def readable(x: Tensor) -> bool:
     """Return whether looking at a value is possible and free: not on a GPU, in a graph, or under vmap.
 
