@@ -229,12 +229,53 @@ def test_draws_are_a_function_of_the_seed() -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("prompts", "shown"),
+    [
+        ([[3], [1.5, 2.0]], "prompts[1]=[1.5, 2.0]"),
+        (torch.tensor([[1.0, 2.0]]), "prompts[0]=[1.0, 2.0]"),
+        ([[True, False]], "prompts[0]=[True, False]"),
+        ([1, 2], "prompts[0]=1"),
+        (torch.tensor([3, 4]), "prompts[0]=3"),
+        (torch.tensor([[[1, 2]]]), "prompts[0]=[[1, 2]]"),
+        ([[[1], [2, 3]]], "prompts[0]=[[1], [2, 3]]"),
+        ("def ", "prompts[0]='d'"),
+        ([b"def "], "prompts[0]=b'def '"),
+        ([[2**70]], "prompts[0]=[1180591620717411303424]"),
+    ],
+    ids=str,
+)
+def test_prompts_are_rows_of_whole_numbers(prompts: object, shown: str) -> None:
+    model = build("mesa")
+    wanted = f"^{re.escape(shown)}: must be a row of whole numbers$"
+    for call in (
+        lambda: prefill(model, prompts),
+        lambda: generate(model, prompts, 3),
+        lambda: beam_search(model, prompts, 3, beams=2),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            call()
+    for nothing, words in ((None, "None"), (3, "an int"), (torch.tensor(3), "a Tensor")):
+        with pytest.raises(TypeError, match=f"^prompts is {words}: must be a row of tokens for"):
+            prefill(model, nothing)
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    "prompts", [[(1, 2)], [range(1, 3)], torch.tensor([[1, 2]]), torch.tensor([[1, 2]]).byte()]
+)
+def test_whole_numbers_may_come_in_any_row(prompts: object) -> None:
+    model = build("mesa")
+    assert torch.equal(prefill(model, prompts)[0], prefill(model, [[1, 2]])[0])
+
+
 def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
     model = build("mesa")
     for call, message in (
         (lambda: generate(model, [], 3), "prompts: there is none"),
         (lambda: generate(model, [[1], []], 3), "prompts[1]: is empty: must be one token or more"),
-        (lambda: generate(model, [[1, 11]], 3), "tokens has the value 11: must be from 0 to 10"),
+        (lambda: generate(model, [[1], [1, 11]], 3), "prompts[1] has the value 11: must be from 0"),
         (lambda: generate(model, [[1]], 0), "count=0: must be 1 or greater"),
         (lambda: beam_search(model, [[1]], 3, beams=12), "beams=12: must be between"),
         (lambda: Sampling(temperature=-1.0), "temperature=-1.0: must be 0 or greater"),
