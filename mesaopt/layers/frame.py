@@ -128,14 +128,20 @@ class CausalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, length))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights uniformly, as :class:`torch.nn.Conv1d` does.
 
         Args:
-            generator: source of randomness, on the device of the weights; PyTorch's global one if None.
+            generator: source of randomness; numbers are drawn on its device, wherever the weights are.
+                PyTorch's global one if None.
         """
         bound = 1 / math.sqrt(self.weight.shape[1])
-        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+        if generator is None:
+            nn.init.uniform_(self.weight, -bound, bound)
+            return
+        drawn = torch.empty(self.weight.shape, device=generator.device)
+        self.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def extra_repr(self) -> str:
         """Name the sizes."""
@@ -356,7 +362,7 @@ class Gates(nn.Module):
     def _reset_biases(self) -> None:
         if self.log_decay is not None:
             bias = self.log_decay.bias
-            ratios = torch.linspace(0, 1, bias.shape[0], device=bias.device)
+            ratios = torch.linspace(0, 1, bias.shape[0], device="cpu")  # the same for every device
             memories = _SHORTEST_MEMORY * (_LONGEST_MEMORY / _SHORTEST_MEMORY) ** ratios
             # sigmoid(log m) = m / (m + 1) = tanh(log(2 m + 1) / 2)
             _set(bias, (2 * memories + 1).log() if self.signed_decay else memories.log())

@@ -16,7 +16,7 @@ from mesaopt.layers.checks import check_indices, check_mask, check_sequences
 from mesaopt.layers.frame import sinusoids
 from mesaopt.models.language_state import LanguageState
 from mesaopt.models.mixers import make_language_mixer
-from mesaopt.models.random import keep_global_random
+from mesaopt.models.random import draw_normal, keep_global_random
 
 
 class LanguageModel(nn.Module):
@@ -71,12 +71,9 @@ class LanguageModel(nn.Module):
         for _, part in sorted(self.named_modules()):
             if isinstance(part, nn.Linear | nn.Embedding):
                 scale = (2 * self.config.depth) ** -0.5 if id(part) in before_sums else 1.0
-                drawn = torch.randn(part.weight.shape, generator=random, device="cpu")
-                part.weight.data.copy_(drawn * (scale * self.config.initial_std))
-            elif isinstance(part, CausalConvolution) and isinstance(part.weight, nn.Parameter):
-                bound = part.weight.shape[1] ** -0.5
-                drawn = torch.empty(part.weight.shape, device="cpu")
-                part.weight.data.copy_(drawn.uniform_(-bound, bound, generator=random))
+                draw_normal(part.weight, random, std=scale * self.config.initial_std)
+            elif isinstance(part, CausalConvolution):
+                part.reset_parameters(generator=random)
 
     @property
     def mixers(self) -> list[SelfAttention]:
