@@ -143,6 +143,11 @@ class CausalConvolution(nn.Module):
         drawn = torch.empty(self.weight.shape, device=generator.device)
         self.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
+    @property
+    def kernel(self) -> Float[Tensor, "channel length"]:
+        """The weights of every channel, in the order of the input."""
+        return self.weight
+
     def extra_repr(self) -> str:
         """Name the sizes."""
         channels, length = self.weight.shape
@@ -168,7 +173,7 @@ class CausalConvolution(nn.Module):
         length, time = self.weight.shape[1], x.shape[1]
         recent = self._check_recent(x, recent, len(x))
         padded = torch.cat([recent, x], dim=1)
-        weight = self.weight.to(x.dtype)  # autocast leaves products of elements alone
+        weight = self.kernel.to(x.dtype)  # autocast leaves products of elements alone
         # Shifted products cost what a grouped convolution costs, and are the same sums for one token.
         terms = [padded[:, j : j + time] * weight[:, j] for j in range(length)]
         # A copy, or a state would keep the whole sequence in memory.
