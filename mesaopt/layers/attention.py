@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from mesaopt.config import changed_settings
-from mesaopt.errors import ConfigError
+from mesaopt.config import changed_settings, require_count, require_whole
+from mesaopt.errors import ConfigError, wrong_type
 from mesaopt.layers.checks import check_input, check_sequences
 from mesaopt.layers.frame import (
     CausalConvolution,
@@ -58,7 +58,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
             shared by as many neighbouring queries. `num_heads` if None.
 
     Raises:
-        ConfigError: a setting is out of range.
+        TypeError: the frame is something else.
+        ConfigError: a setting is out of range or of another kind.
 
     Example:
         >>> from mesaopt.layers import LinearSelfAttention
@@ -81,9 +82,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
     ):
         super().__init__()
         for name, size in (("width", width), ("num_heads", num_heads), ("head_dim", head_dim)):
-            if size < 1:
-                raise ConfigError(f"{name}={size}: must be 1 or greater")
+            require_count(name, size, smallest=1)
+        if not isinstance(frame, Frame):
+            raise wrong_type("frame", frame, "a Frame")
         groups = num_heads if num_key_value_heads is None else num_key_value_heads
+        require_whole("num_key_value_heads", groups)
         if groups < 1 or num_heads % groups:
             wanted = f"must be a divisor of num_heads={num_heads}"
             raise ConfigError(f"num_key_value_heads={groups}: {wanted}")
@@ -287,7 +290,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
 
         Returns:
             Zeros, in the types in which the operator keeps its states.
+
+        Raises:
+            ConfigError: the number of sequences is no whole number of 1 or more.
         """
+        require_count("batch_size", batch_size, smallest=1)
         weight = self.query.weight
         dtype = weight.dtype if dtype is None else dtype
         recent = None

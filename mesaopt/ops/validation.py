@@ -3,6 +3,8 @@
 A message names the argument, its value and what it must be.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mesaopt.errors import suggest
+from mesaopt.config import require_count
+from mesaopt.errors import ConfigError, suggest
 
 RidgeMode = Literal["static", "decayed"]
 """Whether the ridge stays as it is, or is forgotten with the past."""
@@ -56,7 +59,7 @@ def check_shapes(
         wanted = ", ".join(map(str, shape[:3]))
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({wanted}, value)")
     _check_kind(q, allow_complex=allow_complex, k=k, v=v)
-    check_number("chunk_size", chunk_size, least=1)
+    require_count("chunk_size", chunk_size, smallest=1)
 
 
 def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -> None:
@@ -205,29 +208,48 @@ def check_choice(name: str, word: str, choices: Any) -> None:
         raise ValueError(f"{name}={word!r}: {suggest(str(word), get_args(choices))}")
 
 
-def check_number(name: str, value: float | None, *, least: int | None = None) -> None:
-    """Refuse a number out of range.
+def check_number(name: str, value: float | None) -> None:
+    """Refuse what is no finite number greater than 0.
 
     Args:
         name: the argument's name.
         value: the number given; None is always right.
-        least: the smallest number allowed; None where any number greater than 0 is right.
 
     Raises:
-        ValueError: naming the argument and what it must be.
+        ConfigError: naming the argument and what it must be.
 
     Example:
         >>> check_number("rtol", 0.0)
         Traceback (most recent call last):
         ...
-        ValueError: rtol=0.0: must be greater than 0
+        mesaopt.errors.ConfigError: rtol=0.0: must be a finite number greater than 0
     """
     if value is None:
         return
-    if least is None and not value > 0:
-        raise ValueError(f"{name}={value}: must be greater than 0")
-    if least is not None and not value >= least:
-        raise ValueError(f"{name}={value}: must be {least} or greater")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r}: must be a finite number greater than 0")
+
+
+def check_count(name: str, value: int | None, *, least: int) -> None:
+    """Refuse a count that is no whole number, or too small.
+
+    Args:
+        name: the argument's name.
+        value: the count given; None is always right.
+        least: the smallest one allowed.
+
+    Raises:
+        ConfigError: naming the argument and what it must be.
+
+    Example:
+        >>> check_count("window", 2.5, least=1)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: window=2.5: must be a whole number
+    """
+    if value is not None:
+        require_count(name, value, smallest=least)
 
 
 def check_finite(given: dict[str, Tensor], fail: Callable[[str], None]) -> None:

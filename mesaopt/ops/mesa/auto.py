@@ -9,7 +9,7 @@ from mesaopt.ops.mesa.exact import Exact
 from mesaopt.ops.mesa.fixed_steps import Chebyshev, Neumann
 from mesaopt.ops.mesa.recursive import Recursive
 from mesaopt.ops.mesa.solver import Solver
-from mesaopt.ops.validation import check_number
+from mesaopt.ops.validation import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         check_number("rtol", self.rtol)
-        check_number("max_steps", self.max_steps, least=0)
+        check_count("max_steps", self.max_steps, least=0)
 
     def choose(self, *, static_ridge_forgets: bool) -> tuple[Solver, str]:
         """Return the solver to run on a call, and the reason for it.
