@@ -13,7 +13,7 @@ from mesaopt.config import require_count
 from mesaopt.config.checks import shown
 from mesaopt.errors import ConfigError, wrong_type
 from mesaopt.layers.checks import check_indices
-from mesaopt.models.language import LanguageModel
+from mesaopt.models.language import LanguageModel, require_language_model
 from mesaopt.models.language_state import LanguageState
 from mesaopt.ops.validation import holds_integers
 
@@ -117,7 +117,7 @@ def prefill(
         Logits of the next token [batch, vocabulary], and the state after the prompts.
 
     Raises:
-        TypeError: the prompts are no rows of tokens, or the state is something else.
+        TypeError: the model, the prompts or the state are something else.
         ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
             vocabulary, or the state has another number of sequences.
 
@@ -128,6 +128,7 @@ def prefill(
         >>> logits.shape, state.seen.tolist()
         (torch.Size([2, 16]), [5, 2])
     """
+    require_language_model(model)
     require_count("piece", piece, smallest=1)
     tokens, mask = _left_padded(prompts, model.config.vocabulary, model.embedding.weight.device)
     logits = None
@@ -197,7 +198,7 @@ def generate(
         The continuations, and the state after them.
 
     Raises:
-        TypeError: the prompts are no rows of tokens, or the state is something else.
+        TypeError: the model, the prompts or the state are something else.
         ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
             vocabulary, or the state has another number of sequences.
         ConfigError: count is no whole number of 1 or more.
@@ -245,7 +246,7 @@ def beam_search(
         `beams` rows for each prompt, the likeliest first: those of prompt i are rows i * beams and on.
 
     Raises:
-        TypeError: the prompts are no rows of tokens, or the state is something else.
+        TypeError: the model, the prompts or the state are something else.
         ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
             vocabulary, or the state has another number of sequences.
         ConfigError: count or beams is no whole number of 1 or more, or there are fewer tokens than beams.
@@ -257,6 +258,7 @@ def beam_search(
         >>> best.tokens.shape, bool((best.log_probability[0] >= best.log_probability[1]))
         (torch.Size([6, 5]), True)
     """
+    require_language_model(model)
     size = model.config.vocabulary
     require_count("count", count, smallest=1)
     require_count("beams", beams, smallest=1, largest=size)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, silu
 
 from mesaopt.config import LanguageModelConfig, require_config, require_count
+from mesaopt.errors import wrong_type
 from mesaopt.layers import CausalConvolution, LayerState, SelfAttention
 from mesaopt.layers.checks import check_indices, check_mask, check_sequences
 from mesaopt.layers.frame import sinusoids
@@ -370,6 +371,31 @@ class Network(nn.Module):
         if self.gate is not None:
             return self.down(silu(self.gate(x)) * hidden)
         return self.down(relu(hidden) if self.kind == "relu" else gelu(hidden, approximate="tanh"))
+
+
+def require_language_model(model: Any) -> None:
+    """Refuse what is no language model that continues texts, such as an auto-encoder.
+
+    Args:
+        model: what was given.
+
+    Raises:
+        TypeError: it is something else.
+
+    Example:
+        >>> require_language_model(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ...
+        TypeError: model is a Linear: must be a LanguageModel
+    """
+    if not _continues(model):
+        hint = ", such as its .model" if _continues(getattr(model, "model", None)) else ""
+        raise wrong_type("model", model, f"a LanguageModel{hint}")
+
+
+def _continues(model: Any) -> bool:
+    # By its settings, since a compiled model is of another class.
+    return type(getattr(model, "config", None)) is LanguageModelConfig
 
 
 def _counts(tokens: Tensor, mask: Tensor | None) -> Int[Tensor, "batch time"]:

@@ -1,18 +1,22 @@
 """Continuing texts: whatever way a text is read, the numbers are those of one pass over all of it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mesaopt.config import FORGETTING_MIXERS, LanguageModelConfig
+from mesaopt.config import FORGETTING_MIXERS, AutoEncoderConfig, LanguageModelConfig, ModelConfig
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.models import (
+    AutoEncoder,
     LanguageModel,
     LanguageState,
     Sampling,
+    SequenceModel,
     beam_search,
     generate,
     prefill,
@@ -268,6 +272,41 @@ def test_prompts_are_rows_of_whole_numbers(prompts: object, shown: str) -> None:
 def test_whole_numbers_may_come_in_any_row(prompts: object) -> None:
     model = build("mesa")
     assert torch.equal(prefill(model, prompts)[0], prefill(model, [[1, 2]])[0])
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: AutoEncoder(AutoEncoderConfig(width=8)),
+            "an AutoEncoder: must be a LanguageModel",
+        ),
+        (lambda: SequenceModel(ModelConfig()), "a SequenceModel: must be a LanguageModel"),
+        (lambda: torch.nn.Linear(2, 2), "a Linear: must be a LanguageModel"),
+        (lambda: None, "None: must be a LanguageModel"),
+        (
+            lambda: SimpleNamespace(model=build("mesa")),
+            "a SimpleNamespace: must be a LanguageModel, such as its .model",
+        ),
+    ],
+)
+def test_other_models_continue_no_text(make: Callable[[], object], words: str) -> None:
+    model = make()
+    for call in (
+        lambda: prefill(model, [[1]]),
+        lambda: generate(model, [[1]], 2),
+        lambda: beam_search(model, [[1]], 2, beams=2),
+    ):
+        with pytest.raises(TypeError, match=f"^model is {re.escape(words)}$"):
+            call()
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_a_compiled_model_continues_texts() -> None:
+    model = build("mesa")
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(prefill(compiled, [[1, 2]])[0], prefill(model, [[1, 2]])[0])
 
 
 def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
