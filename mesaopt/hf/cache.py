@@ -3,7 +3,7 @@
 A layer with a state of constant size has its tensors as recurrent states, the last projections for its
 convolution after them, and the number of tokens of each sequence in the place of a convolution's window.
 Softmax attention has its keys and values where every model has them, padding included. A model without it
-counts positions with keys of one byte in its first layer.
+counts positions in its first layer, with keys of a single byte for each token.
 """
 
 from typing import Any, cast

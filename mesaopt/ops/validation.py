@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mesaopt.config import require_count
-from mesaopt.errors import ConfigError, suggest
+from mesaopt.errors import ConfigError, suggest, wrong_type
 
 RidgeMode = Literal["static", "decayed"]
 """Whether the ridge stays as it is, or is forgotten with the past."""
@@ -42,6 +42,7 @@ def check_shapes(
         shared_heads: whether keys and values may have fewer heads, a divisor of those of q.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: naming the argument, its value and what it must be.
 
     Example:
@@ -51,6 +52,7 @@ def check_shapes(
         ...
         ValueError: k has shape (2, 4, 1, 3): must be (2, 5, 1, 3), as q
     """
+    _check_tensors(q=q, k=k, v=v)
     shape = tuple(q.shape)
     if len(shape) != 4 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, time, head, key], none of them 0")
@@ -72,6 +74,7 @@ def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -
         shared_heads: as for :func:`check_shapes`.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: naming the argument, its value and what it must be.
 
     Example:
@@ -81,6 +84,7 @@ def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -
         ...
         ValueError: v has shape (1, 1, 3): must be (2, 1, value)
     """
+    _check_tensors(q=q, k=k, v=v)
     shape = tuple(q.shape)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, head, key], none of them 0")
@@ -101,6 +105,7 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         log_decay: logarithm of the share of the past that is kept at each position, 0 or less.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: naming the argument, its value and what it must be.
 
     Example:
@@ -110,10 +115,14 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         ValueError: log_decay has the value 0.5: must be 0 or less
     """
     shape = tuple(q.shape[:-1])
-    for name, gate in (("beta", beta), ("log_decay", log_decay)):
-        if gate is not None and tuple(gate.shape) != shape:
+    gates = {"beta": beta, "log_decay": log_decay}
+    for name, gate in gates.items():
+        if gate is None:
+            continue
+        _check_tensors(**{name: gate})
+        if tuple(gate.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(gate.shape)}: must be {shape}")
-        if gate is not None and gate.device != q.device:
+        if gate.device != q.device:
             raise ValueError(f"{name} is on {gate.device}: must be on {q.device}, as q")
     if beta is not None:
         _check_range("beta", beta, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
@@ -290,6 +299,12 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
     # One pass that finds no NaN nor infinity is the usual case; large numbers may still overflow it.
     total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
     return bool(total.isfinite()) or bool(x.isfinite().all())
+
+
+def _check_tensors(**given: Any) -> None:
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise wrong_type(name, x, "a tensor")
 
 
 def _check_keys(q: Tensor, k: Tensor, shared_heads: bool) -> tuple[int, ...]:

@@ -39,6 +39,17 @@ def test_bad_input_is_refused(rule: Rule) -> None:
 
 
 @every(OPERATORS)
+def test_what_is_no_tensor_is_refused(rule: Rule) -> None:
+    inputs = pick(rule, draw(2, 5, 3, 4, 2))
+    token = {name: x[:, 0] for name, x in inputs.items()}
+    for function, arguments in ((rule.run, inputs), (rule.step, token)):
+        for name, x in arguments.items():
+            for given, words in ((x.tolist(), "a list"), (x.numpy(), "a ndarray")):
+                with pytest.raises(TypeError, match=f"^{name} is {words}: must be a tensor$"):
+                    function(**arguments | {name: given})
+
+
+@every(OPERATORS)
 def test_gates_out_of_range_are_refused(rule: Rule) -> None:
     inputs = pick(rule, draw(2, 5, 3, 4, 2))
     token = {name: x[:, 0] for name, x in inputs.items()}
