@@ -68,7 +68,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
     """
 
     takes_fewer_keys: ClassVar[bool] = False
-    """Whether the operator takes fewer heads of keys than of queries; otherwise keys are repeated for it."""
+    """Whether the operator takes fewer keys than queries at a position; otherwise they are repeated."""
 
     def __init__(
         self,
