@@ -43,6 +43,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """Switch off the test suite's own check of shapes and types, which would come first."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
 @pytest.fixture(scope="session")
 def short_config() -> RunConfig:
     """LSA-1 at a size that trains in a second: 12 steps with an evaluation every 4."""

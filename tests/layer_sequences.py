@@ -164,9 +164,23 @@ class SequenceContract:
             layer(x, cu_seqlens=torch.tensor([0, 5]))
         with pytest.raises(ValueError, match=r"cu_seqlens is \[0, 4\]: must start at 0, never"):
             layer(x[:1], cu_seqlens=torch.tensor([0, 4]))
-        state = layer.init_state(3)
-        with pytest.raises(ValueError, match=r"state\.[a-z]+ has shape"):
-            layer.extend(x[:1], state, cu_seqlens=torch.tensor([0, 2, 5]))
+
+    @pytest.mark.parametrize("sequences", [1, 3])
+    def test_a_state_of_other_sequences_is_refused(self, case: Case, sequences: int) -> None:
+        layer, x = case.make(), draw(time=4)
+        state = layer.extend(x[[0] * sequences])[1]
+        nothing = torch.zeros(BATCH, 4, dtype=torch.bool)
+        one = nothing.clone()
+        one[0, 1] = True
+        for call in (
+            lambda: layer.extend(x, state),
+            lambda: layer.extend(x, state, mask=nothing),
+            lambda: layer.extend(x, state, mask=one),
+            lambda: layer.extend(x[:1], state, cu_seqlens=torch.tensor([0, 1, 4])),
+            lambda: layer.step(x[:, 0], state),
+        ):
+            with pytest.raises(ValueError, match=f"^state has {sequences} sequences: must have 2$"):
+                call()
 
     @pytest.mark.parametrize("where", PADDINGS)
     def test_padding_changes_nothing(self, case: Case, where: str) -> None:

@@ -2,12 +2,11 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -36,13 +35,7 @@ TUNING = analysis.Evaluation(num_sequences=1, split="validation")
 RESULTS = Path(__file__).parent / "data" / "results"
 
 
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Switch off the test suite's own check of types, which would come first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+pytestmark = pytest.mark.usefixtures("_unchecked")
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +362,18 @@ def test_a_step_reports_the_shape_that_it_was_given(name: str) -> None:
             layer.step(torch.zeros(shape), state)
     with pytest.raises(ValueError, match=r"must be \[batch, time, 6\]; step takes one token"):
         layer.extend(torch.zeros(3, 6))
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_a_layer_goes_on_from_its_own_kind_of_state(name: str) -> None:
+    layer, x = LAYERS[name], torch.zeros(3, 5, 6)
+    memory = layer.init_state(3).memory
+    for given, words in ((memory, f"a {type(memory).__name__}"), ((), "a tuple")):
+        for call, tokens in ((layer.extend, x), (layer.step, x[:, 0])):
+            with pytest.raises(TypeError, match=f"^state is {words}: must be a LayerState$"):
+                call(tokens, given)
+    with pytest.raises(TypeError, match="^state is None: must be a LayerState$"):
+        layer.step(x[:, 0], None)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def _at(value: object, path: str) -> object:
     return value
 
 
+def require_flag(name: str, value: Any) -> None:
+    """Check that an argument is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={shown(value)}: must be True or False")
+
+
 def require_whole(name: str, value: Any) -> None:
     """Check that an argument is a whole number."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):

@@ -68,7 +68,7 @@ class LanguageModelConfig:
     positions: Literal["none", "sinusoidal"] = "none"
     """Whether sinusoidal positions are added to the embeddings."""
     mlp: Literal["none", "relu", "gelu", "swiglu"] = "swiglu"
-    """The network after every mixer: none, W_2 f(W_1 x), or the gated W_2 (silu(W_1 x) * W_3 x)."""
+    """The network after every mixer: none, W_2 f(W_1 x), or the gated W_2 (silu(W_3 x) * W_1 x)."""
     mlp_dim: int | None = None
     """Hidden width of that network; None: four times the width, or 8/3 of it where it is gated, which are
     as many weights."""

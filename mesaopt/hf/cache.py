@@ -3,7 +3,7 @@
 A layer with a state of constant size has its tensors as recurrent states, the last projections for its
 convolution after them, and the number of tokens of each sequence in the place of a convolution's window.
 Softmax attention has its keys and values where every model has them, padding included. A model without it
-counts positions with keys of one byte in its first layer.
+counts positions in its first layer, with keys of a single byte for each token.
 """
 
 from typing import Any, cast
@@ -77,8 +77,18 @@ def write_state(
 
 def past_length(cache: Cache) -> int:
     """Return the number of positions so far, padding included."""
-    places = (cast(Any, place) for place in cache.layers)
-    return next(int(place.get_seq_length()) for place in places if hasattr(place, "keys"))
+    return int(_counting(cache).get_seq_length())
+
+
+def num_sequences(cache: Cache) -> int | None:
+    """Return the number of sequences in a cache; None where it is empty."""
+    keys = _counting(cache).keys
+    return None if keys is None else len(keys)
+
+
+def _counting(cache: Cache) -> Any:
+    """Return the first layer that counts positions."""
+    return next(place for place in cache.layers if hasattr(place, "keys"))
 
 
 def _is_used(place: Any) -> bool:

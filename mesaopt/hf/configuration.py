@@ -86,7 +86,7 @@ class MesaoptConfig(PreTrainedConfig):
         Layers with a state of constant size are "linear_attention"; softmax attention is "full_attention"
         or "sliding_attention", and "hybrid" or "hybrid_sliding" where it has convolutions or shifted keys.
         Some versions of transformers want one layer that counts positions: without softmax attention it is
-        the first, a "hybrid" whose keys have one byte.
+        the first, a "hybrid" whose keys are a single byte for each token.
         """
         settings = self.language
         recent = settings.convolution is not None or settings.key_shift

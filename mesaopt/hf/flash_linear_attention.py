@@ -10,7 +10,7 @@ from torch import Tensor
 from mesaopt import files, json_files
 from mesaopt.config import LanguageModelConfig
 from mesaopt.errors import ConfigError
-from mesaopt.models import LanguageModel
+from mesaopt.models.language import LanguageModel, require_language_model
 from mesaopt.training.tensors import read_tensors
 
 # Names within a block, ours and theirs, of tensors that are the same.
@@ -113,9 +113,11 @@ def to_mesa_net(model: LanguageModel, path: str | Path) -> Path:
         The folder.
 
     Raises:
+        TypeError: it is another kind of model.
         ConfigError: a setting of the model has no counterpart there; it is named.
         RunError: the folder holds files, or it cannot be written.
     """
+    require_language_model(model)
     config, folder = model.config, files.as_path(path)
     for name, wanted in _OURS.items():
         if getattr(config, name) != wanted:

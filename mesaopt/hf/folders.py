@@ -11,10 +11,10 @@ from mesaopt import files, json_files
 from mesaopt.config import LanguageModelConfig, RunConfig, TextConfig, from_dict, to_dict
 from mesaopt.corpus import ByteTokenizer, tokenizer_of
 from mesaopt.corpus.tokenizer import import_tokenizers
-from mesaopt.errors import ConfigError
+from mesaopt.errors import ConfigError, RunError
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.hf.modelling import MesaoptForCausalLM
-from mesaopt.models import AutoEncoder, LanguageModel
+from mesaopt.models.language import require_language_model
 from mesaopt.training import Checkpoint, RunFolder, Trainer
 from mesaopt.training.loop import load_folder, metrics_line
 
@@ -76,14 +76,20 @@ def restore(path: str | Path, run: str | Path) -> Path:
 
     Raises:
         ConfigError: the model is of another architecture.
-        RunError: the folder was not exported from a run, or the other one cannot be written.
+        RunError: the folder was not exported from a run, or before its first step, or the other one
+            cannot be written.
     """
     source, out = files.as_path(path), files.as_path(run)
     saved = json_files.read(source / _RUN, {"step": int})
     config = from_dict(RunConfig, saved.get("run"), where=str(source / _RUN))
+    steps = saved["step"]
+    if steps < 1:
+        wanted = (
+            "must be 1 or greater: the first weights are no run, for which train makes a folder"
+        )
+        raise RunError(f"{source / _RUN}: step={steps}: {wanted}")
     files.require_free(out)
     model = MesaoptForCausalLM.from_pretrained(source, dtype=torch.float32).plain()
-    steps = saved["step"]
     config = replace(config, model=model.config, train=replace(config.train, steps=steps))
     weights = model.state_dict()
     with Trainer.open(config, torch.device("cpu")) as trainer:
@@ -105,20 +111,21 @@ def wrap(model: Any) -> MesaoptForCausalLM:
         model: a language model.
 
     Returns:
-        The same function, with weights of its own, in evaluation mode.
+        The same function, with weights of its own of the same type on the same device, in evaluation mode.
 
     Raises:
         TypeError: it is another kind of model.
 
     Example:
+        >>> from mesaopt.models import LanguageModel
         >>> settings = LanguageModelConfig(vocabulary=16, width=8, num_heads=2)
         >>> model, tokens = LanguageModel(settings), torch.tensor([[3, 1, 4]])
         >>> torch.equal(wrap(model)(tokens).logits, model(tokens))
         True
     """
-    if not isinstance(model, LanguageModel) or isinstance(model, AutoEncoder):
-        raise TypeError(f"model={type(model).__name__}: must be a LanguageModel")
-    wrapped = MesaoptForCausalLM(MesaoptConfig(model.config))
+    require_language_model(model)
+    weight = model.embedding.weight
+    wrapped = MesaoptForCausalLM(MesaoptConfig(model.config)).to(weight.device, weight.dtype)
     wrapped.model.load_plain(model.state_dict())
     return wrapped.eval()
 

@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mesaopt.config import LanguageModelConfig
+from mesaopt.config import LanguageModelConfig, require_count
 from mesaopt.errors import ConfigError
-from mesaopt.hf.cache import past_length, read_state, write_state
+from mesaopt.hf.cache import num_sequences, past_length, read_state, write_state
 from mesaopt.hf.configuration import MesaoptConfig
+from mesaopt.layers.checks import check_indices
 from mesaopt.models import LanguageModel
 from mesaopt.models.language import Block
 
@@ -164,10 +165,11 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
             Logits [batch, time or kept, vocabulary], the loss if there are labels, and the cache.
 
         Raises:
-            ValueError: there is no token, one is not in the vocabulary, the mask has the wrong shape, or
-                the cache is of another kind.
+            ValueError: there is no token, one is not in the vocabulary, the mask or the labels have the
+                wrong shape, a position is out of range, or the cache is of another kind or batch.
         """
         _check_others(kwargs)
+        _check_tokens(input_ids, labels)
         cache = past_key_values if cache is None else cache
         if use_cache is None:
             use_cache = cache is not None or not self.training
@@ -240,9 +242,9 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
         kept: int | Tensor,
     ) -> Float[Tensor, "batch kept vocabulary"]:
         """Read tokens, and update the cache if there is one."""
-        _check_tokens(tokens)
-        _check_cache(cache, self.model.config.depth)
         batch, time = tokens.shape
+        at = _places(tokens, kept)
+        _check_cache(cache, self.model.config.depth, batch)
         real = None if attention_mask is None else _read_mask(attention_mask, batch, time)
         past = None if real is None else real[:, :-time]
         _check_mask(real, cache, time, self.model.config.window)
@@ -251,12 +253,12 @@ class MesaoptForCausalLM(PreTrainedModel, GenerationMixin):
             real = None
         mask = None if real is None else real[:, -time:]
         if cache is None:
-            return self.model(tokens, mask=mask, at=_places(tokens, kept))
+            return self.model(tokens, mask=mask, at=at)
         if time == 1 and state is not None and (mask is None or bool(mask.all())):
             logits, state = self.model.step(tokens[:, 0], state)
             logits = logits.unsqueeze(1)
         else:
-            logits, state = self.model.extend(tokens, state, mask=mask, at=_places(tokens, kept))
+            logits, state = self.model.extend(tokens, state, mask=mask, at=at)
         write_state(cache, state, real, time)
         return logits
 
@@ -271,20 +273,24 @@ def _draw_seed() -> int:
     return int(torch.randint(2**31, (), device="cpu"))
 
 
-def _places(tokens: Tensor, kept: int | Tensor) -> Tensor | None:
+def _places(tokens: Tensor, kept: int | Tensor) -> Int[Tensor, "batch kept"] | None:
     """Return the positions that logits are computed for."""
     batch, time = tokens.shape
-    if isinstance(kept, int):
-        if kept <= 0 or kept >= time:
+    if isinstance(kept, Tensor):
+        kept = check_indices("logits_to_keep", kept, ("kept",), limit=time)
+    else:
+        require_count("logits_to_keep", kept, smallest=0)
+        if kept == 0 or kept >= time:
             return None
         kept = torch.arange(time - kept, time)
     return kept.to(tokens.device).expand(batch, -1)
 
 
-def _read_mask(mask: Tensor, batch: int, time: int) -> Tensor:
-    if mask.dim() != 2 or len(mask) != batch or mask.shape[1] < time:
-        wanted = f"must be [{batch}, past + {time}]"
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}: {wanted}")
+def _read_mask(mask: Any, batch: int, time: int) -> Tensor:
+    shape = tuple(mask.shape) if isinstance(mask, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != batch or shape[1] < time:
+        given = f"is a {type(mask).__name__}" if shape is None else f"has shape {shape}"
+        raise ValueError(f"attention_mask {given}: must be [{batch}, past + {time}]")
     return mask.bool()
 
 
@@ -310,8 +316,8 @@ def _check_others(given: dict[str, Any]) -> None:
             raise ValueError(f"{name}=True: must be False; mesaopt.analysis.capture has them")
 
 
-def _check_cache(cache: Cache | None, depth: int) -> None:
-    """Refuse a cache of another kind or another model."""
+def _check_cache(cache: Cache | None, depth: int, batch: int) -> None:
+    """Refuse a cache of another kind or another model, or of more or fewer sequences."""
     if cache is None:
         return
     wanted = "must be DynamicCache(config=model.config)"
@@ -319,14 +325,20 @@ def _check_cache(cache: Cache | None, depth: int) -> None:
         raise ValueError(f"cache is a {type(cache).__name__}: {wanted}")
     if len(cache.layers) != depth:
         raise ValueError(f"cache has {len(cache.layers)} layers, not {depth}: {wanted}")
+    sequences = num_sequences(cache)
+    if sequences not in (None, batch):
+        raise ValueError(f"cache has {sequences} sequences: must have {batch}, as input_ids")
 
 
-def _check_tokens(tokens: Any) -> None:
+def _check_tokens(tokens: Any, labels: Tensor | None = None) -> None:
     if not isinstance(tokens, Tensor) or tokens.dim() != 2:
         given = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "is missing"
         raise ValueError(f"input_ids {given}: must be tokens [batch, time]")
     if tokens.numel() == 0:
         raise ValueError("input_ids is empty: must be one token or more")
+    if labels is not None and labels.shape != tokens.shape:
+        wanted = f"must be {tuple(tokens.shape)}, as input_ids"
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: {wanted}")
 
 
 def _check_prompts(prompts: Any, mask: Tensor | None, vocabulary: int) -> None:

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from mesaopt.config import changed_settings
-from mesaopt.errors import ConfigError
-from mesaopt.layers.checks import check_input
+from mesaopt.config import changed_settings, require_count, require_whole
+from mesaopt.errors import ConfigError, wrong_type
+from mesaopt.layers.checks import check_input, check_sequences
 from mesaopt.layers.frame import (
     CausalConvolution,
     Frame,
@@ -58,7 +58,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
             shared by as many neighbouring queries. `num_heads` if None.
 
     Raises:
-        ConfigError: a setting is out of range.
+        TypeError: the frame is something else.
+        ConfigError: a setting is out of range or of another kind.
 
     Example:
         >>> from mesaopt.layers import LinearSelfAttention
@@ -67,7 +68,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
     """
 
     takes_fewer_keys: ClassVar[bool] = False
-    """Whether the operator takes fewer keys than queries; otherwise they are repeated for it."""
+    """Whether the operator takes fewer keys than queries at a position; otherwise they are repeated."""
 
     def __init__(
         self,
@@ -81,9 +82,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
     ):
         super().__init__()
         for name, size in (("width", width), ("num_heads", num_heads), ("head_dim", head_dim)):
-            if size < 1:
-                raise ConfigError(f"{name}={size}: must be 1 or greater")
+            require_count(name, size, smallest=1)
+        if not isinstance(frame, Frame):
+            raise wrong_type("frame", frame, "a Frame")
         groups = num_heads if num_key_value_heads is None else num_key_value_heads
+        require_whole("num_key_value_heads", groups)
         if groups < 1 or num_heads % groups:
             wanted = f"must be a divisor of num_heads={num_heads}"
             raise ConfigError(f"num_key_value_heads={groups}: {wanted}")
@@ -185,7 +188,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
             sequence.
 
         Raises:
-            ValueError: an argument has the wrong shape, type or values.
+            TypeError: x is no tensor, or the state is something else.
+            ValueError: an argument has the wrong shape, type or values, or the state another number of
+                sequences.
 
         Example:
             >>> from mesaopt.layers import MesaLayer
@@ -196,9 +201,14 @@ class SelfAttention(nn.Module, Generic[Memory]):
             True
         """
         self._check(x, ("batch", "time"), "step takes one token")
-        if mask is not None:
-            return self._extend_padded(x, state, mask, cu_seqlens)
-        return self._extend(x, state, None if cu_seqlens is None else Packed.read(cu_seqlens, x))
+        packed = None if cu_seqlens is None else Packed.read(cu_seqlens, x)
+        if state is not None:
+            check_sequences(state, LayerState, len(x) if packed is None else len(packed.lengths))
+        if mask is None:
+            return self._extend(x, state, packed)
+        if packed is not None:
+            raise ValueError("mask and cu_seqlens are both given: must be one of them")
+        return self._extend_padded(x, state, mask)
 
     def _extend(
         self, x: Tensor, state: LayerState | None, packed: Packed | None = None
@@ -221,11 +231,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
         return with_signs(result, signs, ends)
 
     def _extend_padded(
-        self, x: Tensor, state: LayerState | None, mask: Tensor, cu_seqlens: Tensor | None
+        self, x: Tensor, state: LayerState | None, mask: Tensor
     ) -> tuple[Tensor, LayerState]:
         """Extend the sequences without their padding, and fill up the outputs with zeros."""
-        if cu_seqlens is not None:
-            raise ValueError("mask and cu_seqlens are both given: must be one of them")
         padding = Padding.read(mask, x)
         if padding.is_none:
             return self._extend(x, state)
@@ -250,7 +258,9 @@ class SelfAttention(nn.Module, Generic[Memory]):
             state is left as it is.
 
         Raises:
-            ValueError: x or the state has the wrong shape or type.
+            TypeError: x is no tensor, or the state is something else.
+            ValueError: x or the state has the wrong shape or type, or they differ in their number of
+                sequences.
 
         Example:
             >>> from mesaopt.layers import MesaLayer
@@ -260,6 +270,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
             True
         """
         self._check(x, ("batch",), "extend takes several tokens")
+        check_sequences(state, LayerState, len(x))
         inputs, recent, seen = self._read(x.unsqueeze(1), state)
         one = inputs.single()
         if one.sign is None:
@@ -279,7 +290,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
 
         Returns:
             Zeros, in the types in which the operator keeps its states.
+
+        Raises:
+            ConfigError: the number of sequences is no whole number of 1 or more.
         """
+        require_count("batch_size", batch_size, smallest=1)
         weight = self.query.weight
         dtype = weight.dtype if dtype is None else dtype
         recent = None

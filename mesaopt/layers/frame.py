@@ -10,9 +10,11 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, rms_norm
 
-from mesaopt.config import as_arguments
+from mesaopt.config import as_arguments, require_count
+from mesaopt.config.checks import require_flag, require_not_negative, require_types
 from mesaopt.errors import ConfigError, suggest
 from mesaopt.ops.state import working_type
+from mesaopt.ops.validation import check_number
 
 GateName = Literal["log_decay", "beta"]
 
@@ -27,7 +29,7 @@ class Frame:
     """Settings of a layer around its operator: positions, convolutions, norms; all off by default.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range or of another kind.
 
     Source: von Oswald et al. 2025, section 3 and appendix on the architecture.
 
@@ -66,16 +68,15 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay
     """Whether forget gates are between -1 and 1, and not between 0 and 1: see :class:`Gates`."""
 
     def __post_init__(self) -> None:
-        if self.convolution is not None and self.convolution < 1:
-            raise ConfigError(f"convolution={self.convolution}: must be 1 or greater")
+        require_types(self)
+        if self.convolution is not None:
+            require_count("convolution", self.convolution, smallest=1)
         if self.convolution is not None and self.key_shift:
             raise ConfigError(
                 "key_shift=True: must be False with a convolution, which can learn it"
             )
-        if self.features < 0:
-            raise ConfigError(f"features={self.features}: must be 0 or greater")
-        if self.forget_cap is not None and not 0 < self.forget_cap <= 1:
-            raise ConfigError(f"forget_cap={self.forget_cap}: must be above 0 and at most 1")
+        require_not_negative(self, "features")
+        _check_cap(self.forget_cap)
 
     @classmethod
     def mesanet2025(cls, *, forget_cap: float | None = None) -> "Frame":
@@ -113,8 +114,11 @@ class CausalConvolution(nn.Module):
     """Short convolution of every channel over the tokens so far: y_t = sum_j w_j x_{t-j}.
 
     Args:
-        channels: number of channels.
+        channels: number of channels, 1 or more.
         length: number of tokens in a sum, the current one included, 1 or more.
+
+    Raises:
+        ConfigError: a size is no whole number of 1 or more.
 
     Example:
         >>> convolution = CausalConvolution(channels=3, length=4)
@@ -125,17 +129,30 @@ class CausalConvolution(nn.Module):
 
     def __init__(self, channels: int, length: int):
         super().__init__()
+        require_count("channels", channels, smallest=1)
+        require_count("length", length, smallest=1)
         self.weight = nn.Parameter(torch.empty(channels, length))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights uniformly, as :class:`torch.nn.Conv1d` does.
 
         Args:
-            generator: source of randomness, on the device of the weights; PyTorch's global one if None.
+            generator: source of randomness; numbers are drawn on its device, wherever the weights are.
+                PyTorch's global one if None.
         """
         bound = 1 / math.sqrt(self.weight.shape[1])
-        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+        if generator is None:
+            nn.init.uniform_(self.weight, -bound, bound)
+            return
+        drawn = torch.empty(self.weight.shape, device=generator.device)
+        self.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    @property
+    def kernel(self) -> Float[Tensor, "channel length"]:
+        """The weights of every channel, in the order of the input."""
+        return self.weight
 
     def extra_repr(self) -> str:
         """Name the sizes."""
@@ -162,7 +179,7 @@ class CausalConvolution(nn.Module):
         length, time = self.weight.shape[1], x.shape[1]
         recent = self._check_recent(x, recent, len(x))
         padded = torch.cat([recent, x], dim=1)
-        weight = self.weight.to(x.dtype)  # autocast leaves products of elements alone
+        weight = self.kernel.to(x.dtype)  # autocast leaves products of elements alone
         # Shifted products cost what a grouped convolution costs, and are the same sums for one token.
         terms = [padded[:, j : j + time] * weight[:, j] for j in range(length)]
         # A copy, or a state would keep the whole sequence in memory.
@@ -251,8 +268,11 @@ class HeadNorm(nn.Module):
     """Divide every head's output by its root mean square: y = w o / sqrt(mean(o^2) + 1e-6).
 
     Args:
-        num_heads: number of heads.
-        head_dim: width of the output of one head.
+        num_heads: number of heads, 1 or more.
+        head_dim: width of the output of one head, 1 or more.
+
+    Raises:
+        ConfigError: a size is no whole number of 1 or more.
 
     Example:
         >>> HeadNorm(num_heads=2, head_dim=4)(torch.full((1, 3, 2, 4), 5.0)).unique()
@@ -261,6 +281,8 @@ class HeadNorm(nn.Module):
 
     def __init__(self, num_heads: int, head_dim: int):
         super().__init__()
+        require_count("num_heads", num_heads, smallest=1)
+        require_count("head_dim", head_dim, smallest=1)
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim))
         self.reset_parameters()
 
@@ -303,7 +325,8 @@ class Gates(nn.Module):
         signed_decay: whether forget gates may be negative.
 
     Raises:
-        ConfigError: a gate is unknown, or there is a cap or a sign without a forget gate.
+        ConfigError: a size or the cap is out of range, a gate is unknown, or there is a cap or a sign
+            without a forget gate.
 
     Source: von Oswald et al. 2025, section 3. The initial biases are not given there: here heads
     remember 16 to 1024 tokens, in equal ratios, at x = 0.
@@ -326,9 +349,15 @@ class Gates(nn.Module):
         signed_decay: bool = False,
     ):
         super().__init__()
+        require_count("width", width, smallest=1)
+        require_count("num_heads", num_heads, smallest=1)
+        if isinstance(names, str) or not isinstance(names, Collection):
+            raise ConfigError(f"gates={names!r}: must be a tuple of names")
         for name in names:
             if name not in get_args(GateName):
-                raise ConfigError(f"gates: {name!r}: {suggest(name, get_args(GateName))}")
+                raise ConfigError(f"gates: {name!r}: {suggest(str(name), get_args(GateName))}")
+        _check_cap(forget_cap)
+        require_flag("signed_decay", signed_decay)
         if forget_cap is not None and "log_decay" not in names:
             raise ConfigError(
                 f"forget_cap={forget_cap}: must be None in a layer that never forgets"
@@ -356,7 +385,7 @@ class Gates(nn.Module):
     def _reset_biases(self) -> None:
         if self.log_decay is not None:
             bias = self.log_decay.bias
-            ratios = torch.linspace(0, 1, bias.shape[0], device=bias.device)
+            ratios = torch.linspace(0, 1, bias.shape[0], device="cpu")  # the same for every device
             memories = _SHORTEST_MEMORY * (_LONGEST_MEMORY / _SHORTEST_MEMORY) ** ratios
             # sigmoid(log m) = m / (m + 1) = tanh(log(2 m + 1) / 2)
             _set(bias, (2 * memories + 1).log() if self.signed_decay else memories.log())
@@ -470,6 +499,12 @@ def normalise(x: Float[Tensor, "*position key"]) -> Float[Tensor, "*position key
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     # No epsilon is added: the direction is the same at every scale, and the gradient finite at zero.
     return (wide / norm.masked_fill(norm == 0, 1.0)).to(x.dtype)
+
+
+def _check_cap(cap: float | None) -> None:
+    check_number("forget_cap", cap)
+    if cap is not None and cap > 1:
+        raise ConfigError(f"forget_cap={cap}: must be above 0 and at most 1")
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mesaopt import ops
+from mesaopt.config import require_count
 from mesaopt.layers.attention import PLAIN, UNIT_KEYS, SelfAttention
 from mesaopt.layers.frame import Frame, GateName
 from mesaopt.layers.state import HeadInputs
@@ -48,7 +49,8 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
             :class:`mesaopt.layers.SelfAttention`.
 
     Raises:
-        ConfigError: a setting is out of range.
+        TypeError: the frame is something else.
+        ConfigError: a setting is out of range or of another kind.
 
     Example:
         >>> class PlainDeltaRule(LinearAttentionLayer):
@@ -77,6 +79,7 @@ class LinearAttentionLayer(SelfAttention[LinearState]):
             gates=self.rule.gates,
             num_key_value_heads=num_key_value_heads,
         )
+        require_count("chunk_size", chunk_size, smallest=1)
         self.chunk_size = chunk_size
 
     def _shown_settings(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Inexact
 from torch import Tensor, nn
 
 from mesaopt import ops
+from mesaopt.config import require_count
+from mesaopt.config.checks import shown
 from mesaopt.errors import ConfigError
 from mesaopt.layers.checks import check_input
 from mesaopt.layers.frame import settings_in_words
@@ -55,17 +57,21 @@ class MergedLinearSelfAttention(nn.Module):
         chunk_size: int = 16,
     ):
         super().__init__()
-        sizes = (("width", width), ("output_width", output_width), ("chunk_size", chunk_size))
-        for name, size in sizes:
-            if size < 1:
-                raise ConfigError(f"{name}={size}: must be 1 or greater")
-        if not (dtype.is_floating_point or dtype.is_complex):
+        sizes = {"width": width, "output_width": output_width, "chunk_size": chunk_size}
+        for name, size in sizes.items():
+            require_count(name, size, smallest=1)
+        numeric = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+        if not numeric:
             raise ConfigError(f"dtype={dtype}: must be a floating-point or complex type")
         self.chunk_size = chunk_size
         self.key_query = nn.Parameter(torch.empty(width, width, dtype=dtype))
         self.output_value = nn.Parameter(torch.empty(output_width, width, dtype=dtype))
-        self.register_buffer("trained_key_query", trained_key_query, persistent=False)
-        self.register_buffer("trained_output_value", trained_output_value, persistent=False)
+        for name, mask, weight in (
+            ("trained_key_query", trained_key_query, self.key_query),
+            ("trained_output_value", trained_output_value, self.output_value),
+        ):
+            found = None if mask is None else _checked(name, mask, weight)
+            self.register_buffer(name, found, persistent=False)
         self.reset_parameters()
 
     def extra_repr(self) -> str:
@@ -102,6 +108,14 @@ class MergedLinearSelfAttention(nn.Module):
         q, k, v = (x.unsqueeze(2) for x in (queries, tokens.conj(), values))  # [B,T,1,width]
         summed = ops.linear_attention(q, k, v, chunk_size=self.chunk_size).output.squeeze(2)
         return summed * _reciprocal_of_pairs(summed)
+
+
+def _checked(name: str, mask: Tensor, weight: Tensor) -> Tensor:
+    """Return the mask of a matrix on its device, and refuse one of another kind or shape."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else shown(mask)
+        raise ConfigError(f"{name}={given}: must be torch.bool {tuple(weight.shape)}")
+    return mask.to(weight.device)
 
 
 def _trained(weight: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from mesaopt.config import require_count
+from mesaopt.config.checks import require_flag
 from mesaopt.errors import ConfigError
 from mesaopt.layers.attention import PLAIN, SelfAttention
 from mesaopt.layers.frame import Frame, GateName
@@ -23,6 +25,7 @@ from mesaopt.ops import (
     mesa,
     mesa_step,
 )
+from mesaopt.ops.validation import check_choice, check_number
 
 
 class MesaLayer(SelfAttention[MesaState]):
@@ -55,8 +58,9 @@ class MesaLayer(SelfAttention[MesaState]):
             :class:`mesaopt.layers.SelfAttention`. Every query has a ridge of its own.
 
     Raises:
-        ConfigError: a setting is out of range.
-        ValueError: there is no such solver.
+        TypeError: the frame is something else.
+        ConfigError: a setting is out of range or of another kind.
+        ValueError: there is no such solver, or no such ridge mode or answer to failures.
 
     Source: von Oswald et al., equations 4 to 8; von Oswald et al. 2025 for gates and the floor. Where the
     code of the former calls the regression inputs "values" and the targets "keys", keys are the inputs
@@ -87,8 +91,12 @@ class MesaLayer(SelfAttention[MesaState]):
             width, num_heads, head_dim, frame=frame, gates=gates,
             num_key_value_heads=num_key_value_heads,
         )  # fmt: skip
-        if ridge_floor is not None and not 0 < ridge_floor < 1:
+        check_number("ridge_floor", ridge_floor)
+        if ridge_floor is not None and ridge_floor >= 1:
             raise ConfigError(f"ridge_floor={ridge_floor}: must be above 0 and below 1")
+        check_choice("ridge_mode", ridge_mode, RidgeMode)
+        check_choice("on_failure", on_failure, OnFailure)
+        require_count("chunk_size", chunk_size, smallest=1)
         self.ridge_floor = ridge_floor
         self.ridge_mode: RidgeMode = ridge_mode
         self.solver = as_solver(solver)
@@ -143,6 +151,7 @@ class MesaLayer(SelfAttention[MesaState]):
             >>> layer(torch.randn(4, 7, 6)).shape
             torch.Size([4, 7, 6])
         """
+        require_flag("forget", forget)
         gates: tuple[GateName, ...] = ("log_decay",) if forget else ()
         return cls(
             width, num_heads, head_dim, frame=Frame(unit_keys=unit_keys), gates=gates,

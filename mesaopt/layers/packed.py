@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mesaopt.layers.checks import check_mask
 from mesaopt.ops.packing import read_lengths
 
 
@@ -111,11 +112,8 @@ class Padding:
         Raises:
             ValueError: the mask has the wrong shape or type.
         """
+        check_mask(mask, x, "x")
         shape = (x.shape[0], x.shape[1])
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask has type {mask.dtype}: must be torch.bool, true at tokens")
-        if tuple(mask.shape) != shape:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}: must be {shape}, as x")
         lengths = tuple(int(length) for length in mask.sum(1).tolist())
         return cls(shape, Packed(lengths), mask.flatten().nonzero().squeeze(1).to(x.device))
 

@@ -10,6 +10,7 @@ from mesaopt.layers.attention import PLAIN, SelfAttention
 from mesaopt.layers.frame import Frame
 from mesaopt.layers.state import HeadInputs
 from mesaopt.ops import KeyValueState, Output
+from mesaopt.ops.validation import check_count, check_number
 
 
 class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
@@ -29,7 +30,8 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
             attention. As many as queries if None.
 
     Raises:
-        ConfigError: a setting is out of range.
+        TypeError: the frame is something else.
+        ConfigError: a setting is out of range or of another kind.
 
     Source: Vaswani et al., "Attention Is All You Need"; Ainslie et al. 2023, "GQA", for fewer keys.
 
@@ -56,6 +58,8 @@ class SoftmaxSelfAttention(SelfAttention[KeyValueState]):
         super().__init__(
             width, num_heads, head_dim, frame=frame, num_key_value_heads=num_key_value_heads
         )
+        check_number("scale", scale)
+        check_count("window", window, least=1)
         self.scale = scale
         self.window = window
 

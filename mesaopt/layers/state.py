@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from mesaopt.layers.checks import check_indices
 from mesaopt.ops import KeyValueState, LinearState, MesaState
 from mesaopt.ops.state import working_type
-from mesaopt.ops.validation import readable
 
 Memory = TypeVar("Memory", bound=LinearState | MesaState | KeyValueState)
 
@@ -58,22 +58,13 @@ class LayerState(NamedTuple):
         """
 
         def move(x: Tensor) -> Tensor:
-            moved = x.to(*args, **kwargs)
-            if not x.is_floating_point():
-                return x.to(moved.device)
-            if not moved.is_floating_point():
-                raise ValueError(f"dtype={moved.dtype}: must be a floating-point type")
-            return moved
-
-        def move_sum(x: Tensor) -> Tensor:
-            moved = move(x)
-            kind = working_type(moved)
-            return moved if moved.dtype == kind else x.to(moved.device, kind)
+            return moved(x, args, kwargs)
 
         if isinstance(self.memory, KeyValueState):
             keys, values, lengths = self.memory
             return self._around(KeyValueState(move(keys), move(values), lengths), move)
-        return self._around(self.memory._make(map(move_sum, self.memory)), move)
+        sums = (moved(x, args, kwargs, is_sum=True) for x in self.memory)
+        return self._around(self.memory._make(sums), move)
 
     def detach(self) -> "LayerState":
         """Cut the state off from the graph that computed it: gradients end here.
@@ -128,7 +119,7 @@ class LayerState(NamedTuple):
             >>> state.index_select(torch.tensor([2, 2, 0])).memory.cross.shape
             torch.Size([3, 2, 3, 3])
         """
-        _check_indices(indices, self._num_sequences)
+        check_indices("indices", indices, ("selected",), limit=self.num_sequences)
 
         def select(x: Tensor) -> Tensor:
             return x.index_select(0, indices.to(x.device))
@@ -138,7 +129,8 @@ class LayerState(NamedTuple):
         return self._around(self.memory._make(map(select, self.memory)), select)
 
     @property
-    def _num_sequences(self) -> int:
+    def num_sequences(self) -> int:
+        """Number of sequences whose state this is."""
         if isinstance(self.memory, KeyValueState) and self.memory.lengths is not None:
             return len(self.memory.lengths)
         return len(self.memory[0])
@@ -157,16 +149,36 @@ class LayerState(NamedTuple):
         return LayerState(memory, recent, seen)
 
 
-def _check_indices(indices: Tensor, count: int) -> None:
-    fits = indices.dim() == 1 and len(indices) > 0
-    if not fits or indices.dtype not in (torch.int32, torch.int64):
-        given = f"indices of {indices.dtype} has shape {tuple(indices.shape)}"
-        raise ValueError(f"{given}: must be integers, [selected], one or more")
-    if readable(indices):
-        smallest, largest = int(indices.min()), int(indices.max())
-        if smallest < 0 or largest >= count:
-            worst = smallest if smallest < 0 else largest
-            raise ValueError(f"indices has the value {worst}: must be from 0 to {count - 1}")
+def moved(
+    x: Num[Tensor, "..."], args: tuple[Any, ...], kwargs: dict[str, Any], *, is_sum: bool = False
+) -> Num[Tensor, "..."]:
+    """Move or convert a tensor of a state.
+
+    Args:
+        x: of floating-point numbers, or integers, which stay integers of their type.
+        args: of :meth:`torch.Tensor.to`.
+        kwargs: of the same.
+        is_sum: whether x is a sum, which stays in float32 at least.
+
+    Returns:
+        The tensor; x itself where nothing changes, as there.
+
+    Raises:
+        ValueError: the type is not a floating-point type.
+
+    Example:
+        >>> half = (torch.bfloat16,)
+        >>> [moved(x, half, {}).dtype for x in (torch.ones(2), torch.tensor([3, 1]))]
+        [torch.bfloat16, torch.int64]
+    """
+    found = x.to(*args, **kwargs)
+    if not x.is_floating_point():
+        kind = x.dtype
+    elif not found.is_floating_point():
+        raise ValueError(f"dtype={found.dtype}: must be a floating-point type")
+    else:
+        kind = working_type(found) if is_sum else found.dtype
+    return found if found.dtype == kind else x.to(found.device, kind, copy=True)
 
 
 class HeadInputs(NamedTuple):

@@ -71,11 +71,13 @@ class AutoEncoder(LanguageModel):
             Logits [batch, time, vocabulary], or [batch, scored, vocabulary] with `at`.
 
         Raises:
-            ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
+            ValueError: an argument has the wrong shape or type, a token is not in the vocabulary, or a
+                position not in the sequence.
         """
         if mask is not None:
             raise ValueError("mask is given: must be None: an auto-encoder takes no padding")
-        encoding = self.read(tokens)[:, -1:]
+        tokens, at = self._checked(tokens, at=at)
+        encoding = self._read(tokens, None)[:, -1:]
         times = torch.arange(tokens.shape[1], device=tokens.device) if at is None else at
         hidden = encoding + sinusoids(times, self.config.width, like=encoding)
         for layer in self.decoder:

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mesaopt.config import require_count
-from mesaopt.errors import ConfigError
-from mesaopt.models.language import LanguageModel
+from mesaopt.config.checks import shown
+from mesaopt.errors import ConfigError, wrong_type
+from mesaopt.layers.checks import check_indices
+from mesaopt.models.language import LanguageModel, require_language_model
 from mesaopt.models.language_state import LanguageState
+from mesaopt.ops.validation import holds_integers
 
 Prompts = Int[Tensor, "batch time"] | Sequence[Sequence[int]]
 """One or more tokens for each sequence; of several lengths in lists."""
@@ -113,7 +117,9 @@ def prefill(
         Logits of the next token [batch, vocabulary], and the state after the prompts.
 
     Raises:
-        ValueError: there is no prompt, one is empty, or a token is not in the vocabulary.
+        TypeError: the model, the prompts or the state are something else.
+        ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
+            vocabulary, or the state has another number of sequences.
 
     Example:
         >>> from mesaopt.config import LanguageModelConfig
@@ -122,8 +128,9 @@ def prefill(
         >>> logits.shape, state.seen.tolist()
         (torch.Size([2, 16]), [5, 2])
     """
+    require_language_model(model)
     require_count("piece", piece, smallest=1)
-    tokens, mask = _left_padded(prompts, model.embedding.weight.device)
+    tokens, mask = _left_padded(prompts, model.config.vocabulary, model.embedding.weight.device)
     logits = None
     for begin in range(0, tokens.shape[1], piece):
         part, real = (x[:, begin : begin + piece] for x in (tokens, mask))
@@ -135,18 +142,38 @@ def prefill(
     return logits.squeeze(1), state
 
 
-def _left_padded(prompts: Prompts, device: torch.device) -> tuple[Tensor, Tensor]:
+def _left_padded(
+    prompts: Prompts, vocabulary: int, device: torch.device
+) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
     """Return the tokens of all prompts, zeros before shorter ones, and true where a token is."""
-    rows = [torch.as_tensor(prompt, dtype=torch.int64).to(device) for prompt in prompts]
-    if not rows:
+    try:
+        given = list(prompts)
+    except TypeError:
+        raise wrong_type("prompts", prompts, "a row of tokens for each sequence") from None
+    if not given:
         raise ValueError("prompts: there is none: must be one or more")
-    for number, row in enumerate(rows):
-        if row.numel() == 0:
-            raise ValueError(f"prompts[{number}]: is empty: must be one token or more")
+    rows = [
+        _row(f"prompts[{number}]", prompt, vocabulary).to(device)
+        for number, prompt in enumerate(given)
+    ]
     tokens = pad_sequence(rows, batch_first=True, padding_side="left")
     lengths = torch.tensor([len(row) for row in rows], device=device).unsqueeze(1)
     places = torch.arange(tokens.shape[1], device=device)
     return tokens, places >= tokens.shape[1] - lengths
+
+
+def _row(argument: str, prompt: Any, vocabulary: int) -> Int[Tensor, " time"]:
+    """Return the tokens of one prompt, and refuse what is no row of whole numbers."""
+    wanted = "must be a row of whole numbers"
+    try:
+        row = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{argument}={shown(prompt)}: {wanted}") from None
+    if row.shape == (0,):
+        raise ValueError(f"{argument}: is empty: must be one token or more")
+    if row.dim() != 1 or not holds_integers(row):
+        raise ValueError(f"{argument}={shown(row.tolist())}: {wanted}")
+    return check_indices(argument, row.long(), ("time",), limit=vocabulary)
 
 
 @torch.no_grad()
@@ -171,7 +198,9 @@ def generate(
         The continuations, and the state after them.
 
     Raises:
-        ValueError: there is no prompt, one is empty, or a token is not in the vocabulary.
+        TypeError: the model, the prompts or the state are something else.
+        ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
+            vocabulary, or the state has another number of sequences.
         ConfigError: count is no whole number of 1 or more.
 
     Example:
@@ -217,7 +246,9 @@ def beam_search(
         `beams` rows for each prompt, the likeliest first: those of prompt i are rows i * beams and on.
 
     Raises:
-        ValueError: there is no prompt, one is empty, or a token is not in the vocabulary.
+        TypeError: the model, the prompts or the state are something else.
+        ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
+            vocabulary, or the state has another number of sequences.
         ConfigError: count or beams is no whole number of 1 or more, or there are fewer tokens than beams.
 
     Example:
@@ -227,6 +258,7 @@ def beam_search(
         >>> best.tokens.shape, bool((best.log_probability[0] >= best.log_probability[1]))
         (torch.Size([6, 5]), True)
     """
+    require_language_model(model)
     size = model.config.vocabulary
     require_count("count", count, smallest=1)
     require_count("beams", beams, smallest=1, largest=size)

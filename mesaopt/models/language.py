@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, silu
 
 from mesaopt.config import LanguageModelConfig, require_config, require_count
+from mesaopt.errors import wrong_type
 from mesaopt.layers import CausalConvolution, LayerState, SelfAttention
+from mesaopt.layers.checks import check_indices, check_mask, check_sequences
 from mesaopt.layers.frame import sinusoids
 from mesaopt.models.language_state import LanguageState
 from mesaopt.models.mixers import make_language_mixer
-from mesaopt.models.random import keep_global_random
-from mesaopt.ops.validation import readable
+from mesaopt.models.random import draw_normal, keep_global_random
 
 
 class LanguageModel(nn.Module):
@@ -71,12 +72,9 @@ class LanguageModel(nn.Module):
         for _, part in sorted(self.named_modules()):
             if isinstance(part, nn.Linear | nn.Embedding):
                 scale = (2 * self.config.depth) ** -0.5 if id(part) in before_sums else 1.0
-                drawn = torch.randn(part.weight.shape, generator=random, device="cpu")
-                part.weight.data.copy_(drawn * (scale * self.config.initial_std))
-            elif isinstance(part, CausalConvolution) and isinstance(part.weight, nn.Parameter):
-                bound = part.weight.shape[1] ** -0.5
-                drawn = torch.empty(part.weight.shape, device="cpu")
-                part.weight.data.copy_(drawn.uniform_(-bound, bound, generator=random))
+                draw_normal(part.weight, random, std=scale * self.config.initial_std)
+            elif isinstance(part, CausalConvolution):
+                part.reset_parameters(generator=random)
 
     @property
     def mixers(self) -> list[SelfAttention]:
@@ -101,9 +99,11 @@ class LanguageModel(nn.Module):
             Logits [batch, time, vocabulary], or [batch, scored, vocabulary] with `at`.
 
         Raises:
-            ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
+            ValueError: an argument has the wrong shape or type, a token is not in the vocabulary, or a
+                position not in the sequence.
         """
-        return self._logits(_at(self.read(tokens, mask=mask), at))
+        tokens, at = self._checked(tokens, mask, at)
+        return self._logits(_at(self._read(tokens, mask), at))
 
     def read(
         self, tokens: Int[Tensor, "batch time"], *, mask: Bool[Tensor, "batch time"] | None = None
@@ -120,11 +120,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
         """
-        tokens = _checked(tokens, self.config.vocabulary, ("batch", "time"))
-        x = self._embed(tokens, _counts(tokens, mask).cumsum(1) - 1)
-        for block in self._blocks:
-            x = self._run_block(block, x, mask)
-        return x
+        return self._read(self._checked(tokens, mask)[0], mask)
 
     def extend(
         self,
@@ -150,7 +146,9 @@ class LanguageModel(nn.Module):
             the last token.
 
         Raises:
-            ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
+            TypeError: the state is something else.
+            ValueError: an argument has the wrong shape or type, a token is not in the vocabulary, a
+                position not in this chunk, or the state has another number of sequences or layers.
 
         Example:
             >>> model = LanguageModel(LanguageModelConfig(vocabulary=16, width=8, num_heads=2))
@@ -160,11 +158,12 @@ class LanguageModel(nn.Module):
             >>> torch.allclose(logits, model(tokens)[:, 6:], atol=1e-5)
             True
         """
-        tokens = _checked(tokens, self.config.vocabulary, ("batch", "time"))
-        seen = tokens.new_zeros(len(tokens)) if state is None else state.seen
+        tokens, at = self._checked(tokens, mask, at)
+        seen, past = tokens.new_zeros(len(tokens)), (None,) * self.config.depth
+        if state is not None:
+            seen, past = state.seen, self._layers_of(state, len(tokens))
         counts = _counts(tokens, mask)
         x = self._embed(tokens, seen.unsqueeze(1) + counts.cumsum(1) - 1)
-        past = [None] * self.config.depth if state is None else self._layers_of(state)
         layers = []
         for block, layer in zip(self._blocks, past, strict=True):
             x, after = block.extend(x, layer, mask)
@@ -184,11 +183,15 @@ class LanguageModel(nn.Module):
             Logits [batch, vocabulary], and the new state.
 
         Raises:
-            ValueError: an argument has the wrong shape or type, or a token is not in the vocabulary.
+            TypeError: the state is something else.
+            ValueError: an argument has the wrong shape or type, a token is not in the vocabulary, or the
+                state has another number of sequences or layers.
         """
-        x = self._embed(_checked(tokens, self.config.vocabulary, ("batch",)), state.seen)
+        tokens = check_indices("tokens", tokens, ("batch",), limit=self.config.vocabulary)
+        past = self._layers_of(state, len(tokens))
+        x = self._embed(tokens, state.seen)
         layers = []
-        for block, layer in zip(self._blocks, self._layers_of(state), strict=True):
+        for block, layer in zip(self._blocks, past, strict=True):
             x, after = block.step(x, layer)
             layers.append(after)
         return self._logits(x), LanguageState(tuple(layers), state.seen + 1)
@@ -209,8 +212,27 @@ class LanguageModel(nn.Module):
         """Apply one block to whole sequences; a subclass may compute it again for the gradients."""
         return block(x, mask)
 
-    def _layers_of(self, state: LanguageState) -> tuple[LayerState, ...]:
-        """Return the states of the layers, if there are as many."""
+    def _read(self, tokens: Tensor, mask: Tensor | None) -> Float[Tensor, "batch time width"]:
+        """Compute the residual stream for arguments that were checked."""
+        x = self._embed(tokens, _counts(tokens, mask).cumsum(1) - 1)
+        for block in self._blocks:
+            x = self._run_block(block, x, mask)
+        return x
+
+    def _checked(
+        self, tokens: Any, mask: Any = None, at: Any = None
+    ) -> tuple[Int[Tensor, "batch time"], Int[Tensor, "batch scored"] | None]:
+        """Return tokens and positions in int64, and refuse what does not fit."""
+        tokens = check_indices("tokens", tokens, ("batch", "time"), limit=self.config.vocabulary)
+        if mask is not None:
+            check_mask(mask, tokens, "tokens")
+        if at is not None:
+            at = check_indices("at", at, (len(tokens), "scored"), limit=tokens.shape[1])
+        return tokens, at
+
+    def _layers_of(self, state: LanguageState, sequences: int) -> tuple[LayerState, ...]:
+        """Return the states of the layers, if there are as many, and of so many sequences."""
+        check_sequences(state, LanguageState, sequences)
         if len(state.layers) != self.config.depth:
             given = f"state has {len(state.layers)} layers"
             raise ValueError(f"{given}: must have {self.config.depth}")
@@ -351,19 +373,29 @@ class Network(nn.Module):
         return self.down(relu(hidden) if self.kind == "relu" else gelu(hidden, approximate="tanh"))
 
 
-def _checked(tokens: Tensor, vocabulary: int, axes: tuple[str, ...]) -> Tensor:
-    """Return tokens as int64, and refuse those of another shape or type or outside of the vocabulary."""
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-        given = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens is of {given}: must be a tensor of torch.int64")
-    if tokens.dim() != len(axes) or 0 in tokens.shape:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)}: must be [{', '.join(axes)}]")
-    if readable(tokens):
-        smallest, largest = (int(x) for x in tokens.aminmax())
-        if smallest < 0 or largest >= vocabulary:
-            worst = smallest if smallest < 0 else largest
-            raise ValueError(f"tokens has the value {worst}: must be from 0 to {vocabulary - 1}")
-    return tokens.long()
+def require_language_model(model: Any) -> None:
+    """Refuse what is no language model that continues texts, such as an auto-encoder.
+
+    Args:
+        model: what was given.
+
+    Raises:
+        TypeError: it is something else.
+
+    Example:
+        >>> require_language_model(nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ...
+        TypeError: model is a Linear: must be a LanguageModel
+    """
+    if not _continues(model):
+        hint = ", such as its .model" if _continues(getattr(model, "model", None)) else ""
+        raise wrong_type("model", model, f"a LanguageModel{hint}")
+
+
+def _continues(model: Any) -> bool:
+    # By its settings, since a compiled model is of another class.
+    return type(getattr(model, "config", None)) is LanguageModelConfig
 
 
 def _counts(tokens: Tensor, mask: Tensor | None) -> Int[Tensor, "batch time"]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
-import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from mesaopt import files
 from mesaopt.errors import RunError
 from mesaopt.layers import LayerState
+from mesaopt.layers.state import moved
 from mesaopt.ops import KeyValueState, LinearState, MesaState
 
 _MEMORIES = (LinearState, MesaState, KeyValueState)
@@ -27,6 +27,7 @@ class LanguageState:
     leaves the state that it is given as it is: one that is kept is a way back.
 
     Example:
+        >>> import torch
         >>> from mesaopt.config import LanguageModelConfig
         >>> from mesaopt.models import LanguageModel
         >>> model = LanguageModel(LanguageModelConfig(vocabulary=16, width=8, num_heads=2))
@@ -39,6 +40,11 @@ class LanguageState:
     """The state of each layer, first to last."""
     seen: Int[Tensor, " batch"]
     """Tokens of each sequence so far, padding left out."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences whose state this is."""
+        return len(self.seen)
 
     def index_select(self, indices: Int[Tensor, " selected"]) -> "LanguageState":
         """Choose sequences by number: to reorder them, to drop some, or to go on from one in several ways.
@@ -63,8 +69,7 @@ class LanguageState:
     def to(self, *args: Any, **kwargs: Any) -> "LanguageState":
         """Move the state to a device, or convert it, as :meth:`mesaopt.layers.LayerState.to` does."""
         layers = tuple(layer.to(*args, **kwargs) for layer in self.layers)
-        place = torch.empty(0).to(*args, **kwargs).device
-        return LanguageState(layers, self.seen.to(place))
+        return LanguageState(layers, moved(self.seen, args, kwargs))
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mesaopt.config import MergedAttentionConfig, require_config, require_count
 from mesaopt.errors import InitialisationWarning
 from mesaopt.layers import MergedLinearSelfAttention
-from mesaopt.models.random import keep_global_random
+from mesaopt.models.random import draw_normal, keep_global_random
 
 
 class OneLayerModel(nn.Module):
@@ -63,11 +63,12 @@ class OneLayerModel(nn.Module):
         self.residual = "zero" in slots
         width = config.token_dim
         output_width = width if self.residual else dim
+        key_query, output_value = self._masks(width, output_width)
         self.layer = MergedLinearSelfAttention(
             width,
             output_width,
-            trained_key_query=self._trained(width, width, self._previous),
-            trained_output_value=self._trained(output_width, width, slice(dim)),
+            trained_key_query=key_query,
+            trained_output_value=output_value,
             dtype=dtype,
         )
         self.reset_parameters(seed)
@@ -86,22 +87,30 @@ class OneLayerModel(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Set the initial weights: multiples of the identity, or real normal numbers in the trained blocks.
 
+        A model built on the meta device gets its weights, and what is trained of them, in this way, after
+        `to_empty`.
+
         Args:
             seed: seed of normal weights, 0 or greater.
         """
         require_count("seed", seed, smallest=0)
         config, random = self.config, torch.Generator().manual_seed(seed)
+        output_width, width = self.layer.output_value.shape
+        masks = self._masks(width, output_width)
+        for buffer, mask in zip(self.layer.buffers(), masks, strict=True):
+            buffer.copy_(mask)
         self.layer.key_query.zero_()
         self.layer.output_value.zero_()
         if config.initial == "diagonal":
             self._warn_of_stuck_training()
-            identity = torch.eye(config.dim, dtype=self.layer.key_query.dtype)
+            weights = self.layer.key_query
+            identity = torch.eye(config.dim, dtype=weights.dtype, device=weights.device)
             self.key_query_block.copy_(config.initial_key_query * identity)
             self.value_block.copy_(config.initial_value * identity)
             return
         # Block by block, so that both token layouts draw the same numbers.
         for block in self._reaching_blocks():
-            block.copy_(torch.randn(block.shape, generator=random) * config.initial_std)
+            draw_normal(block, random, std=config.initial_std)
 
     def forward(
         self, tokens: Inexact[Tensor, "batch time token"]
@@ -131,13 +140,20 @@ class OneLayerModel(nn.Module):
         blocks += [key_query[rows, columns] for rows, columns in others]
         return [*blocks, output_value[: self.config.dim, previous]]
 
+    def _masks(self, width: int, output_width: int) -> tuple[Bool[Tensor, "rows columns"], ...]:
+        """Mask the trained entries of the key-query and of the output-value matrix."""
+        return (
+            self._trained(width, width, self._previous),
+            self._trained(output_width, width, slice(self.config.dim)),
+        )
+
     def _trained(self, rows: int, columns: int, core_rows: slice) -> Bool[Tensor, "rows columns"]:
         """Mask the trained entries of a matrix with K or V at [core_rows, current]."""
-        trained = torch.full((rows, columns), self.config.blocks == "all")
+        trained = torch.full((rows, columns), self.config.blocks == "all", device="cpu")
         core = trained[core_rows, self._current]
         core.fill_(True)
         if self.config.off_diagonal == "masked":
-            core.copy_(torch.eye(self.config.dim, dtype=torch.bool))
+            core.copy_(torch.eye(self.config.dim, dtype=torch.bool, device="cpu"))
         return trained
 
     def _warn_of_stuck_training(self) -> None:

@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mesaopt.layers import SelfAttention
-from mesaopt.layers.frame import CausalConvolution
+from mesaopt.errors import ConfigError, wrong_type
+from mesaopt.layers import CausalConvolution, HeadNorm, SelfAttention
+from mesaopt.layers.frame import KeyShift
+from mesaopt.models.own import kind
 
 
 class SideBySide(nn.Module):
@@ -19,7 +22,13 @@ class SideBySide(nn.Module):
     Every parameter of the joined model is that of the single models, laid end to end along the first axis.
 
     Args:
-        models: of one configuration, 1 or more; they are left as they are.
+        models: of one configuration, 1 or more; they are left as they are. Parts with weights are
+            :class:`torch.nn.Linear` or :class:`mesaopt.layers.SelfAttention`; others must act on every
+            number by itself.
+
+    Raises:
+        TypeError: a part with weights is something else.
+        ConfigError: there is no model, or they differ in more than the values of their weights.
 
     Example:
         >>> from mesaopt.config import ModelConfig
@@ -35,6 +44,7 @@ class SideBySide(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module]):
         super().__init__()
+        _check(models)
         self.count = len(models)
         self.joined = _joined(models)
 
@@ -48,7 +58,13 @@ class SideBySide(nn.Module):
 
         Returns:
             Predictions [seed, batch, time, output].
+
+        Raises:
+            ValueError: there are not as many batches as models.
         """
+        if tokens.dim() != 4 or len(tokens) != self.count:
+            wanted = f"must be [{self.count}, batch, time, token]"
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}: {wanted}")
         wide = tokens.movedim(0, -2).flatten(-2)  # [B,T,seed*token]
         return self.joined(wide).unflatten(-1, (self.count, -1)).movedim(-2, 0)
 
@@ -114,24 +130,45 @@ class BlockDiagonal(nn.Module):
 
 
 class _Convolution(CausalConvolution):
-    """Convolution of the queries, keys and values of several models.
+    """Convolution of several models, whose weights lie model by model and whose channels part by part.
 
-    The channels come as [q_1, q_2, ..., k_1, k_2, ..., v_1, v_2, ...], the weights model by model.
+    Channels come as [q_1, q_2, ..., k_1, k_2, ...], and so on with the values where these are convolved.
     """
 
-    def __init__(self, convolutions: Sequence[CausalConvolution]):
-        channels, length = convolutions[0].weight.shape
-        self.count = len(convolutions)
-        super().__init__(self.count * channels, length)
+    def __init__(self, weight: nn.Parameter, parts: Sequence[int], count: int):
+        nn.Module.__init__(self)
+        self.weight, self.parts, self.count = weight, list(parts), count
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch time channel"],
-        recent: Float[Tensor, "batch before channel"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time channel"], Float[Tensor, "batch before channel"]]:
-        by_model = x.unflatten(-1, (3, self.count, -1)).transpose(-3, -2).flatten(-3)
-        out, recent = super().forward(by_model, recent)
-        return out.unflatten(-1, (self.count, 3, -1)).transpose(-3, -2).flatten(-3), recent
+    @property
+    def kernel(self) -> Float[Tensor, "channel length"]:
+        """The weights in the order of the channels."""
+        by_model = self.weight.unflatten(0, (self.count, -1))  # [model,channel,length]
+        return torch.cat([part.flatten(0, 1) for part in by_model.split(self.parts, dim=1)])
+
+
+# What has weights that can be laid end to end.
+_PARTS = (nn.Linear, CausalConvolution, HeadNorm, SelfAttention)
+
+
+def _check(models: Sequence[nn.Module]) -> None:
+    """Refuse models that are not of one configuration, or have parts that cannot be joined."""
+    if not models:
+        raise ConfigError("models: there is none: must be one or more")
+    first = _described(models[0])
+    for number, model in enumerate(models):
+        if _described(model) != first:
+            raise ConfigError(f"models[{number}]: must be of the same configuration as models[0]")
+    for name, part in models[0].named_modules():
+        own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if own and not isinstance(part, _PARTS):
+            where = f"models[0].{name}" if name else "models[0]"
+            raise wrong_type(where, part, "a torch.nn.Linear or a SelfAttention, to be joined")
+
+
+def _described(model: nn.Module) -> tuple[Any, ...]:
+    """Describe everything about a model but the values of its weights."""
+    weights = {name: kind(tensor) for name, tensor in model.state_dict().items()}
+    return repr(model), getattr(model, "config", None), weights
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module:
@@ -139,19 +176,29 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module:
     first = modules[0]
     if isinstance(first, nn.Linear):
         return BlockDiagonal([m for m in modules if isinstance(m, nn.Linear)])
-    if isinstance(first, CausalConvolution):
-        joined = _Convolution([m for m in modules if isinstance(m, CausalConvolution)])
-    else:
-        joined = copy.deepcopy(first)
-    if isinstance(joined, SelfAttention):
-        joined.num_heads *= len(modules)
-        joined.num_key_value_heads *= len(modules)
+    joined = copy.deepcopy(first)
     own = join([dict(module.named_parameters(recurse=False)) for module in modules])
     for name, parameter in own.items():  # such as a ridge per head
         setattr(joined, name, nn.Parameter(parameter.detach()))
     for name, _ in first.named_children():
         setattr(joined, name, _joined([module.get_submodule(name) for module in modules]))
+    if isinstance(joined, SelfAttention):
+        joined.num_heads *= len(modules)
+        joined.num_key_value_heads *= len(modules)
+        _order_channels(joined, len(modules))
     return joined
+
+
+def _order_channels(layer: SelfAttention, count: int) -> None:
+    """Let the convolution of a joined layer take queries, keys and values of all models, in this order."""
+    convolution, wide = layer.convolution, [layer.query, layer.key, layer.value]
+    parts = [part.out_features // count for part in wide]
+    if isinstance(convolution, KeyShift):
+        shift = KeyShift(*(part.out_features for part in wide))
+        layer.convolution = shift.to(convolution.weight)
+    elif convolution is not None:
+        convolved = parts if layer.frame.convolve_values else parts[:-1]
+        layer.convolution = _Convolution(convolution.weight, convolved, count)
 
 
 def join(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

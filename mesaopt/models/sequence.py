@@ -11,7 +11,7 @@ from mesaopt.config import ModelConfig, require_config, require_count
 from mesaopt.layers import CausalConvolution, SelfAttention
 from mesaopt.layers.checks import check_input
 from mesaopt.models.mixers import make_mixer
-from mesaopt.models.random import keep_global_random
+from mesaopt.models.random import draw_normal, keep_global_random
 
 
 class Block(nn.Module):
@@ -108,8 +108,7 @@ class SequenceModel(nn.Module):
         for module in (self.embedding, *self.mixers, *mlps, self.readout):
             for _, part in sorted(module.named_modules()):
                 if isinstance(part, nn.Linear):
-                    initial = torch.randn(part.weight.shape, generator=random)
-                    part.weight.data.copy_(initial * self.config.initial_std)
+                    draw_normal(part.weight, random, std=self.config.initial_std)
                 elif isinstance(part, CausalConvolution):
                     part.reset_parameters(generator=random)
 

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mesaopt.errors import wrong_type
 from mesaopt.ops import chunks
+from mesaopt.ops.validation import holds_integers
 
 # Positions of the chunks of packed sequences, over those of the sequences: many short ones beside a long
 # one take shorter chunks.
@@ -320,7 +322,8 @@ def read_lengths(cu_seqlens: Int[Tensor, "..."], batch: int, length: int) -> tup
         The length of every sequence, 0 for an empty one.
 
     Raises:
-        ValueError: the offsets are not as described, or the batch is not 1.
+        TypeError: the offsets are no tensor.
+        ValueError: they are not as described, or the batch is not 1.
 
     Example:
         >>> read_lengths(torch.tensor([0, 3, 3, 5]), 1, 5)
@@ -330,9 +333,10 @@ def read_lengths(cu_seqlens: Int[Tensor, "..."], batch: int, length: int) -> tup
         ...
         ValueError: cu_seqlens is [0, 3, 4]: must start at 0, never decrease and end at 5, the time axis
     """
-    kind = cu_seqlens.dtype
-    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
-        raise ValueError(f"cu_seqlens has type {kind}: must be an integer type")
+    if not isinstance(cu_seqlens, Tensor):
+        raise wrong_type("cu_seqlens", cu_seqlens, "a tensor of integers")
+    if not holds_integers(cu_seqlens):
+        raise ValueError(f"cu_seqlens has type {cu_seqlens.dtype}: must be an integer type")
     if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
         raise ValueError(
             f"cu_seqlens has shape {tuple(cu_seqlens.shape)}: must be (sequences + 1,)"

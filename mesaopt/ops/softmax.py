@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mesaopt.ops.packing import read_lengths
 from mesaopt.ops.state import KeyValueState, Output, full_precision
-from mesaopt.ops.validation import check_number, check_shapes, check_state, check_step
+from mesaopt.ops.validation import check_count, check_number, check_shapes, check_state, check_step
 
 _BLOCK = 128  # positions that look into their windows at once, or a window if that is more
 
@@ -73,7 +73,7 @@ def softmax_attention(
     """
     check_shapes(q, k, v, shared_heads=True)
     check_number("scale", scale)
-    check_number("window", window, least=1)
+    check_count("window", window, least=1)
     seen = _Seen(scale, window)
     lengths = None if cu_seqlens is None else read_lengths(cu_seqlens, len(q), q.shape[1])
     sequences = len(q) if lengths is None else len(lengths)
@@ -120,7 +120,7 @@ def softmax_attention_step(
     """
     check_step(q, k, v, shared_heads=True)
     check_number("scale", scale)
-    check_number("window", window, least=1)
+    check_count("window", window, least=1)
     seen = _Seen(scale, window)
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # [B,1,H,K], [B,1,H,V]
     output, new = _attend_batch(q, k, v, _past_of(state, len(q), k, v), seen)

@@ -3,6 +3,8 @@
 A message names the argument, its value and what it must be.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mesaopt.errors import suggest
+from mesaopt.config import require_count
+from mesaopt.errors import ConfigError, suggest, wrong_type
 
 RidgeMode = Literal["static", "decayed"]
 """Whether the ridge stays as it is, or is forgotten with the past."""
@@ -39,6 +42,7 @@ def check_shapes(
         shared_heads: whether keys and values may have fewer heads, a divisor of those of q.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: naming the argument, its value and what it must be.
 
     Example:
@@ -48,6 +52,7 @@ def check_shapes(
         ...
         ValueError: k has shape (2, 4, 1, 3): must be (2, 5, 1, 3), as q
     """
+    _check_tensors(q=q, k=k, v=v)
     shape = tuple(q.shape)
     if len(shape) != 4 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, time, head, key], none of them 0")
@@ -56,7 +61,7 @@ def check_shapes(
         wanted = ", ".join(map(str, shape[:3]))
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({wanted}, value)")
     _check_kind(q, allow_complex=allow_complex, k=k, v=v)
-    check_number("chunk_size", chunk_size, least=1)
+    require_count("chunk_size", chunk_size, smallest=1)
 
 
 def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -> None:
@@ -69,6 +74,7 @@ def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -
         shared_heads: as for :func:`check_shapes`.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: naming the argument, its value and what it must be.
 
     Example:
@@ -78,6 +84,7 @@ def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -
         ...
         ValueError: v has shape (1, 1, 3): must be (2, 1, value)
     """
+    _check_tensors(q=q, k=k, v=v)
     shape = tuple(q.shape)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, head, key], none of them 0")
@@ -98,6 +105,7 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         log_decay: logarithm of the share of the past that is kept at each position, 0 or less.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: naming the argument, its value and what it must be.
 
     Example:
@@ -107,10 +115,14 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         ValueError: log_decay has the value 0.5: must be 0 or less
     """
     shape = tuple(q.shape[:-1])
-    for name, gate in (("beta", beta), ("log_decay", log_decay)):
-        if gate is not None and tuple(gate.shape) != shape:
+    gates = {"beta": beta, "log_decay": log_decay}
+    for name, gate in gates.items():
+        if gate is None:
+            continue
+        _check_tensors(**{name: gate})
+        if tuple(gate.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(gate.shape)}: must be {shape}")
-        if gate is not None and gate.device != q.device:
+        if gate.device != q.device:
             raise ValueError(f"{name} is on {gate.device}: must be on {q.device}, as q")
     if beta is not None:
         _check_range("beta", beta, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
@@ -205,29 +217,48 @@ def check_choice(name: str, word: str, choices: Any) -> None:
         raise ValueError(f"{name}={word!r}: {suggest(str(word), get_args(choices))}")
 
 
-def check_number(name: str, value: float | None, *, least: int | None = None) -> None:
-    """Refuse a number out of range.
+def check_number(name: str, value: float | None) -> None:
+    """Refuse what is no finite number greater than 0.
 
     Args:
         name: the argument's name.
         value: the number given; None is always right.
-        least: the smallest number allowed; None where any number greater than 0 is right.
 
     Raises:
-        ValueError: naming the argument and what it must be.
+        ConfigError: naming the argument and what it must be.
 
     Example:
         >>> check_number("rtol", 0.0)
         Traceback (most recent call last):
         ...
-        ValueError: rtol=0.0: must be greater than 0
+        mesaopt.errors.ConfigError: rtol=0.0: must be a finite number greater than 0
     """
     if value is None:
         return
-    if least is None and not value > 0:
-        raise ValueError(f"{name}={value}: must be greater than 0")
-    if least is not None and not value >= least:
-        raise ValueError(f"{name}={value}: must be {least} or greater")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r}: must be a finite number greater than 0")
+
+
+def check_count(name: str, value: int | None, *, least: int) -> None:
+    """Refuse a count that is no whole number, or too small.
+
+    Args:
+        name: the argument's name.
+        value: the count given; None is always right.
+        least: the smallest one allowed.
+
+    Raises:
+        ConfigError: naming the argument and what it must be.
+
+    Example:
+        >>> check_count("window", 2.5, least=1)
+        Traceback (most recent call last):
+        ...
+        mesaopt.errors.ConfigError: window=2.5: must be a whole number
+    """
+    if value is not None:
+        require_count(name, value, smallest=least)
 
 
 def check_finite(given: dict[str, Tensor], fail: Callable[[str], None]) -> None:
@@ -270,6 +301,12 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
     return bool(total.isfinite()) or bool(x.isfinite().all())
 
 
+def _check_tensors(**given: Any) -> None:
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise wrong_type(name, x, "a tensor")
+
+
 def _check_keys(q: Tensor, k: Tensor, shared_heads: bool) -> tuple[int, ...]:
     """Return the shape of the keys, if it is that of the queries but for the number of shared heads."""
     shape, given = tuple(q.shape), tuple(k.shape)
@@ -297,6 +334,23 @@ def _check_range(name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], want
     if readable(x) and not bool(allowed(x).all()):
         worst = x[~allowed(x)].flatten()[0].item()
         raise ValueError(f"{name} has the value {worst:g}: must be {wanted}")
+
+
+def holds_integers(x: Tensor) -> bool:
+    """Return whether the type of a tensor is one of whole numbers, of any size.
+
+    Args:
+        x: any tensor.
+
+    Returns:
+        False for fractions, complex numbers and truth values.
+
+    Example:
+        >>> [holds_integers(torch.tensor(value)) for value in (3, 3.0, True)]
+        [True, False, False]
+    """
+    fractions = x.dtype.is_floating_point or x.dtype.is_complex
+    return not fractions and x.dtype != torch.bool
 
 
 def readable(x: Tensor) -> bool:

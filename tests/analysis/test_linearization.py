@@ -1,10 +1,8 @@
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
-import jaxtyping
 import pytest
 import torch
 from laboratories import a_linearization
@@ -29,15 +27,6 @@ CONFIG = ModelConfig(
     initial_std=0.4,
     activation_clip=None,
 )
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: shapes are checked by the code alone."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def pairs(frame: Frame, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -243,7 +232,8 @@ def test_settings_out_of_range_are_refused_at_once() -> None:
         with_layer(model, 1, LinearSelfAttention(4, 1, 4))
 
 
-def test_inputs_without_their_outputs_are_refused(unchecked: None) -> None:
+@pytest.mark.usefixtures("_unchecked")
+def test_inputs_without_their_outputs_are_refused() -> None:
     x = torch.zeros(5, 4, 4)
     with pytest.raises(ValueError, match=r"inputs \(5, 4, 4\), outputs \(5, 3, 4\): must be"):
         distil(x, x[:, :3], num_heads=1, head_dim=2)

@@ -1,14 +1,26 @@
 """Run folders to pretrained folders, and back."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mesaopt.config import CopyingConfig, LanguageModelConfig, RunConfig, TextConfig, TrainConfig
+from mesaopt.config import (
+    AutoEncoderConfig,
+    CopyingConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    RunConfig,
+    TextConfig,
+    TrainConfig,
+)
 from mesaopt.corpus import prepare
 from mesaopt.errors import ConfigError, RunError
+from mesaopt.models import AutoEncoder, LanguageModel, SequenceModel
 from mesaopt.training import load_run, train
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
@@ -104,5 +116,62 @@ def test_what_cannot_be_exported_or_restored_is_refused(run: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"model.kind='.*': must be 'language'"):
         hf.export(tmp_path / "other", tmp_path / "pretrained")
     assert not (tmp_path / "pretrained").exists()
-    with pytest.raises(TypeError, match="model=Linear: must be a LanguageModel"):
-        hf.wrap(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_wrapped_model_keeps_its_type_and_device(dtype: torch.dtype) -> None:
+    model, tokens = LanguageModel(MODEL).to(dtype), torch.randint(11, (2, 7))
+    found = hf.wrap(model)(tokens).logits
+    assert found.dtype == dtype
+    assert torch.equal(found, model(tokens))
+    assert torch.equal(hf.wrap(model).plain()(tokens), found)
+    assert hf.wrap(model.to("meta")).device.type == "meta"
+
+
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "auto-encoder": (
+        lambda: AutoEncoder(
+            AutoEncoderConfig(width=8, num_heads=2, convolve_values=False, logit_cap=None)
+        ),
+        "model is an AutoEncoder: must be a LanguageModel",
+    ),
+    "vectors": (
+        lambda: SequenceModel(ModelConfig()),
+        "model is a SequenceModel: must be a LanguageModel",
+    ),
+    "your own": (
+        lambda: torch.nn.Linear(2, 2),
+        "model is a Linear: must be a LanguageModel",
+    ),
+    "of transformers": (
+        lambda: hf.wrap(LanguageModel(MODEL)),
+        "model is a MesaoptForCausalLM: must be a LanguageModel, such as its .model",
+    ),
+    "settings": (lambda: MODEL, "model is a LanguageModelConfig: must be a LanguageModel"),
+    "nothing": (lambda: None, "model is None: must be a LanguageModel"),
+}
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_of_models_are_refused(kind: str, tmp_path: Path) -> None:
+    make, message = OTHERS[kind]
+    model = make()
+    for call in (hf.wrap, lambda model: hf.to_mesa_net(model, tmp_path / "out")):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            call(model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_before_the_first_step_are_exported_but_are_no_run(
+    run: Path, tmp_path: Path
+) -> None:
+    hf.export(run, tmp_path / "pretrained", step=0)
+    model = hf.MesaoptForCausalLM.from_pretrained(tmp_path / "pretrained")
+    tokens = torch.randint(11, (2, 7))
+    assert torch.equal(model(tokens).logits, LanguageModel(MODEL, seed=RUN.seed)(tokens))
+    with pytest.raises(
+        RunError, match=r"mesaopt_run.json: step=0: must be 1 or greater: the first"
+    ):
+        hf.restore(tmp_path / "pretrained", tmp_path / "again")
+    assert not (tmp_path / "again").exists()

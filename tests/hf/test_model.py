@@ -254,10 +254,50 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         ValueError, match=r"attention_mask has shape \(3, 5\): must be \[2, past \+ 5\]"
     ):
         model(PADDED[:2], attention_mask=MASK)
+    with pytest.raises(ValueError, match=r"attention_mask is a list: must be \[3, past \+ 5\]"):
+        model(PADDED, attention_mask=MASK.tolist())
     with pytest.raises(
         ValueError, match="padding behind a token: must be on the left with window=3"
     ):
         build("window")[0](PADDED, attention_mask=MASK.flip(1))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (-1, "logits_to_keep=-1: must be between 0 and"),
+        (True, "logits_to_keep=True: must be a whole number"),
+        (1.0, "logits_to_keep=1.0: must be a whole number"),
+        ([1], r"logits_to_keep=\[1\]: must be a whole number"),
+        (torch.tensor([5]), "logits_to_keep has the value 5: must be from 0 to 4"),
+        (torch.tensor([-1]), "logits_to_keep has the value -1: must be from 0 to 4"),
+        (
+            torch.tensor([1.0]),
+            "logits_to_keep is of torch.float32: must be a tensor of torch.int64",
+        ),
+        (torch.tensor([[1]]), r"logits_to_keep has shape \(1, 1\): must be \[kept\]"),
+    ],
+)
+def test_positions_that_do_not_fit_are_refused(kept: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        build("hybrid")[0](PADDED, logits_to_keep=kept)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "mesanet2025", "softmax_attention"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_cache_of_other_sequences_is_refused(batch: int, name: str) -> None:
+    model, _ = build(name)
+    cache = transformers.DynamicCache(config=model.config)
+    model(PADDED, cache=cache)
+    with pytest.raises(ValueError, match=f"^cache has 3 sequences: must have {batch}, as input_"):
+        model(PADDED[:batch, :1], cache=cache)
+
+
+def test_labels_of_another_shape_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^labels has shape \(5, 3\): must be \(3, 5\), as input_ids"
+    ):
+        build("hybrid")[0](PADDED, labels=PADDED.T)
 
 
 def test_other_caches_and_outputs_are_refused() -> None:

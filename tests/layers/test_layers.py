@@ -1,19 +1,22 @@
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from small_layers import SIZES, small_input, small_layer
 
 from mesaopt.errors import ConfigError, SolveError, SolveWarning
 from mesaopt.layers import (
+    CausalConvolution,
     DeltaRuleLayer,
     Frame,
     GatedDeltaRuleLayer,
     GatedLinearSelfAttention,
     Gates,
+    HeadNorm,
     LinearSelfAttention,
     LonghornLayer,
     MesaLayer,
@@ -307,6 +310,74 @@ def test_settings_out_of_range_are_errors(build: Callable[[], object], message: 
         build()
 
 
+BUILDERS = {
+    layer.__qualname__: layer
+    for layer in (
+        LinearSelfAttention,
+        GatedLinearSelfAttention,
+        DeltaRuleLayer,
+        GatedDeltaRuleLayer,
+        LonghornLayer,
+        SoftmaxSelfAttention,
+        MesaLayer,
+        MesaLayer.uncovering2023,
+        MesaLayer.mesanet2025,
+        Frame,
+        Frame.mesanet2025,
+        Gates,
+        HeadNorm,
+        CausalConvolution,
+    )
+}
+COUNTS: tuple[object, ...] = (2.0, 2.5, True, 0, -1, "2", math.nan)
+SHARES: tuple[object, ...] = (0, 1.5, -0.1, True, "0.5", math.nan)
+FLAGS: tuple[object, ...] = (1, 0.0, "yes", None)
+WORDS: tuple[object, ...] = ("nonsense", None, 3)
+WRONG: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("width", "num_heads", "head_dim", "num_key_value_heads"), COUNTS),
+    **dict.fromkeys(("chunk_size", "window", "channels", "length", "convolution"), COUNTS),
+    **dict.fromkeys(("ridge_floor", "forget_cap"), SHARES),
+    **dict.fromkeys(("positions", "convolve_values", "key_shift", "unit_keys"), FLAGS),
+    **dict.fromkeys(("unit_values", "head_norm", "signed_decay", "forget"), FLAGS),
+    **dict.fromkeys(("solver", "on_failure", "ridge_mode"), WORDS),
+    "features": (2.0, True, -1, "2", None),
+    "scale": (0, -1.0, True, "2", math.nan, math.inf),
+    "frame": (True, "plain", {}),
+    "gates": ("beta", ("bete",), 3),
+    "names": ("beta", ("bete",), 3, None),
+}
+ENOUGH = {
+    "width": 6,
+    "num_heads": 2,
+    "head_dim": 3,
+    "channels": 3,
+    "length": 2,
+    "names": ("log_decay",),
+}
+
+
+@pytest.mark.parametrize(
+    ("builder", "argument"),
+    [(name, argument) for name in BUILDERS for argument in signature(BUILDERS[name]).parameters],
+)
+@pytest.mark.usefixtures("_unchecked")
+def test_settings_of_another_kind_are_errors(builder: str, argument: str) -> None:
+    build = BUILDERS[builder]
+    enough = {n: ENOUGH[n] for n in signature(build).parameters if n in ENOUGH}
+    build(**enough)
+    named = "gates" if argument == "names" else argument
+    for wrong in WRONG[argument]:
+        with pytest.raises((ConfigError, ValueError, TypeError), match=rf"^{named}(=|:| is) ?"):
+            build(**enough | {argument: wrong})
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("size", [2.0, True, 0, -1, "2", None])
+def test_a_state_is_of_a_number_of_sequences(size: object) -> None:
+    with pytest.raises(ConfigError, match=f"^batch_size={size!r}: must be "):
+        MesaLayer(**SIZES).init_state(size)
+
+
 @pytest.mark.usefixtures("_unchecked")
 def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
     layer = MesaLayer.mesanet2025(**SIZES)
@@ -317,7 +388,7 @@ def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
         (lambda: layer.step(x[0, 0], state), r"x has shape \(6,\): must be"),
         (
             lambda: layer.extend(x, layer.init_state(3)),
-            r"state.recent has shape \(3, 3, 30\): must be \(2, 3, 30\)",
+            "state has 3 sequences: must have 2",
         ),
         (
             lambda: layer.extend(x, layer.init_state(2, dtype=torch.float64)),
@@ -333,7 +404,7 @@ def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
         ),
         (
             lambda: layer(x, mask=torch.ones(2, 3)),
-            "mask has type torch.float32: must be torch.bool, true at tokens",
+            "mask is of torch.float32: must be a tensor of torch.bool, true at tokens",
         ),
         (
             lambda: layer(x, mask=torch.ones(2, 4) > 0),
@@ -349,25 +420,16 @@ def test_inputs_and_states_that_do_not_fit_are_errors() -> None:
         ),
         (
             lambda: state.index_select(torch.tensor([1.0])),
-            r"indices of torch.float32 has shape \(1,\): must be integers, \[selected\]",
+            "indices is of torch.float32: must be a tensor of torch.int64",
         ),
         (
             lambda: state.index_select(torch.tensor(1)),
-            r"indices of torch.int64 has shape \(\): must be integers, \[selected\]",
+            r"indices has shape \(\): must be \[selected\]",
         ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
-
-
-@pytest.fixture
-def _unchecked() -> Iterator[None]:
-    """Switch off the test suite's own check of shapes, which would come first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("_unchecked")

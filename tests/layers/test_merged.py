@@ -128,8 +128,22 @@ def test_only_the_entries_chosen_are_trained_under_any_optimiser_and_in_a_copy()
         ({"output_width": 0}, "output_width=0: must be 1 or greater"),
         ({"chunk_size": 0}, "chunk_size=0: must be 1 or greater"),
         ({"dtype": torch.int64}, "dtype=torch.int64: must be a floating-point or complex type"),
+        ({"dtype": "complex64"}, "dtype=complex64: must be a floating-point or complex type"),
+        ({"width": 4.0}, "width=4.0: must be a whole number"),
+        ({"output_width": True}, "output_width=True: must be a whole number"),
+        ({"chunk_size": 2.5}, "chunk_size=2.5: must be a whole number"),
+        (
+            {"trained_key_query": torch.ones(4, 4)},
+            r"trained_key_query=torch.float32 \(4, 4\): must be torch.bool \(4, 4\)",
+        ),
+        (
+            {"trained_output_value": torch.ones(4, 4) > 0},
+            r"trained_output_value=torch.bool \(4, 4\): must be torch.bool \(3, 4\)",
+        ),
+        ({"trained_key_query": True}, r"trained_key_query=True: must be torch.bool \(4, 4\)"),
     ],
 )
+@pytest.mark.usefixtures("_unchecked")
 def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MergedLinearSelfAttention(**({"width": 4, "output_width": 3} | change))

@@ -1,18 +1,22 @@
 """Continuing texts: whatever way a text is read, the numbers are those of one pass over all of it."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mesaopt.config import FORGETTING_MIXERS, LanguageModelConfig
+from mesaopt.config import FORGETTING_MIXERS, AutoEncoderConfig, LanguageModelConfig, ModelConfig
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.models import (
+    AutoEncoder,
     LanguageModel,
     LanguageState,
     Sampling,
+    SequenceModel,
     beam_search,
     generate,
     prefill,
@@ -126,6 +130,43 @@ def test_a_state_that_is_kept_is_a_way_back(name: str) -> None:
     assert torch.equal(once, twice)
 
 
+# A state of every kind: sums, Gram matrices and recent projections, pairs.
+@pytest.mark.parametrize("name", ["linear_attention", "mesanet2025", "hybrid"])
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((), {}),
+        ((torch.bfloat16,), {}),
+        ((), {"dtype": torch.float64}),
+        (("meta",), {}),
+        (("meta", torch.float64), {}),
+        ((torch.zeros(1, dtype=torch.float64, device="meta"),), {}),
+    ],
+    ids=str,
+)
+def test_a_state_moves_as_its_tensors_do(args: tuple, kwargs: dict, place: str, name: str) -> None:
+    _, state = prefill(build(name).float(), draw(2, 9))
+    state = state.to(place)
+    for part, found in state.to(*args, **kwargs).tensors.items():
+        before = state.tensors[part]
+        wanted = before.to(*args, **kwargs)
+        is_sum = re.search("cross|gram|log_decay", part)
+        if part == "seen" or (is_sum and wanted.dtype == torch.bfloat16):
+            wanted = before.to(wanted.device)
+        assert (found.device, found.dtype) == (wanted.device, wanted.dtype), part
+        assert found.is_meta or torch.equal(found, wanted), part
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_state_is_copied_where_that_is_asked_for(dtype: torch.dtype, name: str) -> None:
+    _, state = prefill(build(name), draw(2, 9))
+    for args, kwargs in (((dtype,), {"copy": True}), ((dtype, False, True), {})):
+        for part, found in state.to(*args, **kwargs).tensors.items():
+            assert found.data_ptr() != state.tensors[part].data_ptr(), part
+
+
 @every_model
 def test_a_state_goes_on_from_a_file(name: str, tmp_path: Path) -> None:
     model = build(name)
@@ -192,12 +233,88 @@ def test_draws_are_a_function_of_the_seed() -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("prompts", "shown"),
+    [
+        ([[3], [1.5, 2.0]], "prompts[1]=[1.5, 2.0]"),
+        (torch.tensor([[1.0, 2.0]]), "prompts[0]=[1.0, 2.0]"),
+        ([[True, False]], "prompts[0]=[True, False]"),
+        ([1, 2], "prompts[0]=1"),
+        (torch.tensor([3, 4]), "prompts[0]=3"),
+        (torch.tensor([[[1, 2]]]), "prompts[0]=[[1, 2]]"),
+        ([[[1], [2, 3]]], "prompts[0]=[[1], [2, 3]]"),
+        ("def ", "prompts[0]='d'"),
+        ([b"def "], "prompts[0]=b'def '"),
+        ([[2**70]], "prompts[0]=[1180591620717411303424]"),
+    ],
+    ids=str,
+)
+def test_prompts_are_rows_of_whole_numbers(prompts: object, shown: str) -> None:
+    model = build("mesa")
+    wanted = f"^{re.escape(shown)}: must be a row of whole numbers$"
+    for call in (
+        lambda: prefill(model, prompts),
+        lambda: generate(model, prompts, 3),
+        lambda: beam_search(model, prompts, 3, beams=2),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            call()
+    for nothing, words in ((None, "None"), (3, "an int"), (torch.tensor(3), "a Tensor")):
+        with pytest.raises(TypeError, match=f"^prompts is {words}: must be a row of tokens for"):
+            prefill(model, nothing)
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    "prompts", [[(1, 2)], [range(1, 3)], torch.tensor([[1, 2]]), torch.tensor([[1, 2]]).byte()]
+)
+def test_whole_numbers_may_come_in_any_row(prompts: object) -> None:
+    model = build("mesa")
+    assert torch.equal(prefill(model, prompts)[0], prefill(model, [[1, 2]])[0])
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: AutoEncoder(AutoEncoderConfig(width=8)),
+            "an AutoEncoder: must be a LanguageModel",
+        ),
+        (lambda: SequenceModel(ModelConfig()), "a SequenceModel: must be a LanguageModel"),
+        (lambda: torch.nn.Linear(2, 2), "a Linear: must be a LanguageModel"),
+        (lambda: None, "None: must be a LanguageModel"),
+        (
+            lambda: SimpleNamespace(model=build("mesa")),
+            "a SimpleNamespace: must be a LanguageModel, such as its .model",
+        ),
+    ],
+)
+def test_other_models_continue_no_text(make: Callable[[], object], words: str) -> None:
+    model = make()
+    for call in (
+        lambda: prefill(model, [[1]]),
+        lambda: generate(model, [[1]], 2),
+        lambda: beam_search(model, [[1]], 2, beams=2),
+    ):
+        with pytest.raises(TypeError, match=f"^model is {re.escape(words)}$"):
+            call()
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_a_compiled_model_continues_texts() -> None:
+    model = build("mesa")
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(prefill(compiled, [[1, 2]])[0], prefill(model, [[1, 2]])[0])
+
+
 def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
     model = build("mesa")
     for call, message in (
         (lambda: generate(model, [], 3), "prompts: there is none"),
         (lambda: generate(model, [[1], []], 3), "prompts[1]: is empty: must be one token or more"),
-        (lambda: generate(model, [[1, 11]], 3), "tokens has the value 11: must be from 0 to 10"),
+        (lambda: generate(model, [[1], [1, 11]], 3), "prompts[1] has the value 11: must be from 0"),
         (lambda: generate(model, [[1]], 0), "count=0: must be 1 or greater"),
         (lambda: beam_search(model, [[1]], 3, beams=12), "beams=12: must be between"),
         (lambda: Sampling(temperature=-1.0), "temperature=-1.0: must be 0 or greater"),

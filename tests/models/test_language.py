@@ -2,12 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +15,7 @@ from torch import nn
 
 from mesaopt.config import (
     FORGETTING_MIXERS,
+    AutoEncoderConfig,
     CopyingConfig,
     LanguageModelConfig,
     MixerName,
@@ -26,7 +25,7 @@ from mesaopt.config import (
     to_dict,
 )
 from mesaopt.errors import ConfigError
-from mesaopt.models import LanguageModel
+from mesaopt.models import AutoEncoder, LanguageModel, beam_search, generate, prefill
 from mesaopt.training import load_run, train
 
 NAMES = get_args(MixerName)
@@ -158,15 +157,6 @@ def test_a_model_built_without_memory_gets_all_first_values(name: MixerName) -> 
     assert torch.equal(model(tokens), wanted(tokens))
 
 
-@pytest.fixture
-def _unchecked() -> Iterator[None]:
-    """Switch off the test suite's own check of shapes, which would come first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
 def test_weights_are_a_pure_function_of_the_seed() -> None:
     before = torch.get_rng_state()
     one, again, other = (LanguageModel(SMALL, seed=seed) for seed in (3, 3, 4))
@@ -198,8 +188,74 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
     for given_tokens, message in cases:
         with pytest.raises(ValueError, match=f"^{message}"):
             model(given_tokens)
-    with pytest.raises(ValueError, match=r"^state has 1 layers: must have 2"):
-        model.extend(tokens, LanguageModel(replace(SMALL, mixers=("mesa",))).init_state(2))
+
+
+AT, MASK = torch.tensor([[8, 0], [1, 1]]), torch.ones(2, 9, dtype=torch.bool)
+MISFITS = [
+    ({"at": AT + 1}, "at has the value 9: must be from 0 to 8"),
+    ({"at": AT - 1}, "at has the value -1: must be from 0 to 8"),
+    ({"at": AT.double()}, "at is of torch.float64: must be a tensor of torch.int64"),
+    ({"at": AT > 0}, "at is of torch.bool: must be a tensor of torch.int64"),
+    ({"at": [[8], [1]]}, "at is of list: must be a tensor of torch.int64"),
+    ({"at": AT[0]}, "at has shape (2,): must be [2, scored]"),
+    ({"at": AT[:1]}, "at has shape (1, 2): must be [2, scored]"),
+    ({"at": AT[:, :0]}, "at has shape (2, 0): must be [2, scored]"),
+    (
+        {"mask": MASK.long()},
+        "mask is of torch.int64: must be a tensor of torch.bool, true at tokens",
+    ),
+    ({"mask": [True] * 9}, "mask is of list: must be a tensor of torch.bool, true at tokens"),
+    ({"mask": MASK[:1]}, "mask has shape (1, 9): must be (2, 9), as tokens"),
+    ({"mask": MASK[:, :8]}, "mask has shape (2, 8): must be (2, 9), as tokens"),
+    ({"mask": MASK[0]}, "mask has shape (9,): must be (2, 9), as tokens"),
+]
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISFITS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_positions_and_masks_that_do_not_fit_are_refused(arguments: dict, message: str) -> None:
+    model, tokens = LanguageModel(SMALL), draw(SMALL)
+    encoder = AutoEncoder(AutoEncoderConfig(vocabulary=11, width=6, num_heads=2))
+    calls = [model, model.extend]
+    calls += [encoder] if "at" in arguments else [model.read]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            call(tokens, **arguments)
+
+
+def test_positions_may_be_of_32_bits() -> None:
+    model, tokens = LanguageModel(SMALL), draw(SMALL)
+    assert torch.equal(model(tokens, at=AT.int()), model(tokens, at=AT))
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_states_that_do_not_fit_are_refused() -> None:
+    model, tokens = LanguageModel(SMALL), draw(SMALL)
+    other = LanguageModel(replace(SMALL, mixers=("mesa",)))
+    cases = [
+        (other.init_state(2), ValueError, "state has 1 layers: must have 2"),
+        (model.init_state(1), ValueError, "state has 1 sequences: must have 2"),
+        (model.init_state(3), ValueError, "state has 3 sequences: must have 2"),
+        (
+            model.init_state(2).layers[0],
+            TypeError,
+            "state is a LayerState: must be a LanguageState",
+        ),
+    ]
+    calls = [
+        lambda state: model.extend(tokens, state),
+        lambda state: model.extend(tokens, state, mask=torch.zeros(2, 9, dtype=torch.bool)),
+        lambda state: model.step(tokens[:, 0], state),
+        lambda state: prefill(model, tokens, state),
+        lambda state: generate(model, tokens, 2, state=state),
+        lambda state: beam_search(model, tokens, 2, beams=2, state=state),
+    ]
+    for call in calls:
+        for state, kind, message in cases:
+            with pytest.raises(kind, match=f"^{message}$"):
+                call(state)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,24 @@
 """What takes a seed depends on the seed alone, and leaves torch's global generator as it was."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesaopt.analysis.linearization import distil, linearize
-from mesaopt.config import LinearSystemConfig, MergedAttentionConfig, MixerName, ModelConfig
+from mesaopt.config import (
+    AutoEncoderConfig,
+    LanguageModelConfig,
+    LinearSystemConfig,
+    MergedAttentionConfig,
+    MixerName,
+    ModelConfig,
+    NetworkConfig,
+)
 from mesaopt.models import make_model
 from mesaopt.tasks import LinearSystem
 
@@ -54,3 +65,68 @@ def test_only_the_seed_counts_and_the_global_generator_is_left_alone(name: str) 
         found.append(CASES[name]())
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*found)
+
+
+# Every kind of model, with every part that draws numbers or has first values of its own.
+WORDS = {"vocabulary": 11, "width": 6, "num_heads": 2}
+KINDS: dict[str, NetworkConfig] = {
+    **{
+        name: ModelConfig(mixers=(name,), token_dim=6, output_dim=2, embed_dim=4, mlp_dim=4)
+        for name in get_args(MixerName)
+    },
+    "language": LanguageModelConfig(**WORDS, mixers=("mesanet2025", "softmax_attention")),
+    "shifted": LanguageModelConfig(**WORDS, mixers=("mesa",), key_shift=True, tied=False),
+    "auto-encoder": AutoEncoderConfig(**WORDS),
+    "one layer": MergedAttentionConfig(),
+    "one layer, drawn": MergedAttentionConfig(
+        initial="normal", blocks="core", off_diagonal="masked"
+    ),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def values_of(model: torch.nn.Module) -> Mapping[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def assert_same(found: torch.nn.Module, wanted: torch.nn.Module) -> None:
+    for name, value in values_of(wanted).items():
+        assert torch.equal(values_of(found)[name].to(value.dtype), value), name
+
+
+@every_kind
+def test_a_model_built_without_memory_gets_all_first_values(kind: str) -> None:
+    with torch.device("meta"):
+        model = make_model(KINDS[kind])
+    assert all(value.is_meta for value in values_of(model).values())
+    model.to_empty(device="cpu")
+    for value in values_of(model).values():
+        value.data.fill_(math.nan)
+    model.reset_parameters(3)
+    assert_same(model, make_model(KINDS[kind], seed=3))
+
+
+@every_kind
+def test_the_default_device_and_the_type_of_the_weights_change_no_draw(kind: str) -> None:
+    model = make_model(KINDS[kind])
+    if not isinstance(KINDS[kind], MergedAttentionConfig):
+        model.double()
+    with torch.device("meta"):
+        model.reset_parameters(3)
+    assert_same(model, make_model(KINDS[kind], seed=3))
+
+
+class DrawnHere(TorchDispatchMode):
+    """Refuse numbers that a generator draws on another device than its own, as CUDA does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found, generator = func(*args, **(kwargs or {})), (kwargs or {}).get("generator")
+        assert generator is None or found.device == generator.device
+        return found
+
+
+@every_kind
+def test_numbers_are_drawn_on_the_device_of_their_generator(kind: str) -> None:
+    model = make_model(KINDS[kind]).to("meta")
+    with DrawnHere():
+        model.reset_parameters(3)

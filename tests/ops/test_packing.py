@@ -92,6 +92,8 @@ def test_offsets_that_do_not_fit_are_refused(rule: Rule, offsets: list, message:
     inputs = pick(rule, draw(1, 5, 3, 4, 2))
     with pytest.raises(ValueError, match=message):
         rule.run(**inputs, cu_seqlens=torch.tensor(offsets))
+    with pytest.raises(TypeError, match="^cu_seqlens is a list: must be a tensor of integers$"):
+        rule.run(**inputs, cu_seqlens=offsets)
 
 
 @every(OPERATORS)

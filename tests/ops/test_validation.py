@@ -25,6 +25,10 @@ def test_bad_input_is_refused(rule: Rule) -> None:
     ]
     if rule.chunked:
         cases.append(({"chunk_size": 0}, "chunk_size=0: must be 1 or greater"))
+        cases += [
+            ({"chunk_size": wrong}, f"^chunk_size={wrong!r}: must be a whole number")
+            for wrong in (2.0, 2.5, True, "2", None)
+        ]
     for gate in rule.gates:
         shape = rf"{gate} has shape \(2, 5\): must be \(2, 5, 3\)"
         cases.append(({gate: inputs[gate][..., 0]}, shape))
@@ -32,6 +36,17 @@ def test_bad_input_is_refused(rule: Rule) -> None:
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             rule.run(**inputs | change)
+
+
+@every(OPERATORS)
+def test_what_is_no_tensor_is_refused(rule: Rule) -> None:
+    inputs = pick(rule, draw(2, 5, 3, 4, 2))
+    token = {name: x[:, 0] for name, x in inputs.items()}
+    for function, arguments in ((rule.run, inputs), (rule.step, token)):
+        for name, x in arguments.items():
+            for given, words in ((x.tolist(), "a list"), (x.numpy(), "a ndarray")):
+                with pytest.raises(TypeError, match=f"^{name} is {words}: must be a tensor$"):
+                    function(**arguments | {name: given})
 
 
 @every(OPERATORS)
@@ -121,9 +136,11 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
             ops.softmax_attention(q, k, v, initial_state=state)
         with pytest.raises(ValueError, match=message):
             ops.softmax_attention_step(q[:, 0], k[:, 0], v[:, 0], state)
-    with pytest.raises(ValueError, match="scale=-1.0: must be greater than 0"):
-        ops.softmax_attention(q, k, v, scale=-1.0)
     for call in (ops.softmax_attention, ops.softmax_attention_step):
         x = q if call is ops.softmax_attention else q[:, 0]
-        with pytest.raises(ValueError, match="window=0: must be 1 or greater"):
-            call(x, x, x, window=0)
+        for wrong in (-1.0, 0, torch.nan, torch.inf, True, "1"):
+            with pytest.raises(ValueError, match=f"^scale={wrong!r}: must be a finite number grea"):
+                call(x, x, x, scale=wrong)
+        for wrong in (0, 2.0, True, "1"):
+            with pytest.raises(ValueError, match=f"^window={wrong!r}: must be (1|a whole number)"):
+                call(x, x, x, window=wrong)

@@ -1,15 +1,14 @@
 """The choice of a solver: by the call, or by name."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from mesaopt.errors import suggest
 from mesaopt.ops.mesa.conjugate_gradient import ConjugateGradient
 from mesaopt.ops.mesa.exact import Exact
 from mesaopt.ops.mesa.fixed_steps import Chebyshev, Neumann
 from mesaopt.ops.mesa.recursive import Recursive
 from mesaopt.ops.mesa.solver import Solver
-from mesaopt.ops.validation import check_number
+from mesaopt.ops.validation import check_choice, check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         check_number("rtol", self.rtol)
-        check_number("max_steps", self.max_steps, least=0)
+        check_count("max_steps", self.max_steps, least=0)
 
     def choose(self, *, static_ridge_forgets: bool) -> tuple[Solver, str]:
         """Return the solver to run on a call, and the reason for it.
@@ -89,6 +88,5 @@ def as_solver(solver: SolverLike) -> Solver | Auto:
     """
     if isinstance(solver, Solver | Auto):
         return solver
-    if solver not in get_args(SolverName):
-        raise ValueError(f"solver={solver!r}: {suggest(str(solver), get_args(SolverName))}")
+    check_choice("solver", solver, SolverName)
     return _BY_NAME[solver]()

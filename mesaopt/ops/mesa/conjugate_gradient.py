@@ -19,7 +19,7 @@ from mesaopt.ops.mesa.solver import (
 )
 from mesaopt.ops.mesa.system import System, flatten, power_of_two, select
 from mesaopt.ops.packing import Layout
-from mesaopt.ops.validation import check_number, traced
+from mesaopt.ops.validation import check_count, traced
 
 _BLOCK_NUMBERS = 2**17  # of one tensor of a block of chunks, of which a dozen are in use
 _MAX_RESTARTS = 4  # of conjugate gradients from the true residual
@@ -65,7 +65,7 @@ class ConjugateGradient(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("max_steps", self.max_steps, least=0)
+        check_count("max_steps", self.max_steps, least=0)
 
     def chunk_size(
         self,

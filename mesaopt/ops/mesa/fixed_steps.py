@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mesaopt.config import require_count
 from mesaopt.ops.mesa.solver import Prepared, Solved, Solver, least_ridge, squared_keys
 from mesaopt.ops.mesa.system import System, least_share
-from mesaopt.ops.validation import check_number
 
 # Rounding errors, as a share of the solution, beyond which a call runs in float64.
 _MAX_ROUNDING_GROWTH = 2.0**-15
@@ -25,7 +25,7 @@ class _FixedSteps(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("steps", self.steps, least=0)
+        require_count("steps", self.steps, smallest=0)
 
     def doubts(self, system: System, prepared: Prepared) -> Bool[Tensor, "*group"]:
         """Return where rounding would change the answer of the steps, or bounds would vanish."""
