@@ -15,6 +15,8 @@ from mesaopt.papers.reproduce import STUDIES, get_study
 from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.recipes import RECIPES
 
+EXPLAINING = (*ledger.PAGES, "explanation/why-mesa-failed-elsewhere.md")
+"""Pages on which claims that fail are explained."""
 SHORTER = {"language"}
 """Studies that were run at a smaller scale than published: their pages say so."""
 
@@ -50,7 +52,7 @@ def test_every_study_is_in_the_docs_at_published_length(entries: dict[str, Any])
 
 
 def test_claims_that_fail_are_explained_by_hand(entries: dict[str, Any]) -> None:
-    text = "".join(ledger.hand_written((ledger.DOCS / name).read_text()) for name in ledger.PAGES)
+    text = "".join(ledger.hand_written((ledger.DOCS / name).read_text()) for name in EXPLAINING)
     judged = [c for parts in entries.values() for part in parts for c in part["claims"]]
     failed = [claim["id"] for claim in judged if not claim["passed"]]
     assert not [name for name in failed if f"`{name.split('/')[1]}`" not in text]
