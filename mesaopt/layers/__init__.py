@@ -4,7 +4,8 @@ The operators are in :mod:`mesaopt.ops`, stacks of layers in :mod:`mesaopt.model
 """
 
 from mesaopt.layers.attention import SelfAttention
-from mesaopt.layers.frame import CausalConvolution, Frame, Gates, HeadNorm
+from mesaopt.layers.convolution import CausalConvolution
+from mesaopt.layers.frame import Frame, Gates, HeadNorm
 from mesaopt.layers.linear import (
     DeltaRuleLayer,
     GatedDeltaRuleLayer,

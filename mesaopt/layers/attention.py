@@ -15,17 +15,16 @@ from torch.nn.functional import silu
 from mesaopt.config import changed_settings, require_count, require_whole
 from mesaopt.errors import ConfigError, wrong_type
 from mesaopt.layers.checks import check_input, check_sequences
+from mesaopt.layers.convolution import CausalConvolution, KeyShift
 from mesaopt.layers.frame import (
-    CausalConvolution,
     Frame,
     GateName,
     Gates,
     HeadNorm,
-    KeyShift,
     dpfp,
     normalise,
     settings_in_words,
-    sinusoids,
+    with_positions,
 )
 from mesaopt.layers.packed import Packed, Padding
 from mesaopt.layers.signs import running_signs, with_signs, without_signs
@@ -456,7 +455,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         recent, seen = (None, 0) if state is None else state[1:]
         placed = x
         if self.frame.positions:
-            placed, seen = self._place(x, seen, packed)
+            placed, seen = with_positions(x, seen, packed, width=self.width)
         parts = [self.query(placed), self.key(placed), self.value(x)]
         if self.convolution is not None:
             after = [] if self.frame.key_shift or self.frame.convolve_values else [parts.pop()]
@@ -480,29 +479,6 @@ class SelfAttention(nn.Module, Generic[Memory]):
         gates = (None, None, None) if self.gates is None else self.gates(x)
         inputs = HeadInputs(q, k, v, *gates).repeat_heads(self._repeats)
         return inputs, recent, seen
-
-    def _place(
-        self, x: Float[Tensor, "batch time width"], seen: int | Tensor, packed: Packed | None
-    ) -> tuple[Float[Tensor, "batch time placed"], int | Tensor]:
-        """Concatenate positions with the stream, or with each of several streams: see `models.seeds`.
-
-        Returns the tokens so far, too: one number, or one for each of sequences of several lengths.
-        """
-        time, device = x.shape[1], x.device
-        sequences = len(x) if packed is None else len(packed.lengths)
-        if isinstance(seen, Tensor) and seen.shape != (sequences,):
-            raise ValueError(f"state.seen has shape {tuple(seen.shape)}: must be ({sequences},)")
-        if packed is not None:
-            times = packed.positions(seen, device)  # [1,T]
-            seen = packed.count_seen(seen, device)
-        elif isinstance(seen, Tensor):
-            times, seen = seen.unsqueeze(1) + torch.arange(time, device=device), seen + time
-        else:
-            times, seen = torch.arange(seen, seen + time, device=device), seen + time
-        streams = x.unflatten(-1, (-1, self.width))  # [B,T,stream,width]
-        positions = sinusoids(times, self.width, like=x).unsqueeze(-2)
-        joined = torch.cat([streams, positions.expand_as(streams)], dim=-1)
-        return joined.flatten(-2), seen  # [B,T,placed]
 
     def _write(
         self, out: Float[Tensor, "*position head value"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mesaopt.errors import ConfigError, wrong_type
 from mesaopt.layers import CausalConvolution, HeadNorm, SelfAttention
-from mesaopt.layers.frame import KeyShift
+from mesaopt.layers.convolution import KeyShift
 from mesaopt.models.own import kind
 
 

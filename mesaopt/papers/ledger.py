@@ -177,7 +177,7 @@ def _tables(study: str, parts: Sequence[Part]) -> list[str]:
     names = {figure.name: figure.title for figure in get_study(study).figures}
     lines: list[str] = []
     for part in parts:
-        lines += ["", *_source(part)] if lines else _source(part)
+        lines += ["", _source(part)]
         shown = dict.fromkeys([*names, *(claim["shown_in"] for claim in _claims([part]))])
         for figure in shown:
             rows = [
@@ -190,19 +190,19 @@ def _tables(study: str, parts: Sequence[Part]) -> list[str]:
                 lines += ["", f"**{names.get(figure, 'Checks of rounding')}** (`{figure}`)", ""]
                 lines += ["| claim | published, limits | ours | passes | verdict | training |"]
                 lines += ["|---|---|---|---|---|---|", *rows]
-    return lines
+    return lines[1:]
 
 
-def _source(part: Part) -> list[str]:
+def _source(part: Part) -> str:
     """Say what was measured, when and where."""
     source = f", {part['runs']}" if part["runs"] else ""
     how_long = f"in {part['minutes']} minutes"
     if part["training_minutes"]:
         how_long = f"after {part['training_minutes'] / 60:.1f} hours of training in all,"
-    return [
+    return (
         f"Scale `{part['scale']}`{source}. Measured on {part['date']}, commit `{part['commit']}`, "
-        f"{how_long} on {part['machine']}.",
-    ]
+        f"{how_long} on {part['machine']}."
+    )
 
 
 def _claim_row(data: dict[str, Any], judged: bool, models: dict[str, Any]) -> str:
