@@ -31,6 +31,7 @@ from mesaopt.training.tensors import (
     initial_model,
     read_tensors,
     trained_parameters,
+    widened,
 )
 
 _RESUMABLE_CHECKPOINTS = 2
@@ -340,7 +341,8 @@ class RunFolder:
                 f"{where}: step={step!r}: there is no such checkpoint; steps there are: {have}"
             )
         path = self._checkpoint_path(step) / "model.safetensors"
-        model, facts = read_tensors(path)
+        tensors, facts = read_tensors(path)
+        model = widened(tensors, facts)
         check_weights(path, model, self._new_model.state_dict())
         seconds = _check_facts(path, facts, step)
         return Checkpoint(step, seconds, model, self._load_optimizer(step))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mesaopt import files
@@ -20,6 +20,8 @@ from mesaopt.training.environment import single_precision
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The tensors of AdamW's state for every parameter, besides a count of steps."""
+_NARROWED = {"rounded_to": "float16"}
+"""The fact saved with weights that are float32 and were rounded: without it halves are another model's."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -42,6 +44,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise damaged(path, str(error)) from None
     return {_name(name): tensor for name, tensor in tensors.items()}, facts
+
+
+def narrowed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """Round weights to half precision, for a file of half the size that says so.
+
+    Args:
+        tensors: float32, each below 65,504.
+        facts: to save with them.
+
+    Returns:
+        The content of a `.safetensors` file, which :func:`widened` understands.
+    """
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    return save(halves, metadata={**facts, **_NARROWED})
+
+
+def widened(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the weights of a file in float32, where it says that they were rounded to half precision."""
+    if not _NARROWED.items() <= facts.items():
+        return tensors
+    return {
+        name: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def initial_model(config: NetworkConfig) -> nn.Module:

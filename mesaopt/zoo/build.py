@@ -18,6 +18,7 @@ from mesaopt.papers.uncovering2023.settings import SETTINGS
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Text, make_task
 from mesaopt.training import Run, RunFolder, load_run
+from mesaopt.training.tensors import narrowed, read_tensors
 
 CHECKPOINTED = {*COMPARED["core"], *INTERPOLATED, *FOLLOWED}
 """Recipes of whose training a figure reads checkpoints."""
@@ -78,7 +79,7 @@ in hours:
 
 [Language models](language.md) on bytes of Python's standard library: the model of MesaNet with each
 mixer, all trained alike, with seed 0. The mixers are of four families, and the package has room for one
-model of each, of less than 5 MB.
+model of each. Weights are rounded to half precision; the losses are those of the rounded ones.
 
 {byte_models}
 
@@ -140,11 +141,16 @@ def add(path: Path, folder: Path) -> Path:
         files.write(copy / name, files.read_bytes(path / name))
     for step in steps:
         name = Path("checkpoints", f"step_{step:06d}", "model.safetensors")
-        files.write(copy / name, files.read_bytes(path / name))
+        files.write(copy / name, _weights(path / name, narrow=recipe in zoo.FAMILIES))
     files.remove(target)
     files.move(copy, target)
     _list(folder, recipe, _facts(run, steps, target))
     return target
+
+
+def _weights(path: Path, *, narrow: bool) -> bytes:
+    """Read a file of weights; those of byte models are rounded, so that all models have room."""
+    return narrowed(*read_tensors(path)) if narrow else files.read_bytes(path)
 
 
 def _require_same_python(path: Path) -> None:

@@ -15,6 +15,7 @@ from mesaopt import files
 from mesaopt.config import RunConfig
 from mesaopt.errors import ConfigError, MesaoptError, RunError
 from mesaopt.training import RunFolder, load_run, step_cost, train, train_seeds
+from mesaopt.training.tensors import narrowed, read_tensors
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -256,6 +257,22 @@ def test_tensors_are_checked_before_they_are_used(
     assert f"{name}.safetensors: " in message
     assert "is damaged" in message or "the weights do not fit config.json" in message
     with pytest.raises(RunError):
+        load_run(run)
+
+
+def test_weights_that_say_they_were_rounded_are_read_in_their_own_type(run: Path) -> None:
+    path = run / "checkpoints" / "step_000012" / "model.safetensors"
+    whole, facts = read_tensors(path)
+    path.write_bytes(narrowed(whole, facts))
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    found = load_run(run).model.state_dict()
+    assert found.keys() == whole.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.float32
+        # Half of the last of 11 bits, and below the least normal number half of 2^-24.
+        assert ((tensor - whole[name]).abs() <= 2.0**-11 * whole[name].abs() + 2.0**-25).all()
+    path.write_bytes(narrowed({**whole, KEY: 1e9 * whole[KEY]}, facts))
+    with pytest.raises(RunError, match=f"{KEY} holds a number that is not finite"):
         load_run(run)
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from mesaopt import recipes, zoo
 from mesaopt.errors import RunError
@@ -123,6 +125,18 @@ def test_the_first_byte_model_needs_no_change_of_code(
     assert zoo.names() == ["lm-mesanet"]
     assert zoo.get("lm-mesanet").num_sequences == 512
     assert (byte_zoo.parents[2] / "docs" / "zoo.md").read_text() == page()
+
+
+@pytest.mark.usefixtures("byte_zoo")
+def test_weights_of_a_byte_model_are_rounded_to_half_precision(byte_run: Run) -> None:
+    trained, kept = byte_run.model.state_dict(), zoo.load("lm-mesanet").model.state_dict()
+    assert trained.keys() == kept.keys()
+    for name, weight in kept.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, trained[name].half().float())
+    assert any(not torch.equal(weight, trained[name]) for name, weight in kept.items())
+    (stored,) = zoo.get("lm-mesanet").path.glob("checkpoints/*/model.safetensors")
+    assert {weight.dtype for weight in load_file(stored).values()} == {torch.float16}
 
 
 @pytest.mark.usefixtures("byte_zoo")
