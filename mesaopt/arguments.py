@@ -4,10 +4,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
+
+
+def _value(metavar: str) -> Any:
+    """Name the value of an argument in its help, where a default that says nothing is left out."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=_default)
+
+
+def _default(text: str) -> str:
+    return "" if text in ("None", "''", "") else f"(default: {text})"
+
+
+_Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -21,7 +33,7 @@ class List:
 
     what: Positional[Literal["all", "recipes", "zoo", "figures", "tasks"]] = "all"
     """Which of them."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
 
 
@@ -36,9 +48,9 @@ class Doctor:
     mesaopt doctor --measure
     """
 
-    measure: bool = False
+    measure: _Switch = False
     """Measure speed too, and estimate how long some commands take here: about ten seconds."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
 
 
@@ -56,37 +68,35 @@ class Train:
     torchrun --nproc-per-node 8 -m mesaopt train lm-mesanet --shard
     """
 
-    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
-    """Name of a recipe; mesaopt list recipes shows them. With --task its model and training are taken
-    [tf-3]."""
-    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    recipe: Annotated[Positional[str], _value("RECIPE")] = ""
+    """Name of a recipe; mesaopt list recipes shows them [with --task, tf-3]."""
+    task: Annotated[str | None, _value("MODULE:CLASS")] = None
     """A task of your own; its module is imported. --set task.NAME=VALUE gives arguments to its class."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="RECIPE|MODULE:CLASS")] = None
-    """The model of another recipe, or a torch.nn.Module of your own, with arguments as of --task."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the run, new or empty [runs/<recipe>-seed<seed>]; of several seeds, the folder of their
-    folders [runs]."""
+    model: Annotated[str | None, _value("RECIPE|MODULE:CLASS")] = None
+    """The model of another recipe, or a torch.nn.Module of your own; --set model.NAME=VALUE."""
+    out: Annotated[Path | None, _value("DIR")] = None
+    """Folder of the run, new or empty [runs/<recipe>-seed<seed>]; with --seeds, that of all [runs]."""
     seed: int = 0
     """Seed of the initial weights and of the training sequences."""
-    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    seeds: Annotated[int, _value("N")] = 1
     """Number of seeds to train, from --seed on; on a GPU side by side."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    set: Annotated[tuple[str, ...], _value("NAME=VALUE")] = ()
     """Settings to change, such as train.steps=500 model.num_heads=4; --dry-run shows them all."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    device: Annotated[str, _value("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
-    shard: bool = False
+    shard: _Switch = False
     """Divide weights, gradients and optimiser among the processes of torchrun (FSDP), not only batches."""
-    parts: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    parts: Annotated[int, _value("N")] = 1
     """Compute a process's share of a batch in so many parts and add up the gradients, to save memory."""
-    recompute: bool = False
+    recompute: _Switch = False
     """Compute every block again for the gradients, to save memory (activation checkpointing)."""
-    compile: bool = False
+    compile: _Switch = False
     """Compile every block with torch.compile."""
-    resume: bool = False
+    resume: _Switch = False
     """Continue the run in the folder."""
-    track: Annotated[str | None, tyro.conf.arg(metavar="tensorboard|wandb|trackio")] = None
+    track: Annotated[str | None, _value("tensorboard|wandb|trackio")] = None
     """Log evaluations there too; pip install 'mesaopt[track]'. Of TensorBoard, in runs/tensorboard."""
-    dry_run: bool = False
+    dry_run: _Switch = False
     """Print the settings and what the run would cost here, and stop."""
 
 
@@ -103,27 +113,25 @@ class Sweep:
     mesaopt sweep lsa-1 --grid train.batch_size=64,256 --engine ray --out batches
     """
 
-    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")]
+    recipe: Annotated[Positional[str], _value("RECIPE")]
     """Name of a recipe; mesaopt list recipes shows them."""
-    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,...")] = ()
+    grid: Annotated[tuple[str, ...], _value("NAME=VALUE,...")] = ()
     """Settings and their values, such as train.learning_rate=1e-4,3e-4."""
-    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    seeds: Annotated[int, _value("N")] = 1
     """Number of seeds of every combination."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    set: Annotated[tuple[str, ...], _value("NAME=VALUE")] = ()
     """Settings to change in all points, such as train.steps=500."""
-    engine: Annotated[str, tyro.conf.arg(metavar="local|ray|slurm")] = "local"
-    """Where the trainings run: in processes here, on a Ray cluster (pip install 'mesaopt[ray]') or on a
-    Slurm cluster (pip install 'mesaopt[slurm]')."""
-    engine_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
-    """Options of the engine: processes=4 of local, address=HOST:PORT gpus=1 of ray, partition=long
-    timeout_min=600 of slurm, and others."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("sweep")
+    engine: Annotated[str, _value("local|ray|slurm")] = "local"
+    """Where to train: here, or on a cluster (pip install 'mesaopt[ray]' or 'mesaopt[slurm]')."""
+    engine_set: Annotated[tuple[str, ...], _value("NAME=VALUE")] = ()
+    """Options of the engine, such as processes=4 of local, gpus=1 of ray, partition=long of slurm."""
+    out: Annotated[Path, _value("DIR")] = Path("sweep")
     """Folder of the sweep, new or empty."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    device: Annotated[str, _value("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one, with --engine ray the CPU."""
-    resume: bool = False
+    resume: _Switch = False
     """Go on with the sweep in the folder."""
-    dry_run: bool = False
+    dry_run: _Switch = False
     """Print the points and what they would cost here, and stop."""
 
 
@@ -131,7 +139,7 @@ _Runs = Annotated[
     Positional[tuple[Path, ...]],
     tyro.conf.arg(name="run", metavar="RUN ...", help_behavior_hint="(one or more)"),
 ]
-_Picture = Annotated[Path | None, tyro.conf.arg(metavar="FILE.png|.svg|.html")]
+_Picture = Annotated[Path | None, _value("FILE.png|.svg|.html")]
 
 
 @dataclass(frozen=True)
@@ -147,16 +155,15 @@ class Data:
 
     what: Positional[Literal["prepare"]]
     """prepare: tokenise a corpus. Train on it with --set task.corpus=DIR."""
-    source: Annotated[Positional[str], tyro.conf.arg(metavar="PATH|stdlib|hf:NAME")]
-    """A file; a folder, with all folders in it; the sources of Python's standard library; or the column
-    text of a data set that the package datasets loads."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    source: Annotated[Positional[str], _value("PATH|stdlib|hf:NAME")]
+    """A file, a folder, Python's standard library, or the column text of a data set on Hugging Face."""
+    out: Annotated[Path, _value("DIR")]
     """Folder of the files, new or empty."""
-    tokenizer: Annotated[str, tyro.conf.arg(metavar="bytes|bpe|FILE")] = "bytes"
+    tokenizer: Annotated[str, _value("bytes|bpe|FILE")] = "bytes"
     """Bytes; a byte-pair encoding that is learned from the training part; or a file tokenizer.json."""
-    vocabulary: Annotated[int, tyro.conf.arg(metavar="N")] = 4096
+    vocabulary: Annotated[int, _value("N")] = 4096
     """Of bpe: tokens to learn."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
 
 
@@ -173,17 +180,17 @@ class Evaluate:
 
     runs: _Runs
     """Folders of runs, or trained models of the package, such as zoo:tf-3."""
-    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    task: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The task of your own that they were trained on; its module is imported."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    model: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The torch.nn.Module of your own that they are."""
-    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 2560
+    sequences: Annotated[int, _value("N")] = 2560
     """Fresh test sequences, rounded up to batches of 256."""
     out: _Picture = None
     """Write the figure here, or a page with the figure and the tables."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
-    csv: bool = False
+    csv: _Switch = False
     """Print comma-separated values: a line for each predictor and position."""
 
 
@@ -198,25 +205,25 @@ class Generate:
 
     path: Annotated[Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run, or a trained model of the package."""
-    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")]
+    prompt: Annotated[str, _value("TEXT")]
     """Prompt to continue: text, or numbers with spaces between them where tokens are no text."""
-    tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 200
+    tokens: Annotated[int, _value("N")] = 200
     """Tokens to add."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""
-    top_k: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    top_k: Annotated[int | None, _value("K")] = None
     """Draw from the K likeliest tokens [all]."""
-    top_p: Annotated[float | None, tyro.conf.arg(metavar="P")] = None
+    top_p: Annotated[float | None, _value("P")] = None
     """Draw from the fewest tokens whose probabilities add up to P [all]."""
-    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    samples: Annotated[int, _value("N")] = 1
     """Continuations to draw."""
-    beams: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    beams: Annotated[int | None, _value("N")] = None
     """Search for the N likeliest continuations instead of drawing some, without the options of drawing."""
     seed: int = 0
     """Seed of the random numbers."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    device: Annotated[str, _value("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON, with the tokens as numbers."""
 
 
@@ -233,19 +240,19 @@ class Diagnose:
 
     runs: _Runs
     """Folders of runs, or trained models of the package, such as zoo:tf-3."""
-    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    task: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The task of your own that they were trained on; its module is imported."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    model: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The torch.nn.Module of your own that they are."""
-    step: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    step: Annotated[int | None, _value("N")] = None
     """Step of the checkpoint to diagnose [the last]."""
-    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 1024
+    sequences: Annotated[int, _value("N")] = 1024
     """Fresh test sequences, rounded up to batches of 256."""
     out: _Picture = None
     """Write the figure here, or a page with the figure and the tables."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
-    csv: bool = False
+    csv: _Switch = False
     """Print comma-separated values: lines for each run and algorithm."""
 
 
@@ -262,19 +269,19 @@ class Compare:
 
     runs: _Runs
     """Folders of runs, or trained models of the package, such as zoo:tf-3."""
-    to: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    to: Annotated[Path | None, _value("RUN")] = None
     """Compare all others with this run, which may be one of them [the first]."""
-    task: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    task: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The task of your own that they were trained on; its module is imported."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    model: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The torch.nn.Module of your own that they are."""
-    sequences: Annotated[int, tyro.conf.arg(metavar="N")] = 2560
+    sequences: Annotated[int, _value("N")] = 2560
     """Fresh test sequences, rounded up to batches of 256."""
     out: _Picture = None
     """Write the figure here, or a page with the figure and the tables."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
-    csv: bool = False
+    csv: _Switch = False
     """Print comma-separated values: a line for each run, quantity and position."""
 
 
@@ -289,30 +296,31 @@ class Reproduce:
     mesaopt reproduce emergence2024 --only fig1 --dry-run
     """
 
-    what: Annotated[Positional[str], tyro.conf.arg(metavar="WHAT")]
+    what: Annotated[Positional[str], _value("WHAT")]
     """Name of a study, or of a figure such as emergence2024/fig1; mesaopt list figures shows them."""
-    scale: Annotated[str, tyro.conf.arg(metavar="smoke|small|paper")] = "small"
-    """smoke: that it runs, in a minute or two. small: from minutes (core) to hours (language). paper: as
-    published. --dry-run says."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    scale: Annotated[str, _value("smoke|small|paper")] = "small"
+    """smoke: a minute or two, to see that it runs. small: minutes to hours. paper: as published."""
+    out: Annotated[Path, _value("DIR")] = Path("results")
     """Folder of the results, new or empty."""
-    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    seeds: Annotated[int | None, _value("N")] = None
     """Training seeds of every recipe, or sets of sequences [the scale's own numbers]."""
-    only: Annotated[str, tyro.conf.arg(metavar="FIGURE,...")] = ""
+    only: Annotated[str, _value("FIGURE,...")] = ""
     """Figures of the study to compute, such as fig1,fig3 [all of them]."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    device: Annotated[str, _value("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
-    runs: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
+    runs: Annotated[
+        Path | None, tyro.conf.arg(name="from", metavar="DIR", help_behavior_hint="")
+    ] = None
     """Train nothing: measure the finished runs in this folder of run folders."""
-    from_zoo: bool = False
+    from_zoo: _Switch = False
     """Train nothing: measure the trained models of the package."""
-    engine: Annotated[str | None, tyro.conf.arg(metavar="local|ray|slurm")] = None
+    engine: Annotated[str | None, _value("local|ray|slurm")] = None
     """Train several runs at once, as mesaopt sweep does [one after another, on all cores]."""
-    engine_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    engine_set: Annotated[tuple[str, ...], _value("NAME=VALUE")] = ()
     """Options of the engine, such as processes=4."""
-    resume: bool = False
+    resume: _Switch = False
     """Continue what is in the folder, with more figures if there are."""
-    dry_run: bool = False
+    dry_run: _Switch = False
     """Print what it would cost here, and stop."""
 
 
@@ -328,11 +336,11 @@ class Demo:
     mesaopt demo --out shown --no-open
     """
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    out: Annotated[Path, _value("DIR")] = Path("results")
     """Folder of the results, new or empty, or that of an earlier demo."""
-    train: bool = False
+    train: _Switch = False
     """Train the models first, which takes minutes."""
-    no_open: bool = False
+    no_open: _Switch = False
     """Do not show the report in the web browser."""
 
 
@@ -348,13 +356,13 @@ class ImportReleased:
     mesaopt import-released clone --out released --overwrite
     """
 
-    clone: Annotated[Positional[Path], tyro.conf.arg(metavar="PATH")]
+    clone: Annotated[Positional[Path], _value("PATH")]
     """Folder of the clone."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("released")
+    out: Annotated[Path, _value("DIR")] = Path("released")
     """Folder of the run folders."""
-    overwrite: bool = False
+    overwrite: _Switch = False
     """Replace the run folders of an earlier import."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
 
 
@@ -367,9 +375,9 @@ class Claims:
     mesaopt claims results --json
     """
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
+    folder: Annotated[Positional[Path], _value("DIR")]
     """Folder that reproduce has written."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
 
 
@@ -385,13 +393,13 @@ class Report:
     mesaopt report runs/lsa-1-seed0 --out lsa-1.html
     """
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="DIR|RUN")]
+    folder: Annotated[Positional[Path], _value("DIR|RUN")]
     """Folder that reproduce has written, a run folder, or a model of the package such as zoo:tf-3."""
     out: _Picture = None
     """Of a run: the file to write [report.html in its folder; of zoo:NAME, NAME.html here]."""
-    redraw: bool = False
+    redraw: _Switch = False
     """Of results: draw all figures again, from their saved numbers."""
-    open: bool = False
+    open: _Switch = False
     """Show it in the web browser."""
 
 
@@ -407,23 +415,22 @@ class Bench:
     """
 
     what: Positional[Literal["train", "ops", "generate"]]
-    """train: one optimiser step of a recipe. ops: the operators, in minutes. generate: language models of
-    every mixer, token by token, in minutes."""
-    recipe: Annotated[str, tyro.conf.arg(metavar="RECIPE")] = "lsa-2-notebook"
+    """train: a training step of a recipe. ops: the operators. generate: a token of language models."""
+    recipe: Annotated[str, _value("RECIPE")] = "lsa-2-notebook"
     """Of train: the recipe whose step is timed."""
     repeats: int = 30
     """Of train: timed repetitions, after a warm-up."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    threads: Annotated[int | None, _value("N")] = None
     """Of train: threads to compute with [all cores]."""
-    official: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    official: Annotated[Path | None, _value("PATH")] = None
     """Of train: a clone of the authors' JAX code, to time on all cores in turns with this package."""
-    python: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    python: Annotated[Path | None, _value("PATH")] = None
     """Of train, with --official: an interpreter that has jax, flax and optax."""
-    quick: bool = False
+    quick: _Switch = False
     """Of ops and generate: small sizes, to see in seconds that everything runs."""
-    goals: bool = False
+    goals: _Switch = False
     """Show also what the developers of the package look at: goals, and shares of what is possible."""
-    json: bool = False
+    json: _Switch = False
     """Print JSON."""
 
 
@@ -443,9 +450,9 @@ class Completion:
 
 
 Command = (
-    List
+    Demo
+    | List
     | Doctor
-    | Demo
     | Train
     | Sweep
     | Data

@@ -5,8 +5,10 @@ Only what parsing needs is imported here; torch and the rest come when a command
 
 import codecs
 import contextlib
+import inspect
 import os
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 from importlib import metadata
 
@@ -16,6 +18,11 @@ from mesaopt.argument_lists import arguments_of, commands
 from mesaopt.arguments import Command
 from mesaopt.errors import ConfigError, MesaoptError, printable, suggest
 
+_PURPOSE = (
+    "Train small sequence models that learn in context, take them apart, and judge the claims of the "
+    "papers. Begin with: mesaopt demo. mesaopt COMMAND --help explains a command; mesaopt --version "
+    "prints the version."
+)
 _PLAIN = {"±": "+-", "²": "^2", "·": "-", "×": "x", "−": "-"}
 
 
@@ -55,14 +62,12 @@ def _run(arguments: Sequence[str]) -> int:
     if list(arguments) in (["--version"], ["-V"]):
         print(f"mesaopt {metadata.version('mesaopt')}")
         return 0
+    if list(arguments) in ([], ["--help"], ["-h"]):
+        print(_overview())
+        return 0 if arguments else 2
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="mesaopt",
-        description=(
-            "Mesa-optimization in sequence models: train small models that learn in context, take them "
-            "apart, and judge the claims of the papers. Start with: mesaopt demo. "
-            "mesaopt --version prints the version."
-        ),
         args=_checked(arguments),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -75,10 +80,24 @@ def _run(arguments: Sequence[str]) -> int:
         return run(command)
 
 
+def _overview() -> str:
+    """Say what each command does, in a line or two."""
+    lines = ["usage: mesaopt COMMAND ...", "", *textwrap.wrap(_PURPOSE, 80), ""]
+    for name, kind in commands().items():
+        summary = " ".join(str(inspect.getdoc(kind)).split("\n\n")[0].split())
+        lines += textwrap.wrap(
+            summary, 80, initial_indent=f"  {name:17}", subsequent_indent=" " * 19
+        )
+    return "\n".join(lines)
+
+
 def _checked(arguments: Sequence[str]) -> list[str]:
-    """Refuse options that the command does not have, and join the values of those that are repeated."""
-    if not arguments or arguments[0] not in commands():
+    """Refuse commands and options that do not exist, and join the values of options that are repeated."""
+    if not arguments or arguments[0].startswith("-"):
         return list(arguments)
+    if arguments[0] not in commands():
+        hint = suggest(arguments[0], commands())
+        raise ConfigError(f"{arguments[0]}: is no command of mesaopt; {hint}")
     options = _options(arguments)
     _refuse_unknown_options(arguments, list(options))
     return _join_repeated(arguments, {name for name, several in options.items() if several})

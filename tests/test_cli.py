@@ -17,6 +17,7 @@ from helpers import exit_status as run
 from toy_study import Toy
 
 from mesaopt import recipes
+from mesaopt.argument_lists import commands
 from mesaopt.arguments import Command
 from mesaopt.config import RunConfig
 from mesaopt.errors import RunError
@@ -135,6 +136,21 @@ def test_every_help_text_ends_with_two_examples_that_can_be_typed() -> None:
             program, *arguments = shlex.split(example.rpartition("-m ")[2])
             assert program == "mesaopt"
             assert isinstance(tyro.cli(Command, args=arguments), command)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_help_shows_no_default_that_says_nothing(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, "--help") == 0
+    shown = " ".join(re.sub("[│\\s]+", " ", capsys.readouterr().out).split())
+    assert not re.search(r"\(default: (None|False|''|)\)", shown)
+
+
+def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    listed = re.findall(r"^  ([a-z-]+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert listed == [*commands()]
 
 
 def test_the_help_says_how_to_see_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,6 +425,9 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("train", "lsa-1", "--seed", "-1"), "seed=-1: must be 0 or greater"),
         (("train", "lsa-1", "--device", "cuda:77"), "device='cuda:77': is not there"),
         (("reproduce", "fig33"), "what='fig33': allowed: core"),
+        (("reproduce", "fig3"), "must be uncovering2023/fig3 or emergence2024/fig3"),
+        (("trian", "lsa-1"), "trian: is no command of mesaopt; did you mean 'train'?"),
+        (("train", "lsa-1", "--set", "steps=5"), "set='steps=5': must be train.steps"),
         (("reproduce", "core", "--scale", "huge"), "scale='huge': allowed: smoke, small, paper"),
         (("reproduce", "core", "--seeds", "-1"), "seeds=-1: must be 1 or greater"),
         (("reproduce", "core/fig1"), "figure='fig1': allowed: in-context-loss, training"),
@@ -417,7 +436,7 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("reproduce", "toy/fig11"), "figure='fig11': did you mean 'fig1'?"),
         (("reproduce", "toy", "--only", "fig1,x"), "figure='x': allowed: fig1, fig2, fig3"),
         (("reproduce", "core", "--device", "tpu"), "device='tpu': is not there"),
-        (("evaluate", "nowhere"), "nowhere/config.json: there is no such file"),
+        (("evaluate", "nowhere"), "run='nowhere': there is no such folder"),
         (("evaluate", "nowhere", "--sequences", "0"), "sequences=0: must be 1 or greater"),
         (("claims", "nowhere"), "mesaopt reproduce writes it"),
         (("report", "nowhere"), "there is no such folder"),
@@ -431,8 +450,8 @@ def test_claims_that_all_hold_exit_with_0(results: Path, tmp_path: Path) -> None
         (("claims", "x" * 256), "File name too long"),
         (("report", "x" * 256), "File name too long"),
         (("reproduce", "core", "--out", "x" * 256), "File name too long"),
-        (("evaluate", "\x1b[31mx\ny"), "?[31mx y/config.json: there is no such file"),
-        (("evaluate", "\udcff"), "?/config.json: there is no such file"),
+        (("evaluate", "\x1b[31mx\ny"), r"run='\x1b[31mx\ny': there is no such folder"),
+        (("evaluate", "\udcff"), r"run='\udcff': there is no such folder"),
         (("evaluate", "~nobody-of-this-name"), "there is no such home folder"),
         (
             ("train", "lsa-1", "--set", "recipe=../../x", "--seeds", "2"),

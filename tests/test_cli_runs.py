@@ -201,7 +201,7 @@ def test_a_model_of_the_zoo_next_to_a_run(
         (("compare", "{one}", "zoo:lsa-1"), "is of another task than 'one' (length: 50, not 8)"),
         (("evaluate", "{one}", "{one}/"), "is given twice"),
         (("evaluate", "zoo:lsa-1", "zoo:lsa-1"), "run='zoo:lsa-1': is given twice"),
-        (("diagnose", "{one}", "nowhere"), "nowhere/config.json: there is no such file"),
+        (("diagnose", "{one}", "nowhere"), "run='nowhere': there is no such folder"),
         (("diagnose", "{one}", "zoo:lsa1"), "name='lsa1': did you mean 'lsa-1'?"),
         (("compare", "{one}", "{results}"), "holds results: must be the folder of one run"),
         (("evaluate", "{one}", "lsa-1"), "the trained model of the recipe is zoo:lsa-1"),

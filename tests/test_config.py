@@ -59,8 +59,8 @@ def test_every_recipe_survives_json(name: str) -> None:
     ("change", "message"),
     [
         ({"sede": 1}, "unknown key 'sede'; did you mean 'seed'?"),
-        ({"seed": "1"}, "config.seed='1': must be of type int"),
-        ({"seed": True}, "config.seed=True: must be of type int"),
+        ({"seed": "1"}, "config.seed='1': must be a whole number"),
+        ({"seed": True}, "config.seed=True: must be a whole number"),
         ({"task": {"dimm": 3}}, "config.task: unknown key 'dimm'; did you mean 'dim'?"),
         ({"task": {"token_slots": ["curent"]}}, "'curent': did you mean 'current'?"),
         ({"task": {"token_slots": [1]}}, "1: allowed: zero, current, previous, or 2, 3, ..."),
@@ -77,7 +77,7 @@ def test_every_recipe_survives_json(name: str) -> None:
         ({"model": {"positions": "all"}}, "positions='all': allowed: none, first_layer"),
         ({"model": {"unit_queries_keys": "first"}}, "did you mean 'after_first'?"),
         ({"model": {"unit_queries_values": "first"}}, "did you mean 'after_first'?"),
-        ({"model": {"mlp_dim": 1.5}}, "config.model.mlp_dim=1.5: must be of type int"),
+        ({"model": {"mlp_dim": 1.5}}, "config.model.mlp_dim=1.5: must be a whole number"),
         ({"model": {"mixers": []}}, "mixers=(): must be at least one mixer"),
         (
             {"task": {"kind": "ar_proces"}},
@@ -96,7 +96,7 @@ def test_every_recipe_survives_json(name: str) -> None:
             "blocks='none': allowed: all, core",
         ),
         ({"train": {"schedule": "constnt"}}, "did you mean 'constant'?"),
-        ({"train": {"steps": 1.5}}, "config.train.steps=1.5: must be of type int"),
+        ({"train": {"steps": 1.5}}, "config.train.steps=1.5: must be a whole number"),
     ],
 )
 def test_reading_is_strict_and_says_what_is_right(change: dict, message: str) -> None:
@@ -212,7 +212,7 @@ def test_overrides_reach_nested_settings() -> None:
         ("train.steps", "must look like"),
         ("trian.steps=5", "did you mean 'train'"),
         ("train.step=5", "did you mean 'steps'"),
-        ("train.steps=many", "must be of type int"),
+        ("train.steps=many", "must be a whole number"),
     ],
 )
 def test_wrong_overrides_are_refused(text: str, message: str) -> None:

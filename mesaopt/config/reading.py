@@ -13,6 +13,8 @@ from mesaopt.config.tasks import TokenSlot
 from mesaopt.errors import ConfigError, suggest
 
 Config = TypeVar("Config")
+_IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_IN_WORDS |= {tuple: "a list", dict: "an object"}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is Literal:
         raise ConfigError(f"{where}={shown(value)}: {suggest(str(value), arguments)}")
-    raise ConfigError(f"{where}={shown(value)}: must be of type {getattr(hint, '__name__', hint)}")
+    raise ConfigError(f"{where}={shown(value)}: must be {_IN_WORDS.get(origin or hint, hint)}")
 
 
 def _member(members: tuple[type, ...], value: Any, where: str) -> type:
@@ -201,6 +203,9 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             if not isinstance(place.get(parent), dict):
                 raise ConfigError(f"set={f'{name}={text}'!r}: {suggest(parent, place)}")
             place = place[parent]
+        if places := [key for key in data if isinstance(data[key], dict) and name in data[key]]:
+            meant = " or ".join(f"{key}.{name}" for key in places)
+            raise ConfigError(f"set={f'{name}={text}'!r}: must be {meant}")
         if last == "kind" and place.get(last) != text:
             place.clear()
         place[last] = parse_value(text)

@@ -43,7 +43,7 @@ def export(run: str | Path, path: str | Path, *, step: int | None = None) -> Pat
         >>> export("no/such/run", "pretrained")
         Traceback (most recent call last):
         ...
-        mesaopt.errors.RunError: no/such/run/config.json: there is no such file
+        mesaopt.errors.RunError: run='no/such/run': there is no such folder
     """
     folder, out = RunFolder(files.as_path(run)), files.as_path(path)
     config = folder.config

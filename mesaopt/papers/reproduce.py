@@ -13,7 +13,7 @@ from mesaopt.config import to_dict
 from mesaopt.errors import ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
-from mesaopt.papers.index import STUDIES
+from mesaopt.papers.index import STUDIES, read_index
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
 from mesaopt.papers.trainings import Trainer
@@ -65,7 +65,9 @@ def get_study(name: str) -> Study[Any]:
         mesaopt.errors.ConfigError: what='cor': did you mean 'core'?
     """
     if name not in STUDIES:
-        raise ConfigError(f"what={name!r}: {suggest(name, STUDIES)}")
+        figures = [row["name"] for row in read_index() if row["name"].endswith(f"/{name}")]
+        hint = f"must be {' or '.join(figures)}" if figures else suggest(name, STUDIES)
+        raise ConfigError(f"what={name!r}: {hint}")
     return importlib.import_module(STUDIES[name]).STUDY
 
 

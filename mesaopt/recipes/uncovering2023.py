@@ -129,7 +129,7 @@ RECIPES = (
         ),
     ),
     Recipe(
-        summary="one mesa layer, which solves the in-context least-squares problem exactly",
+        summary="one mesa layer, which solves a ridge regression of its own exactly",
         source="uncovering2023",
         architecture="mesa-1",
         task="linear",

@@ -33,7 +33,7 @@ def train_folder(path: str, device: str = "auto", threads: int = 1) -> str | Non
 
     Example:
         >>> train_folder("no/such/folder")
-        'no/such/folder/config.json: there is no such file'
+        "run='no/such/folder': there is no such folder"
     """
     torch.set_num_threads(threads)
     try:

@@ -271,7 +271,7 @@ def load_run(
         >>> load_run("no/such/run")
         Traceback (most recent call last):
         ...
-        mesaopt.errors.RunError: no/such/run/config.json: there is no such file
+        mesaopt.errors.RunError: run='no/such/run': there is no such folder
     """
     folder = RunFolder(files.as_path(path))
     if task is not None or model is not None:

@@ -466,9 +466,10 @@ def _say_what_is_meant(path: Path) -> None:
     if str(path).startswith("zoo:"):
         name = str(path).removeprefix("zoo:")
         raise RunError(f"run={str(path)!r}: mesaopt.load({name!r}) gives this model")
-    if not files.exists(path) and str(path) in recipes.RECIPES:
-        where = f"the trained model of the recipe is zoo:{path}, or mesaopt.load({str(path)!r})"
-        raise RunError(f"run={str(path)!r}: there is no such folder; {where}")
+    if not files.exists(path):
+        zoo = f"; the trained model of the recipe is zoo:{path}, or mesaopt.load({str(path)!r})"
+        hint = zoo if str(path) in recipes.RECIPES else ""
+        raise RunError(f"run={str(path)!r}: there is no such folder{hint}")
     if runs := _runs_in(path):
         raise _not_one_run(path, "runs", runs)
 

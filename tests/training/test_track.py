@@ -74,7 +74,7 @@ def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(TypeError, match="path is None: must be a path"):
         TensorBoard(None)
     problem = train_folder("~/no-run")
-    assert problem == f"{tmp_path}/no-run/config.json: there is no such file"
+    assert problem == f"run='{tmp_path}/no-run': there is no such folder"
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages that read and write its files

@@ -117,7 +117,7 @@ def picture(study: str, figure: str) -> Path:
 
 def _command(name: str, kind: type) -> str:
     summary, *more = inspect.getdoc(kind).split("\n\n")
-    examples = [text for text in more if text.startswith("mesaopt ")]
+    examples = [text for text in more if text.startswith(("mesaopt ", "torchrun "))]
     words = [text for text in more if text not in examples]
     parts = [f"## {name}", plain(summary), *map(plain, words)]
     if examples:

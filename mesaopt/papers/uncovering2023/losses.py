@@ -202,7 +202,7 @@ def _fig7_claims(lab: Laboratory) -> Iterable[Claim]:
 fig7 = Figure(
     name="fig7",
     title="Fig. 7: softmax layers, a mesa layer and algorithms on three tasks",
-    summary="three tasks, a mesa layer and six softmax layers",
+    summary="three tasks: seven softmax layers, and one in front of a mesa layer",
     caption=(
         "Loss by position on three tasks. Dashed (with all pairs) and dotted (without the "
         "newest): preconditioned steps and least squares on what the task makes linear: the "
