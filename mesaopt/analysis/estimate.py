@@ -278,7 +278,7 @@ class Estimate:
             The same number with the error of the different ones.
 
         Example:
-            >>> Estimate(1.0, 0.25).repeated(4)
+            >>> Estimate(1.0, 0.25).repeated(4.0)
             Estimate(value=1.0, error=0.5)
         """
         return Estimate(self.value, self.error * times**0.5)
