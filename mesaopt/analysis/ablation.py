@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mesaopt.analysis.capture import capture, distinct, evaluating, like_weights
+from mesaopt.analysis.capture import capturing, distinct, evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
@@ -198,7 +198,7 @@ def ablate(
         raise ValueError("names, positions: must not be empty")
     for name in names:
         find_part(model, name, "names")
-    replacements_on = _replacements(by)
+    replacements_on = _replacements(by, model, names)
 
     def score(batch: Batch) -> Scored[tuple[str, str]]:
         tokens = like_weights(model, batch.tokens)
@@ -210,7 +210,7 @@ def ablate(
             return batch.losses(output.to(batch.targets.device)).double()
 
         with evaluating(model):
-            replacements = replacements_on(model, tokens, names)
+            replacements = replacements_on(lambda x: model(x, **batch.arguments), tokens)
             scored = {_ORIGINAL: losses({}, None)} | {
                 (name, group): losses({name: replacements[name]}, where)
                 for name in names
@@ -224,11 +224,11 @@ def ablate(
     return AblationTable(original, {key: Effect(original, one) for key, one in joined.items()})
 
 
-def shuffled_tokens(tokens: Float[Tensor, "batch time token"]) -> Tensor:
+def shuffled_tokens(tokens: Shaped[Tensor, "batch time *token"]) -> Tensor:
     """Put the tokens of every sequence into a random order, the same for equal shapes.
 
     Args:
-        tokens: [batch, time, token].
+        tokens: [batch, time, ...].
 
     Returns:
         The same tokens in another order.
@@ -243,22 +243,28 @@ def shuffled_tokens(tokens: Float[Tensor, "batch time token"]) -> Tensor:
     return torch.take_along_dim(tokens, order.view(*order.shape, *[1] * (tokens.dim() - 2)), dim=1)
 
 
-_ReplacementsOn = Callable[[nn.Module, Tensor, Sequence[str]], Mapping[str, Replacement]]
+_ReplacementsOn = Callable[[Callable[[Tensor], Any], Tensor], Mapping[str, Replacement]]
 
 
-def _replacements(by: str | Corruption) -> _ReplacementsOn:
-    """Make the function from a model, its tokens and names of parts to what replaces the parts."""
+def _replacements(by: str | Corruption, model: nn.Module, names: Sequence[str]) -> _ReplacementsOn:
+    """Make the function from a run of a model on tokens, and the tokens, to what replaces its parts."""
     of_activation: dict[str, Replacement] = {
         "zero": 0.0,
         "mean": lambda activation: activation.mean(0, keepdim=True),
         "other_sequence": lambda activation: activation.roll(1, dims=0),
     }
     if isinstance(by, str) and by in of_activation:
-        return lambda _, __, names: dict.fromkeys(names, of_activation[by])
+        return lambda _, __: dict.fromkeys(names, of_activation[by])
     corrupt = shuffled_tokens if by == "shuffled_tokens" else by
     if isinstance(corrupt, str) or not callable(corrupt):
         raise ValueError(f"by={by!r}: {suggest(str(by), REPLACEMENTS)}, or a function")
-    return lambda model, tokens, names: capture(model, corrupt(tokens.clone()), names)
+
+    def of_another_run(run: Callable[[Tensor], Any], tokens: Tensor) -> Mapping[str, Replacement]:
+        with capturing(model, names) as activations:
+            run(corrupt(tokens.clone()))
+        return {name: activations[name] for name in names}
+
+    return of_another_run
 
 
 def _groups(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mesaopt.analysis.capture import evaluating, like_weights, up_to
-from mesaopt.analysis.estimate import estimates
+from mesaopt.analysis.estimate import estimates, standard_error
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
 from mesaopt.display import Drawn, Row
@@ -48,7 +48,7 @@ class AttentionMaps(Drawn):
     @property
     def mass_error(self) -> Float[Tensor, "head offset"]:
         """Standard error of :attr:`mass` over sequences."""
-        return self.masses.std(0) / len(self.masses) ** 0.5
+        return standard_error(self.masses)
 
     def _headline(self) -> str:
         heads, time, _ = self.mean.shape

@@ -219,6 +219,8 @@ def check_weights(model: nn.Module) -> None:
 def like_weights(model: nn.Module, x: Tensor) -> Tensor:
     """Move a tensor to the device and type of a model's weights, if it has any.
 
+    Those of its first matrix: numbers such as ridges may keep single precision where weights are in half.
+
     Args:
         model: any module.
         x: real; complex numbers and integers keep their type.
@@ -230,7 +232,8 @@ def like_weights(model: nn.Module, x: Tensor) -> Tensor:
         >>> like_weights(nn.Linear(2, 2).double(), torch.zeros(3)).dtype
         torch.float64
     """
-    weight = next((w for w in model.parameters() if w.is_floating_point()), x)
+    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+    weight = next((weight for weight in weights if weight.dim() > 1), (*weights, x)[0])
     return x.to(weight) if x.is_floating_point() else x.to(weight.device)
 
 

@@ -79,7 +79,7 @@ class Estimate:
         if samples.dim() != 1:
             shape = tuple(samples.shape)
             raise ValueError(f"samples has shape {shape}: must be [sequence] or [seed, sequence]")
-        return cls(samples.mean().item(), (samples.std() / len(samples) ** 0.5).item())
+        return cls(samples.mean().item(), standard_error(samples).item())
 
     @classmethod
     def of_seeds(cls, values: Float[Tensor, " seed"]) -> "Estimate":
@@ -137,10 +137,14 @@ class Estimate:
             The ratio. Where mean(below) of one number per sequence is 0, that is 0 or infinite, without an
             error.
 
+        Raises:
+            ValueError: the shapes differ.
+
         Example:
             >>> Estimate.ratio(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))
             Estimate(value=0.5, error=0.0)
         """
+        _check_paired(above, below)
         if above.dim() == 2:
             seed_ratios = above.mean(1) / below.mean(1)
             above, below = above.mean(0), below.mean(0)
@@ -151,8 +155,7 @@ class Estimate:
         if denominator == 0:
             return cls(math.copysign(math.inf, numerator) if numerator else 0.0, 0.0)
         value = (numerator / denominator).item()
-        error = (above - value * below).std() / denominator.abs() / len(above) ** 0.5
-        return cls(value, error.item())
+        return cls(value, (standard_error(above - value * below) / denominator.abs()).item())
 
     @classmethod
     def ratio_of_models(
@@ -176,11 +179,15 @@ class Estimate:
             The ratio. Its variance is that over sequences, as in :meth:`ratio`, plus those over the seeds
             of both models.
 
+        Raises:
+            ValueError: the numbers of sequences differ.
+
         Example:
             >>> x, none = torch.tensor([1.0, 2.0]), torch.tensor([])
             >>> Estimate.ratio_of_models(x, 2 * x, above_seeds=torch.tensor([1.0, 2.0]), below_seeds=none)
             Estimate(value=0.5, error=0.1666666716337204)
         """
+        _check_paired(above, below)
         ratio = above.mean() / below.mean()
         slopes = 1 / below.mean(), ratio / below.mean()
         seeds = [
@@ -205,6 +212,9 @@ class Estimate:
             The difference. Its variance is that over sequences of the difference of the means over seeds,
             so that noise that both share cancels, plus those over the seeds of both models.
 
+        Raises:
+            ValueError: the numbers of sequences differ.
+
         Example:
             >>> x = torch.tensor([[1.0, 2.0]])
             >>> Estimate.difference_of_models(3 + x, x)
@@ -212,6 +222,7 @@ class Estimate:
             >>> Estimate.difference_of_models(torch.cat([x, x + 2]), x)
             Estimate(value=1.0, error=1.0)
         """
+        _check_paired(above[0], below[0])
         paired = cls.of(above.mean(0) - below.mean(0))
         return paired.with_seeds(above.mean(1)).with_seeds(below.mean(1))
 
@@ -230,11 +241,15 @@ class Estimate:
         Returns:
             The difference.
 
+        Raises:
+            ValueError: the numbers of sequences differ.
+
         Example:
             >>> x, y = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
             >>> Estimate.ratio_difference((y, x), (x, y))
             Estimate(value=1.5, error=0.0)
         """
+        _check_paired(*first, *second)
         value = cls.ratio(*first).value - cls.ratio(*second).value
         return cls(value, cls.of(_influence(*first) - _influence(*second)).error)
 
@@ -252,6 +267,21 @@ class Estimate:
             Estimate(value=1.0, error=1.25)
         """
         return Estimate(self.value, math.hypot(self.error, Estimate.of_seeds(values).error))
+
+    def repeated(self, times: float) -> "Estimate":
+        """Widen the error of a mean whose samples hold the same several times over.
+
+        Args:
+            times: how often each is there, 1 or more.
+
+        Returns:
+            The same number with the error of the different ones.
+
+        Example:
+            >>> Estimate(1.0, 0.25).repeated(4.0)
+            Estimate(value=1.0, error=0.5)
+        """
+        return Estimate(self.value, self.error * times**0.5)
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate(self.value - other.value, (self.error**2 + other.error**2) ** 0.5)
@@ -299,25 +329,36 @@ def mean_and_error(
         >>> mean_and_error(torch.tensor([[1.0, 3.0]]))
         (tensor(2.), tensor(1.))
     """
-    sequences = values.mean(0).var(0) / values.shape[1]
+    sequences = standard_error(values.mean(0)).square()
     return values.mean((0, 1)), (sequences + variance_over_seeds(values.mean(1))).sqrt()
 
 
-def estimates(
-    samples: Float[Tensor, "sequence column"],
-) -> list[Estimate]:
+def standard_error(samples: Float[Tensor, "sequence *shape"]) -> Float[Tensor, "*shape"]:
+    """Give the standard error of a mean over sequences; NaN for a single one."""
+    if len(samples) < 2:
+        return torch.full_like(samples.sum(0), math.nan)
+    return samples.std(0) / len(samples) ** 0.5
+
+
+def estimates(samples: Float[Tensor, "sequence column"]) -> list[Estimate]:
     """Estimate the mean of every column; the errors of a single sequence are NaN."""
-    errors = samples.std(0) / len(samples) ** 0.5 if len(samples) > 1 else samples[0] * math.nan
-    pairs = zip(samples.mean(0).tolist(), errors.tolist(), strict=True)
+    pairs = zip(samples.mean(0).tolist(), standard_error(samples).tolist(), strict=True)
     return [Estimate(value, error) for value, error in pairs]
+
+
+def _check_paired(*samples: Tensor) -> None:
+    """Refuse samples of other sequences, which would be repeated to the same number without a word."""
+    shapes = [tuple(one.shape) for one in samples]
+    if len(set(shapes)) > 1:
+        given = ", ".join(map(str, shapes))
+        raise ValueError(f"samples have shapes {given}: must be those of the same sequences")
 
 
 def _ratio_variance(
     above: Float[Tensor, " sequence"], below: Float[Tensor, " sequence"]
 ) -> Float[Tensor, ""]:
     """Give the variance of mean(above) / mean(below) over sequences."""
-    residual = above - above.mean() / below.mean() * below
-    return residual.var() / below.mean() ** 2 / len(above)
+    return standard_error(_influence(above, below)).square()
 
 
 def _influence(

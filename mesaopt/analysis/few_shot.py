@@ -78,9 +78,10 @@ class EarlyAscent:
     position: int
     """Position of the highest loss after the first position, counted as the positions of the loss are."""
     peak: float
-    """The mean loss there."""
+    """The mean loss of each half of the sequences at the highest position of the other half, about the same
+    as the loss at that position."""
     height: float
-    """That mean less the one at the first position; negative where the loss only falls."""
+    """The peak less the mean loss at the first position; negative where the loss only falls."""
     error: float
     """Standard error of :attr:`height` over sequences, each compared with itself."""
 
@@ -237,7 +238,7 @@ def early_ascent(loss: InContextLoss) -> EarlyAscent:
         The highest position after the first, and its height above the first with a standard error.
 
     Raises:
-        ValueError: there are too few sequences or positions.
+        ValueError: there are too few sequences or positions, or some of the losses do not count.
 
     Source: von Oswald et al., Figure 8, who show it without a number.
 
@@ -250,6 +251,8 @@ def early_ascent(loss: InContextLoss) -> EarlyAscent:
     if len(loss.losses) < 4 or loss.losses.shape[1] < 2:
         given = tuple(loss.losses.shape)
         raise ValueError(f"loss has shape {given}: must be 4 sequences and 2 positions or more")
+    if loss.counted is not None:
+        raise ValueError("loss: some of it does not count: must be of places that are all scored")
     even, odd = loss.losses[0::2], loss.losses[1::2]
     halves = [one[:, [0, _highest(other)]] for one, other in ((even, odd), (odd, even))]
     rises = [half[:, 1] - half[:, 0] for half in halves]

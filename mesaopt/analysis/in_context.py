@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mesaopt.analysis.capture import evaluating, like_weights
-from mesaopt.analysis.estimate import Estimate, estimates
+from mesaopt.analysis.estimate import Estimate, estimates, standard_error
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task, loaded, task_of
 from mesaopt.config import TokenSlot
@@ -67,7 +67,7 @@ class InContextLoss(Drawn):
     def curve_error(self) -> Float[Tensor, " position"]:
         """Standard error of :attr:`curve` over sequences."""
         if self.counted is None:
-            return self.losses.std(0) / len(self.losses) ** 0.5
+            return standard_error(self.losses)
         count = self.counted.sum(0)
         squares = ((self.losses - self.curve).square() * self.counted).sum(0) / (count - 1)
         return (squares / count).sqrt()
@@ -85,8 +85,7 @@ class InContextLoss(Drawn):
     @property
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` over sequences; NaN for a single one."""
-        (over_sequences,) = estimates(self.by_sequence.unsqueeze(1))
-        return over_sequences.error
+        return standard_error(self.by_sequence).item()
 
     @property
     def by_sequence(self) -> Float[Tensor, " sequence"]:
@@ -99,11 +98,17 @@ class InContextLoss(Drawn):
         """Subtract losses sequence by sequence, so that their common noise cancels.
 
         Args:
-            other: losses on the same sequences.
+            other: losses on the same sequences, at the same positions.
 
         Returns:
             The differences; their means and standard errors are those of paired values.
+
+        Raises:
+            ValueError: sequences or positions are others.
         """
+        if self.losses.shape != other.losses.shape or self.positions != other.positions:
+            given = f"{self._amount()}, less {other._amount()}"
+            raise ValueError(f"losses on {given}: must be of the same sequences and positions")
         return InContextLoss(self.losses - other.losses, self.scored, self.counted)
 
     @property
@@ -240,7 +245,8 @@ def in_context_loss(
             to predictions [batch, time, dim]. A model computes in evaluation mode, on the tokens of the
             task in the type of its weights.
         task: source of the sequences, or its settings; that of the run if not given with a single one.
-        evaluation: the sequences; 2560 test sequences if not given.
+        evaluation: the sequences; 2560 test sequences if not given. Standard errors take them for different
+            ones, which a short text does not have so many of: see :class:`mesaopt.tasks.Text`.
 
     Returns:
         The losses of the predictor; of several, the losses of each, under its name.

@@ -61,7 +61,7 @@ def language_results(run: Run | str | Path, evaluation: Evaluation = _TESTS) -> 
 
     Args:
         run: of a language model, or its path.
-        evaluation: the sequences that are scored; 256 if not given.
+        evaluation: the sequences that are scored; 256 of each setting if not given.
 
     Returns:
         What was found.

@@ -170,7 +170,7 @@ def linearize(
     if not isinstance(model, SequenceModel):
         wanted = "must be a SequenceModel; use distil for parts of others"
         raise ValueError(f"model: is a {type(model).__name__}: {wanted}")
-    chosen = tuple(range(len(model.blocks))) if layers is None else tuple(layers)
+    chosen = tuple(range(len(model.blocks)) if layers is None else dict.fromkeys(layers))
     if not chosen:
         raise ValueError("layers=(): must not be empty")
     for index in chosen:
@@ -290,6 +290,7 @@ def unexplained(
         0 for a perfect fit, 1 for the fit of the mean; it may be greater.
 
     Raises:
+        ValueError: the layer gives another shape than that of the outputs.
         ZeroDivisionError: the outputs do not vary, and the layer does not reproduce them.
 
     Example:
@@ -299,6 +300,9 @@ def unexplained(
     """
     with evaluating(layer):
         predicted = layer(like_weights(layer, inputs))
+    if predicted.shape != outputs.shape:
+        shapes = f"{tuple(predicted.shape)}, outputs {tuple(outputs.shape)}"
+        raise ValueError(f"layer gives shape {shapes}: must be the same")
     missed = (predicted.double() - outputs.double()).square().sum().item()
     spread = (outputs.double() - outputs.double().mean((0, 1))).square().sum().item()
     return missed / spread if missed > 0 else 0.0

@@ -39,10 +39,10 @@ class MixerMeasurements(Drawn):
     write: Float[Tensor, "position head"] | None
     """Write strength beta_t."""
     rank: Float[Tensor, "position head"]
-    """Effective rank of H_t: tr(H)^2 / tr(H^2), between 1 and the width of a key."""
+    """Effective rank of H_t: tr(H)^2 / tr(H^2), between 1 and the width of a key; 0 of keys of zero."""
     ridge: Float[Tensor, "position head"] | None
     """Effective ridge: tr(ridge) / tr(H_t). Far below 1, the layer fits its pairs; far above, it is linear
-    attention."""
+    attention; infinite where keys are zero."""
     condition: Float[Tensor, "position head"] | None
     """Condition number of H_t + ridge, the geometric mean over sequences."""
     steps: Float[Tensor, " head"] | None
@@ -178,7 +178,7 @@ def _measure(
 ) -> MixerMeasurements:
     inputs = mixer.head_inputs(x)
     at = torch.tensor(positions, device=x.device) - 1
-    grams = _grams(inputs, positions).double()  # [P,B,H,K,K]
+    grams = _grams(inputs, positions)  # [P,B,H,K,K]
     trace = grams.diagonal(dim1=-2, dim2=-1).sum(-1)
     rank = trace.square() / grams.square().sum((-2, -1)).clamp(min=1e-300)
     ridge = condition = steps = None
@@ -205,15 +205,18 @@ def _measure(
 def _grams(
     inputs: HeadInputs, positions: tuple[int, ...]
 ) -> Float[Tensor, "position batch head key key"]:
-    """Compute the Gram matrices of the keys so far, at some positions."""
-    k, grams = inputs.k, {}
+    """Compute the Gram matrices of the keys so far, at some positions, in double precision.
+
+    Rounding in single precision would be greater than a small ridge, and leave negative eigenvalues.
+    """
+    k, grams = inputs.k.double(), {}
     gram = k.new_zeros(len(k), *k.shape[2:], k.shape[-1])  # [B,H,K,K]
     for t in range(max(positions)):
         pair = k[:, t, :, :, None] * k[:, t, :, None, :]
         if inputs.beta is not None:
             pair = pair * inputs.beta[:, t, :, None, None]
         if inputs.log_decay is not None:
-            gram = gram * inputs.log_decay[:, t, :, None, None].exp()
+            gram = gram * inputs.log_decay[:, t, :, None, None].double().exp()
         gram = gram + pair
         if t + 1 in positions:
             grams[t + 1] = gram

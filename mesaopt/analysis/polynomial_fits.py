@@ -19,14 +19,13 @@ from torch import Tensor
 from mesaopt.analysis.capture import differentiating
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyTask, as_task
-from mesaopt.analysis.tuning import InputMap, tuning_evaluation
+from mesaopt.analysis.tuning import InputMap, regression_of_states, tuning_evaluation
 from mesaopt.config import require_whole
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
     ApproximateInverse,
     Context,
     Pairs,
-    context_of,
     run_steps,
     system_scale,
 )
@@ -188,13 +187,15 @@ def _quadratic_loss(
 
     Sequences are drawn twice rather than kept: there may be many. `each` calls a function on every batch.
     """
-    largest = 1.0  # of a matrix divided by its Frobenius norm
+    largest = 1.0  # of a matrix divided by its Frobenius norm, or of none: sequences without a pair
     if not isinstance(inverse.scale, str):
-        top = max(each(lambda batch: _largest_eigenvalue(_double_context(batch, inputs, pairs))))
-        largest = inverse.scale * (top + inverse.ridge)
+        top = max(
+            each(lambda batch: _largest_eigenvalue(regression_of_states(batch, inputs, pairs)))
+        )
+        largest = inverse.scale * (top + inverse.ridge) or largest
 
     def products(batch: Batch) -> tuple[Tensor, Tensor, float, int]:
-        context = _double_context(batch, inputs, pairs)
+        context = regression_of_states(batch, inputs, pairs)
         terms = _chebyshev_predictions(context, degree, inverse, largest)
         predictions, targets = (_scored_numbers(x, batch) for x in (terms, batch.targets))
         square, numbers = (targets @ targets / 2).item(), len(batch.targets) * len(batch.positions)
@@ -208,12 +209,6 @@ def _quadratic_loss(
         constant += square
         count += numbers
     return _QuadraticLoss(largest, gram / count, cross / count, constant / count)
-
-
-def _double_context(batch: Batch, inputs: InputMap | None, pairs: Pairs) -> Context:
-    states = batch.observed.to(torch.promote_types(batch.observed.dtype, torch.float64))
-    mapped = None if inputs is None else inputs(states)
-    return context_of(states, inputs=mapped, pairs=pairs)
 
 
 def _largest_eigenvalue(context: Context) -> float:

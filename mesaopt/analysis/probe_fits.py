@@ -108,13 +108,14 @@ def official_probe_error(
         features: [sequence, feature]; published with 256 sequences.
         targets: [sequence, dim].
         outlier_score: sequences whose targets have a norm more than this many standard deviations above
-            the mean norm are left out; published with 2 for preconditioned inputs. None: all count.
+            the mean norm are left out, 0 or greater; published with 2 for preconditioned inputs. None: all
+            count.
 
     Returns:
         Mean of half the squared error.
 
     Raises:
-        ValueError: the numbers of sequences differ.
+        ValueError: the numbers of sequences differ, or outlier_score is out of range.
 
     Source: von Oswald et al., the authors' code for Figures 2, 4, 6, 24 and 25.
 
@@ -124,10 +125,13 @@ def official_probe_error(
         True
     """
     check_pair("features", features, "targets", targets)
+    if outlier_score is not None and not outlier_score >= 0:
+        raise ValueError(f"outlier_score={outlier_score}: must be 0 or greater")
     x, y = features.double(), targets.double()
     if outlier_score is not None:
-        norms = y.norm(dim=-1)
-        kept = norms < norms.mean() + outlier_score * norms.std(correction=0)
+        norms = y.norm(dim=-1, keepdim=True)
+        above = (norms - sequence_mean(norms)).squeeze(-1)
+        kept = above <= outlier_score * above.square().mean().sqrt()
         x, y = x[kept], y[kept]
     cutoff = torch.finfo(torch.float32).eps * max(x.shape)
     # Through the Gram matrix, whose eigenvalues are squares: float64 has enough digits for it.

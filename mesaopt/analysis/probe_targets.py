@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mesaopt.analysis.tuning import InputMap
+from mesaopt.analysis.tuning import InputMap, regression_of_states
 from mesaopt.config import require_whole
 from mesaopt.tasks import Batch
-from mesaopt.theory import ApproximateInverse, Context, Pairs, context_of, preconditioned_queries
+from mesaopt.theory import ApproximateInverse, Context, Pairs, preconditioned_queries
 
 Target = Callable[[Batch, Sequence[int]], Tensor]
 """The target of a probe: from a batch and positions, counted from 1, to [batch, position, dim]."""
@@ -82,8 +82,8 @@ def preconditioned_token(
 ) -> Target:
     """Make a target of the newest input, multiplied by an inverse Gram matrix as least squares needs it.
 
-    (H_t + ridge I)^{-1} x_t with H_t = sum_{s < t} x_s x_s^T; times the cross matrix it is the prediction
-    of least squares. Exactly, in float64, or by a few steps towards it.
+    (H_t + ridge I)^{-1} x_t with H_t = sum_{s < t} x_s x_s^*; times the cross matrix it is the prediction
+    of least squares. Exactly, or by a few steps towards it.
 
     Args:
         method: the ridge, greater than 0, for the exact inverse; or an approximate one, which has its own,
@@ -93,7 +93,7 @@ def preconditioned_token(
         pairs: "all", or "official" without the newest.
 
     Returns:
-        The target, in float64.
+        The target, in double precision.
 
     Raises:
         ValueError: the ridge is not greater than 0: early Gram matrices have no inverse.
@@ -111,8 +111,7 @@ def preconditioned_token(
         raise ValueError(f"method={method}: {wanted}")
 
     def target(batch: Batch, positions: Sequence[int]) -> Tensor:
-        states = batch.observed.double()
-        context = context_of(states, inputs=None if inputs is None else inputs(states), pairs=pairs)
+        context = regression_of_states(batch, inputs, pairs)
         if isinstance(method, ApproximateInverse):
             return preconditioned_queries(context, method)[:, places(positions)]
         return torch.stack([_exactly(context, method, t) for t in positions], dim=1)
@@ -128,5 +127,5 @@ def places(positions: Sequence[int]) -> list[int]:
 def _exactly(context: Context, ridge: float, position: int) -> Tensor:
     known = context.inputs[:, :position]  # up to the newest input whose output is known
     identity = torch.eye(known.shape[-1], dtype=known.dtype, device=known.device)
-    gram = known.mT @ known + ridge * identity
+    gram = known.mT @ known.conj() + ridge * identity
     return torch.linalg.solve(gram, context.queries[:, position - 1])

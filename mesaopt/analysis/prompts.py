@@ -58,7 +58,7 @@ class Prompts(Batch):
     @property
     def context(self) -> Context:
         """The regression problem at every pair, in double precision."""
-        return context_of(self.seen.double(), inputs=self.inputs.double())
+        return context_of(self.seen, inputs=self.inputs).double()
 
     def in_eigenvectors(self, pairs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Decompose the Gram matrices at some pairs: H = V diag(values) V^T, in double precision.

@@ -14,7 +14,7 @@ from mesaopt.analysis.capture import (
     like_weights,
     up_to,
 )
-from mesaopt.analysis.estimate import estimates
+from mesaopt.analysis.estimate import estimates, standard_error
 from mesaopt.analysis.given import AnyModel, as_model, as_tokens
 from mesaopt.config import require_whole
 from mesaopt.display import SHOWN, Curve, Drawn, Row
@@ -50,7 +50,7 @@ class Sensitivity(Drawn):
     @property
     def curve_error(self) -> Float[Tensor, " time"]:
         """Standard error of :attr:`curve` over sequences."""
-        return self.norms.std(0) / len(self.norms) ** 0.5
+        return standard_error(self.norms)
 
     @property
     def breadth(self) -> Float[Tensor, " sequence"]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate, estimates
-from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import AnyPredictor, as_predictor
 from mesaopt.display import Curve, Drawn, Row
@@ -32,7 +32,11 @@ _HALF = 4
 
 @dataclass(frozen=True, repr=False)
 class TokenScore(Drawn):
-    """The scores of a predictor on the sequences of one setting."""
+    """The scores of a predictor on the sequences of one setting.
+
+    Standard errors are those of different sequences: where a text is too short for so many, what is shown
+    again adds nothing.
+    """
 
     setting: str
     """How the setting differs from the others, such as "length 64, pairs 4"; empty: the only one."""
@@ -112,7 +116,7 @@ def token_scores(
         predictors: by name; a model, a Run or its path, or a function from a batch to logits at the scored
             places [batch, scored, vocabulary].
         task: on tokens, or its settings.
-        evaluation: the sequences; batches are of the settings in turn.
+        evaluation: the sequences; batches are of the settings in turn, one of each or more.
 
     Returns:
         The scores of each predictor, one for each setting.
@@ -132,6 +136,9 @@ def token_scores(
         raise wrong_type("task", task, "a task on tokens, or its settings")
     functions = {name: as_predictor(given, name) for name, given in predictors.items()}
     labels = _labels(task, evaluation)
+    each = len(labels) * EVALUATION_BATCH
+    evaluation = replace(evaluation, num_sequences=max(evaluation.num_sequences, each))
+    stretches = task.stretches(evaluation.split) if isinstance(task, Text) else None
 
     def score(batch: Batch) -> dict[str, dict[str, Tensor]]:
         parts = list(batch.split(sequences_at_once(batch, task.config.dim)))
@@ -148,9 +155,8 @@ def token_scores(
                 scores_of.setdefault((name, step % len(labels)), []).append(scores)
     return {
         name: [
-            _together(label, scores_of[name, number], task)
+            _together(label, scores_of[name, number], task, stretches)
             for number, label in enumerate(labels)
-            if (name, number) in scores_of
         ]
         for name in functions
     }
@@ -184,21 +190,24 @@ def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _together(label: str, parts: list[dict[str, Tensor]], task: TokenTask[Any]) -> TokenScore:
-    """Put the scores of several batches together."""
+def _together(
+    label: str, parts: list[dict[str, Tensor]], task: TokenTask[Any], stretches: int | None
+) -> TokenScore:
+    """Put scores of batches together; no more of them are different than there are stretches."""
     values = _join(parts)
     loss, accuracy = values.pop("loss"), values.pop("accuracy")
     curve = values.pop("curve", None)
     more = {name: Estimate.of(scores) for name, scores in values.items()}
     if isinstance(task, Text) and curve is not None:
         more |= _of_text(curve, task)
+    again = max(1.0, len(loss) / stretches) if stretches else 1.0
     return TokenScore(
         setting=label,
         num_sequences=len(loss),
-        loss=Estimate.of(loss),
-        accuracy=Estimate.of(accuracy),
-        more=more,
-        curve=None if curve is None else estimates(curve),
+        loss=Estimate.of(loss).repeated(again),
+        accuracy=Estimate.of(accuracy).repeated(again),
+        more={name: one.repeated(again) for name, one in more.items()},
+        curve=None if curve is None else [one.repeated(again) for one in estimates(curve)],
     )
 
 

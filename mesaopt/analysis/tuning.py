@@ -16,11 +16,14 @@ from mesaopt.analysis.in_context import Predictor
 from mesaopt.progress import AnyProgress, Report, reporting
 from mesaopt.tasks import Batch
 from mesaopt.theory import (
+    Context,
     Objective,
     Pairs,
+    context_of,
     gradient_descent,
     ridge_least_squares,
 )
+from mesaopt.theory.context import as_double
 from mesaopt.workers import current_workers
 
 InputMap = Callable[[Tensor], Tensor]
@@ -273,6 +276,12 @@ def tune_ridge(
     )
 
 
+def regression_of_states(batch: Batch, inputs: InputMap | None, pairs: Pairs) -> Context:
+    """Set up the regression from functions of states to next states, in double precision."""
+    states = as_double(batch.observed)
+    return context_of(states, inputs=None if inputs is None else inputs(states), pairs=pairs)
+
+
 def _check_search(
     bounds: tuple[float, float], spacing: str, growth: float | None, tolerance: float
 ) -> None:
@@ -297,7 +306,7 @@ def _mean_loss(
 
     def loss(parameters: Any) -> float:
         predict = family(parameters)
-        means = current_workers().map(lambda batch: batch.losses(predict(batch)).mean(), batches)
+        means = current_workers().map(lambda batch: batch.loss(predict(batch)), batches)
         mean = torch.stack(list(means)).mean().item()
         return min(mean, _HUGE) if math.isfinite(mean) else _HUGE
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesaopt.analysis.given import AnyModel, as_model
 from mesaopt.config import ModelConfig, differences
-from mesaopt.layers import Frame, MesaLayer, SelfAttention
+from mesaopt.layers import Frame, LinearSelfAttention, MesaLayer, SelfAttention
 from mesaopt.models import SequenceModel
 
 
@@ -173,7 +173,8 @@ def effective_coefficients(
         E [slots, slots, slots].
 
     Raises:
-        ValueError: the width of the tokens is not a multiple of dim.
+        ValueError: the width of the tokens is not a multiple of dim, or the layer has another operator, or
+            positions or norms.
 
     Source: von Oswald et al., section "Linear self-attention" (the compressed model of one layer).
 
@@ -182,6 +183,9 @@ def effective_coefficients(
         >>> effective_coefficients(LinearSelfAttention(width=40, num_heads=2, head_dim=20), 10).shape
         torch.Size([4, 4, 4])
     """
+    if type(layer) is not LinearSelfAttention or layer.frame != Frame():
+        kind = type(layer).__name__
+        raise ValueError(f"layer: {kind}: must be linear self-attention without positions or norms")
     key_query, value_output = (_diagonal_means(x, dim) for x in layer.head_products())
     return torch.einsum("hba,hc->abc", key_query, value_output[:, 0])
 

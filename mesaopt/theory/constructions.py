@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mesaopt.config import TokenSlot
+from mesaopt.config import TokenSlot, require_count
 from mesaopt.theory.context import check_initial_map
 
 
@@ -37,7 +37,8 @@ def proposition_1(
         dim: width of a state and of a slot.
         step_size: of gradient descent, > 0.
         initial_map: Phi_0 [dim, dim]; zero if not given, and slot 0 of the tokens is then zero.
-        num_slots: slots of a token: 4 for [0, s_t, s_t, s_{t-1}], 3 for [Phi_0 s_t, s_t, s_{t-1}].
+        num_slots: slots of a token, 3 or more: 4 for [0, s_t, s_t, s_{t-1}], 3 for
+            [Phi_0 s_t, s_t, s_{t-1}].
         current_slot: slot of s_t, 1 to num_slots - 2; s_{t-1} is in the next one.
         num_heads: heads of the layer; the first one does the work, the others are zero.
         head_dim: width of a head, `dim` or more; `dim` if not given.
@@ -59,8 +60,8 @@ def proposition_1(
         >>> model.load_state_dict(weights)
         <All keys matched successfully>
     """
-    if not 1 <= current_slot <= num_slots - 2:
-        raise ValueError(f"current_slot={current_slot}: must be between 1 and {num_slots - 2}")
+    require_count("num_slots", num_slots, smallest=3)
+    require_count("current_slot", current_slot, smallest=1, largest=num_slots - 2)
     if not 0 < step_size < math.inf:
         raise ValueError(f"step_size={step_size}: must be greater than 0 and finite")
     check_initial_map(initial_map, dim, dim)
@@ -172,11 +173,11 @@ class _Slots:
     def __init__(
         self, dim: int, num_slots: int, num_heads: int, head_dim: int | None, dtype: torch.dtype
     ):
+        require_count("dim", dim, smallest=1)
+        require_count("num_heads", num_heads, smallest=1)
         head_dim = dim if head_dim is None else head_dim
         if head_dim < dim:
             raise ValueError(f"head_dim={head_dim}: must be {dim} or greater, the width of a state")
-        if num_heads < 1:
-            raise ValueError(f"num_heads={num_heads}: must be 1 or greater")
         self.dim, self.dtype = dim, dtype
         self.width, self.inner = num_slots * dim, num_heads * head_dim
 

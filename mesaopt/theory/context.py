@@ -1,6 +1,6 @@
 """The in-context regression problem: pairs of an input and the state that came next."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -96,6 +96,16 @@ class Context:
         cross = torch.einsum("btd,bte->btde", self.targets, conjugates).cumsum(1)
         return gram, cross
 
+    def double(self) -> "Context":
+        """Return the same problem in double precision.
+
+        Returns:
+            With float64 or complex128 in place of other types.
+        """
+        names = ("queries", "inputs", "targets")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: as_double(x) for name, x in tensors.items()})
+
     @property
     def num_pairs(self) -> Float[Tensor, "time 1"]:
         """Pairs known at every position."""
@@ -128,7 +138,8 @@ def context_of(
         The context.
 
     Raises:
-        ValueError: inputs do not fit the states, or pairs is not one of the two.
+        ValueError: states are no floating-point or complex numbers [batch, time, dim], inputs do not fit
+            them, or pairs is not one of the two.
 
     Example:
         >>> states = torch.tensor([[[1.0], [2.0], [3.0]]])
@@ -139,6 +150,9 @@ def context_of(
     """
     if pairs not in _DELAYS:
         raise ValueError(f"pairs={pairs!r}: must be 'all' or 'official'")
+    if states.dim() != 3 or not (states.is_floating_point() or states.is_complex()):
+        given = f"states has shape {tuple(states.shape)}, {states.dtype}"
+        raise ValueError(f"{given}: must be [batch, time, dim], floating-point or complex")
     queries = states if inputs is None else inputs
     if queries.shape[:-1] != states.shape[:-1] or queries.dtype != states.dtype:
         wanted = f"[{states.shape[0]}, {states.shape[1]}, input] of {states.dtype}, as the states"
@@ -168,7 +182,7 @@ def context_statistics(
         [batch, time, dim, input]; zero at position 1, where no pair is known yet.
 
     Raises:
-        ValueError: inputs do not fit the states, or pairs is not one of the two.
+        ValueError: see :func:`context_of`.
 
     Example:
         >>> gram, cross = context_statistics(torch.tensor([[[1.0], [2.0], [3.0]]]))
@@ -176,6 +190,11 @@ def context_statistics(
         ([0.0, 1.0, 5.0], [0.0, 2.0, 8.0])
     """
     return context_of(states, inputs=inputs, pairs=pairs).statistics()
+
+
+def as_double(x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
+    """Give a tensor in double precision, real or complex as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float64))
 
 
 def check_initial_map(initial_map: Tensor | None, *shape: int) -> None:

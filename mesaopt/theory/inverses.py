@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.polynomial import Polynomial
 
+from mesaopt.config import require_count
 from mesaopt.errors import ConfigError
 
 Vector = TypeVar("Vector", bound=Any)  # whatever can be added and multiplied by a number
@@ -177,7 +178,7 @@ def neumann_inverse(
         >>> neumann_inverse(2).step_sizes
         (1.0, 1.0)
     """
-    _check_steps(num_steps)
+    require_count("num_steps", num_steps, smallest=1)
     return ApproximateInverse(
         step_sizes=(1.0,) * num_steps, momenta=(0.0,) * num_steps, ridge=ridge, scale=scale
     )
@@ -213,7 +214,7 @@ def richardson_inverse(
         >>> richardson_inverse(2, step_size=0.5).coefficients()  # 0.5 + 0.5 (1 - 0.5 H)
         (1.0, -0.25)
     """
-    _check_steps(num_steps)
+    require_count("num_steps", num_steps, smallest=1)
     if not 0 < step_size < math.inf:
         raise ConfigError(f"step_size={step_size}: must be greater than 0, and finite")
     return ApproximateInverse(
@@ -258,7 +259,7 @@ def chebyshev_inverse(
         >>> chebyshev_inverse(1, smallest=1.0, largest=3.0).step_sizes
         (0.5,)
     """
-    _check_steps(num_steps)
+    require_count("num_steps", num_steps, smallest=1)
     if not 0 < smallest < largest < math.inf:
         given = f"smallest={smallest}, largest={largest}"
         raise ConfigError(f"{given}: must be 0 < smallest < largest, and finite")
@@ -271,8 +272,3 @@ def chebyshev_inverse(
     return ApproximateInverse(
         step_sizes=steps, momenta=momenta, ridge=ridge, scale=scale, form="richardson"
     )
-
-
-def _check_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ConfigError(f"num_steps={num_steps}: must be 1 or greater")

@@ -15,6 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mesaopt.config import require_count
 from mesaopt.ops import mesa, softmax_attention
 from mesaopt.theory.context import Context, Pairs, check_initial_map, context_of
 from mesaopt.theory.inverses import ApproximateInverse
@@ -52,8 +53,8 @@ def gradient_descent(
         Predictions of s_2 ... s_{T+1}, [batch, time, dim].
 
     Raises:
-        ValueError: step_size or num_steps is out of range, objective or pairs is none of its choices, or
-            inputs or initial_map do not fit the states.
+        ValueError: step_size or num_steps is out of range, objective is none of its choices, initial_map
+            does not fit the states, or see :func:`mesaopt.theory.context_of`.
 
     Source: von Oswald et al., Proposition 1, sum over the pairs; Zheng et al., Corollary 4.1, whose step of
     a b / (t - 1) on the sum is one of a b on the mean.
@@ -63,13 +64,17 @@ def gradient_descent(
         >>> gradient_descent(states, step_size=0.5).flatten().tolist()  # 0.5 * (2 * 1) * 2
         [0.0, 2.0]
     """
-    if not 0 < step_size < math.inf or num_steps < 1:
-        given = f"step_size={step_size}, num_steps={num_steps}"
-        raise ValueError(f"{given}: must be greater than 0, and 1 or greater; both finite")
+    if not 0 < step_size < math.inf:
+        raise ValueError(f"step_size={step_size}: must be greater than 0 and finite")
+    require_count("num_steps", num_steps, smallest=1)
     if objective not in ("sum", "mean"):
         raise ValueError(f"objective={objective!r}: must be 'sum' or 'mean'")
     context = context_of(states, inputs=inputs, pairs=pairs)
     check_initial_map(initial_map, states.shape[-1], context.queries.shape[-1])
+    if initial_map is not None and initial_map.dtype != states.dtype:
+        raise ValueError(
+            f"initial_map has {initial_map.dtype}: must be {states.dtype}, as the states"
+        )
     step: float | Tensor = step_size
     if objective == "mean":
         step = step_size / context.num_pairs.clamp(min=1).to(states.real.dtype)
@@ -107,8 +112,8 @@ def polynomial_prediction(
         useful polynomials of degree 6 and more have large coefficients of alternating sign.
 
     Raises:
-        ValueError: there are no coefficients or some are not finite, pairs is none of its choices, or
-            inputs do not fit the states.
+        ValueError: there are no coefficients or some are not finite, or see
+            :func:`mesaopt.theory.context_of`.
 
     Source: von Oswald et al., Proposition 2, in the strict sense: nothing but linear attention.
 
@@ -119,7 +124,7 @@ def polynomial_prediction(
     """
     if len(coefficients) == 0 or not all(map(math.isfinite, coefficients)):
         raise ValueError(f"coefficients={coefficients}: must be 1 or more finite numbers")
-    context = _double_context(states, inputs, pairs)
+    context = context_of(states, inputs=inputs, pairs=pairs).double()
     *lower, highest = coefficients
     preconditioned = highest * context.queries
     for coefficient in reversed(lower):  # Horner's rule
@@ -149,7 +154,7 @@ def preconditioned_descent(
         Predictions of s_2 ... s_{T+1}, [batch, time, dim].
 
     Raises:
-        ValueError: pairs is none of its choices, or inputs do not fit the states.
+        ValueError: see :func:`mesaopt.theory.context_of`.
 
     Source: von Oswald et al., equation 9; the baseline that their figures call Proposition 2.
 
@@ -237,7 +242,7 @@ def ridge_least_squares(
         position by position. Relative errors are about 1e-16 |H| / ridge at most.
 
     Raises:
-        ValueError: ridge is out of range, pairs is not one of the two, or inputs do not fit.
+        ValueError: ridge is out of range, or see :func:`mesaopt.theory.context_of`.
 
     Source: von Oswald et al., equations 4 to 6 with ridge = 1 / lambda.
 
@@ -250,7 +255,7 @@ def ridge_least_squares(
     """
     if not 0 < ridge < math.inf:
         raise ValueError(f"ridge={ridge}: must be greater than 0 and finite")
-    context = _double_context(states, inputs, pairs)
+    context = context_of(states, inputs=inputs, pairs=pairs).double()
     if not states.is_complex():  # the operator has no conjugates
         query, key, value = (
             x.unsqueeze(2) for x in (context.queries, context.inputs, context.targets)
@@ -285,8 +290,8 @@ def kernel_regression(
         Predictions of s_2 ... s_{T+1}, [batch, time, dim].
 
     Raises:
-        ValueError: inverse_temperature is out of range, states are complex, pairs is none of its
-            choices, or inputs do not fit the states.
+        ValueError: inverse_temperature is out of range, states are complex, or see
+            :func:`mesaopt.theory.context_of`.
 
     Source: von Oswald et al., Figure 5B: what one softmax layer does behind one that binds tokens.
 
@@ -310,9 +315,3 @@ def kernel_regression(
     )
     known = softmax_attention(query, key, value, scale=inverse_temperature).output.squeeze(2)
     return pad(known, (0, 0, context.delay, 0))
-
-
-def _double_context(states: Tensor, inputs: Tensor | None, pairs: Pairs) -> Context:
-    double = torch.promote_types(states.dtype, torch.float64)
-    inputs = None if inputs is None else inputs.to(double)
-    return context_of(states.to(double), inputs=inputs, pairs=pairs)

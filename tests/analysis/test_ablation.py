@@ -227,3 +227,16 @@ def test_models_that_get_more_than_tokens() -> None:
     assert effect.change.value == pytest.approx(wanted.mean - table.original.mean, abs=1e-6)
     change = wanted.curve.double() - table.original.curve
     torch.testing.assert_close(effect.curve.double(), change, rtol=0, atol=1e-6)
+
+
+def test_the_other_run_gets_all_arguments_of_the_model() -> None:
+    task = Copying(alphabet=5, shortest=2, longest=4, test_shortest=2, test_longest=4)
+    config = LanguageModelConfig(vocabulary=task.config.vocabulary, width=8, num_heads=2)
+    model = LanguageModel(config)
+    effect = ablate(model, task, ["output"], by="shuffled_tokens", evaluation=FEW).at("output")
+
+    def elsewhere(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return model(shuffled_tokens(batch.tokens), **batch.arguments)
+
+    assert effect.patched.mean == pytest.approx(in_context_loss(elsewhere, task, FEW).mean)

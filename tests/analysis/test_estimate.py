@@ -1,10 +1,20 @@
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mesaopt.analysis import Estimate, mean_and_error, variance_over_seeds
+from mesaopt.analysis import (
+    AttentionMaps,
+    Estimate,
+    InContextLoss,
+    Sensitivity,
+    mean_and_error,
+    variance_over_seeds,
+)
 
 
 def losses(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -110,3 +120,43 @@ def test_a_difference_of_models_is_paired_over_sequences_and_counts_the_seeds_of
     assert found.error == pytest.approx(math.hypot(*seeds), rel=1e-5)
     alone = Estimate.difference_of_models(losses(1, 300), losses(1, 300).flip(1))
     assert alone.error == pytest.approx(Estimate.of(losses(300) - losses(300).flip(0)).error)
+
+
+ONE, MAP = torch.rand(1, 3), torch.eye(3).repeat(3, 1, 1)
+OF_ONE: dict[str, Callable[[], Any]] = {
+    "mean": lambda: Estimate.of(ONE[:, 0]).error,
+    "seeds": lambda: Estimate.of(ONE[:, :1]).error,
+    "ratio": lambda: Estimate.ratio(ONE[0, :1], ONE[0, 1:2]).error,
+    "ratio of seeds": lambda: Estimate.ratio(ONE[:, :1], ONE[:, 1:2]).error,
+    "loss": lambda: InContextLoss(ONE).mean_error,
+    "curve": lambda: InContextLoss(ONE).curve_error,
+    "sensitivity": lambda: Sensitivity(1, ONE, ONE).curve_error,
+    "attention": lambda: AttentionMaps(MAP, MAP, (0,), ONE[..., None]).mass_error,
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_a_single_sequence_has_no_error_and_no_warning(name: str) -> None:
+    assert torch.as_tensor(OF_ONE[name]()).isnan().all()
+
+
+PAIRED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "ratio": lambda a, b: _bare(Estimate.ratio)(a, b),
+    "ratio_of_models": lambda a, b: _bare(Estimate.ratio_of_models)(
+        a, b, above_seeds=a, below_seeds=b
+    ),
+    "ratio_difference": lambda a, b: _bare(Estimate.ratio_difference)((a, a), (b, b)),
+    "difference_of_models": lambda a, b: _bare(Estimate.difference_of_models)(a[None], b[None]),
+}
+
+
+def _bare(method: Any) -> Callable[..., Any]:
+    """A class method without the checks of shapes that tests make in every call."""
+    return lambda *given, **named: inspect.unwrap(method.__func__)(Estimate, *given, **named)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("count", [1, 4])
+def test_samples_of_other_sequences_are_not_paired(name: str, count: int) -> None:
+    with pytest.raises(ValueError, match="must be those of the same sequences"):
+        PAIRED[name](losses(5), losses(count))

@@ -296,6 +296,9 @@ def test_positions_of_an_ascent_are_those_of_the_loss() -> None:
     for shape in ((3, 5), (5, 1)):
         with pytest.raises(ValueError, match=r"must be 4 sequences and 2 positions or more"):
             early_ascent(InContextLoss(torch.zeros(shape)))
+    some = torch.ones(4, 3, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match="loss: some of it does not count"):
+        early_ascent(InContextLoss(torch.zeros(4, 3), counted=some))
 
 
 @pytest.mark.gpu

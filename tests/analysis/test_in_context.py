@@ -131,3 +131,17 @@ def test_places_that_a_batch_does_not_have_do_not_count() -> None:
     assert loss.positions == range(1, 6)
     assert loss.curve.tolist() == [0.5] * 5
     assert loss.mean == 0.5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        InContextLoss(torch.zeros(1, 3)),
+        InContextLoss(torch.zeros(4, 1)),
+        InContextLoss(torch.zeros(4, 3), range(2, 5)),
+    ],
+    ids=["a single sequence", "a single position", "other positions"],
+)
+def test_losses_of_other_sequences_or_positions_are_not_subtracted(other: InContextLoss) -> None:
+    with pytest.raises(ValueError, match="must be of the same sequences and positions"):
+        InContextLoss(torch.ones(4, 3)) - other

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import math
 from dataclasses import replace
 from typing import get_args
@@ -263,3 +264,19 @@ def test_layers_that_could_not_be_distilled_are_named(
 ) -> None:
     found = a_linearization((1.0,) * 3, layers=(0, 2, 3), unexplained=unexplained)
     assert found.failed == failed
+
+
+def test_a_layer_named_twice_is_replaced_once() -> None:
+    settings = {"steps": 2, "num_sequences": 256}
+    once = linearize(SequenceModel(CONFIG), TASK, layers=[1], **settings)
+    twice = linearize(SequenceModel(CONFIG), TASK, layers=[1, 1], **settings)
+    assert twice.layers == (1,)
+    assert torch.equal(twice.losses, once.losses)
+
+
+def test_outputs_of_another_shape_are_not_repeated() -> None:
+    bare, x = inspect.unwrap(unexplained), torch.randn(3, 4, 2)
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 4, 2\), outputs \(1, 4, 2\): must be the same"
+    ):
+        bare(nn.Identity(), x, x[:1])

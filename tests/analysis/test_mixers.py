@@ -10,6 +10,7 @@ from torch import nn
 
 from mesaopt.analysis import measure_mixers
 from mesaopt.config import LanguageModelConfig, ModelConfig
+from mesaopt.layers import MesaLayer
 from mesaopt.models import LanguageModel, SequenceModel
 from mesaopt.models.mixers import MIXERS
 
@@ -105,3 +106,16 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure_mixers(LanguageModel(BASE), draw(), positions=[21])
     with pytest.raises(ValueError, match="^positions: must not be empty$"):
         measure_mixers(LanguageModel(BASE), draw(), positions=[])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_ridge_is_not_lost_in_rounding(dtype: torch.dtype) -> None:
+    layer = MesaLayer(width=4, num_heads=1, head_dim=4).to(dtype)
+    layer.key.weight.data = 1e4 * torch.eye(4, dtype=dtype)
+    x = torch.arange(1, 10).sqrt()[:, None] * torch.tensor(
+        [[[1.0, 0.7, -0.3, 0.9]]]
+    )  # one direction
+    (found,) = measure_mixers(layer, x, positions=[9])
+    trace = 1e8 * x.double().square().sum().item()
+    assert found.condition is not None
+    assert found.condition.item() == pytest.approx(trace + 1, rel=1e-4)  # the ridge is 1

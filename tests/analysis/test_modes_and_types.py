@@ -215,3 +215,12 @@ def test_values_of_another_kind_are_refused_by_name(
         call()
     assert str(error.value).startswith(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_tokens_get_the_type_of_the_matrices_whatever_that_of_a_ridge(dtype: torch.dtype) -> None:
+    config = ModelConfig(mixers=("mesa",), token_dim=2, output_dim=2, head_dim=2, initial_std=0.5)
+    model = SequenceModel(config).to(dtype)
+    loss = in_context_loss(model, TASK, EVALUATION)
+    wanted = in_context_loss(SequenceModel(config), TASK, EVALUATION)
+    assert loss.mean == pytest.approx(wanted.mean, rel=0.05)  # roundings of 2^-8 in bfloat16

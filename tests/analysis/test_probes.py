@@ -1,3 +1,4 @@
+import inspect
 import math
 from dataclasses import replace
 
@@ -25,7 +26,13 @@ from mesaopt.analysis import (
 )
 from mesaopt.config import LinearSystemConfig, ModelConfig, NonlinearSystemConfig, stacked
 from mesaopt.models import SequenceModel
-from mesaopt.tasks import LinearSystem, NonlinearSystem, PartiallyObserved, tokens_from_states
+from mesaopt.tasks import (
+    ARProcess,
+    LinearSystem,
+    NonlinearSystem,
+    PartiallyObserved,
+    tokens_from_states,
+)
 from mesaopt.theory import (
     PUBLISHED_INVERSES,
     chebyshev_inverse,
@@ -129,6 +136,17 @@ def test_outliers_are_dropped_on_one_side_only() -> None:
     y[0], y[1] = 100.0, 0.0
     assert official_probe_error(x, y, outlier_score=2.0) == pytest.approx(98 / 99 / 2)
     assert official_probe_error(x, y) == pytest.approx((98 + 100**2) / 100 / 2)
+    bare = inspect.unwrap(official_probe_error)
+    for score in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=f"outlier_score={score}: must be 0 or greater"):
+            bare(x, y, outlier_score=score)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("score", [0.0, 2.0])
+def test_targets_of_one_size_are_no_outliers(size: float, score: float) -> None:
+    x, y = normal(30, 1), size * normal(30, 1, seed=1).sign()
+    assert official_probe_error(x, y, outlier_score=score) == official_probe_error(x, y)
 
 
 def test_too_few_sequences_are_refused_with_both_numbers() -> None:
@@ -230,6 +248,19 @@ def test_the_cross_matrix_times_the_preconditioned_input_is_the_prediction(
     expected = (cross[:, [0, 1, 19]] @ read[..., None]).squeeze(-1)
     torch.testing.assert_close(prediction[:, [0, 1, 19]], expected, rtol=1e-9, atol=1e-10)
     assert (expected[:, 2] != 0).all()
+
+
+@pytest.mark.parametrize("method", [0.1, INVERSE], ids=["exact", "steps"])
+def test_preconditioned_complex_inputs_keep_both_parts(method) -> None:
+    batch = ARProcess(dim=3, length=8).sample(4, seed=0)
+    states = batch.observed.to(torch.complex128)
+    if method is INVERSE:
+        prediction = preconditioned_descent(states, method)
+    else:
+        prediction = ridge_least_squares(states, ridge=method)
+    read = preconditioned_token(method)(batch, [2, 7])
+    expected = (context_statistics(states)[1][:, [1, 6]] @ read[..., None]).squeeze(-1)
+    torch.testing.assert_close(prediction[:, [1, 6]], expected, rtol=1e-9, atol=1e-10)
 
 
 def test_an_approximate_inverse_comes_near_the_exact_one() -> None:

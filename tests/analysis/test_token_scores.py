@@ -250,3 +250,28 @@ def test_runs_of_several_tasks_on_tokens_are_drawn_together(tmp_path: Path) -> N
     drawn = (tmp_path / "all.svg").read_text()
     for word in ("a $ run", "_b, pairs 8", "loss in nats", "accuracy", "mqar"):
         assert word in drawn
+
+
+@pytest.mark.parametrize("count", [1, 256, 600])
+def test_every_setting_is_scored(count: int) -> None:
+    task = ContinuousMQAR(dim=4, pairs=3, test_on=(2, 3, 4))
+    zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
+    scores = token_scores(zero, task, Evaluation(num_sequences=count))["zero"]
+    assert [score.setting for score in scores] == ["pairs 2", "pairs 3", "pairs 4"]
+
+
+def test_text_that_is_shown_again_does_not_shrink_the_errors(text: Path) -> None:
+    task = Text(corpus=str(text), length=64)
+    predictors = {"guess": text_n_gram(task, order=1)}
+    few, many = (
+        token_scores(predictors, task, Evaluation(num_sequences=count))["guess"][0]
+        for count in (256, 2560)
+    )
+    assert task.stretches("test") < 100
+    assert many.loss.error == pytest.approx(few.loss.error, rel=0.3)
+    single = in_context_loss(predictors["guess"], task, Evaluation(num_sequences=256))
+    again = 256 / task.stretches("test")
+    assert few.loss.error == pytest.approx(single.mean_error * again**0.5, rel=1e-4)
+    assert few.curve is not None
+    wanted = single.curve_error * again**0.5
+    assert [one.error for one in few.curve] == pytest.approx(wanted.tolist(), rel=1e-4)

@@ -15,7 +15,7 @@ from mesaopt.analysis import (
     tune_ridge,
 )
 from mesaopt.config import ARProcessConfig, LinearSystemConfig, stacked
-from mesaopt.tasks import ARProcess, LinearSystem, tokens_from_states
+from mesaopt.tasks import ARProcess, LinearSystem, RegBench, tokens_from_states
 from mesaopt.tasks.batch import Batch
 from mesaopt.theory import (
     ApproximateInverse,
@@ -318,3 +318,27 @@ def test_more_coefficients_lose_less() -> None:
 def test_settings_out_of_range_are_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_places_that_do_not_count_are_no_part_of_a_tuned_loss() -> None:
+    task = RegBench(length=64, examples=None)  # of which some 2 % of the places do not count
+    best = tune(
+        lambda _: lambda batch: torch.zeros(*batch.targets.shape, 20),
+        task,
+        bounds=(0.0, 1.0),
+        evaluation=validation(256),
+    )
+    assert best.loss == pytest.approx(math.log(20), rel=1e-5)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("degree", [0, 2])
+def test_sequences_without_a_pair_fit_nothing(dim: int, degree: int) -> None:
+    task = LinearSystem(LinearSystemConfig(dim=dim, length=1))
+    assert fit_polynomial(task, degree, evaluation=validation(256)) == (0.0,) * (degree + 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, "frobenius"])
+def test_sequences_without_a_pair_teach_nothing(scale) -> None:
+    task, start = LinearSystem(LinearSystemConfig(length=1)), neumann_inverse(2, scale=scale)
+    assert learn_inverse(task, start, evaluation=validation(256), iterations=2) == start

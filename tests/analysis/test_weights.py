@@ -20,7 +20,14 @@ from mesaopt.analysis.diagnosis.candidates import fit_ridge
 from mesaopt.analysis.diagnosis.model_target import ModelAsTarget
 from mesaopt.analysis.prompts import prompt_task
 from mesaopt.config import LinearSystemConfig, ModelConfig
-from mesaopt.layers import Frame, LinearSelfAttention, MesaLayer
+from mesaopt.layers import (
+    Frame,
+    GatedLinearSelfAttention,
+    LinearSelfAttention,
+    MesaLayer,
+    SelfAttention,
+    SoftmaxSelfAttention,
+)
 from mesaopt.models import SequenceModel, make_model
 from mesaopt.tasks import LinearSystem, generator
 from mesaopt.theory import proposition_1, proposition_2, proposition_2_slots, ridge_least_squares
@@ -222,6 +229,23 @@ def test_widths_that_do_not_divide_are_refused() -> None:
         effective_coefficients(LinearSelfAttention(40, 2, 20), 7)
     with pytest.raises(ValueError, match="output_dim=7: must be a divisor of 40"):
         compress(SequenceModel(ModelConfig(output_dim=7)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SoftmaxSelfAttention(8, 2, 2),
+        MesaLayer(8, 2, 2),
+        GatedLinearSelfAttention(8, 2, 2),
+        LinearSelfAttention(8, 2, 2, frame=Frame(positions=True)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_are_more_than_products_have_no_coefficients(layer: SelfAttention) -> None:
+    with pytest.raises(
+        ValueError, match="must be linear self-attention without positions or norms"
+    ):
+        effective_coefficients(layer, 2)
 
 
 def test_other_kinds_of_models_and_unlike_pairs_are_refused() -> None:

@@ -129,6 +129,10 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         proposition_1(10, step_size=0.1, head_dim=5)
     with pytest.raises(ValueError, match="current_slot=3: must be between 1 and 2"):
         proposition_1(10, step_size=0.1, current_slot=3)
+    with pytest.raises(ValueError, match="num_slots=2: must be 3 or greater"):
+        proposition_1(10, step_size=0.1, num_slots=2)
+    with pytest.raises(ValueError, match="dim=0: must be 1 or greater"):
+        proposition_1(0, step_size=0.1)
     with pytest.raises(ValueError, match="num_heads=0: must be 1 or greater"):
         proposition_2(10, coefficients=[0.1], num_heads=0)
     with pytest.raises(ValueError, match=r"coefficients=\[\]: must be 1 or more finite"):

@@ -66,5 +66,9 @@ def test_what_does_not_fit_is_refused() -> None:
         bare(s, inputs=s[:, :4])
     with pytest.raises(ValueError, match=r"torch.float64: must be .* of torch.float32"):
         bare(s, inputs=s.double())
+    for wrong in (s.long(), s[0], s.bool()):
+        given = f"states has shape .*{wrong.dtype}: must be .batch, time, dim., floating-point"
+        with pytest.raises(ValueError, match=given):
+            bare(wrong)
     with pytest.raises(ValueError, match="pairs='newest': must be 'all' or 'official'"):
         bare(s, pairs="newest")

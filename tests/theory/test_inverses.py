@@ -91,6 +91,7 @@ def test_published_steps_are_there_with_their_provenance() -> None:
     ("make", "message"),
     [
         (lambda: neumann_inverse(0), "num_steps=0: must be 1 or greater"),
+        (lambda: neumann_inverse(True), "num_steps=True: must be a whole number"),
         (lambda: ApproximateInverse(step_sizes=(1.0,), momenta=()), "1 and momenta 0 entries"),
         (lambda: neumann_inverse(1, ridge=-1.0), "ridge=-1.0: must be 0 or greater"),
         (lambda: neumann_inverse(1, scale=0.0), "scale=0.0: must be greater than 0"),

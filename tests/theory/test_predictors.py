@@ -321,6 +321,14 @@ def test_numbers_that_are_not_positive_and_finite_are_refused(name, call, number
     [
         (lambda s: gradient_descent(s, step_size=0.0), "step_size=0.0"),
         (lambda s: gradient_descent(s, step_size=0.1, num_steps=0), "num_steps=0"),
+        (
+            lambda s: gradient_descent(s, step_size=0.1, num_steps=True),
+            "num_steps=True: must be a whole",
+        ),
+        (
+            lambda s: gradient_descent(s, step_size=0.1, initial_map=torch.eye(2).double()),
+            "initial_map has torch.float64: must be torch.float32",
+        ),
         (lambda s: ridge_least_squares(s, ridge=0.0), "ridge=0.0: must be greater than 0"),
         (lambda s: polynomial_prediction(s, []), "coefficients=\\[\\]: must be 1 or more"),
         (lambda s: polynomial_prediction(s, [float("nan")]), "must be 1 or more finite"),

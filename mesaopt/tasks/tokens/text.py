@@ -50,13 +50,29 @@ class Text(TokenTask[TextConfig]):
     def sequences(self, batch_size: int, *, seed: int, number: int, split: Split) -> DrawnSequences:
         """Take the stretches of one batch of an epoch; see :meth:`TokenTask.sequences`."""
         part, length = self.corpus.parts[split], self.config.length
-        count = max(1, (len(part) - 1) // length - 1)
+        count = self.stretches(split)
         stream = f"text/{split}"
         epoch, _, which = shuffled(number, batch_size, [count], seed=seed, stream=stream)
         random = streams_of("text", seed=seed, step=epoch, split=split)("first")
         first = random.integers(0, min(length, len(part) - count * length))
         tokens = part.stretches(first + length * which, length + 1)
         return DrawnSequences(tokens[:, :-1], tokens[:, 1:])
+
+    def stretches(self, split: Split) -> int:
+        """Count the stretches of an epoch: more sequences than these show some of the text again.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The number, 1 or more.
+
+        Example:
+            >>> import json
+            >>> Text(corpus=json.decoder.__file__, length=64).stretches("test") < 100
+            True
+        """
+        return max(1, (len(self.corpus.parts[split]) - 1) // self.config.length - 1)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Turn tokens into text.

@@ -10,11 +10,17 @@ from jaxtyping import Float, Inexact
 from scipy.optimize import minimize_scalar
 
 from mesaopt import ops
+from mesaopt.config import require_count
 from mesaopt.errors import ConfigError
 from mesaopt.tasks import InitialStates
+from mesaopt.tasks.distributions import check_positive
+from mesaopt.theory.ar_process.population import check_size
 from mesaopt.theory.ar_process.sampled import Stream
 from mesaopt.theory.ar_process.weights import Array
 from mesaopt.theory.predictors import gradient_descent
+
+_SHARE_KNOWN = 1e-6
+"""Largest rounding error of the share that :func:`descent_limit` gives."""
 
 Predict = Callable[
     [Inexact[Array, "batch time dim"]],
@@ -37,7 +43,7 @@ def descent_predictions(
         W x_t for t = 2 ... T-1.
 
     Raises:
-        ConfigError: step_size or num_steps is out of range.
+        ConfigError: step_size or num_steps is out of range, or the sequences have fewer than three states.
 
     Example:
         >>> states = np.exp(2j * np.arange(6.0))[None, :, None]  # |x| = 1: one step of size 1 is exact
@@ -45,9 +51,8 @@ def descent_predictions(
         >>> bool(np.allclose(predicted, states[:, 2:]))
         True
     """
-    if not 0 < step_size < math.inf or num_steps < 1:
-        given = f"step_size={step_size}, num_steps={num_steps}"
-        raise ConfigError(f"{given}: must be greater than 0, and 1 or greater; both finite")
+    check_positive(step_size=step_size)
+    check_size(states.shape[-1], states.shape[1])
     predictions = gradient_descent(
         torch.from_numpy(states), step_size=step_size, num_steps=num_steps, objective="mean"
     )
@@ -71,7 +76,7 @@ def mesa_predictions(
         Predictions of x_{t+1} for t = 2 ... T-1.
 
     Raises:
-        ConfigError: ridge is out of range.
+        ConfigError: ridge is out of range, or the sequences have fewer than three states.
 
     Source: von Oswald et al., the mesa layer, on the process of Zheng et al.
 
@@ -82,9 +87,9 @@ def mesa_predictions(
         >>> (error < 1e-6).tolist()  # exact once the context has three pairs
         [False, False, True, True, True, True]
     """
-    if not 0 < ridge < math.inf:
-        raise ConfigError(f"ridge={ridge}: must be greater than 0 and finite")
+    check_positive(ridge=ridge)
     dim = states.shape[-1]
+    check_size(dim, states.shape[1])
     now, before = states[:, 1:-1], states[:, :-2]
     query, key, value = (
         torch.from_numpy(_real(x)).unsqueeze(2)  # [B,2T,1,2D]
@@ -157,13 +162,15 @@ def descent_limit(initial: InitialStates, *, num_steps: int) -> DescentLimit:
 
     Args:
         initial: distribution of x_1, with the moments of one coordinate up to 4 num_steps + 2.
-        num_steps: 1 or more.
+        num_steps: 1 or more, up to some 10 to 20: the share is a sum with alternating signs, whose
+            rounding errors grow by a factor of 4 or more with each step.
 
     Returns:
-        The best step size and the share.
+        The best step size and the share, to 1e-6.
 
     Raises:
-        ConfigError: num_steps is less than 1, or a moment is not finite.
+        ConfigError: num_steps is less than 1 or too large for the share to be known to 1e-6, or a moment is
+            not finite.
 
     Source: derived; one step gives k1/k2 and 1 - k1^2/(k0 k2).
 
@@ -173,8 +180,7 @@ def descent_limit(initial: InitialStates, *, num_steps: int) -> DescentLimit:
         >>> round(limit.step_size, 4), round(limit.unexplained, 4)
         (0.2, 0.4)
     """
-    if num_steps < 1:
-        raise ConfigError(f"num_steps={num_steps}: must be 1 or greater")
+    require_count("num_steps", num_steps, smallest=1)
     orders = np.arange(1, 2 * num_steps + 2)[:, None]
     moments = np.real(initial.moment(orders, orders))  # E |x|^2, E |x|^4, ...
     if not np.isfinite(moments).all():
@@ -182,13 +188,21 @@ def descent_limit(initial: InitialStates, *, num_steps: int) -> DescentLimit:
             f"initial states {initial.name!r}: has no finite moment {4 * num_steps + 2}"
         )
     powers = np.arange(2 * num_steps + 1)
-    binomials = np.array([math.comb(2 * num_steps, n) for n in powers]) * (-1.0) ** powers
+    binomials = np.array([float(math.comb(2 * num_steps, n)) for n in powers]) * (-1.0) ** powers
+
+    def terms(step_size: float) -> Float[Array, " power"]:
+        return binomials * step_size**powers * moments
 
     def share(step_size: float) -> float:
-        return float((binomials * step_size**powers * moments).sum() / moments[0])
+        return float(terms(step_size).sum() / moments[0])
 
     largest = 2 * float(moments[1] / moments[2])  # twice the best size of one step
     best = minimize_scalar(
         share, bounds=(0, largest), method="bounded", options={"xatol": 1e-9 * largest}
     )
+    rounding = np.finfo(np.float64).eps * np.abs(terms(best.x)).sum() / moments[0]
+    if rounding > _SHARE_KNOWN:
+        raise ConfigError(
+            f"num_steps={num_steps}: rounding hides the share left of {initial.name!r}: must be fewer"
+        )
     return DescentLimit(float(best.x), share(float(best.x)))

@@ -95,9 +95,33 @@ def test_the_share_left_is_that_of_the_energy() -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     states = states_of(0, 1, 4, 1)
-    with pytest.raises(ConfigError, match="num_steps=0: must be greater than 0, and 1 or greater"):
+    with pytest.raises(ConfigError, match="num_steps=0: must be 1 or greater"):
         descent_predictions(states, step_size=0.1, num_steps=0)
     with pytest.raises(ConfigError, match="ridge=0.0: must be greater than 0"):
         mesa_predictions(states, ridge=0.0)
     with pytest.raises(ConfigError, match="num_steps=0: must be 1 or greater"):
         descent_limit(initial_states("gaussian"), num_steps=0)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize(
+    "predict",
+    [mesa_predictions, lambda states: descent_predictions(states, step_size=0.1, num_steps=1)],
+)
+def test_sequences_without_a_pair_and_a_target_are_refused(predict, length: int) -> None:
+    with pytest.raises(ConfigError, match=f"length={length}: must be 3 or greater"):
+        predict(np.ones((2, length, 3)))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "full_one", "uniform"])
+def test_more_steps_never_leave_more(name: str) -> None:
+    initial = initial_states(name)
+    shares = [descent_limit(initial, num_steps=steps).unexplained for steps in range(1, 11)]
+    assert np.diff(shares).max() < 1e-6  # the promised precision
+    assert min(shares) > -1e-6
+
+
+@pytest.mark.parametrize(("name", "steps"), [("uniform", 20), ("uniform", 40), ("full_one", 30)])
+def test_a_share_that_rounding_hides_is_refused(name: str, steps: int) -> None:
+    with pytest.raises(ConfigError, match=f"num_steps={steps}: rounding hides the share"):
+        descent_limit(initial_states(name), num_steps=steps)
