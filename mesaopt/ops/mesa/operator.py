@@ -139,7 +139,7 @@ def mesa(
         q: queries [batch, time, head, key]. Half precision is computed in float32.
         k: keys (regression inputs), the same shape and type.
         v: values (regression targets) [batch, time, head, value], the same type.
-        ridge: number added to the diagonal of H, > 0: one number, or a tensor [head] or [head, key].
+        ridge: number added to the diagonal of H, > 0 and finite: one number, or a tensor [head] or [head, key].
             Calls whose squared keys add up to too many ridges for float32 run in float64.
         beta: write strengths in [0, 1], [batch, time, head]; 1 if None.
         log_decay: log gamma, 0 or less, [batch, time, head]; nothing is forgotten if None.
@@ -409,6 +409,7 @@ def _inform(call: _Call, system: System, solved: Solved, queries: Tensor) -> Sol
     def measure() -> Tensor:
         if solved.is_measured:
             return solved.residual
-        return system.relative_residual(solution, queries)
+        with full_precision(queries):  # whoever asks may be under autocast
+            return system.relative_residual(solution, queries)
 
     return SolveInfo(call.solver, call.reason, solved.steps, call.layout, measure)

@@ -1,8 +1,10 @@
 """Solvers: their information about a call, tolerances, names and ranges."""
 
+import dataclasses
 import math
 
 import pytest
+import torch
 from mesa_problems import CLOSE, make
 
 from mesaopt.errors import SolveError, SolveWarning
@@ -19,6 +21,15 @@ def test_info_says_what_ran_and_why():
     assert info.worst_residual <= CLOSE
     batch, head, position = info.worst_at
     assert info.residual[batch, head, position // info.chunk_size] == info.worst_residual
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg", "recursive", "neumann", "chebyshev"])
+def test_autocast_does_not_change_the_residual(solver):
+    info = mesa(**make(20, dtype=torch.float32), ridge_mode="decayed", solver=solver).info
+    again = dataclasses.replace(info)  # without what was measured
+    with torch.autocast("cpu"):
+        residual = again.residual
+    assert residual.equal(info.residual)
 
 
 @pytest.mark.parametrize(
