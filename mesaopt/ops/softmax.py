@@ -68,6 +68,7 @@ def softmax_attention(
         position still sees.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types or devices that do not fit together.
 
     Source: Vaswani et al., "Attention Is All You Need".
@@ -116,6 +117,7 @@ def softmax_attention_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types or devices that do not fit together.
 
     Example:

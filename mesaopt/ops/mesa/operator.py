@@ -139,8 +139,8 @@ def mesa(
         q: queries [batch, time, head, key]. Half precision is computed in float32.
         k: keys (regression inputs), the same shape and type.
         v: values (regression targets) [batch, time, head, value], the same type.
-        ridge: number added to the diagonal of H, > 0 and finite: one number, or a tensor [head] or [head, key].
-            Calls whose squared keys add up to too many ridges for float32 run in float64.
+        ridge: number added to the diagonal of H, finite and > 0: one number, or a tensor [head] or
+            [head, key]. Calls whose squared keys add up to too many ridges for float32 run in float64.
         beta: write strengths in [0, 1], [batch, time, head]; 1 if None.
         log_decay: log gamma, 0 or less, [batch, time, head]; nothing is forgotten if None.
         ridge_mode: "static", the same ridge at every position; or "decayed", the ridge is forgotten
@@ -161,6 +161,7 @@ def mesa(
         (output [batch, time, head, value], state, info).
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: an argument has a wrong shape, device, type or value; the message names it.
         SolveError: the solve failed and `on_failure` is "raise".
 
@@ -235,6 +236,7 @@ def mesa_step(
         (output [batch, head, value], state, info).
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: an argument has a wrong shape, device, type or value; the message names it.
         SolveError: the matrix is not positive definite and `on_failure` is "raise".
 
