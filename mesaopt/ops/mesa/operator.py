@@ -407,10 +407,11 @@ def _join_infos(call: _Call, infos: list[SolveInfo]) -> SolveInfo:
 
 def _inform(call: _Call, system: System, solved: Solved, queries: Tensor) -> SolveInfo:
     solution, queries, system = solved.solution.detach(), queries.detach(), system.detach()
+    residual = solved.residual if solved.is_measured else None
 
-    def measure() -> Tensor:
-        if solved.is_measured:
-            return solved.residual
+    def measure() -> Tensor:  # holds nothing with a history, which would keep the graph alive
+        if residual is not None:
+            return residual
         with full_precision(queries):  # whoever asks may be under autocast
             return system.relative_residual(solution, queries)
 
