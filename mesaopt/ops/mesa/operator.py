@@ -155,7 +155,8 @@ def mesa(
         on_failure: what to do about a failed factorisation, a missed tolerance or numbers that are not
             finite: "raise", "warn" or "ignore". The first two make a GPU wait, as do gates, which set
             the chunks. Compilation and torch.func hide values: there nothing is checked, and gated
-            chunks have 16 positions.
+            chunks have 16 positions. In float32 a ridge that decays must then keep exp(-8) of itself
+            over 16 positions, or the outputs after it are wrong.
 
     Returns:
         (output [batch, time, head, value], state, info).
