@@ -62,6 +62,7 @@ def delta_rule(
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Source: Schlag et al., "Linear Transformers Are Secretly Fast Weight Programmers", for the rule; Yang
@@ -107,6 +108,7 @@ def delta_rule_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Example:
@@ -148,6 +150,7 @@ def gated_delta_rule(
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Source: Yang et al., "Gated Delta Networks".
@@ -195,6 +198,7 @@ def gated_delta_rule_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Example:
@@ -237,6 +241,7 @@ def longhorn(
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Source: Liu et al., "Longhorn: State Space Models are Amortized Online Learners", equation of the
@@ -282,6 +287,7 @@ def longhorn_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Example:

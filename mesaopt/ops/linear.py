@@ -46,6 +46,7 @@ def linear_attention(
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types or devices that do not fit together.
 
     Source: von Oswald et al., section "Linear self-attention".
@@ -95,6 +96,7 @@ def linear_attention_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types or devices that do not fit together.
 
     Example:
@@ -136,6 +138,7 @@ def gated_linear_attention(
         Outputs [batch, time, head, value] in the type of q, and the state after the last position.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Source: von Oswald et al. 2025, the readout of MesaNet without its solve; Yang et al., "Gated Linear
@@ -199,6 +202,7 @@ def gated_linear_attention_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types, devices or values that do not fit.
 
     Example:

@@ -12,7 +12,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mesaopt.ops.packing import read_lengths
 from mesaopt.ops.state import KeyValueState, Output, full_precision
-from mesaopt.ops.validation import check_count, check_number, check_shapes, check_state, check_step
+from mesaopt.ops.validation import (
+    check_count,
+    check_number,
+    check_shapes,
+    check_state,
+    check_step,
+    check_tensors,
+)
 
 _BLOCK = 128  # positions that look into their windows at once, or a window if that is more
 
@@ -61,6 +68,7 @@ def softmax_attention(
         position still sees.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types or devices that do not fit together.
 
     Source: Vaswani et al., "Attention Is All You Need".
@@ -109,6 +117,7 @@ def softmax_attention_step(
         Output [batch, head, value] and the new state.
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: shapes, types or devices that do not fit together.
 
     Example:
@@ -135,7 +144,8 @@ def _past_of(
         return None
     batch, past = sequences, 0
     if isinstance(state, KeyValueState):
-        past = state.keys.shape[1]
+        check_tensors(**{f"{name}.keys": state.keys})
+        past = state.keys.shape[1] if state.keys.dim() == 4 else 0
         if state.lengths is not None:
             batch, past = 1, _num_pairs(state.lengths, sequences, name)
     like = KeyValueState(
@@ -147,6 +157,7 @@ def _past_of(
 
 def _num_pairs(lengths: Tensor, sequences: int, name: str) -> int:
     """Return the number of pairs in a packed state, if it fits the call."""
+    check_tensors(**{f"{name}.lengths": lengths})
     if lengths.shape != (sequences,) or lengths.dtype != torch.int64 or (lengths < 0).any():
         given = f"{name}.lengths of {lengths.dtype} is {lengths.tolist()}"
         raise ValueError(f"{given}: must be {sequences} of torch.int64, 0 or greater")

@@ -13,6 +13,7 @@ from mesaopt.ops.validation import (
     check_gates,
     check_state,
     check_step,
+    is_finite,
     readable,
 )
 
@@ -253,16 +254,19 @@ def implicit_strength(
         One strength per key, less than beta and less than 1 / |k|^2.
 
     Raises:
-        ValueError: where looking costs nothing, a key that is not finite: it has no implicit step.
+        ValueError: where looking costs nothing, a key that is not finite, or whose squared norm is not: it
+            has no implicit step.
 
     Example:
         >>> implicit_strength(torch.ones(3, 4), torch.ones(3))
         tensor([0.2000, 0.2000, 0.2000])
     """
-    if readable(k):
-        check_finite({"k": k}, _refuse)
     kind = working_type(k)
     squared = k.to(kind).square().sum(-1)
+    if readable(k) and not is_finite(squared):
+        check_finite({"k": k}, _refuse)
+        count = f"{int(squared.isinf().sum())} of {squared.numel()}"
+        _refuse(f"k has {count} keys whose squared norms overflow {kind}: must have none")
     strength = torch.ones_like(squared) if beta is None else beta.to(kind)
     return strength / (1 + strength * squared)
 

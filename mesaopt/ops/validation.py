@@ -52,7 +52,7 @@ def check_shapes(
         ...
         ValueError: k has shape (2, 4, 1, 3): must be (2, 5, 1, 3), as q
     """
-    _check_tensors(q=q, k=k, v=v)
+    check_tensors(q=q, k=k, v=v)
     shape = tuple(q.shape)
     if len(shape) != 4 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, time, head, key], none of them 0")
@@ -84,7 +84,7 @@ def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -
         ...
         ValueError: v has shape (1, 1, 3): must be (2, 1, value)
     """
-    _check_tensors(q=q, k=k, v=v)
+    check_tensors(q=q, k=k, v=v)
     shape = tuple(q.shape)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"q has shape {shape}: must be [batch, head, key], none of them 0")
@@ -92,6 +92,26 @@ def check_step(q: Tensor, k: Tensor, v: Tensor, *, shared_heads: bool = False) -
     if v.dim() != 3 or tuple(v.shape[:2]) != shape[:2]:
         raise ValueError(f"v has shape {tuple(v.shape)}: must be ({shape[0]}, {shape[1]}, value)")
     _check_kind(q, k=k, v=v)
+
+
+def check_tensors(**given: Any) -> None:
+    """Refuse what is no tensor.
+
+    Args:
+        given: arguments by their names.
+
+    Raises:
+        TypeError: naming the argument and its type.
+
+    Example:
+        >>> check_tensors(q=[1.0])
+        Traceback (most recent call last):
+        ...
+        TypeError: q is a list: must be a tensor
+    """
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise wrong_type(name, x, "a tensor")
 
 
 def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | None = None) -> None:
@@ -119,7 +139,9 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
     for name, gate in gates.items():
         if gate is None:
             continue
-        _check_tensors(**{name: gate})
+        check_tensors(**{name: gate})
+        if gate.is_complex():
+            raise ValueError(f"{name} has type {gate.dtype}: must be a real type")
         if tuple(gate.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(gate.shape)}: must be {shape}")
         if gate.device != q.device:
@@ -136,19 +158,24 @@ def ridge_per_channel(
     """Expand a ridge of any shape to one number per head and channel.
 
     Args:
-        ridge: a number, or a tensor [head] or [head, key], > 0.
+        ridge: a number, or a tensor [head] or [head, key], > 0 and finite.
         q: queries, which set the number of heads and channels and the precision.
 
     Returns:
         The ridge of every head and channel.
 
     Raises:
-        ValueError: its shape, device or a value is wrong.
+        TypeError: it is neither a number nor a tensor.
+        ValueError: its shape, type, device or a value is wrong.
 
     Example:
         >>> ridge_per_channel(0.5, torch.zeros(1, 1, 2, 3)).shape
         torch.Size([2, 3])
     """
+    if not isinstance(ridge, Tensor) and not _is_number(ridge):
+        raise wrong_type("ridge", ridge, "a number or a tensor")
+    if isinstance(ridge, Tensor) and ridge.is_complex():
+        raise ValueError(f"ridge has type {ridge.dtype}: must be a real type")
     if isinstance(ridge, Tensor) and ridge.device != q.device and ridge.dim() > 0:
         raise ValueError(f"ridge is on {ridge.device}: must be on {q.device}, as q")
     ridge = torch.as_tensor(ridge, dtype=q.dtype, device=q.device)
@@ -156,8 +183,7 @@ def ridge_per_channel(
     if tuple(ridge.shape) not in ((), (heads,), (heads, width)):
         wanted = f"a number, ({heads},) or ({heads}, {width})"
         raise ValueError(f"ridge has shape {tuple(ridge.shape)}: must be {wanted}")
-    if readable(ridge) and not bool((ridge > 0).all()):
-        raise ValueError(f"ridge has the value {ridge.min().item():g}: must be greater than 0")
+    _check_range("ridge", ridge, lambda x: (x > 0) & (x < math.inf), "greater than 0 and finite")
     return (ridge.unsqueeze(-1) if ridge.dim() == 1 else ridge).expand(heads, width)
 
 
@@ -167,9 +193,10 @@ def check_state(name: str, state: Any, like: Any) -> None:
     Args:
         name: the argument's name.
         state: the state given.
-        like: a state that would fit, a named tuple; parts that are None are not looked at.
+        like: a state that would fit, a named tuple; its parts that are None are not looked at.
 
     Raises:
+        TypeError: a part is no tensor.
         ValueError: naming the part, its value and what it must be.
 
     Example:
@@ -183,9 +210,10 @@ def check_state(name: str, state: Any, like: Any) -> None:
         kind = type(like).__name__
         raise ValueError(f"{name} has type {type(state).__name__}: must be {kind}")
     for field, part, wanted in zip(like._fields, state, like, strict=True):
-        if part is None or wanted is None:
+        if wanted is None:
             continue
         label = f"{name}.{field}"
+        check_tensors(**{label: part})
         if part.shape != wanted.shape:
             raise ValueError(
                 f"{label} has shape {tuple(part.shape)}: must be {tuple(wanted.shape)}"
@@ -235,8 +263,7 @@ def check_number(name: str, value: float | None) -> None:
     """
     if value is None:
         return
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ConfigError(f"{name}={value!r}: must be a finite number greater than 0")
 
 
@@ -301,12 +328,6 @@ def is_finite(x: Float[Tensor, "..."]) -> bool:
     return bool(total.isfinite()) or bool(x.isfinite().all())
 
 
-def _check_tensors(**given: Any) -> None:
-    for name, x in given.items():
-        if not isinstance(x, Tensor):
-            raise wrong_type(name, x, "a tensor")
-
-
 def _check_keys(q: Tensor, k: Tensor, shared_heads: bool) -> tuple[int, ...]:
     """Return the shape of the keys, if it is that of the queries but for the number of shared heads."""
     shape, given = tuple(q.shape), tuple(k.shape)
@@ -332,8 +353,12 @@ def _check_kind(q: Tensor, *, allow_complex: bool = False, **others: Tensor) -> 
 
 def _check_range(name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], wanted: str) -> None:
     if readable(x) and not bool(allowed(x).all()):
-        worst = x[~allowed(x)].flatten()[0].item()
-        raise ValueError(f"{name} has the value {worst:g}: must be {wanted}")
+        first = x[~allowed(x)].flatten()[0].item()
+        raise ValueError(f"{name} has the value {first:g}: must be {wanted}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def holds_integers(x: Tensor) -> bool:

@@ -100,3 +100,17 @@ def test_longhorn_names_the_keys_it_was_given(number: float) -> None:
     one = {name: x[:, 0] for name, x in window(bad, BAD, BAD + 1).items()}
     with pytest.raises(ValueError, match=r"k has 8 of 8 values that are not finite"):
         ops.longhorn_step(**one)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e20), (torch.float64, 1e160)])
+def test_longhorn_refuses_keys_whose_squares_overflow(dtype: torch.dtype, scale: float) -> None:
+    x = torch.full((1, 2, 3, 4), scale, dtype=dtype)
+    x[0, 0, 1] = 1.0
+    with pytest.raises(
+        ValueError, match=rf"^k has 5 of 6 keys whose squared norms overflow {dtype}"
+    ):
+        ops.longhorn(x, x, x)
+    with pytest.raises(
+        ValueError, match=rf"^k has 2 of 3 keys whose squared norms overflow {dtype}"
+    ):
+        ops.longhorn_step(x[:, 0], x[:, 0], x[:, 0])

@@ -33,6 +33,8 @@ def test_bad_input_is_refused(rule: Rule) -> None:
         shape = rf"{gate} has shape \(2, 5\): must be \(2, 5, 3\)"
         cases.append(({gate: inputs[gate][..., 0]}, shape))
         cases.append(({gate: inputs[gate].to("meta")}, f"{gate} is on meta: must be on cpu, as q"))
+        kind = rf"^{gate} has type torch.complex128: must be a real type"
+        cases.append(({gate: inputs[gate] + 0j}, kind))
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             rule.run(**inputs | change)
@@ -107,6 +109,23 @@ def test_a_state_that_does_not_fit_is_refused(rule: Rule) -> None:
             function(**arguments, **{name: KeyValueState(inputs["k"], inputs["v"])})
 
 
+@every(OPERATORS)
+@pytest.mark.parametrize(("given", "words"), [(None, "None"), ([1.0], "a list")])
+def test_a_state_holds_tensors(rule: Rule, given: object, words: str) -> None:
+    inputs = pick(rule, draw(2, 5, 3, 4, 2))
+    token = {name: x[:, 0] for name, x in inputs.items()}
+    good = rule.run(**inputs).state
+    for field in good._fields:
+        if (field, given) == ("lengths", None):  # a cache that is not packed
+            continue
+        state = good._replace(**{field: given})
+        message = f"state.{field} is {words}: must be a tensor$"
+        with pytest.raises(TypeError, match=f"^initial_{message}"):
+            rule.run(**inputs, initial_state=state)
+        with pytest.raises(TypeError, match=f"^{message}"):
+            rule.step(**token, state=state)
+
+
 def test_a_cache_that_does_not_fit_is_refused() -> None:
     q, k, v = (draw(2, 5, 3, 4, 2)[name] for name in ("q", "k", "v"))
     for state, message in (
@@ -114,6 +133,7 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
             KeyValueState(k[:1], v[:1]),
             r"state.keys has shape \(1, 5, 3, 4\): must be \(2, 5, 3, 4\)",
         ),
+        (KeyValueState(k[0, 0, 0], v), r"state.keys has shape \(4,\): must be \(2, 0, 3, 4\)"),
         (
             KeyValueState(k, v[:, 1:]),
             r"state.values has shape \(2, 4, 3, 2\): must be \(2, 5, 3, 2",

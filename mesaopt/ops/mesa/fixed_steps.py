@@ -41,7 +41,9 @@ class Neumann(_FixedSteps):
 
     The bound is that of the largest eigenvalue, from the Frobenius norm. The answer is that of the steps,
     not the solution: along an eigenvector of eigenvalue a they leave (1 - a / bound)^steps of the first
-    residual, and `info.residual` measures it. Calls whose steps float32 would spoil run in float64.
+    residual, and `info.residual` measures it. Calls whose steps float32 would spoil run in float64. That
+    leaves out the start: while a sequence has fewer keys than channels, b remains where there is no key,
+    and costs the output about a rounding error times the summed squares of the keys.
 
     Args:
         steps: 0 or more; with none, the solution is the right-hand side and mesa is linear attention.

@@ -139,8 +139,8 @@ def mesa(
         q: queries [batch, time, head, key]. Half precision is computed in float32.
         k: keys (regression inputs), the same shape and type.
         v: values (regression targets) [batch, time, head, value], the same type.
-        ridge: number added to the diagonal of H, > 0: one number, or a tensor [head] or [head, key].
-            Calls whose squared keys add up to too many ridges for float32 run in float64.
+        ridge: number added to the diagonal of H, finite and > 0: one number, or a tensor [head] or
+            [head, key]. Calls whose squared keys add up to too many ridges for float32 run in float64.
         beta: write strengths in [0, 1], [batch, time, head]; 1 if None.
         log_decay: log gamma, 0 or less, [batch, time, head]; nothing is forgotten if None.
         ridge_mode: "static", the same ridge at every position; or "decayed", the ridge is forgotten
@@ -155,12 +155,14 @@ def mesa(
         on_failure: what to do about a failed factorisation, a missed tolerance or numbers that are not
             finite: "raise", "warn" or "ignore". The first two make a GPU wait, as do gates, which set
             the chunks. Compilation and torch.func hide values: there nothing is checked, and gated
-            chunks have 16 positions.
+            chunks have 16 positions. In float32 a ridge that decays must then keep exp(-8) of itself
+            over 16 positions, or the outputs after it are wrong.
 
     Returns:
         (output [batch, time, head, value], state, info).
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: an argument has a wrong shape, device, type or value; the message names it.
         SolveError: the solve failed and `on_failure` is "raise".
 
@@ -235,6 +237,7 @@ def mesa_step(
         (output [batch, head, value], state, info).
 
     Raises:
+        TypeError: an argument is of a wrong type, such as a list in place of a tensor.
         ValueError: an argument has a wrong shape, device, type or value; the message names it.
         SolveError: the matrix is not positive definite and `on_failure` is "raise".
 
@@ -405,10 +408,12 @@ def _join_infos(call: _Call, infos: list[SolveInfo]) -> SolveInfo:
 
 def _inform(call: _Call, system: System, solved: Solved, queries: Tensor) -> SolveInfo:
     solution, queries, system = solved.solution.detach(), queries.detach(), system.detach()
+    residual = solved.residual if solved.is_measured else None
 
-    def measure() -> Tensor:
-        if solved.is_measured:
-            return solved.residual
-        return system.relative_residual(solution, queries)
+    def measure() -> Tensor:  # holds nothing with a history, which would keep the graph alive
+        if residual is not None:
+            return residual
+        with full_precision(queries):  # whoever asks may be under autocast
+            return system.relative_residual(solution, queries)
 
     return SolveInfo(call.solver, call.reason, solved.steps, call.layout, measure)

@@ -43,15 +43,6 @@ class System(NamedTuple):
     ridge_decays: bool = False
     """Whether the ridge decays inside the chunk; without effect where nothing is forgotten."""
 
-    @property
-    def has_exact_factors(self) -> bool:
-        """Whether one factorisation per chunk solves every position exactly.
-
-        True where nothing is forgotten, or the ridge decays with the state: A_t / f_t then differs from
-        A at the chunk's start by rank t.
-        """
-        return self.since_start is None or self.ridge_decays
-
     def multiply(
         self, x: Float[Tensor, "*group position key"]
     ) -> Float[Tensor, "*group position key"]:

@@ -283,6 +283,9 @@ def test_inputs_that_are_not_finite(name, solver, bad):
     [
         ({"ridge": 0.0}, "ridge has the value 0: must be greater than 0"),
         ({"ridge": torch.tensor([1.0, math.nan])}, "ridge has the value nan"),
+        ({"ridge": math.inf}, "ridge has the value inf: must be greater than 0 and finite"),
+        ({"ridge": 1e50}, "ridge has the value inf"),  # in float32
+        ({"ridge": torch.tensor(1j)}, "ridge has type torch.complex64: must be a real type"),
         ({"ridge": torch.ones(3)}, r"ridge has shape \(3,\): must be a number, \(2,\) or \(2, 4\)"),
         ({"ridge_mode": "fixed"}, "ridge_mode='fixed': allowed: static, decayed"),
         ({"solver": "exakt"}, "solver='exakt': did you mean 'exact'"),
@@ -295,6 +298,12 @@ def test_bad_input_is_named(change, message):
     inputs = make(6, dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
         mesa(**{**inputs, **change})
+
+
+@pytest.mark.parametrize("ridge", [None, True, 1j, "1", [1.0, 2.0]], ids=repr)
+def test_a_ridge_is_a_number_or_a_tensor(ridge):
+    with pytest.raises(TypeError, match="^ridge is .*: must be a number or a tensor$"):
+        mesa(**make(6) | {"ridge": ridge})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

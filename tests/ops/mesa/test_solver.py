@@ -1,8 +1,11 @@
 """Solvers: their information about a call, tolerances, names and ranges."""
 
+import dataclasses
 import math
+import weakref
 
 import pytest
+import torch
 from mesa_problems import CLOSE, make
 
 from mesaopt.errors import SolveError, SolveWarning
@@ -19,6 +22,40 @@ def test_info_says_what_ran_and_why():
     assert info.worst_residual <= CLOSE
     batch, head, position = info.worst_at
     assert info.residual[batch, head, position // info.chunk_size] == info.worst_residual
+
+
+class Kept:
+    """A tensor that a graph holds."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+@pytest.mark.parametrize("rtol", [None, 1e3])
+@pytest.mark.parametrize("solver", [Exact, ConjugateGradient, Recursive, Neumann, Chebyshev])
+def test_what_is_known_of_a_solve_does_not_keep_the_graph(solver, rtol):
+    kept = []
+
+    def pack(x):
+        kept.append(weakref.ref(box := Kept(x.detach())))
+        return box
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.x):
+        result = mesa(**make(20), ridge_mode="decayed", solver=solver(rtol=rtol))
+    info = result.info
+    del result
+    assert kept
+    assert not any(box() for box in kept)
+    assert info.worst_residual >= 0
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg", "recursive", "neumann", "chebyshev"])
+def test_autocast_does_not_change_the_residual(solver):
+    info = mesa(**make(20, dtype=torch.float32), ridge_mode="decayed", solver=solver).info
+    again = dataclasses.replace(info)  # without what was measured
+    with torch.autocast("cpu"):
+        residual = again.residual
+    assert residual.equal(info.residual)
 
 
 @pytest.mark.parametrize(
