@@ -1,5 +1,6 @@
 """The exact solver: one factorisation per chunk, no iterations."""
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,8 +63,14 @@ class Exact(Solver):
         return cast(Factors, prepared).doubtful
 
     def solve(self, system: System, prepared: Prepared, rhs: Tensor) -> Solved:
-        """Apply the factors, and refine the solution where rounding shows."""
-        solution = _solve_and_refine(system, cast(Factors, prepared), rhs)
+        """Apply the factors, and refine the solution where rounding shows.
+
+        What rounding spoils is solved again in float64; where nobody can look, it becomes NaN.
+        """
+        factors = cast(Factors, prepared)
+        solution = _solve_and_refine(system, factors, rhs)
+        if not readable(factors.rounding):
+            solution = solution.masked_fill(factors.hopeless[..., None], math.nan)
         return self._measure(system, solution, rhs)
 
 

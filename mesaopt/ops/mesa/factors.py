@@ -13,6 +13,7 @@ Elsewhere the same factors, made with the ridge in the middle of the chunk, make
 preconditioner: see :mod:`mesaopt.ops.mesa.preconditioner`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ _MAX_UNREFINED_LENGTH = 32.0
 # times those of a dense solve. In units of the inverse rounding error, see :func:`factorise`.
 _MAX_TRUSTED_LENGTH = 2.0**-14  # as above, after a refinement
 _MAX_TRUSTED_CONDITION = 2.0**-10  # of the chunk's first matrix, its diagonal scaled to 1
+_MOST_ROUNDING = 128.0  # times that, as errors are 1e-3 at the two limits above
 # Log of a chunk's decay at which the ridge in its middle stops growing, so that factors stay finite; also
 # the least decay for which conjugate gradients use the factors: below it they cost more than they save.
 MIN_LOG_DECAY = -0.9
@@ -47,8 +49,18 @@ class Factors(NamedTuple):
     """Where a key changes the start so much that rounding shows: one refinement pays there."""
     failed: Bool[Tensor, "*group"]
     """Where a matrix was not positive definite to working precision."""
-    doubtful: Bool[Tensor, "*group"]
-    """Where rounding may show even after a refinement, failures included."""
+    rounding: Float[Tensor, "*group position"]
+    """What rounding may do even after a refinement, in units of what is trusted; infinite where failed."""
+
+    @property
+    def doubtful(self) -> Bool[Tensor, "*group"]:
+        """Where rounding may show."""
+        return ~(self.rounding <= 1).all(-1)  # so that a NaN is doubtful
+
+    @property
+    def hopeless(self) -> Bool[Tensor, "*group position"]:
+        """Where rounding may change a tenth of the solution: at and after a key that is too long."""
+        return (~(self.rounding <= _MOST_ROUNDING)).cumsum(-1) > 0
 
     @property
     def is_diagonal(self) -> bool:
@@ -77,18 +89,20 @@ def factorise(system: System) -> Factors:
         base = system.matrices().squeeze(-3)
         few = not traced(base) and base.shape[:-2].numel() <= _MAX_LAPACK_COUNT
         whitening, failed = (_invert_factor_by_lapack if few else invert_factor)(base)
-        doubtful = failed | _is_ill_conditioned(base, whitening)
-        return Factors(whitening, None, torch.zeros_like(failed), failed, doubtful)
-    whitening, failed, doubtful = _whitening(system)
+        rounding = _rounding(base, whitening).masked_fill(failed, math.inf)
+        return Factors(whitening, None, torch.zeros_like(failed), failed, rounding[..., None])
+    whitening, failed, rounding = _whitening(system)
     whitened = rotate(keys if system.beta is None else keys * system.beta.sqrt(), whitening)
     correction, correction_failed = _orthogonalise(whitened, kept)
     length = whitened.square().sum(-1)
-    length = (length if kept is None else length / kept.squeeze(-1)).amax(-1)  # [*G]
+    length = length if kept is None else length / kept.squeeze(-1)  # [*G,C]
     # Written so that a NaN asks for a refinement.
-    needs_refinement = ~(length <= _MAX_UNREFINED_LENGTH)
-    doubtful = doubtful | ~(length <= _MAX_TRUSTED_LENGTH / torch.finfo(keys.dtype).eps)
+    needs_refinement = ~(length <= _MAX_UNREFINED_LENGTH).all(-1)
+    trusted = _MAX_TRUSTED_LENGTH / torch.finfo(keys.dtype).eps
     failed = failed | correction_failed
-    return Factors(whitening, correction, needs_refinement, failed, doubtful | failed)
+    rounding = torch.maximum(rounding[..., None], length / trusted)
+    rounding = rounding.masked_fill(failed[..., None], math.inf)
+    return Factors(whitening, correction, needs_refinement, failed, rounding)
 
 
 def apply_factors(
@@ -175,23 +189,26 @@ def growth_inside(system: System) -> Float[Tensor, "*group 1 1"] | None:
 
 
 def _whitening(system: System) -> tuple[Tensor, Tensor, Tensor]:
-    """Do step 1 of the module's docstring, and say where it failed and where it is doubtful."""
+    """Do step 1 of the module's docstring, and say where it failed and what rounding may do to it."""
     ridge, group = ridge_inside(system), system.keys.shape[:-2]
     if system.start is None:
         failed = torch.zeros(group, dtype=torch.bool, device=ridge.device)
-        return ridge.rsqrt().expand(*group, 1, -1), failed, failed
+        return ridge.rsqrt().expand(*group, 1, -1), failed, ridge.new_zeros(group)
     base = system.start + torch.diag_embed(ridge.squeeze(-2))
     whitening, failed = invert_factor(base)
-    return whitening, failed, failed | _is_ill_conditioned(base, whitening)
+    return whitening, failed, _rounding(base, whitening)
 
 
-def _is_ill_conditioned(
+def _rounding(
     matrix: Float[Tensor, "*group size size"], inverse_factor: Float[Tensor, "*group size size"]
-) -> Bool[Tensor, "*group"]:
-    """Bound the condition number of a matrix whose diagonal is scaled to 1, by the trace of its inverse."""
+) -> Float[Tensor, "*group"]:
+    """Bound the condition number of a matrix whose diagonal is scaled to 1, by the trace of its inverse.
+
+    It is given in units of what is trusted.
+    """
     inverse_diagonal = inverse_factor.square().sum(-2)
     condition = (matrix.diagonal(dim1=-2, dim2=-1) * inverse_diagonal).sum(-1)
-    return ~(condition <= _MAX_TRUSTED_CONDITION / torch.finfo(matrix.dtype).eps)
+    return condition * (torch.finfo(matrix.dtype).eps / _MAX_TRUSTED_CONDITION)
 
 
 def _orthogonalise(

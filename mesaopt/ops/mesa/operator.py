@@ -156,7 +156,7 @@ def mesa(
             finite: "raise", "warn" or "ignore". The first two make a GPU wait, as do gates, which set
             the chunks. Compilation and torch.func hide values: there nothing is checked, and gated
             chunks have 16 positions. In float32 a ridge that decays must then keep exp(-8) of itself
-            over 16 positions, or the outputs after it are wrong.
+            over 16 positions; outputs that rounding spoils otherwise are NaN.
 
     Returns:
         (output [batch, time, head, value], state, info).
