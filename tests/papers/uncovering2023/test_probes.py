@@ -73,8 +73,9 @@ def binding(recipe: str) -> SequenceModel:
     """
     config = recipes.get(recipe).sequence_model
     model = SequenceModel(replace(config, activation_clip=None))
-    for parameter in model.parameters():
-        parameter.data.zero_()
+    for name, parameter in model.named_parameters():
+        if "ridge" not in name:
+            parameter.data.zero_()
     dim, width, layer = config.output_dim, config.width, model.mixers[0]
     head_dim = config.head_dim or 0
     model.embedding.weight.data[:dim] = torch.eye(dim)
