@@ -10,9 +10,9 @@ import tyro
 from tyro.conf import Positional
 
 
-def _value(metavar: str) -> Any:
+def _value(metavar: str, name: str | None = None) -> Any:
     """Name the value of an argument in its help, where a default that says nothing is left out."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=_default)
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=_default)
 
 
 def _default(text: str) -> str:
@@ -308,9 +308,7 @@ class Reproduce:
     """Figures of the study to compute, such as fig1,fig3 [all of them]."""
     device: Annotated[str, _value("auto|cpu|cuda|cuda:N")] = "auto"
     """Where to compute; auto is a GPU if there is one."""
-    runs: Annotated[
-        Path | None, tyro.conf.arg(name="from", metavar="DIR", help_behavior_hint="")
-    ] = None
+    runs: Annotated[Path | None, _value("DIR", name="from")] = None
     """Train nothing: measure the finished runs in this folder of run folders."""
     from_zoo: _Switch = False
     """Train nothing: measure the trained models of the package."""

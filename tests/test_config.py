@@ -14,6 +14,7 @@ from mesaopt.config import (
     ARProcessConfig,
     FewShotConfig,
     LinearSystemConfig,
+    MADConfig,
     MergedAttentionConfig,
     ModelConfig,
     NonlinearSystemConfig,
@@ -204,6 +205,13 @@ def test_overrides_reach_nested_settings() -> None:
     assert (changed.train.steps, changed.seed, changed.task.start) == (5, 3, "normal")
     assert changed.model.mixers == ("mesa",)
     assert override(config, []) == config
+
+
+def test_a_part_is_replaced_though_it_has_a_setting_of_its_own_name() -> None:
+    base, task = recipes.get("lm-mesanet"), MADConfig()
+    config = replace(base, task=task, model=replace(base.model, vocabulary=task.dim))
+    changed = override(config, ["task={'kind': 'mad', 'task': 'fuzzy_recall'}"])
+    assert changed.task == MADConfig(task="fuzzy_recall")
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,9 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             if not isinstance(place.get(parent), dict):
                 raise ConfigError(f"set={f'{name}={text}'!r}: {suggest(parent, place)}")
             place = place[parent]
-        if places := [key for key in data if isinstance(data[key], dict) and name in data[key]]:
-            meant = " or ".join(f"{key}.{name}" for key in places)
+        inside = [key for key in data if isinstance(data[key], dict) and name in data[key]]
+        if inside and name not in data:
+            meant = " or ".join(f"{key}.{name}" for key in inside)
             raise ConfigError(f"set={f'{name}={text}'!r}: must be {meant}")
         if last == "kind" and place.get(last) != text:
             place.clear()
