@@ -16,14 +16,17 @@ import mesaopt
 from mesaopt import analysis, recipes, training
 from mesaopt.config import (
     ARProcessConfig,
+    AutoEncoderConfig,
     FewShotConfig,
+    LanguageModelConfig,
     LinearSystemConfig,
+    MergedAttentionConfig,
     ModelConfig,
     TrainConfig,
 )
 from mesaopt.errors import RunError
 from mesaopt.layers import MergedLinearSelfAttention, MesaLayer, SoftmaxSelfAttention
-from mesaopt.models import OneLayerModel, SequenceModel, make_model
+from mesaopt.models import AutoEncoder, LanguageModel, OneLayerModel, SequenceModel, make_model
 from mesaopt.tasks import ARProcess, FewShot, LinearSystem, Parity, make_task
 from mesaopt.theory import gradient_descent, neumann_inverse, proposition_1
 from mesaopt.training import Run, RunFolder, load_run, train
@@ -257,10 +260,27 @@ def test_a_model_is_made_of_its_own_settings(make: Callable[[Any], Any], run: Ru
     for sentence, given in cases.items():
         with pytest.raises(TypeError, match=f"^config is (a )?{sentence}"):
             make(given)
-    with pytest.raises(
-        TypeError, match="^config is a ModelConfig: must be a MergedAttentionConfig"
-    ):
-        OneLayerModel(ModelConfig())
+
+
+MODELS = {
+    SequenceModel: ModelConfig,
+    OneLayerModel: MergedAttentionConfig,
+    LanguageModel: LanguageModelConfig,
+    AutoEncoder: AutoEncoderConfig,
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("given", MODELS.values())
+def test_each_model_takes_the_settings_of_its_own_kind_only(
+    model: type[torch.nn.Module], given: type
+) -> None:
+    if MODELS[model] is given:
+        assert sum(p.numel() for p in model(given()).parameters()) > 0
+        return
+    wanted = rf"^config is an? {given.__name__}: must be an? {MODELS[model].__name__}$"
+    with pytest.raises(TypeError, match=wanted):
+        model(given())
 
 
 @pytest.mark.parametrize("make", [LinearSystem, make_task])

@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mesaopt.config import LanguageModelConfig, require_count
-from mesaopt.errors import ConfigError
+from mesaopt.errors import ConfigError, wrong_type
 from mesaopt.hf.cache import num_sequences, past_length, read_state, write_state
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.layers.checks import check_indices
@@ -330,15 +330,19 @@ def _check_cache(cache: Cache | None, depth: int, batch: int) -> None:
         raise ValueError(f"cache has {sequences} sequences: must have {batch}, as input_ids")
 
 
-def _check_tokens(tokens: Any, labels: Tensor | None = None) -> None:
+def _check_tokens(tokens: Any, labels: Any = None) -> None:
     if not isinstance(tokens, Tensor) or tokens.dim() != 2:
         given = f"has shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "is missing"
         raise ValueError(f"input_ids {given}: must be tokens [batch, time]")
     if tokens.numel() == 0:
         raise ValueError("input_ids is empty: must be one token or more")
-    if labels is not None and labels.shape != tokens.shape:
-        wanted = f"must be {tuple(tokens.shape)}, as input_ids"
-        raise ValueError(f"labels has shape {tuple(labels.shape)}: {wanted}")
+    if labels is None:
+        return
+    wanted = f"{tuple(tokens.shape)}, as input_ids"
+    if not isinstance(labels, Tensor):
+        raise wrong_type("labels", labels, f"a tensor {wanted}")
+    if labels.shape != tokens.shape:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: must be {wanted}")
 
 
 def _check_prompts(prompts: Any, mask: Tensor | None, vocabulary: int) -> None:

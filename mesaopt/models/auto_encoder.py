@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
-from mesaopt.config import AutoEncoderConfig, require_config
+from mesaopt.config import AutoEncoderConfig
 from mesaopt.layers.frame import sinusoids
 from mesaopt.models.language import LanguageModel
 from mesaopt.models.random import keep_global_random
@@ -36,9 +36,10 @@ class AutoEncoder(LanguageModel):
         torch.Size([3, 10, 16])
     """
 
+    _settings = AutoEncoderConfig
+
     @keep_global_random()
     def __init__(self, config: AutoEncoderConfig, *, seed: int = 0):
-        require_config(config, AutoEncoderConfig, part="model")
         super().__init__(config, seed=seed)
         self.decoder = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(2))
         self.reset_parameters(seed)

@@ -40,10 +40,12 @@ class LanguageModel(nn.Module):
         (torch.Size([3, 10, 16]), torch.Size([3, 1, 16]))
     """
 
+    _settings: type[LanguageModelConfig] = LanguageModelConfig
+
     @keep_global_random()
     def __init__(self, config: LanguageModelConfig, *, seed: int = 0):
         super().__init__()
-        require_config(config, LanguageModelConfig, part="model")
+        require_config(config, self._settings, part="model")
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))

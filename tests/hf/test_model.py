@@ -298,6 +298,8 @@ def test_labels_of_another_shape_are_refused() -> None:
         ValueError, match=r"^labels has shape \(5, 3\): must be \(3, 5\), as input_ids"
     ):
         build("hybrid")[0](PADDED, labels=PADDED.T)
+    with pytest.raises(TypeError, match=r"^labels is a list: must be a tensor \(3, 5\), as input_"):
+        build("hybrid")[0](PADDED, labels=PADDED.tolist())
 
 
 def test_other_caches_and_outputs_are_refused() -> None:
