@@ -257,7 +257,8 @@ def _require_same(out: Path, configs: Sequence[RunConfig], *, resume: bool) -> N
     if FILE not in names:
         raise RunError(f"out={str(out)!r}: holds other files; give a new or an empty folder")
     if not resume:
-        raise RunError(f"out={str(out)!r}: holds a sweep; --resume goes on with the same points")
+        hint = "--resume (in Python resume=True) goes on with the same points"
+        raise RunError(f"out={str(out)!r}: holds a sweep; {hint}")
     theirs = list(_saved(out).values())
     if len(theirs) != len(configs):
         different = f"{len(theirs)} points, not {len(configs)}"

@@ -455,8 +455,8 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
         raise RunError(f"out={str(path)!r}: holds other files; give a new or an empty folder")
     if not resume:
         raise RunError(
-            f"out={str(path)!r}: holds another run or other results; --resume goes on with the same "
-            "settings, others need a new folder"
+            f"out={str(path)!r}: holds another run or other results; --resume (in Python resume=True) "
+            "goes on with the same settings, others need a new folder"
         )
     return True
 

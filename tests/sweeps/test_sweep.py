@@ -98,7 +98,7 @@ def test_a_failed_point_keeps_its_reason_and_is_tried_again(tmp_path: Path) -> N
     assert [point.state for point in done.points] == ["done", "done", "failed", "done"]
     assert "lsa-1-learning_rate=0.03-seed0 failed: no luck" in repr(done).replace("\n", " ")
     assert [row["problem"] for row in done.rows()][2] == "no luck"
-    with pytest.raises(RunError, match="holds a sweep; --resume goes on"):
+    with pytest.raises(RunError, match=r"holds a sweep; --resume \(in Python resume=True\) goes"):
         mesaopt.sweep(configs, tmp_path / "a", engine=engine)
     engine = Here()
     done = mesaopt.sweep(configs, tmp_path / "a", engine=engine, resume=True, device="cpu")

@@ -35,9 +35,8 @@ def refused(path: Path, config: RunConfig, *, resume: bool) -> str:
 
 def test_another_run_is_not_overwritten(short_config: RunConfig, tmp_path: Path) -> None:
     train(short_config, tmp_path, device="cpu")
-    assert "holds another run or other results; --resume goes on" in refused(
-        tmp_path, short_config, resume=False
-    )
+    message = refused(tmp_path, short_config, resume=False)
+    assert "holds another run or other results; --resume (in Python resume=True) goes" in message
 
 
 def test_other_settings_are_not_resumed(short_config: RunConfig, tmp_path: Path) -> None:
