@@ -1,15 +1,17 @@
 """Drawings that the figures of this paper share: curves of training, and weight matrices."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Inexact
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
 
 from mesaopt.looks import INK, LOOKS, PALETTE, series
 from mesaopt.papers.emergence2024.laboratory import STARTS, Curve
-from mesaopt.papers.rows import Rows
+from mesaopt.papers.figure import Places
+from mesaopt.papers.rows import PanelData, Rows
 
 Array = np.ndarray
 
@@ -95,3 +97,14 @@ def draw_matrix(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(True)
+
+
+def two_parts(height: float, ratio: float) -> Callable[[Sequence[PanelData]], Places]:
+    """Lay two panels out below one another, the upper one higher by a ratio."""
+
+    def layout(panels: Sequence[PanelData]) -> Places:
+        drawing = Drawing(figsize=(7.6, height))
+        parts = cast(np.ndarray, drawing.subfigures(2, 1, height_ratios=(ratio, 1)))
+        return drawing, parts.tolist()
+
+    return layout

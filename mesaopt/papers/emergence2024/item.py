@@ -4,10 +4,12 @@ from typing import cast
 
 from mesaopt.papers.emergence2024.condition import condition
 from mesaopt.papers.emergence2024.contrast import contrast
+from mesaopt.papers.emergence2024.diagonal_start import fig4
+from mesaopt.papers.emergence2024.drawn_weights import fig5, fig6
+from mesaopt.papers.emergence2024.full_one import fig7
 from mesaopt.papers.emergence2024.laboratory import EmergencePlan, Laboratory
 from mesaopt.papers.emergence2024.landscape import landscape
 from mesaopt.papers.emergence2024.one_step import fig1, fig2, fig3
-from mesaopt.papers.emergence2024.weights import fig4, fig5, fig6, fig7
 from mesaopt.papers.laboratory import Plan, Runs, Scale, Source
 from mesaopt.papers.plan import Headline, Study
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from laboratories import Computed, compute
 
-from mesaopt.papers.emergence2024 import one_step, weights
+from mesaopt.papers.emergence2024 import full_one, one_step
 from mesaopt.papers.emergence2024.condition import paired_signs
 from mesaopt.papers.emergence2024.item import STUDY
 from mesaopt.papers.emergence2024.laboratory import (
@@ -111,13 +111,13 @@ def test_another_distribution_is_not_taken_for_the_gaussian(
 def test_a_mask_that_does_nothing_is_noticed(
     lab: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = weights.train
+    train = full_one.train
 
     def unmasked(engine, start, scale=1.0, off_diagonal="trained", **more):
         return train(engine, start, scale, "trained", **more)
 
-    monkeypatch.setattr(weights, "train", unmasked)
-    assert failed(weights.fig7, with_samples_of(lab)) == {"full-one-loss", "full-one-masked"}
+    monkeypatch.setattr(full_one, "train", unmasked)
+    assert failed(full_one.fig7, with_samples_of(lab)) == {"full-one-loss", "full-one-masked"}
 
 
 def test_thresholds_shrink_with_sequences_and_sets(lab: Laboratory) -> None:
