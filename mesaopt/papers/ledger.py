@@ -7,6 +7,7 @@ some of the figures of a study; those of others are kept. Without a folder it on
 
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -234,9 +235,14 @@ def _row(*cells: object) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Keep what folders of results judged, and write the tables of the docs anew."""
+    parser = ArgumentParser(prog="python -m mesaopt.papers.ledger", description=main.__doc__)
+    parser.add_argument(
+        "results", nargs="*", type=files.as_path, help="folder of `mesaopt reproduce`"
+    )
+    folders = parser.parse_args(arguments).results
     path = DOCS / FILE
     ledger = json_files.read(path, {}) if files.exists(path) else {}
-    for study, part in (collect(files.as_path(argument)) for argument in arguments):
+    for study, part in map(collect, folders):
         ledger[study] = merge(ledger.get(study, []), part)
     json_files.write(path, {study: ledger[study] for study in STUDIES if study in ledger})
     for name in PAGES:

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,8 +253,10 @@ def _table(rows: Iterable[list[str]]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Add runs, and write `docs/zoo.md` of the clone anew."""
-    for argument in arguments:
-        print(add(files.as_path(argument), zoo.FOLDER))
+    parser = ArgumentParser(prog="python -m mesaopt.zoo.build", description=main.__doc__)
+    parser.add_argument("run", nargs="*", type=files.as_path, help="folder of a run that has ended")
+    for run in parser.parse_args(arguments).run:
+        print(add(run, zoo.FOLDER))
     zoo.forget()
     files.write(zoo.FOLDER.parents[2] / "docs" / "zoo.md", page())
 
