@@ -87,6 +87,8 @@ def slow_mixer(config: LanguageModelConfig, mixer: str, w: Weights, x: np.ndarra
             a, b = (slow_dpfp(z, int(config.feature_map[-1])) for z in (a, b))
         if mixer in UNIT_KEYS or (learns and config.unit_queries_keys):
             a, b = (slow_unit(z) for z in (a, b))
+        if config.positions == "rotary" and not learns:
+            a, b = slow_rotation(a), slow_rotation(b)
         if learns:
             out = slow_head(mixer, a, b, c, beta[:, h], gamma[:, h], slow_ridge(w, h, a))
         else:
@@ -101,6 +103,17 @@ def slow_ridge(w: Weights, head: int, q: np.ndarray) -> np.ndarray:
     if "raw_ridge" in w:
         return 0.25 + np.log1p(np.exp(w["raw_ridge"][head]))
     return np.full(q.shape[1], 1 / w["inverse_ridge"][head] if "inverse_ridge" in w else 1.0)
+
+
+def slow_rotation(x: np.ndarray) -> np.ndarray:
+    """Turn pairs of components, as complex numbers."""
+    time, width = x.shape
+    pairs = x[:, 0::2] + 1j * x[:, 1::2]
+    turned = [
+        [pairs[t, i] * np.exp(1j * t * 10000 ** (-2 * i / width)) for i in range(width // 2)]
+        for t in range(time)
+    ]
+    return np.array([[part for z in row for part in (z.real, z.imag)] for row in turned])
 
 
 def slow_window(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:

@@ -65,8 +65,9 @@ class LanguageModelConfig:
     signed_decay: bool = False
     """Whether forget gates are between -1 and 1: then a state can keep a parity. Only for mixers with a
     forget gate."""
-    positions: Literal["none", "sinusoidal"] = "none"
-    """Whether sinusoidal positions are added to the embeddings."""
+    positions: Literal["none", "sinusoidal", "rotary"] = "none"
+    """How the model knows positions: not at all, by sinusoids that are added to the embeddings, or in
+    softmax attention alone, whose queries and keys are turned by their positions."""
     mlp: Literal["none", "relu", "gelu", "swiglu"] = "swiglu"
     """The network after every mixer: none, W_2 f(W_1 x), or the gated W_2 (silu(W_3 x) * W_1 x)."""
     mlp_dim: int | None = None
@@ -91,6 +92,11 @@ class LanguageModelConfig:
         if self.window is not None:
             wanted = "None: there is no softmax_attention in mixers"
             require("softmax_attention" in self.mixers, self, "window", wanted)
+        if self.positions == "rotary":
+            wanted = "'none' or 'sinusoidal': there is no softmax_attention in mixers"
+            require("softmax_attention" in self.mixers, self, "positions", wanted)
+            wanted = f"'none' or 'sinusoidal': heads of {self.key_width} do not hold pairs"
+            require(self.key_width % 2 == 0, self, "positions", wanted)
         if self.signed_decay:
             check_forgets(self, "signed_decay", "False")
         convolves = self.convolution is not None or "mesanet2025" in self.mixers

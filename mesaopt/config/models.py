@@ -56,7 +56,7 @@ def check_widths(config: Any) -> None:
     divides = config.head_dim is not None or config.width % config.num_heads == 0
     wanted = f"a divisor of the width {config.width}, or head_dim must be given"
     require(divides, config, "num_heads", wanted)
-    pairs = config.positions == "none" or config.width % 2 == 0
+    pairs = config.positions in ("none", "rotary") or config.width % 2 == 0
     wanted = f"'none', since a width of {config.width} does not hold pairs of a sine and a cosine"
     require(pairs, config, "positions", wanted)
 

@@ -22,7 +22,9 @@ from mesaopt.layers.frame import (
     Gates,
     HeadNorm,
     dpfp,
+    next_positions,
     normalise,
+    rotate,
     settings_in_words,
     with_positions,
 )
@@ -91,6 +93,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
             raise ConfigError(f"num_key_value_heads={groups}: {wanted}")
         if frame.positions and width % 2:
             raise ConfigError(f"width={width}: must be even, for pairs of a sine and a cosine")
+        if frame.rotary and head_dim % 2:
+            raise ConfigError(f"head_dim={head_dim}: must be even, for rotary pairs")
         self.width = width
         self.num_heads = num_heads
         self.num_key_value_heads = groups
@@ -453,9 +457,11 @@ class SelfAttention(nn.Module, Generic[Memory]):
     ) -> tuple[HeadInputs, Float[Tensor, "sequence before channel"] | None, int | Tensor]:
         """Compute the inputs of the operator, the next `recent` of the state, and the tokens so far."""
         recent, seen = (None, 0) if state is None else state[1:]
-        placed = x
-        if self.frame.positions:
-            placed, seen = with_positions(x, seen, packed, width=self.width)
+        placed, times = x, None
+        if self.frame.positions or self.frame.rotary:
+            times, seen = next_positions(x, seen, packed)
+        if times is not None and self.frame.positions:
+            placed = with_positions(x, times, width=self.width)
         parts = [self.query(placed), self.key(placed), self.value(x)]
         if self.convolution is not None:
             after = [] if self.frame.key_shift or self.frame.convolve_values else [parts.pop()]
@@ -476,6 +482,8 @@ class SelfAttention(nn.Module, Generic[Memory]):
             k = normalise(k)
         if self.frame.unit_values:
             v = normalise(v)
+        if times is not None and self.frame.rotary:
+            q, k = rotate(q, times), rotate(k, times)
         gates = (None, None, None) if self.gates is None else self.gates(x)
         inputs = HeadInputs(q, k, v, *gates).repeat_heads(self._repeats)
         return inputs, recent, seen

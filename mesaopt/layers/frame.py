@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, rms_norm
 
@@ -35,8 +35,8 @@ class Frame:
 
     Example:
         >>> Frame.mesanet2025()
-        Frame(positions=False, convolution=4, convolve_values=True, key_shift=False, features=0, \
-unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay=False)
+        Frame(positions=False, rotary=False, convolution=4, convolve_values=True, key_shift=False, \
+features=0, unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay=False)
         >>> Frame(convolution=0)
         Traceback (most recent call last):
         ...
@@ -45,6 +45,8 @@ unit_keys=True, unit_values=False, head_norm=True, forget_cap=None, signed_decay
 
     positions: bool = False
     """Whether queries and keys, but not values, are computed from the input and :func:`sinusoids`."""
+    rotary: bool = False
+    """Whether queries and keys are turned by their positions, after all else: see :func:`rotate`."""
     convolution: int | None = None
     """Length of a causal convolution of every channel of q, k and v, followed by SiLU."""
     convolve_values: bool = True
@@ -304,42 +306,88 @@ def sinusoids(
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2).to(like.dtype)
 
 
-def with_positions(
-    x: Float[Tensor, "batch time stream"], seen: int | Tensor, packed: Packed | None, *, width: int
-) -> tuple[Float[Tensor, "batch time placed"], int | Tensor]:
-    """Concatenate positions with the stream, or with each of several streams: see `models.seeds`.
+def next_positions(
+    x: Float[Tensor, "batch time width"], seen: int | Tensor, packed: Packed | None
+) -> tuple[Int[Tensor, "..."], int | Tensor]:
+    """Count the positions of a chunk of tokens on from those before it.
 
     Args:
-        x: [batch, time, stream], one stream or several end to end.
+        x: [batch, time, width].
         seen: tokens before x: one number, or one for each of sequences of several lengths.
         packed: the sequences that x packs; None: each row is one.
-        width: of a stream.
 
     Returns:
-        [batch, time, placed], twice as wide, and the tokens so far.
+        Positions less 1, [time] or, where they differ, [batch, time]; and the tokens so far.
 
     Raises:
         ValueError: `seen` is of another number of sequences.
 
     Example:
-        >>> with_positions(torch.zeros(1, 2, 4), 3, None, width=4)[0].shape
-        torch.Size([1, 2, 8])
+        >>> next_positions(torch.zeros(1, 3, 4), 5, None)
+        (tensor([5, 6, 7]), 8)
     """
     time, device = x.shape[1], x.device
     sequences = len(x) if packed is None else len(packed.lengths)
     if isinstance(seen, Tensor) and seen.shape != (sequences,):
         raise ValueError(f"state.seen has shape {tuple(seen.shape)}: must be ({sequences},)")
     if packed is not None:
-        times = packed.positions(seen, device)  # [1,T]
-        seen = packed.count_seen(seen, device)
-    elif isinstance(seen, Tensor):
-        times, seen = seen.unsqueeze(1) + torch.arange(time, device=device), seen + time
-    else:
-        times, seen = torch.arange(seen, seen + time, device=device), seen + time
+        return packed.positions(seen, device), packed.count_seen(seen, device)  # [1,T]
+    if isinstance(seen, Tensor):
+        return seen.unsqueeze(1) + torch.arange(time, device=device), seen + time
+    return torch.arange(seen, seen + time, device=device), seen + time
+
+
+def with_positions(
+    x: Float[Tensor, "batch time stream"], times: Int[Tensor, "..."], *, width: int
+) -> Float[Tensor, "batch time placed"]:
+    """Concatenate positions with the stream, or with each of several streams: see `models.seeds`.
+
+    Args:
+        x: [batch, time, stream], one stream or several end to end.
+        times: from :func:`next_positions`.
+        width: of a stream.
+
+    Returns:
+        [batch, time, placed], twice as wide.
+
+    Example:
+        >>> with_positions(torch.zeros(1, 2, 4), torch.arange(2), width=4).shape
+        torch.Size([1, 2, 8])
+    """
     streams = x.unflatten(-1, (-1, width))  # [B,T,stream,width]
     positions = sinusoids(times, width, like=x).unsqueeze(-2)
     joined = torch.cat([streams, positions.expand_as(streams)], dim=-1)
-    return joined.flatten(-2), seen  # [B,T,placed]
+    return joined.flatten(-2)  # [B,T,placed]
+
+
+def rotate(
+    x: Float[Tensor, "batch time head key"], times: Int[Tensor, "..."]
+) -> Float[Tensor, "batch time head key"]:
+    """Turn pairs of components by angles that grow with the position (rotary positions).
+
+    (x_2i, x_2i+1) becomes (x_2i cos a - x_2i+1 sin a, x_2i sin a + x_2i+1 cos a), with a = w_i t and
+    w_i = 10000^(-2 i / key). The product of a query at t and a key at s depends on t - s alone.
+
+    Args:
+        x: [batch, time, head, key], with an even key.
+        times: positions less 1, [time] or [batch, time].
+
+    Returns:
+        Vectors of the same lengths, shape and type, computed in float32 at least.
+
+    Source: Su et al., "RoFormer", equation 15.
+
+    Example:
+        >>> x = torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2)
+        >>> [round(number, 3) for number in rotate(x, torch.arange(3))[0, :, 0, 1].tolist()]
+        [0.0, 0.841, 0.909]
+    """
+    wide = _widen(x)
+    turns = sinusoids(times, x.shape[-1], like=wide).unsqueeze(-2)  # [...,T,1,K]
+    sine, cosine = turns[..., 0::2], turns[..., 1::2]
+    even, odd = wide[..., 0::2], wide[..., 1::2]
+    turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    return turned.flatten(-2).to(x.dtype)  # [B,T,H,K]
 
 
 def dpfp(x: Float[Tensor, "*position key"], shifts: int) -> Float[Tensor, "*position feature"]:

@@ -169,7 +169,7 @@ class LanguageModel(nn.Module):
         layers = []
         for block, layer in zip(self._blocks, past, strict=True):
             x, after = block.extend(x, layer, mask)
-            layers.append(after)
+            layers.append(after._replace(seen=0))  # counted once for all layers
         return self._logits(_at(x, at)), LanguageState(tuple(layers), seen + counts.sum(1))
 
     def step(
@@ -195,7 +195,7 @@ class LanguageModel(nn.Module):
         layers = []
         for block, layer in zip(self._blocks, past, strict=True):
             x, after = block.step(x, layer)
-            layers.append(after)
+            layers.append(after._replace(seen=0))  # counted once for all layers
         return self._logits(x), LanguageState(tuple(layers), state.seen + 1)
 
     def init_state(self, batch_size: int) -> LanguageState:
@@ -233,12 +233,15 @@ class LanguageModel(nn.Module):
         return tokens, at
 
     def _layers_of(self, state: LanguageState, sequences: int) -> tuple[LayerState, ...]:
-        """Return the states of the layers, if there are as many, and of so many sequences."""
+        """Return the states of the layers, with positions where they read some, or refuse other states."""
         check_sequences(state, LanguageState, sequences)
         if len(state.layers) != self.config.depth:
             given = f"state has {len(state.layers)} layers"
             raise ValueError(f"{given}: must have {self.config.depth}")
-        return state.layers
+        return tuple(
+            layer._replace(seen=state.seen if mixer.frame.rotary else 0)
+            for layer, mixer in zip(state.layers, self.mixers, strict=True)
+        )
 
     def _embed(self, tokens: Tensor, times: Tensor) -> Float[Tensor, "*position width"]:
         x = self.embedding(tokens)

@@ -95,6 +95,7 @@ def make_language_mixer(config: LanguageModelConfig, layer: int) -> SelfAttentio
         convolution=mixer.frame.convolution if config.convolution is None else config.convolution,
         convolve_values=config.convolve_values,
         key_shift=config.key_shift,
+        rotary=config.positions == "rotary" and not learns,
         features=int(config.feature_map.removeprefix("dpfp")) if learns and maps else 0,
         head_norm=mixer.frame.head_norm or config.head_norm,
         unit_keys=mixer.frame.unit_keys or (config.unit_queries_keys and learns),

@@ -108,7 +108,7 @@ def _backbone() -> list[Recipe]:
         convolution=None,
         head_norm=False,
         unit_queries_keys=False,
-        positions="sinusoidal",
+        positions="rotary",
     )
     recipes = [
         _recipe(
@@ -123,7 +123,8 @@ def _backbone() -> list[Recipe]:
         recipes.append(
             _recipe(f"lm-softmax-window-{window}", replace(softmax, window=window), summary)
         )
-    hybrid = replace(_MESANET, mixers=("softmax_attention", "mesanet2025") * 2, window=64)
+    mixers: tuple[MixerName, ...] = ("softmax_attention", "mesanet2025") * 2
+    hybrid = replace(_MESANET, mixers=mixers, window=64, positions="rotary")
     summary = "MesaNet with softmax attention to the last 64 tokens in every other layer"
     return [*recipes, _recipe("lm-hybrid-mesanet", hybrid, summary)]
 

@@ -35,6 +35,8 @@ STACKS = {name: replace(SMALL, mixers=(name, name)) for name in get_args(MixerNa
         SMALL, mixers=("softmax_attention", "mesa"), key_shift=True, window=2, tied=False
     ),
     "positions": replace(SMALL, mixers=("longhorn",), positions="sinusoidal", norm="layer"),
+    "rotary": replace(SMALL, mixers=("softmax_attention",) * 2, positions="rotary"),
+    "rotary window": replace(HYBRID, positions="rotary", window=3),
 }
 ARGUMENTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE = "cache" if "cache" in ARGUMENTS else "past_key_values"
@@ -144,7 +146,7 @@ def test_sampled_texts_follow_torchs_seed_and_the_cache_changes_nothing() -> Non
     assert torch.equal(texts[0], texts[2])
 
 
-@pytest.mark.parametrize("name", ["hybrid", "mesa", "shifted window"])
+@pytest.mark.parametrize("name", ["hybrid", "mesa", "shifted window", "rotary", "rotary window"])
 def test_checkpointing_leaves_the_gradients(name: str) -> None:
     tokens, gradients, calls = draw(STACKS[name]), [], []
     for checkpointing in (False, True):
@@ -171,7 +173,9 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_token() -> None:
     torch.testing.assert_close(model(tokens, labels=tokens).loss, wanted)
 
 
-@pytest.mark.parametrize("name", ["hybrid", "mesa", "shifted", "shifted window", "longhorn"])
+@pytest.mark.parametrize(
+    "name", ["hybrid", "mesa", "shifted", "shifted window", "longhorn", "rotary", "rotary window"]
+)
 def test_what_was_built_without_memory_gets_first_values(name: str) -> None:
     config = hf.MesaoptConfig(replace(STACKS[name], width=32, vocabulary=50))
     torch.manual_seed(0)
@@ -190,7 +194,7 @@ def test_what_was_built_without_memory_gets_first_values(name: str) -> None:
     assert model.model.head.weight is model.model.embedding.weight or not config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("name", ["hybrid", "shifted window"])
+@pytest.mark.parametrize("name", ["hybrid", "shifted window", "rotary", "rotary window"])
 def test_a_saved_model_comes_back(name: str, tmp_path: Path) -> None:
     model, plain = build(name)
     model.save_pretrained(tmp_path)

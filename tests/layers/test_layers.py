@@ -23,7 +23,7 @@ from mesaopt.layers import (
     SelfAttention,
     SoftmaxSelfAttention,
 )
-from mesaopt.layers.frame import dpfp, normalise
+from mesaopt.layers.frame import dpfp, normalise, rotate
 from mesaopt.ops import Auto, ConjugateGradient, OnFailure, SolverLike, reference
 
 LAYERS = [LinearSelfAttention, MesaLayer]
@@ -258,6 +258,28 @@ def test_every_part_of_the_frame_changes_something(frame: Frame) -> None:
     assert (framed(x) - plain(x)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_turned_vectors_keep_lengths_and_depend_on_distances_alone(dtype: torch.dtype) -> None:
+    q, k = (
+        small_input(2, 9)[..., None, :4].to(dtype),
+        small_input(2, 9, seed=2)[..., None, :4].to(dtype),
+    )
+    times = torch.tensor([3, 0, 40, 999, 12, 7, 2, 100_000, 5])
+    turned, lengths = rotate(q, times), q.double().norm(dim=-1)
+    assert turned.dtype == dtype
+    # One rounding of numbers up to 4, two of products.
+    rtol = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(turned.double().norm(dim=-1), lengths, rtol=rtol, atol=0.0)
+    wide_q, wide_k = q.double(), k.double()
+    scores = [
+        (rotate(wide_q, times + shift) * rotate(wide_k, times + 2 + shift)).sum(-1)
+        for shift in (0, 1000)
+    ]
+    # Angles of 1e5 are known to 1e-11.
+    torch.testing.assert_close(*scores, rtol=0.0, atol=1e-9)
+    assert (scores[0] - (wide_q * wide_k).sum(-1)).abs().max() > 0.1, "nothing was turned"
+
+
 def test_zero_vectors_have_no_direction_and_a_finite_gradient() -> None:
     x = torch.zeros(2, 3, requires_grad=True)
     y = normalise(x)
@@ -302,6 +324,10 @@ def test_the_cap_needs_no_write_strength() -> None:
             "num_key_value_heads=0: must be a divisor of num_heads=2",
         ),
         (lambda: Gates(6, 2, ["bete"]), "gates: 'bete': "),
+        (
+            lambda: SoftmaxSelfAttention(6, 2, 5, frame=Frame(rotary=True)),
+            "head_dim=5: must be even, for rotary pairs",
+        ),
     ],
 )
 @pytest.mark.usefixtures("_unchecked")
@@ -337,7 +363,7 @@ WRONG: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("width", "num_heads", "head_dim", "num_key_value_heads"), COUNTS),
     **dict.fromkeys(("chunk_size", "window", "channels", "length", "convolution"), COUNTS),
     **dict.fromkeys(("ridge_floor", "forget_cap"), SHARES),
-    **dict.fromkeys(("positions", "convolve_values", "key_shift", "unit_keys"), FLAGS),
+    **dict.fromkeys(("positions", "rotary", "convolve_values", "key_shift", "unit_keys"), FLAGS),
     **dict.fromkeys(("unit_values", "head_norm", "signed_decay", "forget"), FLAGS),
     **dict.fromkeys(("solver", "on_failure", "ridge_mode"), WORDS),
     "features": (2.0, True, -1, "2", None),

@@ -36,6 +36,13 @@ CONFIGS = {
 } | {
     "window": replace(BASE, mixers=("softmax_attention", "softmax_attention"), window=4),
     "hybrid": replace(BASE, mixers=("softmax_attention", "mesa"), window=3, convolution=3),
+    "rotary": replace(
+        BASE,
+        mixers=("softmax_attention", "mesa", "softmax_attention"),
+        positions="rotary",
+        head_dim=4,
+        window=5,
+    ),
     "signed": replace(
         BASE,
         mixers=("gated_linear_attention", "gated_delta_rule", "mesanet2025"),

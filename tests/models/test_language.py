@@ -33,9 +33,16 @@ SMALL = LanguageModelConfig(vocabulary=11, width=6, num_heads=2, initial_std=0.4
 
 
 def only_where(
-    config: LanguageModelConfig, *, window: int | None, values: bool, signed: bool = False
+    config: LanguageModelConfig,
+    *,
+    window: int | None,
+    values: bool,
+    signed: bool = False,
+    rotary: bool = False,
 ) -> LanguageModelConfig:
-    """Set a window and a cap where there are mixers that take them, and no shift beside a convolution."""
+    """Set a window, turns and a cap where mixers take them, and no shift beside a convolution."""
+    if rotary and "softmax_attention" in config.mixers:
+        config = replace(config, head_dim=4, positions="rotary")
     forgets = not FORGETTING_MIXERS.isdisjoint(config.mixers)
     convolves = config.convolution is not None or "mesanet2025" in config.mixers
     return replace(
@@ -69,6 +76,7 @@ configs = st.builds(
     window=st.sampled_from([None, 1, 4]),
     values=st.booleans(),
     signed=st.booleans(),
+    rotary=st.booleans(),
 )
 
 
@@ -290,6 +298,14 @@ def test_states_that_do_not_fit_are_refused() -> None:
         (
             {"width": 5, "num_heads": 1, "positions": "sinusoidal"},
             "positions='sinusoidal': must be 'none', since a width of 5",
+        ),
+        (
+            {"mixers": ("softmax_attention",), "positions": "rotary"},
+            "positions='rotary': must be 'none' or 'sinusoidal': heads of 3 do not hold pairs",
+        ),
+        (
+            {"mixers": ("mesa",), "head_dim": 4, "positions": "rotary"},
+            "positions='rotary': must be 'none' or 'sinusoidal': there is no softmax_attention",
         ),
     ],
 )
