@@ -50,8 +50,11 @@ class Comparison:
         }
 
     def with_mixer(self, mixer: MixerName) -> LanguageModelConfig | ModelConfig:
-        """Give the model with one mixer in all its layers."""
-        return replace(self.model, mixers=(mixer,) * self.model.depth)
+        """Give the model with one mixer in all its layers; softmax attention turns tokens by positions."""
+        model = replace(self.model, mixers=(mixer,) * self.model.depth)
+        if isinstance(model, LanguageModelConfig) and mixer == "softmax_attention":
+            return replace(model, positions="rotary")
+        return model
 
     def seconds(self, seeds: int, methods: int | None = None) -> float:
         """Estimate the time of the trainings of all methods, or of some, on two cores."""
@@ -124,7 +127,8 @@ _SURROUNDINGS: dict[str, Any] = {
     "logit_cap": None,
 }
 """Two layers in the surroundings of MesaNet: all mixers, softmax attention too, have the same short
-convolutions and head norms, which replace positions."""
+convolutions and head norms. Softmax attention has rotary positions, too; the states of the others know an
+order by themselves."""
 _RECALL = LanguageModelConfig(vocabulary=8192, num_heads=2, mlp="none", **_SURROUNDINGS)
 _ONE_LAYER = ModelConfig(
     mixers=("mesa",),
