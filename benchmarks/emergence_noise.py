@@ -9,9 +9,9 @@ training and 4,000 test sequences, times the root of 4,000. The limits of the cl
 
 import numpy as np
 
+from mesaopt.papers.emergence2024.full_one import full_one_numbers
 from mesaopt.papers.emergence2024.laboratory import draw_sample
 from mesaopt.papers.emergence2024.one_step import gaussian_numbers
-from mesaopt.papers.emergence2024.weights import full_one_numbers
 
 SETS, SEQUENCES, FIRST_SEED = 32, 4000, 1000
 
