@@ -483,7 +483,7 @@ class SelfAttention(nn.Module, Generic[Memory]):
         if self.frame.unit_values:
             v = normalise(v)
         if times is not None and self.frame.rotary:
-            q, k = rotate(q, times), rotate(k, times)
+            q, k = rotate(times, q, k)
         gates = (None, None, None) if self.gates is None else self.gates(x)
         inputs = HeadInputs(q, k, v, *gates).repeat_heads(self._repeats)
         return inputs, recent, seen

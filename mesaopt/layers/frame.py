@@ -361,33 +361,38 @@ def with_positions(
 
 
 def rotate(
-    x: Float[Tensor, "batch time head key"], times: Int[Tensor, "..."]
-) -> Float[Tensor, "batch time head key"]:
+    times: Int[Tensor, "..."], *vectors: Float[Tensor, "batch time _ key"]
+) -> list[Float[Tensor, "batch time _ key"]]:
     """Turn pairs of components by angles that grow with the position (rotary positions).
 
     (x_2i, x_2i+1) becomes (x_2i cos a - x_2i+1 sin a, x_2i sin a + x_2i+1 cos a), with a = w_i t and
     w_i = 10000^(-2 i / key). The product of a query at t and a key at s depends on t - s alone.
 
     Args:
-        x: [batch, time, head, key], with an even key.
         times: positions less 1, [time] or [batch, time].
+        vectors: x, such as queries and keys, [batch, time, head, key] each, of one type, with one even key.
 
     Returns:
-        Vectors of the same lengths, shape and type, computed in float32 at least.
+        Vectors of the same lengths, shapes and type, computed in float32 at least.
 
     Source: Su et al., "RoFormer", equation 15.
 
     Example:
-        >>> x = torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2)
-        >>> [round(number, 3) for number in rotate(x, torch.arange(3))[0, :, 0, 1].tolist()]
+        >>> (turned,) = rotate(torch.arange(3), torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2))
+        >>> [round(number, 3) for number in turned[0, :, 0, 1].tolist()]
         [0.0, 0.841, 0.909]
     """
-    wide = _widen(x)
-    turns = sinusoids(times, x.shape[-1], like=wide).unsqueeze(-2)  # [...,T,1,K]
+    wide = [_widen(x) for x in vectors]
+    turns = sinusoids(times, wide[0].shape[-1], like=wide[0]).unsqueeze(-2)  # [...,T,1,K]
+    return [_turn(x, turns).to(vectors[0].dtype) for x in wide]
+
+
+def _turn(x: Tensor, turns: Tensor) -> Float[Tensor, "batch time _ key"]:
+    """Turn pairs of components by angles, given as sines and cosines in turns."""
     sine, cosine = turns[..., 0::2], turns[..., 1::2]
-    even, odd = wide[..., 0::2], wide[..., 1::2]
+    even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
-    return turned.flatten(-2).to(x.dtype)  # [B,T,H,K]
+    return turned.flatten(-2)  # [B,T,H,K]
 
 
 def dpfp(x: Float[Tensor, "*position key"], shifts: int) -> Float[Tensor, "*position feature"]:

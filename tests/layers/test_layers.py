@@ -265,16 +265,16 @@ def test_turned_vectors_keep_lengths_and_depend_on_distances_alone(dtype: torch.
         small_input(2, 9, seed=2)[..., None, :4].to(dtype),
     )
     times = torch.tensor([3, 0, 40, 999, 12, 7, 2, 100_000, 5])
-    turned, lengths = rotate(q, times), q.double().norm(dim=-1)
+    (turned,), lengths = rotate(times, q), q.double().norm(dim=-1)
     assert turned.dtype == dtype
     # One rounding of numbers up to 4, two of products.
     rtol = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(turned.double().norm(dim=-1), lengths, rtol=rtol, atol=0.0)
     wide_q, wide_k = q.double(), k.double()
-    scores = [
-        (rotate(wide_q, times + shift) * rotate(wide_k, times + 2 + shift)).sum(-1)
-        for shift in (0, 1000)
-    ]
+    scores = []
+    for shift in (0, 1000):
+        (turned_q,), (turned_k,) = rotate(times + shift, wide_q), rotate(times + 2 + shift, wide_k)
+        scores.append((turned_q * turned_k).sum(-1))
     # Angles of 1e5 are known to 1e-11.
     torch.testing.assert_close(*scores, rtol=0.0, atol=1e-9)
     assert (scores[0] - (wide_q * wide_k).sum(-1)).abs().max() > 0.1, "nothing was turned"
