@@ -123,8 +123,9 @@ def _backbone() -> list[Recipe]:
         recipes.append(
             _recipe(f"lm-softmax-window-{window}", replace(softmax, window=window), summary)
         )
-    mixers: tuple[MixerName, ...] = ("softmax_attention", "mesanet2025") * 2
-    hybrid = replace(_MESANET, mixers=mixers, window=64, positions="rotary")
+    hybrid = replace(
+        _MESANET, mixers=("softmax_attention", "mesanet2025") * 2, window=64, positions="rotary"
+    )
     summary = "MesaNet with softmax attention to the last 64 tokens in every other layer"
     return [*recipes, _recipe("lm-hybrid-mesanet", hybrid, summary)]
 

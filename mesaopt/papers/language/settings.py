@@ -38,8 +38,6 @@ class Comparison:
     """Validation sequences, and test sequences of each difficulty."""
     step_seconds: float
     """Rough time of a step on two cores, the mean over mixers."""
-    rotary: bool = False
-    """Whether softmax attention has rotary positions."""
 
     @property
     def methods(self) -> dict[str, MixerName]:
@@ -52,8 +50,8 @@ class Comparison:
         }
 
     def with_mixer(self, mixer: MixerName) -> LanguageModelConfig | ModelConfig:
-        """Give the model with one mixer in all its layers."""
-        turns = self.rotary and mixer == "softmax_attention"
+        """Give the model with one mixer in all its layers; on text, softmax attention knows positions."""
+        turns = mixer == "softmax_attention" and isinstance(self.task, TextConfig)
         turned: dict[str, Any] = {"positions": "rotary"} if turns else {}
         return replace(self.model, mixers=(mixer,) * self.model.depth, **turned)
 
@@ -213,11 +211,6 @@ def _mad(length: int, copied: int, train: TrainConfig, seconds: float) -> dict[s
     return others | {"mad-compression": compression}
 
 
-def _on_text(length: int, train: TrainConfig, seconds: float, **others: Any) -> Comparison:
-    """Make the comparison on text, where softmax attention needs positions."""
-    return replace(_on_tokens(TextConfig(length=length), train, seconds, **others), rotary=True)
-
-
 def _parity(
     task: ParityConfig, train: TrainConfig, seconds: float, *, width: int = 64
 ) -> dict[str, Comparison]:
@@ -243,7 +236,7 @@ def _smoke() -> dict[str, Comparison]:
     narrow, short = replace(_MAD, width=16), replace(tiny.train, batch_size=2)
     parity = ParityConfig(longest=8, test_shortest=8, test_longest=12)
     comparisons = {
-        "text": _on_text(64, short, 0.03, model=narrow, sequences=32),
+        "text": _on_tokens(TextConfig(length=64), short, 0.03, model=narrow, sequences=32),
         "mad-recall": _on_tokens(MADConfig(length=16, examples=64), tiny.train, 0.03, model=narrow),
         "mad-compression": _on_tokens(
             MADConfig(task="compression", length=8, examples=64),
@@ -286,7 +279,7 @@ def _small() -> dict[str, Comparison]:
         **_mad(64, 8, _training(600, 16), 0.05),
         "regbench": _on_tokens(RegBenchConfig(length=128, examples=2500), _training(500, 16), 0.08),
         **_parity(ParityConfig(longest=12), _training(1000, 16), 0.025),
-        "text": _on_text(256, _training(600, 4), 0.08),
+        "text": _on_tokens(TextConfig(length=256), _training(600, 4), 0.08),
     }
 
 
@@ -310,7 +303,7 @@ def _paper() -> dict[str, Comparison]:
         **_mad(128, 16, _training(20_000, 128), 0.5),
         "regbench": _on_tokens(RegBenchConfig(), _training(30_000, 32), 1.0),
         **_parity(ParityConfig(), _training(10_000, 256), 0.5),
-        "text": _on_text(1024, _training(20_000, 32), 1.0, sequences=1024),
+        "text": _on_tokens(TextConfig(length=1024), _training(20_000, 32), 1.0, sequences=1024),
     }
 
 
