@@ -74,6 +74,10 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(choices)
 
 
+RESUME = "--resume (in Python resume=True)"
+"""What continues an interrupted training, sweep or study, in messages."""
+
+
 def wrong_type(argument: str, given: object, wanted: str) -> TypeError:
     """Return the error about an argument of a wrong type.
 

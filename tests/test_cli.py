@@ -174,7 +174,7 @@ def test_the_whole_way_of_a_run(
     assert shown.splitlines()[-1] == f"Next: mesaopt diagnose {out}"
     assert RunFolder(Path(out)).config.seed == 5
     assert run(*arguments) == 2
-    assert "goes on with the same settings" in capsys.readouterr().err
+    assert "--resume (in Python resume=True) goes on with" in capsys.readouterr().err
     assert run(*arguments, "--resume") == 0
     capsys.readouterr()
     assert run("evaluate", out, "--sequences", "1", "--json") == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from mesaopt import files, json_files
 from mesaopt.config import to_dict
-from mesaopt.errors import ConfigError, RunError, suggest
+from mesaopt.errors import RESUME, ConfigError, RunError, suggest
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
 from mesaopt.papers.index import STUDIES, read_index
@@ -484,9 +484,9 @@ def _read_finished(path: Path) -> _Finished:
             figures=value["figures"], claims=claims, waiting=waiting, seconds=value["seconds"]
         )
     except RunError as error:
-        raise RunError(f"{error}; delete it and go on with --resume") from None
+        raise RunError(f"{error}; delete it and go on with {RESUME}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"is damaged: {error!r}; delete it and go on with --resume"
+        problem = f"is damaged: {error!r}; delete it and go on with {RESUME}"
         raise RunError(f"{path}: {problem}") from None
 
 

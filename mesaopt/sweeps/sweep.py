@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mesaopt import files, json_files
 from mesaopt.config import RunConfig, differences, from_dict, to_dict
-from mesaopt.errors import ConfigError, RunError
+from mesaopt.errors import RESUME, ConfigError, RunError
 from mesaopt.progress import AnyProgress, Report, reporting
 from mesaopt.sweeps.engine import Engine, make_engine
 from mesaopt.sweeps.points import Sweep, names_of, points_of
@@ -257,8 +257,7 @@ def _require_same(out: Path, configs: Sequence[RunConfig], *, resume: bool) -> N
     if FILE not in names:
         raise RunError(f"out={str(out)!r}: holds other files; give a new or an empty folder")
     if not resume:
-        hint = "--resume (in Python resume=True) goes on with the same points"
-        raise RunError(f"out={str(out)!r}: holds a sweep; {hint}")
+        raise RunError(f"out={str(out)!r}: holds a sweep; {RESUME} goes on with the same points")
     theirs = list(_saved(out).values())
     if len(theirs) != len(configs):
         different = f"{len(theirs)} points, not {len(configs)}"

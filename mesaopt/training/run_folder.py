@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mesaopt import files, json_files, recipes
 from mesaopt.config import RunConfig, differences, from_dict, to_dict, with_objects
-from mesaopt.errors import RunError
+from mesaopt.errors import RESUME, RunError
 from mesaopt.training import environment
 from mesaopt.training.tensors import (
     apart,
@@ -455,7 +455,7 @@ def reserve_folder(path: Path, *, resume: bool) -> bool:
         raise RunError(f"out={str(path)!r}: holds other files; give a new or an empty folder")
     if not resume:
         raise RunError(
-            f"out={str(path)!r}: holds another run or other results; --resume (in Python resume=True) "
+            f"out={str(path)!r}: holds another run or other results; {RESUME} "
             "goes on with the same settings, others need a new folder"
         )
     return True

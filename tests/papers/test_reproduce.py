@@ -89,7 +89,7 @@ def test_an_interrupted_reproduction_goes_on(
         with pytest.raises(KeyboardInterrupt):
             reproduce("core", scale="smoke", out=out, device="cpu")
     assert not (out / "DONE").exists()
-    with pytest.raises(RunError, match="goes on with the same"):
+    with pytest.raises(RunError, match=r"--resume \(in Python resume=True\) goes on with"):
         reproduce("core", scale="smoke", out=out, device="cpu")
     claims = reproduce("core", scale="smoke", out=out, device="cpu", resume=True)
     assert claims == read_claims(results)
@@ -163,7 +163,7 @@ def test_other_settings_do_not_touch_a_folder(results: Path, tiny_core: Study) -
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     with pytest.raises(RunError, match=r"other settings \(trainings differ\)"):
         reproduce("core", scale="smoke", out=results, seeds=3, device="cpu", resume=True)
-    with pytest.raises(RunError, match="goes on with the same"):
+    with pytest.raises(RunError, match=r"--resume \(in Python resume=True\) goes on with"):
         reproduce("core", scale="smoke", out=results, device="cpu")
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob("*")}
 
