@@ -23,7 +23,7 @@ def slow_logits(
 ) -> np.ndarray:
     """Compute the logits behind every token of one sequence [time]."""
     w = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    x = w["embedding.weight"][tokens]
+    x = w["embedding.weight"][tokens] * (config.width**0.5 if config.scale_embeddings else 1)
     if config.positions == "sinusoidal":
         x = x + slow_positions(*x.shape)
     for layer, mixer in enumerate(config.mixers):

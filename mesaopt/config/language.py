@@ -68,6 +68,9 @@ class LanguageModelConfig:
     positions: Literal["none", "sinusoidal", "rotary"] = "none"
     """How the model knows positions: not at all, by sinusoids that are added to the embeddings, or in
     softmax attention alone, whose queries and keys are turned by their positions."""
+    scale_embeddings: bool = False
+    """Whether embeddings are multiplied by the root of the width where they are read, as in Vaswani et al.,
+    section 3.4: next to sinusoids of size 1 a training sees tokens that start at 0.02 late."""
     mlp: Literal["none", "relu", "gelu", "swiglu"] = "swiglu"
     """The network after every mixer: none, W_2 f(W_1 x), or the gated W_2 (silu(W_3 x) * W_1 x)."""
     mlp_dim: int | None = None

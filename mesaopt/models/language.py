@@ -23,8 +23,9 @@ from mesaopt.models.random import draw_normal, keep_global_random
 class LanguageModel(nn.Module):
     """A stack of blocks between embeddings of tokens and logits of the next token.
 
-    x_0 = E[token] (+ positions), y_l = x_l + mixer_l(norm(x_l)), x_{l+1} = y_l + network_l(norm(y_l)),
-    z = W norm(x_L), logits = cap tanh(z / cap), with W = E where the embeddings are tied.
+    x_0 = s E[token] (+ positions), y_l = x_l + mixer_l(norm(x_l)), x_{l+1} = y_l + network_l(norm(y_l)),
+    z = W norm(x_L), logits = cap tanh(z / cap), with W = E where the embeddings are tied, and s = 1 or,
+    with `scale_embeddings`, the root of the width.
 
     Args:
         config: vocabulary, widths, the mixer of every block, and what is around them.
@@ -245,6 +246,8 @@ class LanguageModel(nn.Module):
 
     def _embed(self, tokens: Tensor, times: Tensor) -> Float[Tensor, "*position width"]:
         x = self.embedding(tokens)
+        if self.config.scale_embeddings:
+            x = self.config.width**0.5 * x
         if self.config.positions == "sinusoidal":
             x = x + sinusoids(times, self.config.width, like=x)
         return x

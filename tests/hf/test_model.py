@@ -34,7 +34,9 @@ STACKS = {name: replace(SMALL, mixers=(name, name)) for name in get_args(MixerNa
     "shifted window": replace(
         SMALL, mixers=("softmax_attention", "mesa"), key_shift=True, window=2, tied=False
     ),
-    "positions": replace(SMALL, mixers=("longhorn",), positions="sinusoidal", norm="layer"),
+    "positions": replace(
+        SMALL, mixers=("longhorn",), positions="sinusoidal", norm="layer", scale_embeddings=True
+    ),
     "rotary": replace(SMALL, mixers=("softmax_attention",) * 2, positions="rotary"),
     "rotary window": replace(HYBRID, positions="rotary", window=3),
 }

@@ -67,6 +67,7 @@ configs = st.builds(
         unit_queries_keys=st.booleans(),
         feature_map=st.sampled_from(["none", "dpfp1", "dpfp3"]),
         positions=st.sampled_from(["none", "sinusoidal"]),
+        scale_embeddings=st.booleans(),
         mlp=st.sampled_from(["none", "relu", "gelu", "swiglu"]),
         mlp_dim=st.sampled_from([None, 7]),
         norm=st.sampled_from(["rms", "layer"]),
