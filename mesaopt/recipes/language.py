@@ -32,10 +32,10 @@ _UNCOVERING = LanguageModelConfig(
     norm="layer",
     logit_cap=None,
 )
-"""The model of von Oswald et al. 2023, table 4, but for its mixers: positions are added, to embeddings as
-large as they are (the paper does not say how large), queries and keys of linear and mesa layers have unit
-length. Eight heads of 16, and not four of 32, keep the features of
-DPFP at 96 numbers a key."""
+"""The model of von Oswald et al. 2023, table 4, but for its mixers: positions are added to embeddings of
+about their size (the paper does not say how large embeddings are), queries and keys of linear and mesa
+layers have unit length. Eight heads of 16, and not four of 32, keep the features of DPFP at 96 numbers a
+key."""
 _MESANET = LanguageModelConfig(
     width=128, mixers=("mesanet2025",) * 4, convolution=4, head_norm=True, unit_queries_keys=True
 )
