@@ -769,6 +769,15 @@ def test_the_demo_shows_trained_models_on_a_page(
     assert len(opened) == 1
 
 
+def test_the_demo_refuses_a_folder_before_it_says_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "letter.txt").write_text("Dear")
+    assert run("demo", "--out", str(tmp_path)) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, "holds other files" in printed.err) == ("", True)
+
+
 def test_the_demo_diagnoses_the_model_that_it_has_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,8 +24,9 @@ def demo(command: args.Demo) -> int:
     from mesaopt.papers.trainings import costs
     from mesaopt.report import write_diagnosis
     from mesaopt.report import write_report as write_page
-    from mesaopt.training import load_run
+    from mesaopt.training import load_run, reserve_folder
 
+    reserve_folder(command.out, resume=True)
     study, runs = papers.get_study("core"), None if command.train else zoo.folder()
     plan = papers.make_plan("core", scale="small")
     seconds = DIAGNOSIS_SECONDS + sum(figure.seconds[plan.scale] for figure in study.figures)

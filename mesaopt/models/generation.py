@@ -72,8 +72,8 @@ class Sampling:
 
     def _weights(self, logits: Tensor) -> Float[Tensor, "batch vocabulary"]:
         """Compute the probabilities, with zeros for tokens that must not be drawn."""
-        ordered, order = (logits / self.temperature).sort(-1, descending=True)
-        weights = ordered.softmax(-1)
+        ordered, order = logits.sort(-1, descending=True)
+        weights = ((ordered - ordered[:, :1]) / self.temperature).softmax(-1)  # however small it is
         if self.top_k is not None:
             weights[:, self.top_k :] = 0
         if self.top_p is not None:

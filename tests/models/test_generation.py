@@ -224,6 +224,7 @@ def test_draws_follow_the_probabilities() -> None:
         (Sampling(top_k=3, top_p=0.6), [2 / 3, 1 / 3, 0, 0]),
         (Sampling(temperature=0.5), [0.7246, 0.1812, 0.0652, 0.0290]),
         (Sampling(temperature=0.0), [1, 0, 0, 0]),
+        (Sampling(temperature=1e-320), [1, 0, 0, 0]),
     ]
     for sampling, wanted in cases:
         shares = sampling.chooser()(logits).bincount(minlength=4) / len(logits)
