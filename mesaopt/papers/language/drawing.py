@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
 
 from mesaopt.looks import PALETTE
 from mesaopt.papers.figure import Panel
@@ -28,6 +29,16 @@ def rows_of(results: dict[str, Result], *, what: str = "accuracy", **more: objec
         for name, result in results.items()
         for seed, outcome in enumerate(result.outcomes)
     ]
+
+
+def legend_below(drawing: Drawing) -> None:
+    """Name the lines of all panels in one legend below them, where it covers none."""
+    handles = {}
+    for axes in drawing.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    place = {"loc": "outside lower center", "ncols": 4}
+    drawing.legend(handles.values(), handles, handlelength=3.5, **place)
 
 
 def draw_methods(

@@ -4,25 +4,21 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
 
 from mesaopt.config import LanguageModelConfig, MQARConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.language.drawing import comparison_panel, comparison_settings, rows_of
+from mesaopt.papers.language.drawing import (
+    comparison_panel,
+    comparison_settings,
+    legend_below,
+    rows_of,
+)
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory, mixers
 from mesaopt.papers.language.settings import Comparison, comparison_seconds
 from mesaopt.papers.rows import PanelData, Rows
 
 _STATES = "mqar-state-"
-
-
-def _legend_below(drawing: Drawing) -> None:
-    handles = {}
-    for axes in drawing.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    drawing.legend(handles.values(), handles, loc="outside lower center", ncols=4)
 
 
 def state_size(comparison: Comparison, mixer: str) -> int:
@@ -131,7 +127,7 @@ mqar = Figure(
         Panel(name="states", measure=_measure_states, draw=_draw_states),
     ),
     layout=grid(columns=2, height=4.2),
-    finish=_legend_below,
+    finish=legend_below,
     settings=lambda lab: comparison_settings(lab, "mqar"),
     claims=_mqar_claims,
     seconds=comparison_seconds("mqar", _STATES),
@@ -202,7 +198,7 @@ continuous = Figure(
     trains=True,
     panels=(Panel(name="pairs", measure=_measure_pairs, draw=_draw_pairs),),
     layout=grid(height=4.0),
-    finish=_legend_below,
+    finish=legend_below,
     settings=lambda lab: comparison_settings(lab, "continuous"),
     claims=_continuous_claims,
     seconds=comparison_seconds("continuous"),

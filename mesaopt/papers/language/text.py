@@ -17,6 +17,7 @@ from mesaopt.looks import DASHED, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
+from mesaopt.papers.language.drawing import legend_below
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory, ratio_of_losses
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.recipes import RECIPES, language
@@ -163,13 +164,12 @@ def _curves(recipes: Sequence[str], title: str) -> Panel[Laboratory]:
                 marker=look.marker,
                 ms=3.5,
                 markevery=(number % 4, 4),
-                ls="-" if number < 3 else DASHED,
+                ls=DASHED if len(RECIPES[recipe].mixers) > 2 else "-",
                 label=recipe.removeprefix("lm-"),
             )
         axes.set(xscale="log", xlabel="position", ylabel="loss, nats")
         axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.set_title(title)
-        axes.legend(fontsize=7)
 
     return Panel(name="curves", measure=measure, draw=draw)
 
@@ -248,6 +248,10 @@ _TEXT = (
     "of subwords, and trained on the Pile. Models of equal depth have equal parameters within two in a "
     "hundred."
 )
+_SAME_TEXT = (
+    " All models read the same text, so that the claims know differences far better than the intervals "
+    "of single models suggest. "
+)
 _SCORE = (
     " The in-context score is the loss late in a context less that early in it, and negative where "
     "a model learns in its context; the positions, 50 and 500 in the literature, are in the line below. "
@@ -260,7 +264,9 @@ fig26 = Figure(
     summary="one-layer language models with feature maps: linear, mesa, softmax",
     caption=(
         "Perplexity, in-context score and loss by position of one layer whose keys are those of the token "
-        "before, with feature maps DPFP of nu = 0 to 3; 95 % intervals over text and seeds.\n\n"
+        "before, with feature maps DPFP of nu = 0 to 3; 95 % intervals over text and seeds."
+        + _SAME_TEXT
+        + "\n\n"
         + _TEXT
         + _SCORE
     ),
@@ -271,6 +277,7 @@ fig26 = Figure(
         _curves(("lm-1-softmax", "lm-1-linear-dpfp3", "lm-1-mesa-dpfp3"), "C: loss by position"),
     ),
     layout=grid(columns=3, height=3.6, width=10.5),
+    finish=legend_below,
     settings=_settings,
     claims=_fig26_claims,
     seconds={"smoke": 3.0, "small": 60.0, "paper": 600.0},
@@ -283,7 +290,11 @@ fig27 = Figure(
     caption=(
         "Perplexity, in-context score and loss by position of models whose first layer is softmax "
         "attention: two layers without networks, and four with them (dashed); 95 % intervals over text and "
-        "seeds. Linear and mesa layers have features of nu = 3.\n\n" + _TEXT + _SCORE
+        "seeds."
+        + _SAME_TEXT
+        + "Linear and mesa layers have features of nu = 3.\n\n"
+        + _TEXT
+        + _SCORE
     ),
     recipes=HYBRIDS,
     panels=(
@@ -292,6 +303,7 @@ fig27 = Figure(
         _curves(HYBRIDS, "C: loss by position"),
     ),
     layout=grid(columns=3, height=3.6, width=10.5),
+    finish=legend_below,
     settings=_settings,
     claims=_fig27_claims,
     seconds={"smoke": 3.0, "small": 60.0, "paper": 600.0},
