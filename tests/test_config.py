@@ -228,6 +228,13 @@ def test_wrong_overrides_are_refused(text: str, message: str) -> None:
         override(recipes.get("lsa-1"), [text])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_section_and_a_part_of_it_are_not_given_at_once(order: int) -> None:
+    texts = ["train.learning_rate=0.1", "train={'steps': 5}"][::order]
+    with pytest.raises(ConfigError, match="train.learning_rate, which is a part of it$"):
+        override(recipes.get("lsa-1"), texts)
+
+
 def test_differences_name_the_nested_setting() -> None:
     ours = recipes.get("lsa-1")
     theirs = replace(ours, seed=1, train=replace(ours.train, steps=9))

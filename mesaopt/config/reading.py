@@ -183,7 +183,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         The changed configuration, checked.
 
     Raises:
-        ConfigError: a name or a value is wrong.
+        ConfigError: a name or a value is wrong, or a whole section is given besides a setting in it.
 
     Example:
         >>> from mesaopt.config import TrainConfig
@@ -196,6 +196,10 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     """
     data = to_dict(config)
     given = parse_assignments(assignments, "set", like="train.steps=500")
+    for name in given:
+        if inside := [other for other in given if other.startswith(f"{name}.")]:
+            wanted = f"must not be given with {inside[0]}, which is a part of it"
+            raise ConfigError(f"set={f'{name}={given[name]}'!r}: {wanted}")
     for name in sorted(given, key=lambda name: not name.endswith(".kind")):  # kinds first
         *parents, last = name.split(".")
         place, text = data, given[name]

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mesaopt.config import LanguageModelConfig, from_dict, to_dict
-from mesaopt.errors import ConfigError
+from mesaopt.errors import ConfigError, wrong_type
 
 _SOFTMAX = {
     (False, False): "full_attention",
@@ -25,6 +25,7 @@ class MesaoptConfig(PreTrainedConfig):
         others: what transformers keeps for every model, such as `dtype`.
 
     Raises:
+        TypeError: the settings are something else.
         ConfigError: a setting is unknown or wrong.
 
     Example:
@@ -41,6 +42,8 @@ class MesaoptConfig(PreTrainedConfig):
             settings = LanguageModelConfig()
         if isinstance(settings, dict):
             settings = from_dict(LanguageModelConfig, settings, where="settings")
+        if not isinstance(settings, LanguageModelConfig):
+            raise wrong_type("settings", settings, "a LanguageModelConfig")
         tied = others.pop("tie_word_embeddings", settings.tied)
         if tied != settings.tied:
             wanted = f"must be {settings.tied}, as settings.tied"

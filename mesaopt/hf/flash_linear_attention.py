@@ -51,6 +51,7 @@ _OURS: dict[str, Any] = {
     "forget_cap": None,
     "signed_decay": False,
     "positions": "none",
+    "scale_embeddings": False,
     "mlp": "swiglu",
     "norm": "rms",
     "logit_cap": None,

@@ -15,6 +15,7 @@ from mesaopt.errors import ConfigError, RunError
 from mesaopt.hf.configuration import MesaoptConfig
 from mesaopt.hf.modelling import MesaoptForCausalLM
 from mesaopt.models.language import require_language_model
+from mesaopt.models.random import keep_global_random
 from mesaopt.training import Checkpoint, RunFolder, Trainer
 from mesaopt.training.loop import load_folder, metrics_line
 
@@ -125,7 +126,8 @@ def wrap(model: Any) -> MesaoptForCausalLM:
     """
     require_language_model(model)
     weight = model.embedding.weight
-    wrapped = MesaoptForCausalLM(MesaoptConfig(model.config)).to(weight.device, weight.dtype)
+    with keep_global_random():
+        wrapped = MesaoptForCausalLM(MesaoptConfig(model.config)).to(weight.device, weight.dtype)
     wrapped.model.load_plain(model.state_dict())
     return wrapped.eval()
 

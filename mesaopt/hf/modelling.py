@@ -352,9 +352,15 @@ def _check_prompts(prompts: Any, mask: Tensor | None, vocabulary: int) -> None:
     if smallest < 0 or largest >= vocabulary:
         worst = smallest if smallest < 0 else largest
         raise ValueError(f"input_ids has the value {worst}: must be from 0 to {vocabulary - 1}")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().any(1).all()):
-        empty = int(mask.bool().any(1).int().argmin())
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return
+    present = mask.bool()
+    if not bool(present.any(1).all()):
+        empty = int(present.any(1).int().argmin())
         raise ValueError(f"input_ids[{empty}] is padding only: must be one token or more")
+    if not bool(present[:, -1].all()):
+        filled = int(present[:, -1].int().argmin())
+        raise ValueError(f"input_ids[{filled}] ends in padding: must be filled up on the left")
 
 
 def _refuse_misfits(where: str, info: dict[str, Any]) -> None:

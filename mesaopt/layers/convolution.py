@@ -11,7 +11,7 @@ from mesaopt.layers.frame import settings_in_words
 
 
 class CausalConvolution(nn.Module):
-    """Short convolution of every channel over the tokens so far: y_t = sum_j w_j x_{t-j}.
+    """Short convolution of every channel over the last L tokens: y_t = sum_j w_{L-1-j} x_{t-j}, j < L.
 
     Args:
         channels: number of channels, 1 or more.
@@ -46,7 +46,7 @@ class CausalConvolution(nn.Module):
         if generator is None:
             nn.init.uniform_(self.weight, -bound, bound)
             return
-        drawn = torch.empty(self.weight.shape, device=generator.device)
+        drawn = torch.empty(self.weight.shape, device=generator.device, dtype=torch.float32)
         self.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     @property
@@ -74,9 +74,12 @@ class CausalConvolution(nn.Module):
             The result, in the shape of x, and the last length - 1 tokens, for the next call.
 
         Raises:
-            ValueError: `recent` has the wrong shape or type.
+            ValueError: `x` has the wrong shape, or `recent` the wrong shape or type.
         """
-        length, time = self.weight.shape[1], x.shape[1]
+        channels, length = self.weight.shape
+        if x.dim() != 3 or x.shape[2] != channels:
+            raise ValueError(f"x has shape {tuple(x.shape)}: must be [batch, time, {channels}]")
+        time = x.shape[1]
         recent = self._check_recent(x, recent, len(x))
         padded = torch.cat([recent, x], dim=1)
         weight = self.kernel.to(x.dtype)  # autocast leaves products of elements alone

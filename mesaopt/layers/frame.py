@@ -153,7 +153,13 @@ class HeadNorm(nn.Module):
 
         Returns:
             The normalised outputs, in the shape and type of x.
+
+        Raises:
+            ValueError: the last two axes are others than those of the weights.
         """
+        if x.shape[-2:] != self.weight.shape:
+            heads, width = self.weight.shape
+            raise ValueError(f"x has shape {tuple(x.shape)}: must be [..., {heads}, {width}]")
         wide = rms_norm(x.to(working_type(x)), x.shape[-1:], eps=1e-6)
         return (wide * self.weight).to(x.dtype)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mesaopt.config import require_count
-from mesaopt.config.checks import shown
+from mesaopt.config.checks import require_types, shown
 from mesaopt.errors import ConfigError, wrong_type
 from mesaopt.layers.checks import check_indices
 from mesaopt.models.language import LanguageModel, require_language_model
@@ -28,13 +28,13 @@ class Sampling:
     """How the next token is drawn from the logits.
 
     Args:
-        temperature: logits are divided by it; 0 takes the likeliest token.
+        temperature: logits are divided by it; 0 takes the likeliest token, whatever else is set.
         top_k: draw from the k likeliest tokens; None: from all.
         top_p: draw from the fewest tokens whose probabilities add up to p or more; None: from all.
         seed: of the random numbers, 0 or greater.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range or of another type.
 
     Example:
         >>> logits = torch.tensor([[0.0, 2.0, 1.0]])
@@ -50,6 +50,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_types(self)
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature={self.temperature}: must be 0 or greater")
         if self.top_k is not None:
@@ -198,7 +199,7 @@ def generate(
         The continuations, and the state after them.
 
     Raises:
-        TypeError: the model, the prompts or the state are something else.
+        TypeError: the model, the prompts, the sampling or the state are something else.
         ValueError: there is no prompt, one is empty or no row of whole numbers, a token is not in the
             vocabulary, or the state has another number of sequences.
         ConfigError: count is no whole number of 1 or more.
@@ -211,6 +212,8 @@ def generate(
         (torch.Size([2, 6]), [11, 8])
     """
     require_count("count", count, smallest=1)
+    if not isinstance(sampling, Sampling):
+        raise wrong_type("sampling", sampling, "a Sampling")
     choose = sampling.chooser()
     logits, state = prefill(model, prompts, state)
     tokens, total = [], torch.zeros(len(logits), dtype=torch.float64, device=logits.device)

@@ -72,7 +72,10 @@ class LanguageModel(nn.Module):
         for module in self._own_modules():
             module.reset_parameters()  # ridges, norms and biases
         before_sums = {id(module) for block in self._blocks for module in block.before_sums}
+        tied = self.embedding.weight
         for _, part in sorted(self.named_modules()):
+            if isinstance(part, nn.Linear) and part.weight is tied:
+                continue
             if isinstance(part, nn.Linear | nn.Embedding):
                 scale = (2 * self.config.depth) ** -0.5 if id(part) in before_sums else 1.0
                 draw_normal(part.weight, random, std=scale * self.config.initial_std)
@@ -199,17 +202,22 @@ class LanguageModel(nn.Module):
             layers.append(after._replace(seen=0))  # counted once for all layers
         return self._logits(x), LanguageState(tuple(layers), state.seen + 1)
 
-    def init_state(self, batch_size: int) -> LanguageState:
+    def init_state(self, batch_size: int, *, dtype: torch.dtype | None = None) -> LanguageState:
         """Return the state before the first token.
 
         Args:
             batch_size: number of sequences.
+            dtype: as for :meth:`mesaopt.layers.SelfAttention.init_state`.
 
         Returns:
             The state, on the device of the weights.
+
+        Raises:
+            ConfigError: the number of sequences is no whole number of 1 or more.
         """
+        layers = tuple(mixer.init_state(batch_size, dtype=dtype) for mixer in self.mixers)
         seen = torch.zeros(batch_size, dtype=torch.int64, device=self.embedding.weight.device)
-        return LanguageState(tuple(mixer.init_state(batch_size) for mixer in self.mixers), seen)
+        return LanguageState(layers, seen)
 
     def _run_block(self, block: "Block", x: Tensor, mask: Tensor | None) -> Tensor:
         """Apply one block to whole sequences; a subclass may compute it again for the gradients."""

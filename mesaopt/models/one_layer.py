@@ -166,6 +166,5 @@ class OneLayerModel(nn.Module):
             else "gradient descent runs into the saddle at zero, where nothing is learnt"
         )
         message = f"initial_key_query={a}, initial_value={b}: {reason}"
-        warnings.warn(
-            message, InitialisationWarning, stacklevel=5
-        )  # the caller that made the model
+        # of the caller that made the model, two decorators further up
+        warnings.warn(message, InitialisationWarning, stacklevel=6)

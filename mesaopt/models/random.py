@@ -41,5 +41,5 @@ def draw_normal(x: Inexact[Tensor, "..."], random: torch.Generator, *, std: floa
         >>> bool(x.abs().max() < 1)
         True
     """
-    drawn = torch.randn(x.shape, generator=random, device=random.device)
+    drawn = torch.randn(x.shape, generator=random, device=random.device, dtype=torch.float32)
     x.copy_(drawn * std)

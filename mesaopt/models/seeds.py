@@ -146,6 +146,8 @@ class _Convolution(CausalConvolution):
         return torch.cat([part.flatten(0, 1) for part in by_model.split(self.parts, dim=1)])
 
 
+# Attributes of these types are settings.
+_PLAIN = (bool, int, float, complex, str, tuple, list)
 # What has weights that can be laid end to end.
 _PARTS = (nn.Linear, CausalConvolution, HeadNorm, SelfAttention)
 
@@ -168,7 +170,11 @@ def _check(models: Sequence[nn.Module]) -> None:
 def _described(model: nn.Module) -> tuple[Any, ...]:
     """Describe everything about a model but the values of its weights."""
     weights = {name: kind(tensor) for name, tensor in model.state_dict().items()}
-    return repr(model), getattr(model, "config", None), weights
+    plain = {
+        name: {key: repr(x) for key, x in vars(part).items() if isinstance(x, _PLAIN)}
+        for name, part in model.named_modules()
+    }
+    return repr(model), getattr(model, "config", None), weights, plain
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from mesaopt.config import require_count
@@ -114,15 +115,20 @@ def check_tensors(**given: Any) -> None:
             raise wrong_type(name, x, "a tensor")
 
 
-def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | None = None) -> None:
-    """Refuse gates of the wrong shape or, where looking costs nothing, out of range.
-
-    Values on another device than the CPU are not checked: every call would have to wait for the device.
+def check_gates(
+    q: Tensor,
+    *,
+    beta: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    wait: bool = False,
+) -> None:
+    """Refuse gates of the wrong shape or out of range.
 
     Args:
         q: queries; the gates must have its shape without the last axis, and be on its device.
         beta: write strength, must be within [0, 1].
         log_decay: logarithm of the share of the past that is kept at each position, 0 or less.
+        wait: whether to look at values on another device than the CPU, too, which waits for it.
 
     Raises:
         TypeError: one is no tensor.
@@ -147,19 +153,20 @@ def check_gates(q: Tensor, *, beta: Tensor | None = None, log_decay: Tensor | No
         if gate.device != q.device:
             raise ValueError(f"{name} is on {gate.device}: must be on {q.device}, as q")
     if beta is not None:
-        _check_range("beta", beta, lambda x: (x >= 0) & (x <= 1), "between 0 and 1")
+        _check_range("beta", beta, lambda x: (x >= 0) & (x <= 1), "between 0 and 1", wait)
     if log_decay is not None:
-        _check_range("log_decay", log_decay, lambda x: x <= 0, "0 or less")
+        _check_range("log_decay", log_decay, lambda x: x <= 0, "0 or less", wait)
 
 
 def ridge_per_channel(
-    ridge: Tensor | float, q: Float[Tensor, "batch time head key"]
+    ridge: Tensor | float, q: Float[Tensor, "batch time head key"], *, wait: bool = False
 ) -> Float[Tensor, "head key"]:
     """Expand a ridge of any shape to one number per head and channel.
 
     Args:
         ridge: a number, or a tensor [head] or [head, key], > 0 and finite.
         q: queries, which set the number of heads and channels and the precision.
+        wait: whether to look at values on another device than the CPU, too, which waits for it.
 
     Returns:
         The ridge of every head and channel.
@@ -183,7 +190,8 @@ def ridge_per_channel(
     if tuple(ridge.shape) not in ((), (heads,), (heads, width)):
         wanted = f"a number, ({heads},) or ({heads}, {width})"
         raise ValueError(f"ridge has shape {tuple(ridge.shape)}: must be {wanted}")
-    _check_range("ridge", ridge, lambda x: (x > 0) & (x < math.inf), "greater than 0 and finite")
+    wanted = "greater than 0 and finite"
+    _check_range("ridge", ridge, lambda x: (x > 0) & (x < math.inf), wanted, wait)
     return (ridge.unsqueeze(-1) if ridge.dim() == 1 else ridge).expand(heads, width)
 
 
@@ -351,8 +359,12 @@ def _check_kind(q: Tensor, *, allow_complex: bool = False, **others: Tensor) -> 
             raise ValueError(f"{name} is on {x.device}: must be on {q.device}, as q")
 
 
-def _check_range(name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], wanted: str) -> None:
-    if readable(x) and not bool(allowed(x).all()):
+def _check_range(
+    name: str, x: Tensor, allowed: Callable[[Tensor], Tensor], wanted: str, wait: bool
+) -> None:
+    """Refuse values that are not allowed, as far as they may be looked at."""
+    may_look = readable(x) or (wait and not traced(x))
+    if may_look and not bool(allowed(x).all()):
         first = x[~allowed(x)].flatten()[0].item()
         raise ValueError(f"{name} has the value {first:g}: must be {wanted}")
 
@@ -401,13 +413,15 @@ def traced(x: Tensor) -> bool:
         x: any tensor.
 
     Returns:
-        Whether the code is being compiled, or transformed by torch.func.
+        Whether the code is being compiled, or transformed by torch.func, or there are no values at all.
 
     Example:
         >>> traced(torch.ones(1)), torch.vmap(lambda x: x + traced(x))(torch.zeros(1)).item()
         (False, 1.0)
     """
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    if x.is_meta or isinstance(x, FakeTensor):
         return True
     if torch._C._functorch.is_legacy_batchedtensor(x):  # autograd.grad(is_grads_batched=True)
         return True

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -234,6 +234,32 @@ def test_our_settings_that_do_not_fit_are_named(
     with pytest.raises(ConfigError, match=f"^{message}"):
         hf.to_mesa_net(LanguageModel(replace(config, **changes)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+CHANGED = {
+    "vocabulary": 11, "width": 12, "mixers": ("mesanet2025",) * 3, "num_heads": 4, "head_dim": 6,
+    "window": 3, "convolution": 3, "convolve_values": True,
+    "head_norm": False, "unit_queries_keys": False, "key_shift": True, "feature_map": "dpfp1",
+    "forget_cap": 10.0, "signed_decay": True, "positions": "sinusoidal", "scale_embeddings": True,
+    "mlp": "gelu", "mlp_dim": 9, "norm": "layer", "tied": False, "logit_cap": 5.0,
+    "initial_std": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(LanguageModelConfig)][1:])
+def test_every_setting_is_kept_or_refused(name: str, tmp_path: Path) -> None:
+    plain = LanguageModelConfig(
+        width=8, num_heads=2, convolve_values=False, logit_cap=None, initial_std=0.2
+    )
+    try:
+        config = replace(plain, **{name: CHANGED[name]})
+        model = LanguageModel(config, seed=1)
+        hf.to_mesa_net(model, tmp_path)
+    except ConfigError:
+        return
+    tokens = torch.arange(10).reshape(1, 10)
+    # Lengths of queries and keys are those of the same numbers, and systems are solved to rounding.
+    torch.testing.assert_close(hf.from_mesa_net(tmp_path)(tokens), model(tokens))
 
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path: Path) -> None:

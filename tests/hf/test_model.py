@@ -250,6 +250,9 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     mask = torch.tensor([[1, 1], [0, 0]])
     with pytest.raises(ValueError, match=r"input_ids\[1\] is padding only"):
         model.generate(torch.ones(2, 2, dtype=torch.long), attention_mask=mask, max_new_tokens=2)
+    mask = torch.tensor([[1, 1], [1, 0]])
+    with pytest.raises(ValueError, match=r"input_ids\[1\] ends in padding: must be filled up on"):
+        model.generate(torch.ones(2, 2, dtype=torch.long), attention_mask=mask, max_new_tokens=2)
     cache = transformers.DynamicCache(config=model.config)
     model(PADDED, cache=cache)
     with pytest.raises(

@@ -317,6 +317,7 @@ def test_a_compiled_model_continues_texts() -> None:
     assert torch.equal(prefill(compiled, [[1, 2]])[0], prefill(model, [[1, 2]])[0])
 
 
+@pytest.mark.usefixtures("_unchecked")
 def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
     model = build("mesa")
     for call, message in (
@@ -328,6 +329,8 @@ def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
         (lambda: Sampling(temperature=-1.0), "temperature=-1.0: must be 0 or greater"),
         (lambda: Sampling(top_k=0), "top_k=0: must be 1 or greater"),
         (lambda: Sampling(top_p=0.0), "top_p=0.0: must be above 0 and at most 1"),
+        (lambda: Sampling(temperature="1"), "temperature='1': must be a finite number"),
+        (lambda: Sampling(temperature=True), "temperature=True: must be a finite number"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             call()

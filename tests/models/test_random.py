@@ -116,6 +116,19 @@ def test_the_default_device_and_the_type_of_the_weights_change_no_draw(kind: str
     assert_same(model, make_model(KINDS[kind], seed=3))
 
 
+@every_kind
+def test_the_default_type_changes_no_draw(kind: str) -> None:
+    wanted = make_model(KINDS[kind], seed=3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = make_model(KINDS[kind], seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in values_of(wanted).items():
+        # Ridges and gates start from numbers that are computed in the type of the weights.
+        assert torch.allclose(values_of(found)[name].to(value.dtype), value, rtol=1e-6), name
+
+
 class DrawnHere(TorchDispatchMode):
     """Refuse numbers that a generator draws on another device than its own, as CUDA does."""
 

@@ -111,6 +111,14 @@ def test_joined_layers_go_on_and_take_packed_sequences() -> None:
     torch.testing.assert_close(whole, joined(wide), rtol=1e-10, atol=1e-12)
 
 
+class Scaled(nn.Module):
+    """A model of a user, with a setting that its text does not show."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale, self.map = scale, nn.Linear(4, 4)
+
+
 MISFITS: dict[str, tuple[Callable[[], list[nn.Module]], str]] = {
     "none": (list, "models: there is none: must be one or more"),
     "kinds": (
@@ -131,6 +139,10 @@ MISFITS: dict[str, tuple[Callable[[], list[nn.Module]], str]] = {
     ),
     "settings of a model": (
         lambda: [SequenceModel(ModelConfig(activation_clip=clip)) for clip in (1.0, 2.0)],
+        "models[1]: must be of the same configuration as models[0]",
+    ),
+    "settings that are not shown": (
+        lambda: [Scaled(1.0), Scaled(3.0)],
         "models[1]: must be of the same configuration as models[0]",
     ),
     "embeddings": (

@@ -179,8 +179,9 @@ def mesa(
     check_choice("ridge_mode", ridge_mode, RidgeMode)
     check_choice("on_failure", on_failure, OnFailure)
     asked = as_solver(solver)
-    check_gates(q, beta=beta, log_decay=log_decay)
-    if on_failure != "ignore":
+    wait = on_failure != "ignore"
+    check_gates(q, beta=beta, log_decay=log_decay, wait=wait)
+    if wait:
         given = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
         provided = {name: x for name, x in given.items() if x is not None}
         check_finite(provided, failure(on_failure, ValueError))
@@ -190,7 +191,7 @@ def mesa(
     inputs = Inputs(q.to(kind), k.to(kind), v.to(kind), *gates)
     if initial_state is not None:
         _check_mesa_state("initial_state", initial_state, layout.sequences, inputs.q, v)
-    rows = ridge_per_channel(ridge, inputs.q)
+    rows = ridge_per_channel(ridge, inputs.q, wait=wait)
     decayed = ridge_mode == "decayed"
     chosen, reason = asked.choose(static_ridge_forgets=log_decay is not None and not decayed)
     layout = layout.resized(chosen.chunk_size(layout, inputs.log_decay, ridge_decays=decayed))
