@@ -122,8 +122,13 @@ class Claim:
         """Smallest and largest value that pass, noise included."""
         if self.read_back:
             return self.low, self.high
+        return self._widened(self._noise)
+
+    @property
+    def _noise(self) -> float:
+        """Distance that noise allows: three standard errors; 0 where there is none, or no finite one."""
         error = self.error or 0.0
-        return self._widened(STANDARD_ERRORS * error if math.isfinite(error) else 0.0)
+        return STANDARD_ERRORS * error if math.isfinite(error) else 0.0
 
     def _widened(self, noise: float) -> tuple[float | None, float | None]:
         """Give the limits as they are with some noise."""
@@ -144,14 +149,21 @@ class Claim:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the value passes only since limits were widened by noise: more sequences may refute it.
+        """Whether the value passes, and noise leaves open whether it should: more sequences may tell.
 
-        An equality, whose limits are one number, can hold in no other way.
+        It passes only since limits were widened by noise; or there is one limit alone, such as that of an
+        order, and the value is nearer to it than three standard errors. An equality, whose limits are one
+        number, can hold in no other way.
         """
         if self.read_back:
             return self.saved_within_noise
         low, high = self._widened(0.0)
-        return low != high and self.passed and not _lies_between(self.value, low, high)
+        if not self.passed or low == high:
+            return False
+        is_one_sided = low is None or high is None
+        return not _lies_between(
+            self.value, *(self._widened(-self._noise) if is_one_sided else (low, high))
+        )
 
     @property
     def verdict(self) -> str:

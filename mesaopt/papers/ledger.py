@@ -8,6 +8,7 @@ some of the figures of a study; those of others are kept. Without a folder it on
 import re
 import sys
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,11 +166,13 @@ def hand_written(page: str) -> str:
 
 
 def _summary(ledger: Mapping[str, Sequence[Part]]) -> list[str]:
-    lines = ["| study | claims judged | hold | fail | wait for models |", "|---|---|---|---|---|"]
+    names = ["study", "claims judged", "hold", "hold within noise", "fail", "wait for models"]
+    lines = [_row(*names), "|---|---|---|---|---|---|"]
     for study in (name for name in STUDIES if name in ledger):
         claims, waiting = (_claims(ledger[study], kind) for kind in _KINDS)
-        hold = sum(claim["passed"] for claim in claims)
-        lines.append(_row(f"`{study}`", len(claims), hold, len(claims) - hold, len(waiting)))
+        verdicts = Counter(Claim.from_json(claim).verdict for claim in claims)
+        counts = (verdicts[verdict] for verdict in ("holds", "holds within noise", "fails"))
+        lines.append(_row(f"`{study}`", len(claims), *counts, len(waiting)))
     return lines
 
 

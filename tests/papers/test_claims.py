@@ -61,13 +61,28 @@ def test_limits_are_widened_by_three_standard_errors(
     assert claim(Estimate(value, noise), high=high).limits == (None, high + 3 * noise)
 
 
+ORDER, NUMBER = {"low": 0.2}, {"published": 0.7, "tolerance": 0.5}
+
+
 @pytest.mark.parametrize(
-    ("value", "verdict"),
-    [(0.3, "holds"), (0.1, "holds within noise"), (-0.2, "holds within noise"), (-0.3, "fails")],
+    ("value", "limits", "verdict"),
+    [
+        (0.7, ORDER, "holds"),
+        (0.6, ORDER, "holds within noise"),  # nearer to the limit than three errors
+        (0.3, NUMBER, "holds"),
+        *(
+            (value, limits, verdict)
+            for limits in (ORDER, NUMBER)
+            for value, verdict in (
+                (0.1, "holds within noise"),
+                (-0.2, "holds within noise"),
+                (-0.3, "fails"),
+            )
+        ),
+    ],
 )
-@pytest.mark.parametrize("limits", [{"low": 0.2}, {"published": 0.7, "tolerance": 0.5}])
-def test_what_noise_alone_lets_pass_is_marked(
-    value: float, verdict: str, limits: dict[str, float], tmp_path: Path
+def test_what_noise_leaves_open_is_marked(
+    value: float, limits: dict[str, float], verdict: str, tmp_path: Path
 ) -> None:
     judged = claim(Estimate(value, 0.15), **limits)
     assert judged.verdict == verdict
@@ -95,6 +110,8 @@ def test_noise_that_grows_with_a_ratio_widens_by_a_factor() -> None:
     assert measured.limits[0] == pytest.approx(100 * math.exp(-0.3))
     assert measured.why == "a test, and a factor for 3 standard errors of 5"
     assert claim(Estimate(0.0, 0.0), low=100.0, noise="factor").limits == (100.0, None)
+    for value, verdict in ((134.0, "holds within noise"), (136.0, "holds")):  # 100 exp(0.3) = 135
+        assert claim(Estimate(value, value / 10), low=100.0, noise="factor").verdict == verdict
 
 
 def test_the_sentence_about_noise_is_added_to_the_basis() -> None:

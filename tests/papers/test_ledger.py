@@ -99,7 +99,7 @@ def test_a_table_has_every_claim_with_its_verdict(results: Path, tmp_path: Path)
     assert ledger.rewrite(page, {study: [entry]}) == page
     assert ledger.hand_written(page) == "a\n\nb\n"
     summary = ledger.rewrite("<!-- ledger: summary -->\n<!-- end of ledger -->", {study: [entry]})
-    assert "| `core` | 2 | 1 | 1 | 1 |" in summary
+    assert "| `core` | 2 | 1 | 0 | 1 | 1 |" in summary
     trained = ledger.rewrite(page, {study: [entry | {"training_minutes": 120}]})
     assert ", after 2.0 hours of training in all, on" in trained
     zoo = ledger.rewrite(page, {study: [entry | {"runs": "the zoo", "training_minutes": 0}]})

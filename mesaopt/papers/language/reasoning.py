@@ -36,7 +36,7 @@ from mesaopt.tasks import Batch, RegBenchBatch
 from mesaopt.theory import in_context_baum_welch, in_context_n_gram
 
 _MAD = "mad-"
-_FUZZY = "mad-fuzzy"
+_FUZZY, _NOISY = "mad-fuzzy", "mad-noisy"
 _LETTERS, _DISTANCE = 0, 1
 _PARITY_STEPS = 10_000
 """Steps of the published training, after which parity is solved."""
@@ -52,8 +52,8 @@ def mad_comparisons(lab: Laboratory) -> list[str]:
 
 
 def _mean_difference(lab: Laboratory, first: str, second: str) -> Estimate:
-    """Estimate how much more one mixer scores than another, in the mean over the tasks of MAD."""
-    tasks = [mixers(lab, name) for name in mad_comparisons(lab)]
+    """Estimate how much more one mixer scores than another, in the mean over MAD without noisy recall."""
+    tasks = [mixers(lab, name) for name in mad_comparisons(lab) if name != _NOISY]
     differences = [task[first].less(task[second]) for task in tasks]
     value = torch.tensor([one.value for one in differences]).mean()
     return Estimate.from_variances(
@@ -65,8 +65,8 @@ def _mad_claims(lab: Laboratory) -> Iterable[Claim]:
     yield Claim(
         name="mad-mesa-beats-gated-delta",
         figure="MAD",
-        statement="Mean of the tasks of MAD: the mesa layer does better than the gated delta rule "
-        "(difference of shares, mesanet - gated-delta)",
+        statement="Mean of the tasks of MAD, noisy recall left out: the mesa layer does better than the "
+        "gated delta rule (difference of shares, mesanet - gated-delta)",
         measured=_mean_difference(lab, "mesanet", "gated-delta"),
         low=0.04,
         basis="76.1 and 71.0 % published for MesaNet's models, means of five tasks without noisy recall; "
@@ -100,7 +100,7 @@ mad = Figure(
     panels=(
         comparison_panel("mad-recall", "in-context recall"),
         comparison_panel(_FUZZY, "fuzzy recall"),
-        comparison_panel("mad-noisy", "noisy recall"),
+        comparison_panel(_NOISY, "noisy recall"),
         comparison_panel("mad-copying", "selective copying"),
         comparison_panel("mad-memory", "memorization"),
         comparison_panel("mad-compression", "compression"),
