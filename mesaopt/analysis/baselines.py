@@ -1,8 +1,10 @@
 """Baselines: algorithms tuned to a task, to compare the losses of models with."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mesaopt.analysis.evaluation import Evaluation
@@ -82,17 +84,28 @@ def tuned_baselines(
             lambda batch: ridge_least_squares(batch.seen, inputs=batch.inputs, ridge=ridge)
         )
 
-    step_size = tune(descent, task, bounds=(0.0, 0.1), growth=10.0).value
     few = Evaluation(num_sequences=512, split="validation")
+    unit = _order_of_squares(prompts.prompts(batch).inputs for batch in few.batches(task))
+    step_size = tune(descent, task, bounds=(0.0, 0.1 / unit), growth=10.0).value
+    ridges = (1e-5 * unit, 1e3 * unit)
     ridge = tune(
-        least_squares, task, bounds=(1e-5, 1e3), spacing="log", tolerance=0.02, evaluation=few
+        least_squares, task, bounds=ridges, spacing="log", tolerance=0.02, evaluation=few
     ).value
-    unit = " / (t - 1)" if objective == "mean" else ""
+    per_pair = " / (t - 1)" if objective == "mean" else ""
     return found | {
         "one gradient step": Baseline(
-            descent(step_size), {"step_size": step_size}, f"of {step_size:.4f}{unit}"
+            descent(step_size), {"step_size": step_size}, f"of {step_size:.3g}{per_pair}"
         ),
         "least squares": Baseline(
             least_squares(ridge), {"ridge": ridge}, f"with ridge {ridge:.2g}"
         ),
     }
+
+
+def _order_of_squares(inputs: Iterable[Tensor]) -> float:
+    """Give the mean square of inputs, the unit of a ridge and of 1 / step size, to the next power of 100.
+
+    Ranges of settings span more, and inputs of usual size, between 0.1 and 10, are searched alike.
+    """
+    squares = torch.stack([x.abs().double().square().mean() for x in inputs]).mean().item()
+    return 100.0 ** round(math.log(squares, 100)) if squares > 0 else 1.0

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from own_tasks import Regression as Unreadable
@@ -34,6 +36,23 @@ def test_baselines_of_an_own_task_learn_from_its_pairs() -> None:
 
 def test_a_task_whose_prompts_cannot_be_read_is_compared_with_zero() -> None:
     assert list(tuned_baselines(own(Unreadable()))) == ["predict zero"]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 300.0, 1e4])
+def test_baselines_do_not_depend_on_the_unit_of_the_data(scale: float) -> None:
+    class Scaled(Readable):
+        def sample(self, *args, **kwargs):
+            batch = super().sample(*args, **kwargs)
+            return replace(batch, tokens=scale * batch.tokens, targets=scale * batch.targets)
+
+    shares = []
+    for task in (own(Readable(dim=2, length=6)), own(Scaled(dim=2, length=6))):
+        found = {name: one.predictor for name, one in tuned_baselines(task).items()}
+        losses = in_context_loss(found, task, FEW)
+        zero = losses["predict zero"].mean
+        shares.append([losses[name].mean / zero for name in found])
+    # Both searches end within some percent of the best, where the loss is flat.
+    assert shares[1] == pytest.approx(shares[0], rel=0.02)
 
 
 def test_few_shot_baselines_learn_from_true_pairs() -> None:
