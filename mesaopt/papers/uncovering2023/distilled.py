@@ -264,10 +264,10 @@ def _published_ratio_claims(
             name=f"fig5-dim-{dim}-layer-{layer}",
             figure="Fig. 5A",
             statement=f"Dimension {dim}: with layer {layer} linear the loss is at most {published:g} times "
-            "as large",
+            f"as large, give or take {_OTHER_TRAINING:.0%} for another training",
             measured=ratios[layer - 1] if ratios else None,
             high=published + _OTHER_TRAINING * published,
-            basis=f"{published:g} published, {_OTHER_TRAINING:.0%} for another training; "
+            basis=f"{published:g} published; "
             + (
                 _NOT_DISTILLED if layer in failed else "layers that were distilled better lose less"
             ),
@@ -317,12 +317,12 @@ class WeightPairs:
     @property
     def similarity(self) -> Float[Tensor, ""]:
         """Mean cosine of the layers and those distilled from them."""
-        return cosines(self.softmax, self.linear).abs().mean()
+        return mean_cosine(self.softmax, self.linear)
 
     @property
     def similarity_to_others(self) -> Float[Tensor, ""]:
         """The same with the other layers, which they were not distilled from."""
-        return cosines(self.softmax, self.linear.roll(1, dims=0)).abs().mean()
+        return mean_cosine(self.softmax, self.linear.roll(1, dims=0))
 
 
 @measurement
@@ -336,8 +336,7 @@ def pair_weights(run: Run, linearisation: Linearization) -> WeightPairs:
     mixers, roots = run.sequence_model.mixers, input_roots(run, linearisation.layers)
     softmax = _acting(torch.stack([_products(mixers[i]) for i in linearisation.layers]), roots)
     linear = _acting(torch.stack(list(map(_products, linearisation.distilled))), roots)
-    signs = torch.where(cosines(softmax, linear)[:, 0] < 0, -1.0, 1.0)
-    return WeightPairs(softmax, signs[:, None, None, None] * linear, roots)
+    return WeightPairs(softmax, _signs(softmax, linear)[..., None, None] * linear, roots)
 
 
 def input_roots(run: Run, layers: Sequence[int]) -> Roots:
@@ -359,6 +358,18 @@ def input_roots(run: Run, layers: Sequence[int]) -> Roots:
 def cosines(a: Products, b: Products) -> Float[Tensor, "layer product"]:
     """Give the cosines of the entries of matrices."""
     return torch.nn.functional.cosine_similarity(a.flatten(2), b.flatten(2), dim=-1)
+
+
+def mean_cosine(softmax: Products, linear: Products) -> Float[Tensor, ""]:
+    """Average the cosines of layers, each with the sign that makes its W_k^T W_q more similar.
+
+    A linear layer is the same with both of its products negated, and another with one of them negated.
+    """
+    return (_signs(softmax, linear) * cosines(softmax, linear)).mean()
+
+
+def _signs(softmax: Products, linear: Products) -> Float[Tensor, "layer 1"]:
+    return torch.where(cosines(softmax, linear)[:, :1] < 0, -1.0, 1.0)
 
 
 def _products(layer: SelfAttention) -> Float[Tensor, "product width width"]:
@@ -443,7 +454,7 @@ def _random_similarity(pairs: WeightPairs) -> Float[Tensor, " draw"]:
         )
         blocks = torch.einsum("lpab,ij->lpaibj", factors, identity)
         matrices = blocks.reshape(softmax.shape)  # [layer, product, slot*dim, slot*dim]
-        similarities.append(cosines(softmax, _acting(matrices, pairs.roots)).abs().mean())
+        similarities.append(mean_cosine(softmax, _acting(matrices, pairs.roots)))
     return torch.stack(similarities)
 
 

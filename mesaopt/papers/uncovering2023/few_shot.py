@@ -193,7 +193,7 @@ def _algorithm_claims(lab: Laboratory) -> Iterable[Claim]:
         [losses[AS_PUBLISHED]],
         name="fig8-least-squares-ascent",
         figure="Fig. 8",
-        statement="Least squares, as published, rises before it falls",
+        statement="The loss of least squares, as published, rises at first",
         basis=_CHOSEN,
     )
     yield _no_ascent_claim(
@@ -240,7 +240,7 @@ def _model_claims(
         by_seed[PAIRS],
         name=f"fig{number}-ascent",
         figure=figure,
-        statement="On pairs alone the loss rises before it falls",
+        statement="On pairs alone the loss rises at first",
     )
     yield Claim(
         name=f"fig{number}-separator-helps",
@@ -325,7 +325,7 @@ def _published_claims(
         (low + high) / 2,
         name=f"fig{number}-second-task",
         figure=f"Fig. {number}",
-        statement=f"The second task starts between {low} and {high}, with EOS",
+        statement=f"The second task starts near {low} to {high}, with EOS",
         seen=SWITCH_AFTER,
         tolerance=_LOOSELY,
         basis=f"the middle of {low} to {high}, with EOS after {FEW_SHOT_SWITCHES[SEPARATOR]} pairs; ours "

@@ -12,7 +12,7 @@ from mesaopt.layers import LinearSelfAttention
 from mesaopt.models import SequenceModel
 from mesaopt.papers.figure import judge
 from mesaopt.papers.uncovering2023 import distilled
-from mesaopt.papers.uncovering2023.distilled import fig5, fig19
+from mesaopt.papers.uncovering2023.distilled import fig5, fig19, mean_cosine
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
 from mesaopt.papers.uncovering2023.settings import SETTINGS
@@ -156,6 +156,13 @@ def distilled_as(model: SequenceModel) -> Linearization:
         layer.output.weight.data /= -3
         layers.append(layer)
     return a_linearization((1.0, 1.0), distilled=layers, unexplained=(1.0, 1.0))
+
+
+def test_a_sign_is_free_for_both_products_and_not_for_one() -> None:
+    softmax = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    for signs, wanted in (((1, 1), 1.0), ((-1, -1), 1.0), ((1, -1), 0.0), ((-1, 1), 0.0)):
+        linear = softmax * torch.tensor(signs, dtype=torch.float64)[:, None, None]
+        assert mean_cosine(softmax, linear).item() == pytest.approx(wanted, abs=1e-12)
 
 
 def test_the_same_products_are_similar_whatever_their_factor_and_others_are_not() -> None:
