@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
+from mesaopt.config import MQARConfig
 from mesaopt.looks import PALETTE
 from mesaopt.papers.figure import Panel
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory, Result, mixers
@@ -83,6 +84,16 @@ def comparison_panel(comparison: str, title: str, *, name: str = "") -> Panel[La
         return PanelData(rows=rows_of(mixers(lab, comparison), comparison=comparison))
 
     return methods_panel(name or comparison, title, measure)
+
+
+def pairs_in_words(task: MQARConfig) -> str:
+    """Write the size of a recall task.
+
+    Example:
+        >>> pairs_in_words(MQARConfig(pairs=2, length=16, vocabulary=64))
+        '2 pairs in 16 tokens, 64 different tokens'
+    """
+    return f"{task.pairs} pairs in {task.length} tokens, {task.vocabulary} different tokens"
 
 
 def comparison_settings(lab: Laboratory, name: str) -> dict[str, object]:
