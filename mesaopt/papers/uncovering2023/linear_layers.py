@@ -313,7 +313,8 @@ def _loss_claims(lab: Laboratory) -> Iterable[Claim]:
         statement="The mean loss of one mesa layer, mostly that of positions 1 to 10, comes near least "
         "squares on all pairs (ratio of mean losses)",
         high=1.15,
-        basis="0.1903 published after 4400 steps, 0.1995 after 2000; ours is 0.184: 1.03, 1.08",
+        basis="0.1903 published after 4400 steps, 0.1995 after 2000; ours is 0.184: 1.03, 1.08; "
+        "up to 1.15 counts as near",
     )
     yield losses.claim(
         "mesa-1",
