@@ -1,6 +1,6 @@
 """Panels that several figures of this study share: right answers by mixer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -9,7 +9,7 @@ from mesaopt.config import MQARConfig
 from mesaopt.looks import PALETTE
 from mesaopt.papers.figure import Panel
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory, Result, mixers
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, Rows, split
 
 
 def rows_of(results: dict[str, Result], *, what: str = "accuracy", **more: object) -> Rows:
@@ -42,13 +42,9 @@ def legend_below(drawing: Drawing) -> None:
     drawing.legend(handles.values(), handles, handlelength=3.5, **place)
 
 
-def draw_methods(
-    axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str, what: str = "accuracy"
-) -> None:
+def draw_methods(axes: Axes, rows: Rows, *, xlabel: str, what: str = "accuracy") -> None:
     """Draw the mean of each method with its 95 % interval, and each seed as a point, one below another."""
-    given: dict[str, Rows] = {}
-    for row in rows:
-        given.setdefault(str(row["method"]), []).append(row)
+    given = split(rows, "method")
     for place, (name, seeds) in enumerate(given.items()):
         untrained = seeds[0]["learning_rate"] is None
         color = PALETTE[-1] if untrained else LOOKS.get(name, LOOKS["mesanet"]).color
