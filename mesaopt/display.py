@@ -248,9 +248,9 @@ def _svg(curves: Sequence[Curve], *, log: bool) -> str:
     path = f"M{left} 4V{height - bottom}H{width - 4}"
     frame = f'<path d="{path}" fill="none" stroke="currentColor" opacity="0.4"/>'
     style = 'fill="currentColor" font-size="10" font-family="sans-serif"'
-    drawing = (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" {style}>'
-    )
+    label = _html(f"plot of {', '.join(curve.name for curve in curves)}")
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    drawing = f'<svg {size} role="img" aria-label="{label}" {style}>'
     return f"{drawing}{frame}{''.join(shapes)}{''.join(texts)}</svg>{_key(curves)}"
 
 

@@ -1,6 +1,7 @@
 """Helpers of several tests: the exit status of a command, interrupted programs, engines of sweeps."""
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -16,6 +17,13 @@ def exit_status(*arguments: str) -> int:
     with pytest.raises(SystemExit) as done:
         cli.main(arguments)
     return done.value.code
+
+
+def is_for_keyboards(html: str) -> bool:
+    """Say whether what scrolls has a name and can be focused, and every column of a table has a name."""
+    scrolls = re.findall(r'<div class="(?:wide|drawing)"[^>]*>', html)
+    named = re.compile('tabindex="0" role="region" aria-label="[^"]+"')
+    return bool(scrolls) and all(map(named.search, scrolls)) and "<th></th>" not in html
 
 
 class Interrupted(Exception):

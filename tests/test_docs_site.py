@@ -201,6 +201,7 @@ def test_recipes_settings_and_figures_are_all_there(site: Path) -> None:
     figures = [row["name"] for row in read_index() if "/" in row["name"]]
     assert len(figures) > 40
     assert all(f"mesaopt reproduce {name} " in gallery for name in figures)
+    assert "Trained on 32 pairs, with keys of 32 dimensions" in gallery
 
 
 def test_commands_that_are_written_from_the_code_can_be_given(site: Path) -> None:

@@ -30,6 +30,14 @@ class Source:
     """Where it can be read; https."""
 
 
+FIRST_PAPER = Source(
+    title="Uncovering mesa-optimization algorithms in Transformers",
+    authors="J. von Oswald, M. Schlegel, A. Meulemans and others, 2023",
+    url="https://arxiv.org/abs/2309.05858",
+)
+"""The paper of several studies."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The runs of one recipe: how many seeds, how long.

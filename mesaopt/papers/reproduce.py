@@ -312,7 +312,7 @@ def _reproduce_in(
     if plan.runs is not None:
         write_untrained(out, _untrained(figures, runs, finished))
     spent = {
-        "training": sum(run.seconds for run in trained),
+        "training": sum(run.seconds for run in trained) if plan.runs is None else 0.0,
         "measuring": sum(one.seconds for one in finished),
         "this_session": time.perf_counter() - started,
     }

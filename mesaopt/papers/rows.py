@@ -26,6 +26,26 @@ class PanelData:
     """Plain JSON values that the drawing needs besides the rows, such as a picture's pixels."""
 
 
+def split(rows: Rows, column: str) -> dict[Any, Rows]:
+    """Split rows by the value of a column, in the order of the first row of each.
+
+    Args:
+        rows: that have the column.
+        column: its name.
+
+    Returns:
+        Rows by value.
+
+    Example:
+        >>> split([{"a": 2, "b": 1}, {"a": 1, "b": 5}, {"a": 2, "b": 3}], "a")
+        {2: [{'a': 2, 'b': 1}, {'a': 2, 'b': 3}], 1: [{'a': 1, 'b': 5}]}
+    """
+    parts: dict[Any, Rows] = {}
+    for row in rows:
+        parts.setdefault(row[column], []).append(row)
+    return parts
+
+
 def table(rows: Rows) -> str:
     """Write rows as CSV.
 

@@ -47,7 +47,7 @@ def page_of(diagnoses: Mapping[str, Diagnosis], commands: Sequence[str]) -> Page
     Returns:
         The page: figure, answers and reasons.
     """
-    reasons = [{"run": name, "": one.verdict.sentence} for name, one in diagnoses.items()]
+    reasons = [{"run": name, "reason": one.verdict.sentence} for name, one in diagnoses.items()]
     return Page(
         title=TITLE,
         lead=_count(diagnoses),

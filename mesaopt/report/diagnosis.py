@@ -66,7 +66,7 @@ def sections(diagnosis: Diagnosis) -> list[Section]:
 def _conditions(diagnosis: Diagnosis) -> Section:
     rows = [
         {
-            "": "met" if condition.met else "NOT MET",
+            "verdict": "met" if condition.met else "NOT MET",
             "condition": condition.name,
             "measured": number(condition.measured),
             "required": condition.asks,
@@ -160,7 +160,7 @@ def _shifts(diagnosis: Diagnosis) -> Section:
 def _shift_row(shift: ShiftResult) -> TableRow:
     return {
         "sequences": shift.name,
-        "": ("holds" if shift.holds else "FAILS") if shift.counts else "shown only",
+        "verdict": ("holds" if shift.holds else "FAILS") if shift.counts else "shown only",
         "of predictions": share(shift.predictions),
         "of errors": share(shift.errors),
         "best that is no optimizer": f"{shift.rival}, {share(shift.rival_predictions)}",
@@ -263,9 +263,9 @@ def _control(diagnosis: Diagnosis) -> Section | None:
         return Section(title, summary, [])
     summary = "It was trained on a single system, which its weights can contain. Its losses:"
     rows = [
-        {"loss": "on the system it was trained on", "": number(memory.training_system)},
-        {"loss": "on new systems", "": number(memory.new_systems)},
-        {"loss": "of predicting zero", "": _digits(memory.zero)},
+        {"loss": "on the system it was trained on", "value": number(memory.training_system)},
+        {"loss": "on new systems", "value": number(memory.new_systems)},
+        {"loss": "of predicting zero", "value": _digits(memory.zero)},
     ]
     return Section(title, summary, rows)
 

@@ -137,7 +137,7 @@ def _lead(folder: Path, config: RunConfig, lines: Lines) -> str:
 def _settings(part: str, settings: dict[str, Any]) -> Table:
     titles = {"task": "Task", "model": "Model", "train": "Training"}
     rows = [
-        {"setting": f"{part}.{name}", "": in_words(value, longest=200)}
+        {"setting": f"{part}.{name}", "value": in_words(value, longest=200)}
         for name, value in settings.items()
     ]
     return Table(titles[part], rows)
@@ -165,4 +165,4 @@ def _machine(folder: Path) -> list[dict[str, str]]:
         "GPU": ", ".join(meta["gpus"]) or "none",
         "packages": ", ".join(f"{name} {version}" for name, version in meta["packages"].items()),
     }
-    return [{"what": name, "": value} for name, value in facts.items()]
+    return [{"what": name, "value": value} for name, value in facts.items()]

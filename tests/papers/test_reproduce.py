@@ -438,6 +438,11 @@ def test_given_runs_are_measured_and_nothing_is_trained(
     assert not (tmp_path / "results" / "runs").exists()
     index = json.loads((tmp_path / "results" / "figures" / "index.json").read_text())
     assert f"trained before, in {runs}" in index["introduction"]
+    spent = [
+        json.loads((out / "DONE").read_text())["training"]
+        for out in (results, tmp_path / "results")
+    ]
+    assert spent[0] > spent[1] == 0
     with pytest.raises(RunError, match=r"other settings \(.*runs"):
         reproduce("core", scale="smoke", out=tmp_path / "results", resume=True, device="cpu")
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from helpers import is_for_keyboards
 from torch import Tensor, nn
 
 from mesaopt.analysis import Diagnosis, diagnose
@@ -9,7 +10,9 @@ from mesaopt.commands import diagnosis as commands
 from mesaopt.config import LinearSystemConfig
 from mesaopt.errors import ConfigError
 from mesaopt.report import write_diagnosis
+from mesaopt.report.diagnoses import page_of
 from mesaopt.report.diagnosis import Section, sections
+from mesaopt.report.page import write
 from mesaopt.tasks import LinearSystem, tokens_from_states
 
 LENGTH = 4
@@ -42,7 +45,16 @@ def test_short_sequences_have_a_page(short: Diagnosis, tmp_path: Path) -> None:
     probes = section(short, "Which variables do the layers contain?")
     assert "too short to look for the previous state" in probes.summary
     write_diagnosis(short, tmp_path / "page.html", name="short")
-    assert "too short to look for the previous state" in (tmp_path / "page.html").read_text()
+    html = (tmp_path / "page.html").read_text()
+    assert "too short to look for the previous state" in html
+    assert is_for_keyboards(html)
+
+
+def test_diagnoses_of_several_models_have_a_page(short: Diagnosis, tmp_path: Path) -> None:
+    write(page_of({"one": short, "two": short}, []), tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert html.count(f"<td>{short.verdict.sentence}</td>") == 2
+    assert is_for_keyboards(html)
 
 
 def test_shifts_that_a_model_cannot_process_are_named(short: Diagnosis) -> None:

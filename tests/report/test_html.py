@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, DRIVER, MISSING, browser
+from helpers import is_for_keyboards
 from markupsafe import escape
 from toy_study import Toy
 
@@ -78,6 +79,8 @@ def test_the_page_needs_nothing_but_itself(folder: Path) -> None:
             link.startswith(("data:text/csv", "#")) or link == SOURCE or (folder / link).is_file()
         )
     assert links.run_only_the_package()
+    assert is_for_keyboards(html)
+    assert html.count("(in the folder beside this page)") == html.count("<figure")
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
 

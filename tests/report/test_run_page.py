@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import exit_status as run
+from helpers import is_for_keyboards
 
 from mesaopt.report.page import plain
 from mesaopt.training import RunFolder
@@ -31,6 +32,7 @@ def test_the_page_of_a_run_shows_curve_settings_and_what_comes_next(
         assert words in html
     assert f"mesaopt evaluate &#39;{folder}&#39;" in html
     assert html.count("<svg") == 1
+    assert is_for_keyboards(html)
     assert "<script" not in html
     assert RunFolder(folder).is_done, "the page in its folder does not disturb a run"
 

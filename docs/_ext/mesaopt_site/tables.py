@@ -170,11 +170,15 @@ def _setting_default(field: dataclasses.Field[Any]) -> str:
 def _figure(study: str, figure: Any, judged_parts: list[dict[str, Any]]) -> str:
     """Write a figure: its picture, or else how to make it; what it shows; its claims."""
     path, parts = picture(study, figure.name), [f"### {figure.title}"]
+    caption = figure.caption
+    if callable(caption) and figure.trains:  # it depends on the scale alone
+        made = get_study(study)
+        caption = caption(made.laboratory(made.plans["small"], {}))
     parts.append(plain(figure.message or f"{figure.summary[0].upper()}{figure.summary[1:]}."))
     if path.exists():
         parts.append(f"![{figure.summary}](images/{path.name})")
-    if isinstance(figure.caption, str):
-        parts.append(plain(figure.caption.split("\n\n")[0]))
+    if isinstance(caption, str):
+        parts.append(plain(caption.split("\n\n")[0]))
     ready = set(figure.recipes) <= set(zoo.names())
     how = "--from-zoo --scale paper" if ready and figure.recipes else "--scale small"
     out = f"results/{study}-{figure.name}"

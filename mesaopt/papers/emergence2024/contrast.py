@@ -13,7 +13,7 @@ from mesaopt.papers.emergence2024.laboratory import DIM, LENGTH, Laboratory, tas
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.plots import band
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, split
 from mesaopt.progress import Progress
 from mesaopt.tasks import initial_states
 from mesaopt.theory.ar_process import (
@@ -67,10 +67,7 @@ def _measure(lab: Laboratory) -> PanelData:
 
 
 def _draw(axes: Axes, data: PanelData) -> None:
-    curves: dict[str, Rows] = {}
-    for row in data.rows:
-        curves.setdefault(row["predictor"], []).append(row)
-    for number, (name, rows) in enumerate(curves.items()):
+    for number, (name, rows) in enumerate(split(data.rows, "predictor").items()):
         contexts, share, half = (
             [row[key] for row in rows] for key in ("context", "unexplained", "half_width_95")
         )

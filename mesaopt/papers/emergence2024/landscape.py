@@ -14,7 +14,7 @@ from mesaopt.papers.claims import Claim
 from mesaopt.papers.emergence2024.laboratory import DIM, LENGTH, Laboratory
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, split
 from mesaopt.progress import Progress
 from mesaopt.tasks import (
     InitialStates,
@@ -77,9 +77,7 @@ def _measure_families(lab: Laboratory) -> PanelData:
 
 
 def _draw_families(axes: Axes, data: PanelData) -> None:
-    panels: dict[str, Rows] = {}
-    for row in data.rows:
-        panels.setdefault(row["panel"], []).append(row)
+    panels = split(data.rows, "panel")
     trained = panels.pop("exact, T = 1000")
     for number, (family, rows) in enumerate(panels.items()):
         x, y = ([row[key] for row in rows] for key in ("x", "unexplained"))

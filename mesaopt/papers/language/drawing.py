@@ -1,14 +1,15 @@
 """Panels that several figures of this study share: right answers by mixer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
+from mesaopt.config import MQARConfig
 from mesaopt.looks import PALETTE
 from mesaopt.papers.figure import Panel
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory, Result, mixers
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, Rows, split
 
 
 def rows_of(results: dict[str, Result], *, what: str = "accuracy", **more: object) -> Rows:
@@ -37,17 +38,12 @@ def legend_below(drawing: Drawing) -> None:
     for axes in drawing.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    place = {"loc": "outside lower center", "ncols": 4}
-    drawing.legend(handles.values(), handles, handlelength=3.5, **place)
+    drawing.legend(handles.values(), handles, loc="outside lower center", ncols=4, handlelength=3.5)
 
 
-def draw_methods(
-    axes: Axes, rows: Iterable[dict[str, object]], *, xlabel: str, what: str = "accuracy"
-) -> None:
+def draw_methods(axes: Axes, rows: Rows, *, xlabel: str, what: str = "accuracy") -> None:
     """Draw the mean of each method with its 95 % interval, and each seed as a point, one below another."""
-    given: dict[str, Rows] = {}
-    for row in rows:
-        given.setdefault(str(row["method"]), []).append(row)
+    given = split(rows, "method")
     for place, (name, seeds) in enumerate(given.items()):
         untrained = seeds[0]["learning_rate"] is None
         color = PALETTE[-1] if untrained else LOOKS.get(name, LOOKS["mesanet"]).color
@@ -83,6 +79,16 @@ def comparison_panel(comparison: str, title: str, *, name: str = "") -> Panel[La
         return PanelData(rows=rows_of(mixers(lab, comparison), comparison=comparison))
 
     return methods_panel(name or comparison, title, measure)
+
+
+def pairs_in_words(task: MQARConfig) -> str:
+    """Write the size of a recall task.
+
+    Example:
+        >>> pairs_in_words(MQARConfig(pairs=2, length=16, vocabulary=64))
+        '2 pairs in 16 tokens, 64 different tokens'
+    """
+    return f"{task.pairs} pairs in {task.length} tokens, {task.vocabulary} different tokens"
 
 
 def comparison_settings(lab: Laboratory, name: str) -> dict[str, object]:

@@ -4,12 +4,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import cast
 
-from mesaopt.config import LanguageModelConfig, OwnModelConfig
+from mesaopt.config import LanguageModelConfig, MQARConfig, OwnModelConfig
 from mesaopt.models import own_model
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, grid
 from mesaopt.papers.laboratory import measurement
-from mesaopt.papers.language.drawing import comparison_settings, methods_panel, rows_of
+from mesaopt.papers.language.drawing import (
+    comparison_settings,
+    methods_panel,
+    pairs_in_words,
+    rows_of,
+)
 from mesaopt.papers.language.faulty_mesa import Faults, faulty_model
 from mesaopt.papers.language.laboratory import (
     Laboratory,
@@ -155,13 +160,11 @@ def _claims(lab: Laboratory) -> Iterable[Claim]:
         )
 
 
-faults = Figure(
-    name="faults",
-    title="Why mesa failed elsewhere: faults, one at a time and together",
-    summary="faults of other implementations of mesa, one at a time and together",
-    caption=(
-        "Share of right answers in recall of four pairs, with 95 % intervals over seeds and test "
-        "sequences; ticks are seeds. At the top the mesa layer of this library at the learning rate "
+def _caption(lab: Laboratory) -> str:
+    task = cast(MQARConfig, lab.settings.comparisons["faults"].task)
+    return (
+        f"Share of right answers in recall of {pairs_in_words(task)}, with 95 % intervals over seeds and "
+        "test sequences; ticks are seeds. At the top the mesa layer of this library at the learning rate "
         "chosen on validation sequences; below it the same with one fault each. The epsilon is added to "
         "both denominators of the conjugate gradients, forward and backward, with the 30 steps of the "
         "public kernel. In a large batch, gradients are as small there as in one 128 times as large, where "
@@ -173,7 +176,14 @@ faults = Figure(
         "than the first one says that the fault is a part of what breaks recall. "
         "The faults are in a reference path made for this figure, which without them equals the operator "
         "of the library. A claim that fails says that a fault alone does not break recall at this size."
-    ),
+    )
+
+
+faults = Figure(
+    name="faults",
+    title="Why mesa failed elsewhere: faults, one at a time and together",
+    summary="faults of other implementations of mesa, one at a time and together",
+    caption=_caption,
     trains=True,
     panels=(
         methods_panel(

@@ -1,8 +1,8 @@
 """The study `language`: language models and recall, by mixer, and what can go wrong with mesa."""
 
-from mesaopt.papers.laboratory import Scale
+from mesaopt.papers.laboratory import FIRST_PAPER, Scale
 from mesaopt.papers.language import faults, positions, reasoning, recall, text
-from mesaopt.papers.language.laboratory import SOURCE, Laboratory, LanguagePlan, TextTraining
+from mesaopt.papers.language.laboratory import Laboratory, LanguagePlan, TextTraining
 from mesaopt.papers.language.settings import SEEDS
 from mesaopt.papers.plan import Headline, Study
 from mesaopt.recipes import RECIPES
@@ -62,7 +62,7 @@ STUDY: Study[Laboratory] = Study(
     ),
     plans={scale: _plan(scale) for scale in ("smoke", "small", "paper")},
     laboratory=Laboratory,
-    source=SOURCE,
+    source=FIRST_PAPER,
     headlines=(
         Headline(
             claim="mqar-mesanet-solves",

@@ -16,19 +16,13 @@ from mesaopt.analysis.evaluation import EVALUATION_BATCH
 from mesaopt.config import MixerName, NetworkConfig, RunConfig, Split, TextConfig
 from mesaopt.looks import Look
 from mesaopt.papers import laboratory
-from mesaopt.papers.laboratory import Plan, Source, Training, measurement
+from mesaopt.papers.laboratory import Plan, Training, measurement
 from mesaopt.papers.language.settings import SETTINGS, Comparison, Settings, next_rates
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.recipes.language import MIXERS
 from mesaopt.tasks import Batch, make_task
 from mesaopt.training import DivergedError, Run, run_name, train
 from mesaopt.workers import current_workers
-
-SOURCE = Source(
-    title="Uncovering mesa-optimization algorithms in Transformers",
-    authors="J. von Oswald, M. Schlegel, A. Meulemans and others, 2023",
-    url="https://arxiv.org/abs/2309.05858",
-)
 
 LOOKS: dict[str, Look] = {
     "softmax": Look("#758c1a", marker="X"),

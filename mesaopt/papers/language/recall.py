@@ -5,13 +5,14 @@ from typing import Any, cast
 
 from matplotlib.axes import Axes
 
-from mesaopt.config import LanguageModelConfig, MQARConfig
+from mesaopt.config import ContinuousMQARConfig, LanguageModelConfig, MQARConfig
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.language.drawing import (
     comparison_panel,
     comparison_settings,
     legend_below,
+    pairs_in_words,
     rows_of,
 )
 from mesaopt.papers.language.laboratory import LOOKS, Laboratory, mixers
@@ -106,24 +107,32 @@ def _mqar_claims(lab: Laboratory) -> Iterable[Claim]:
     )
 
 
-mqar = Figure(
-    name="mqar",
-    title="Associative recall on tokens, by mixer and size of the state",
-    summary="eight mixers on multi-query associative recall",
-    caption=(
+def _mqar_caption(lab: Laboratory) -> str:
+    few = cast(MQARConfig, lab.settings.comparisons["mqar"].task)
+    states = lab.settings.comparisons[min(_head_widths(lab).values())].task
+    published = ", as published" if few == MQARConfig() else ""
+    return (
         "Share of right answers in multi-query associative recall, with 95 % intervals over seeds and test "
         "sequences; ticks are seeds. Two layers without networks; all mixers have the same width, heads, "
-        "short convolutions and head norms, and parameters equal up to gates and ridges. A: four pairs in "
-        "64 tokens, 8192 different tokens, as published. B: more pairs, and heads of several widths; the "
-        "state of mesa is two matrices, that of softmax attention all keys and values.\n\n"
+        "short convolutions and head norms, and parameters equal up to gates and ridges. "
+        f"A: {pairs_in_words(few)}{published}. B: {pairs_in_words(cast(MQARConfig, states))}, and heads of "
+        "several widths; the state of mesa is two matrices, that of softmax attention all keys and "
+        "values.\n\n"
         "Of each mixer's first seed, the learning rate with the least loss on validation sequences is "
         "taken for all seeds; more rates are tried until the best lies between two others. Published "
         "trainings are 64 epochs of 100,000 sequences, with models that have positions in place of "
         "convolutions; those of scale small are a fraction of one epoch."
-    ),
+    )
+
+
+mqar = Figure(
+    name="mqar",
+    title="Associative recall on tokens, by mixer and size of the state",
+    summary="eight mixers on multi-query associative recall",
+    caption=_mqar_caption,
     trains=True,
     panels=(
-        comparison_panel("mqar", "A: four pairs, by mixer", name="mixers"),
+        comparison_panel("mqar", "A: few pairs, by mixer", name="mixers"),
         Panel(name="states", measure=_measure_states, draw=_draw_states),
     ),
     layout=grid(columns=2, height=4.2),
@@ -183,18 +192,23 @@ def _continuous_claims(lab: Laboratory) -> Iterable[Claim]:
     )
 
 
+def _continuous_caption(lab: Laboratory) -> str:
+    task = cast(ContinuousMQARConfig, lab.settings.comparisons["continuous"].task)
+    return (
+        "Share of right answers by number of pairs, with 95 % intervals over seeds and test sequences. "
+        "Tokens are pairs of a key and a value, fixed random directions, and then keys alone: few-shot "
+        "regression, which one layer can solve without looking back a token. Trained on "
+        f"{task.pairs} pairs, with keys of {task.dim} dimensions.\n\n"
+        "One layer of one head and a linear readout, without convolutions but for those that are part of "
+        "mesanet. Learning rates are chosen on validation sequences, as in the figure before."
+    )
+
+
 continuous = Figure(
     name="continuous",
     title="Associative recall on vectors, by number of pairs",
     summary="eight mixers on associative recall with vectors",
-    caption=(
-        "Share of right answers by number of pairs, with 95 % intervals over seeds and test sequences. "
-        "Tokens are pairs of a key and a value, fixed random directions, and then keys alone: few-shot "
-        "regression, which one layer can solve without looking back a token. Trained on one number of "
-        "pairs, as many as a key has dimensions.\n\n"
-        "One layer of one head and a linear readout, without convolutions but for those that are part of "
-        "mesanet. Learning rates are chosen on validation sequences, as in the figure before."
-    ),
+    caption=_continuous_caption,
     trains=True,
     panels=(Panel(name="pairs", measure=_measure_pairs, draw=_draw_pairs),),
     layout=grid(height=4.0),

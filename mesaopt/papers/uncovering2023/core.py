@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 
 from mesaopt.looks import DASHED, INK
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.laboratory import Plan, Scale, Training
+from mesaopt.papers.laboratory import FIRST_PAPER, Plan, Scale, Training
 from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
 from mesaopt.papers.plan import Headline, Study
 from mesaopt.papers.plots import circles, plain_ticks
@@ -35,7 +35,6 @@ from mesaopt.papers.uncovering2023.laboratory import (
     GRADIENT_STEP,
     LEAST_SQUARES,
     OFFICIAL,
-    SOURCE,
     Laboratory,
     compare,
     slot_coefficients,
@@ -279,7 +278,7 @@ def _plan(scale: Scale, sequences: int, *trainings: Training) -> Plan:
 STUDY: Study[Laboratory] = Study(
     name="core",
     paper="uncovering2023",
-    source=SOURCE,
+    source=FIRST_PAPER,
     headlines=(
         Headline(
             claim="lsa-1-beside-gd-1",

@@ -14,9 +14,9 @@ from mesaopt.looks import LOOKS
 from mesaopt.papers.figure import Figure, Panel, stack
 from mesaopt.papers.laboratory import measurement
 from mesaopt.papers.matrices import color_bar, draw_matrix, mark_blocks, sum_over_heads
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, Rows, split
 from mesaopt.papers.uncovering2023.core_milestones import LSA_1
-from mesaopt.papers.uncovering2023.curves import by_predictor, curve_row, look_of
+from mesaopt.papers.uncovering2023.curves import curve_row, look_of
 from mesaopt.papers.uncovering2023.laboratory import (
     GRADIENT_STEP,
     LEAST_SQUARES,
@@ -127,7 +127,7 @@ def _text(values: Any, digits: int) -> str:
 
 def _draw(part: SubFigure, data: PanelData) -> None:
     """Draw what is scored at up to four checkpoints, and the losses at these."""
-    curves, steps, dim = by_predictor(data.rows), data.more["steps"], data.more["dim"]
+    curves, steps, dim = split(data.rows, "predictor"), data.more["steps"], data.more["dim"]
     texts = [np.array(text.split(), dtype=float) for text in data.more["scored"]]
     chosen, limit = _choose(steps, curves), np.abs(texts[-1]).max()
     above, below = part.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.25))[:, 0]

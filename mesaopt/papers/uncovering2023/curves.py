@@ -10,7 +10,7 @@ from mesaopt.looks import DOTTED, LOOKS, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Panel
 from mesaopt.papers.plots import band, circles
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, Rows, split
 from mesaopt.papers.uncovering2023.laboratory import (
     CONSTRUCTION,
     GRADIENT_STEP,
@@ -138,7 +138,7 @@ def loss_by_position(
 
     def draw(axes: Axes, data: PanelData) -> None:
         seeds = data.more["seeds"]
-        for name, rows in by_predictor(data.rows).items():
+        for name, rows in split(data.rows, "predictor").items():
             positions = [row["place"] for row in rows]
             line = look_of(name).line(label=label_of(name))
             band(
@@ -173,7 +173,7 @@ def learning_rows(lab: Laboratory, names: Iterable[str]) -> Rows:
 
 def draw_learning(axes: Axes, rows: Rows, names: Iterable[str]) -> None:
     """Draw test losses while training, one line per seed."""
-    curves = by_predictor(rows)
+    curves = split(rows, "predictor")
     for name in names:
         seeds = [curve for key, curve in curves.items() if key.startswith(f"{name}, seed ")]
         for seed, curve in enumerate(seeds):
@@ -189,14 +189,6 @@ def draw_levels(axes: Axes, levels: Mapping[str, float], **line: Any) -> None:
     """Draw mean losses of algorithms as horizontal lines."""
     for name, level in levels.items():
         axes.axhline(level, **look_of(name).line(label=name, **line))
-
-
-def by_predictor(rows: Rows) -> dict[str, Rows]:
-    """Group rows by predictor, in order."""
-    groups: dict[str, Rows] = {}
-    for row in rows:
-        groups.setdefault(row["predictor"], []).append(row)
-    return groups
 
 
 def curve_row(

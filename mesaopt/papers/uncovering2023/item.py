@@ -1,6 +1,6 @@
 """The study `uncovering2023`: every synthetic figure of von Oswald et al., in the paper's order."""
 
-from mesaopt.papers.laboratory import Plan, Scale, Training
+from mesaopt.papers.laboratory import FIRST_PAPER, Plan, Scale, Training
 from mesaopt.papers.plan import Headline, Study
 from mesaopt.papers.uncovering2023 import (
     attention,
@@ -14,7 +14,7 @@ from mesaopt.papers.uncovering2023 import (
     sensitivities,
     weights,
 )
-from mesaopt.papers.uncovering2023.laboratory import COMPARED, SOURCE, Laboratory
+from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
 from mesaopt.recipes import RECIPES, select
 
 FIGURES = (
@@ -155,7 +155,7 @@ STUDY: Study[Laboratory] = Study(
         "paper": _plan("paper", _paper(), 10_240),
     },
     laboratory=Laboratory,
-    source=SOURCE,
+    source=FIRST_PAPER,
     headlines=(
         Headline(
             claim="fig4-lsa-1-is-one-step",

@@ -26,7 +26,7 @@ from mesaopt.errors import RunError
 from mesaopt.models import SequenceModel
 from mesaopt.papers import laboratory
 from mesaopt.papers.claims import Claim
-from mesaopt.papers.laboratory import Plan, Source, measurement
+from mesaopt.papers.laboratory import Plan, measurement
 from mesaopt.papers.uncovering2023.settings import SETTINGS, Settings
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Batch, NonlinearSystem, Task, make_task, tokens_from_states
@@ -43,11 +43,6 @@ from mesaopt.theory import (
 )
 from mesaopt.training import Run
 
-SOURCE = Source(
-    title="Uncovering mesa-optimization algorithms in Transformers",
-    authors="J. von Oswald, M. Schlegel, A. Meulemans and others, 2023",
-    url="https://arxiv.org/abs/2309.05858",
-)
 GRADIENT_STEP = "one gradient step"
 LEAST_SQUARES = "least squares"
 CONSTRUCTION = "Proposition 1 weights"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Drawing
 from mesaopt.looks import LOOKS, PALETTE, series
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, Places, grid
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, Rows, split
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory
 from mesaopt.papers.uncovering2023.probe_drawing import (
@@ -19,7 +19,6 @@ from mesaopt.papers.uncovering2023.probe_drawing import (
     draw_held_out,
     layer_label,
     seeds_of,
-    split,
     style_legend,
 )
 from mesaopt.papers.uncovering2023.probes import (

@@ -77,14 +77,6 @@ def all_columns(data: PanelData) -> Rows:
     ]
 
 
-def split(rows: Rows, column: str) -> dict[Any, Rows]:
-    """Split rows by the value of a column."""
-    parts: dict[Any, Rows] = {}
-    for row in rows:
-        parts.setdefault(row[column], []).append(row)
-    return parts
-
-
 def seeds_of(rows: Rows) -> Iterator[tuple[float, ...]]:
     """Give the curve of every seed; none where there is a single one."""
     return zip(*(row["seeds"] for row in rows), strict=True)

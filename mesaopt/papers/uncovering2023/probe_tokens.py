@@ -11,7 +11,7 @@ from mesaopt.analysis.estimate import Estimate
 from mesaopt.looks import PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
-from mesaopt.papers.rows import PanelData
+from mesaopt.papers.rows import PanelData, split
 from mesaopt.papers.uncovering2023.curves import color_of, label_of
 from mesaopt.papers.uncovering2023.laboratory import COMPARED, Laboratory, network_note
 from mesaopt.papers.uncovering2023.probe_drawing import (
@@ -20,7 +20,6 @@ from mesaopt.papers.uncovering2023.probe_drawing import (
     depth_color,
     draw_curve,
     layer_label,
-    split,
     style_legend,
 )
 from mesaopt.papers.uncovering2023.probes import (

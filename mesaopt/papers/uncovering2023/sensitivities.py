@@ -18,7 +18,7 @@ from mesaopt.looks import INK, PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale, measurement
-from mesaopt.papers.rows import PanelData, Rows
+from mesaopt.papers.rows import PanelData, Rows, split
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import (
     COMPARED,
@@ -179,10 +179,7 @@ def _training_panel(recipe: str) -> Panel[Laboratory]:
         return PanelData(rows=rows, more={"seeds": values.tolist() if len(values) > 1 else []})
 
     def draw(axes: Axes, data: PanelData) -> None:
-        curves: dict[str, Rows] = {}
-        for row in data.rows:
-            curves.setdefault(str(row["token"]), []).append(row)
-        for place, (token, curve) in enumerate(curves.items()):
+        for place, (token, curve) in enumerate(split(data.rows, "token").items()):
             steps = [row["step"] for row in curve]
             color = PALETTE[place] if place < NEAR else INK
             style = {"color": color, "ls": "solid" if place < NEAR else (0, (3, 2))}
@@ -221,11 +218,10 @@ def _token_panel(recipe: str) -> Panel[Laboratory]:
         return PanelData(rows=rows)
 
     def draw(axes: Axes, data: PanelData) -> None:
-        curves: dict[str, Rows] = {}
-        for row in data.rows:
-            curves.setdefault(row["panel"].rpartition(" ")[2], []).append(row)
+        curves = split(data.rows, "panel")
         colors = (PALETTE[1], PALETTE[2], PALETTE[0])
-        for color, (position, curve) in zip(colors, curves.items(), strict=True):
+        for color, (panel, curve) in zip(colors, curves.items(), strict=True):
+            position = panel.rpartition(" ")[2]
             tokens = [row["token"] for row in curve]
             mean = torch.tensor([row["sensitivity"] for row in curve])
             half = torch.tensor([row["half_width_95"] for row in curve])

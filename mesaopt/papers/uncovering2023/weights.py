@@ -185,8 +185,8 @@ fig9 = Figure(
     caption=(
         "Layers 1, 2 and 4, a column per head. Above: the product that scores a key token (rows) against "
         "a query token (columns). Below: the product that turns a value token (columns) into what is "
-        "written (rows). Blocks are the slots of a token: 0 empty, where the prediction grows, 1 and 2 "
-        "the current state, 3 the previous one. Colours are shared within a row. Below each: "
+        "written (rows). Blocks are the slots of a token: an empty one, where the prediction grows, "
+        "twice the current state, and the previous one. Colours are shared within a row. Below each: "
         "the share of its squared entries that multiples of the identity in its 16 blocks "
         "explain. First seed; the settings have the mean share over heads and seeds, by layer."
     ),

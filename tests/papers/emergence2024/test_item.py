@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from laboratories import Computed, compute
 
+from mesaopt.config import StartName
 from mesaopt.papers.emergence2024 import full_one, one_step
 from mesaopt.papers.emergence2024.condition import paired_signs
 from mesaopt.papers.emergence2024.item import STUDY
@@ -17,6 +18,7 @@ from mesaopt.papers.emergence2024.laboratory import (
     exact,
     samples,
     theory,
+    train,
 )
 from mesaopt.papers.figure import Figure, judge
 from mesaopt.tasks import generalised_gaussian
@@ -160,3 +162,14 @@ def test_paired_signs_vanish_at_power_one_and_not_at_three() -> None:
     ones = [float(signs.moment(np.array([1, power]))) for power in range(1, 6)]
     np.testing.assert_allclose(ones, 0, atol=1e-15)
     assert float(signs.moment(np.array([3, 3]))) == pytest.approx(2.25)
+
+
+def test_captions_have_the_numbers_of_exact_training() -> None:
+    def short(start: StartName, scale: float) -> str:
+        end = train(exact(start, scale), start, scale).product[-1, 0]
+        return f"{100 * (1 - end / theory(start, scale).product):.2g} %"
+
+    assert f"at T = 100 theory says {theory('gaussian').product:.4f}" in one_step.fig1.caption
+    assert f"{short('sparse', 1.0)} short" in one_step.fig1.caption
+    both = f"{short('gaussian', 0.5)} and {short('gaussian', 2.0)} short"
+    assert both in one_step.fig2.caption

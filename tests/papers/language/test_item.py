@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -77,6 +78,31 @@ def test_figures_of_no_recipes_say_that_they_train(figure: Figure) -> None:
 def test_every_figure_has_rows_and_settings(results: dict[str, Computed]) -> None:
     for one in results.values():
         assert len(one.rows) >= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (
+            "mqar",
+            "A: 2 pairs in 16 tokens, 64 different tokens. B: 2 pairs in 16 tokens, 64 different",
+        ),
+        ("faults", "recall of 2 pairs in 16 tokens, 64 different tokens"),
+        ("continuous", "Trained on 4 pairs, with keys of 8 dimensions"),
+    ],
+)
+def test_captions_have_the_sizes_of_the_scale(lab: Laboratory, name: str, sizes: str) -> None:
+    caption = next(figure for figure in STUDY.figures if figure.name == name).caption
+    assert callable(caption)
+    assert sizes in caption(lab)
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_recall_of_few_pairs_is_as_published(scale: Literal["small", "paper"]) -> None:
+    caption = next(figure for figure in STUDY.figures if figure.name == "mqar").caption
+    assert callable(caption)
+    words = caption(Laboratory(STUDY.plans[scale], {}))
+    assert "A: 4 pairs in 64 tokens, 8192 different tokens, as published" in words
 
 
 def test_claims_about_trained_models_fail_for_models_that_learned_nothing(

@@ -48,6 +48,11 @@ def test_fig9_tells_scalars_from_weights_of_all_kinds() -> None:
     assert figure.settings["share of W_k^T W_q"]["layer 1"] == "1.00"
     assert len(figure.rows) == 3 * 2 * 4 * 40
     assert "test sequences" not in figure.settings, "weights have none"
+    (data,) = figure.panels.values()
+    assert data.more["matrices"][0]["blocks"] == ["pred.", "$s_t$", "$s_t$", "$s_{t-1}$"]
+    assert (
+        "where the prediction grows, twice the current state, and the previous one" in fig9.caption
+    )
     untrained = compute(fig9, Laboratory(PLAN, {"lsa-6": [run_of("lsa-6")]}))
     failed = {name for name, passed in untrained.verdicts.items() if not passed}
     assert failed >= {
