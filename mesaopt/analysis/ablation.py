@@ -193,6 +193,7 @@ def ablate(
         (True, [41, 42])
     """
     model, task = as_model(model), as_task(task)
+    evaluation = evaluation.even(task)
     names, replaced_at = distinct(names), _groups(positions)
     nowhere = any(where is not None and len(where) == 0 for where in replaced_at.values())
     if not names or not replaced_at or nowhere:

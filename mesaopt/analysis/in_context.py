@@ -249,7 +249,7 @@ def in_context_loss(
             task in the type of its weights.
         task: source of the sequences, or its settings; that of the run if not given with a single one.
         evaluation: the sequences; 2560 test sequences if not given. Of a text that is too short for so many
-            some come again, which narrows no standard error.
+            some come again, which narrows no standard error. Settings of a test have equally many.
 
     Returns:
         The losses of the predictor; of several, the losses of each, under its name.
@@ -274,6 +274,7 @@ def in_context_loss(
         given = loaded(predictors)
         return in_context_loss({"": given}, task_of(given, task), evaluation)[""]
     task = as_task(task)
+    evaluation = evaluation.even(task)
     functions = {name: as_predictor(given, name) for name, given in predictors.items()}
 
     def score(batch: Batch) -> tuple[range, Tensor | None, dict[str, Tensor]]:

@@ -276,7 +276,7 @@ class SharedTrainer(Trainer):
         for batch in map(self.data.test_batch, range(self.data.num_test_batches)):
             for part in batch.split(self._scored_at_once(batch) * self.group.size):
                 total += self._share(part)
-        return self.group.total(total).item() / self.config.train.evaluation_sequences
+        return self.group.total(total).item() / self.data.num_test_sequences
 
     def _share(self, part: Batch) -> Tensor:
         """Compute the sum of the losses of own rows; without any a process must gather weights, too."""
