@@ -102,6 +102,28 @@ def test_compare_gives_paired_differences_settings_and_costs(
     assert float(mean["value"]) == pytest.approx(difference["mean"])
 
 
+def test_a_run_that_has_not_ended_is_named_with_its_step(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = shutil.copytree(runs["one"], tmp_path / "stopped")
+    config = json.loads((stopped / "config.json").read_text())
+    config["train"] |= {"steps": 100_000, "evaluate_every": 4}
+    (stopped / "config.json").write_text(json.dumps(config))
+    (stopped / "DONE").unlink()
+    few = ("--sequences", "1", "--json")
+    assert run("compare", runs["plain"], str(stopped), *few) == 0
+    found = json.loads(capsys.readouterr().out)["runs"]
+    assert list(found) == ["plain", "stopped, step 4 of 100,000"]
+    training = found["stopped, step 4 of 100,000"]["training"]
+    assert (training["steps"], training["sequences"]) == (4, 32)
+    assert run("evaluate", str(stopped), *few) == 0
+    assert "lsa-1, step 4 of 100,000" in json.loads(capsys.readouterr().out)
+    assert run("diagnose", str(stopped), "--sequences", "1") == 0
+    assert "stopped, step 4 of 100,000" in " ".join(capsys.readouterr().out.split())
+    assert run("diagnose", str(stopped), "--sequences", "1", "--step", "4") == 0
+    assert "100,000" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 def test_pictures_and_pages_of_several_runs(
     command: str, runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -56,7 +56,7 @@ def evaluate(command: args.Evaluate) -> int:
     folders = given.find_runs(command.runs)
     runs = given.load_runs(folders, task=command.task, model=command.model)
     if len(runs) == 1:
-        runs = {run.config.recipe: run for run in runs.values()}
+        runs = {given.title(run.config.recipe, run): run for run in runs.values()}
     if any(given.is_on_tokens(run.config.task) for run in runs.values()):
         return evaluate_tokens([group.runs for group in by_task(runs)], command)
     groups = score(runs, command.sequences, baselines=True)

@@ -79,7 +79,10 @@ def load_runs(
     model: str | None,
     step: int | None = None,
 ) -> dict[str, "Run"]:
-    """Load runs, with the task and the model of the user's own for those that were trained on one."""
+    """Load runs, with the task and the model of the user's own for those that were trained on one.
+
+    The name of a run that has not come to its end says so, unless the step is the user's choice.
+    """
     from mesaopt.training import RunFolder, load_run
 
     if task is not None or model is not None:
@@ -91,10 +94,17 @@ def load_runs(
     models = _meant_for(
         [name for name in configs if configs[name].model.kind == "own"], folders, model
     )
-    return {
+    runs = {
         name: load_run(folder, step=step, device="cpu", task=tasks[name], model=models[name])
         for name, folder in folders.items()
     }
+    return {name if step is not None else title(name, run): run for name, run in runs.items()}
+
+
+def title(name: str, run: "Run") -> str:
+    """Give the name of a run, with the last recorded step where this is not the end."""
+    last, steps = run.metrics[-1]["step"], run.config.train.steps
+    return name if last == steps else f"{name}, step {last:,} of {steps:,}"
 
 
 def _meant_for(
