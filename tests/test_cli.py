@@ -24,7 +24,7 @@ from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Study
 from mesaopt.papers.untrained import Untrained, write_untrained
-from mesaopt.training import RunFolder, StepCost, StepCosts
+from mesaopt.training import Devices, RunFolder, StepCost, StepCosts
 from mesaopt.zoo import FOLDER
 
 SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
@@ -327,6 +327,24 @@ def test_of_several_processes_the_first_prints_the_cost(
     monkeypatch.setattr("mesaopt.training.one_message", contextlib.nullcontext)
     assert run("train", "lsa-1", "--dry-run", "--device", "cpu", "--set", *SHORT) == 0
     assert bool(capsys.readouterr().out) == prints
+    assert run("train", "lsa-1", "--dry-run", "--parts", "4", "--set", *SHORT) == 2
+    message = "--parts: must not be given with torchrun and --dry-run, which times one process"
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_times_the_way_to_compute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[object] = []
+
+    def spy(*_: object, devices: object, **__: object) -> StepCost:
+        seen.append(devices)
+        return StepCost(1, 1.0)
+
+    monkeypatch.setattr("mesaopt.training.step_cost", spy)
+    arguments = ("train", "lsa-1", "--dry-run", "--device", "cpu", "--set", *SHORT)
+    assert run(*arguments) == run(*arguments, "--parts", "4", "--recompute") == 0
+    assert seen == [None, Devices(parts=4, recompute=True)]
 
 
 def test_a_dry_run_prints_each_cost_before_it_measures_the_next(

@@ -27,8 +27,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from mesaopt import files
-from mesaopt.config import MergedAttentionConfig, RunConfig, TrainConfig
+from mesaopt.config import MergedAttentionConfig, OwnModelConfig, RunConfig, TrainConfig
 from mesaopt.errors import ConfigError, MesaoptError, RunError
+from mesaopt.models.own import build_own
 from mesaopt.progress import AnyProgress, OnProgress
 from mesaopt.tasks import Batch
 from mesaopt.training.devices import ENDED, Devices, is_launched, is_lost
@@ -140,10 +141,11 @@ class ProcessGroup:
             The folder.
 
         Raises:
-            ConfigError: the batch cannot be divided among the processes, or the model is of another kind.
+            ConfigError: the batch cannot be divided among the processes, the model is of another kind, or
+                has no blocks to recompute or compile.
             RunError: as in :meth:`RunFolder.open`.
         """
-        self._check(config)
+        self.check(config)
         with contextlib.ExitStack() as stack:
 
             def open_and_lock() -> None:
@@ -153,14 +155,18 @@ class ProcessGroup:
             self.first(open_and_lock)
             yield SharedFolder(path, config, self)
 
-    def _check(self, config: RunConfig) -> None:
-        """Refuse a run that these processes cannot share."""
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run that these processes cannot share, or not in this way."""
         if config.train.batch_size % self.size:
             wanted = f"must be a multiple of {self.size}, the number of processes"
             raise ConfigError(f"train.batch_size={config.train.batch_size}: {wanted}")
         if isinstance(config.model, MergedAttentionConfig):
             wanted = "must be 'sequence', 'language' or a module of your own, with torchrun"
             raise ConfigError(f"model.kind={config.model.kind!r}: {wanted}")
+        for option in ("recompute", "compile"):
+            if getattr(self.devices, option) and not _has_blocks(config):
+                given = f"{option}=True: works on blocks, and {config.model.name!r} has none"
+                raise ConfigError(f"{given}: must have a torch.nn.ModuleList `blocks`")
 
     def train(
         self, folder: "SharedFolder", *, progress: AnyProgress, logger: OnProgress | None
@@ -359,6 +365,12 @@ def _divided(whole: Tensor, *, like: Tensor) -> Tensor:
 def _local(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parts of tensors that this process has."""
     return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+
+def _has_blocks(config: RunConfig) -> bool:
+    """Say whether a model has blocks, as all of this package have; they are called one by one."""
+    own = isinstance(config.model, OwnModelConfig)
+    return not own or bool(getattr(build_own(config.model, seed=config.seed), "blocks", ()))
 
 
 def _divide(model: nn.Module, group: ProcessGroup) -> FSDPModule:

@@ -269,6 +269,13 @@ def test_a_wrong_device_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_refuses_a_wrong_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", *GRID, "--dry-run", "--device", "nonsense") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "device='nonsense': is not there" in err
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:12"])
 def test_a_cluster_may_have_a_device_that_is_not_here(device: str) -> None:
     check_device_name(device)
