@@ -160,10 +160,16 @@ def test_the_help_says_how_to_see_the_version(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "positions"), [("lsa-1", [1, 8]), ("ar-gaussian", [2, 7])], ids=["real", "complex"]
+    ("recipe", "positions", "verb"),
+    [("lsa-1", [1, 8], "diagnose"), ("ar-gaussian", [2, 7], "evaluate")],
+    ids=["real", "complex"],
 )
 def test_the_whole_way_of_a_run(
-    recipe: str, positions: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str,
+    positions: list[int],
+    verb: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = str(tmp_path / "run")
     arguments = ["train", recipe, "--out", out, "--seed", "5", "--device", "cpu"]
@@ -171,7 +177,7 @@ def test_the_whole_way_of_a_run(
     assert run(*arguments) == 0
     shown = capsys.readouterr().out
     assert "test loss" in shown
-    assert shown.splitlines()[-1] == f"Next: mesaopt diagnose {out}"
+    assert shown.splitlines()[-1] == f"Next: mesaopt {verb} {out}"
     assert RunFolder(Path(out)).config.seed == 5
     assert run(*arguments) == 2
     assert "--resume (in Python resume=True) goes on with" in capsys.readouterr().err

@@ -5,13 +5,16 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from helpers import exit_status as run
 
-from mesaopt import zoo
+from mesaopt import recipes, zoo
 from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
+from mesaopt.analysis.diagnosis.regression import regression_of
+from mesaopt.commands.given import can_be_diagnosed
 from mesaopt.tasks import make_task
 from mesaopt.training import load_run
 
@@ -23,11 +26,11 @@ RESULTS = Path(__file__).parent / "data" / "results"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Short runs: two of one task with other tokens, one of another task."""
     folder = tmp_path_factory.mktemp("runs")
-    recipes = {"one": "lsa-1", "plain": "tf-3", "other": "ar-gaussian"}
-    for name, recipe in recipes.items():
+    names = {"one": "lsa-1", "plain": "tf-3", "other": "ar-gaussian"}
+    for name, recipe in names.items():
         arguments = ["train", recipe, "--out", str(folder / name), "--device", "cpu"]
         assert run(*arguments, "--set", *SHORT) == 0
-    return {name: str(folder / name) for name in recipes}
+    return {name: str(folder / name) for name in names}
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -122,6 +125,31 @@ def test_a_run_that_has_not_ended_is_named_with_its_step(
     assert "stopped, step 4 of 100,000" in " ".join(capsys.readouterr().out.split())
     assert run("diagnose", str(stopped), "--sequences", "1", "--step", "4") == 0
     assert "100,000" not in capsys.readouterr().out
+
+
+# The states of nonlinear-text outgrow float32, and text takes seconds to read.
+@pytest.mark.parametrize("name", sorted(set(recipes.TASKS) - {"text-stdlib", "nonlinear-text"}))
+def test_a_run_can_be_diagnosed_where_its_task_can_be_read(name: str) -> None:
+    task = recipes.TASKS[name]
+    try:
+        regression_of(make_task(task))
+    except ValueError:
+        can_be = False
+    else:
+        can_be = True
+    config = SimpleNamespace(task=task)  # a task on tokens wants a model that fits it
+    assert can_be_diagnosed(config) == can_be
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--sequences", "1"), ("report",)])
+def test_pages_name_no_command_that_is_refused(
+    command: tuple[str, ...], runs: dict[str, str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    verb, *more = command
+    for name, can_be in (("one", True), ("other", False)):
+        assert run(verb, runs[name], *more, "--out", str(page)) == 0
+        assert (f"mesaopt diagnose {runs[name]}" in page.read_text()) == can_be
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])

@@ -224,6 +224,6 @@ def _write(compared: _Compared, command: args.Compare) -> None:
         figure=curves.draw(panels),
         caption=curves.CAPTION,
         tables=[Table(title, rows) for title, rows in _tables(compared)],
-        commands=given.lines("diagnose", _in_order(command), scores.runs),
+        commands=given.lines_to_diagnose(_in_order(command), scores.runs),
     )
     given.write(page, command)

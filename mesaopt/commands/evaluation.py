@@ -71,7 +71,7 @@ def evaluate(command: args.Evaluate) -> int:
             count = f"{group.num_sequences:,} test sequences"
             print_table(f"in-context loss by position{where}, {count}", table_rows(group))
     if command.out is not None:
-        _write(groups, command, given.lines("diagnose", command.runs, runs))
+        _write(groups, command, given.lines_to_diagnose(command.runs, runs))
     return 0
 
 

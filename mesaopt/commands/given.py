@@ -130,10 +130,16 @@ def say_where(command: AnyCommand) -> None:
         print_line(f"{kind}: {command.out}")
 
 
-def lines(verb: str, paths: Sequence[Path], runs: Mapping[str, "Run"]) -> list[str]:
-    """Return what to type next, a line for each run, in the order of the paths."""
-    pairs = zip(paths, runs.values(), strict=True)
-    return [next_line(verb, path, run.config) for path, run in pairs]
+def lines_to_diagnose(paths: Sequence[Path], runs: Mapping[str, "Run"]) -> list[str]:
+    """Return what to type next, a line for each run that can be diagnosed, in the order of the paths."""
+    pairs = zip(paths, (run.config for run in runs.values()), strict=True)
+    return [next_line("diagnose", path, one) for path, one in pairs if can_be_diagnosed(one)]
+
+
+def can_be_diagnosed(config: RunConfig) -> bool:
+    """Say whether `diagnose` surely takes a run: none on tokens, complex numbers or a task of one's own."""
+    task = config.task
+    return not (is_on_tokens(task) or task.kind == "own" or task.numbers == "complex")
 
 
 def next_line(verb: str, path: Path, config: RunConfig) -> str:

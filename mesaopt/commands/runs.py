@@ -143,9 +143,8 @@ def _next_line(run: "Run") -> str:
     task = run.config.task
     if isinstance(task, TextConfig):
         return f"{given.next_line('generate', run.path, run.config)} --prompt 'def '"
-    # Not every task of one's own can be diagnosed, and none on tokens.
-    others = task.kind == "own" or given.is_on_tokens(task)
-    return given.next_line("evaluate" if others else "diagnose", run.path, run.config)
+    verb = "diagnose" if given.can_be_diagnosed(run.config) else "evaluate"
+    return given.next_line(verb, run.path, run.config)
 
 
 def import_released(command: args.ImportReleased) -> int:
