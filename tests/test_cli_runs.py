@@ -14,6 +14,7 @@ from helpers import exit_status as run
 from mesaopt import recipes, zoo
 from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
 from mesaopt.analysis.diagnosis.regression import regression_of
+from mesaopt.commands.evaluation import BASELINES
 from mesaopt.commands.given import can_be_diagnosed
 from mesaopt.tasks import make_task
 from mesaopt.training import load_run
@@ -43,6 +44,7 @@ def test_runs_of_one_task_share_their_sequences_and_baselines(
     assert run("evaluate", *runs.values(), "--sequences", "1", "--json") == 0
     linear, process = json.loads(capsys.readouterr().out)
     assert list(linear["losses"]) == ["one", "plain", "one gradient step", "least squares"]
+    assert {*linear["losses"]} - {"one", "plain"} < {*BASELINES}
     assert list(process["losses"]) == ["other", "one gradient step", "least squares"]
     assert (linear["task"]["kind"], process["task"]["kind"]) == ("linear_system", "ar_process")
     alone = load_run(runs["plain"], device="cpu")
@@ -150,6 +152,17 @@ def test_pages_name_no_command_that_is_refused(
     for name, can_be in (("one", True), ("other", False)):
         assert run(verb, runs[name], *more, "--out", str(page)) == 0
         assert (f"mesaopt diagnose {runs[name]}" in page.read_text()) == can_be
+
+
+@pytest.mark.parametrize("name", ["least squares", "one gradient step", "1-gram", "guess"])
+def test_a_run_with_the_name_of_an_algorithm_is_refused(
+    name: str, runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(runs["one"], tmp_path / name)
+    assert run("evaluate", str(folder), runs["plain"], "--sequences", "1") == 2
+    shown = capsys.readouterr()
+    message = f"run='{name}': must be another: tables name an algorithm so; rename the run"
+    assert (shown.out, shown.err) == ("", f"mesaopt: {message}\n")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])

@@ -21,6 +21,7 @@ from mesaopt.analysis import (
     score_positions,
     token_scores,
 )
+from mesaopt.commands.evaluation import BASELINES
 from mesaopt.commands.tokens import score_rows
 from mesaopt.config import LanguageModelConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.progress import Progress
@@ -186,6 +187,7 @@ def test_a_run_is_trained_and_evaluated_by_the_commands(
         "mqar-continuous": {"least squares"},
     }
     assert printed.keys() == {"tiny", "guess"} | baselines[name]
+    assert {"guess"} | baselines[name] < {*BASELINES}
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", str(tmp_path / "run"), "--sequences", "1"])
     assert end.value.code == 0
