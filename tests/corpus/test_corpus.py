@@ -269,6 +269,25 @@ def test_nothing_is_written_where_an_argument_is_wrong(
     assert not Path("shards").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer": "missing.json"}, "tokenizer='missing.json': there is no such file"),
+        ({"tokenizer": "bpe", "vocabulary": 5}, "vocabulary=5: must be between 257 and 65536"),
+        ({"tokenizer": "bpe"}, "tokenizer='bpe': needs the package tokenizers"),
+    ],
+)
+def test_a_wrong_tokenizer_is_refused_before_the_corpus_is_read(
+    settings: dict, message: str, fake_tokenizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "package" in message:
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+    module = sys.modules["mesaopt.corpus.prepare"]  # the package has a function of this name
+    monkeypatch.setattr(module, "documents_of", lambda _: pytest.fail("reads the corpus"))
+    with pytest.raises(ConfigError, match=message):
+        prepare("stdlib", fake_tokenizers / "shards", **settings)
+
+
 def test_shards_are_written_to_a_path_in_the_home_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
