@@ -11,6 +11,7 @@ from mesaopt import files
 from mesaopt.commands.own import find_modules_here
 from mesaopt.config import (
     ContinuousMQARConfig,
+    GeneratedTaskConfig,
     OwnModelConfig,
     OwnTaskConfig,
     RunConfig,
@@ -138,8 +139,7 @@ def lines_to_diagnose(paths: Sequence[Path], runs: Mapping[str, "Run"]) -> list[
 
 def can_be_diagnosed(config: RunConfig) -> bool:
     """Say whether `diagnose` surely takes a run: none on tokens, complex numbers or a task of one's own."""
-    task = config.task
-    return not (is_on_tokens(task) or task.kind == "own" or task.numbers == "complex")
+    return isinstance(config.task, GeneratedTaskConfig) and config.task.numbers == "real"
 
 
 def next_line(verb: str, path: Path, config: RunConfig) -> str:

@@ -163,10 +163,12 @@ class ProcessGroup:
         if isinstance(config.model, MergedAttentionConfig):
             wanted = "must be 'sequence', 'language' or a module of your own, with torchrun"
             raise ConfigError(f"model.kind={config.model.kind!r}: {wanted}")
-        for option in ("recompute", "compile"):
-            if getattr(self.devices, option) and not _has_blocks(config):
-                given = f"{option}=True: works on blocks, and {config.model.name!r} has none"
-                raise ConfigError(f"{given}: must have a torch.nn.ModuleList `blocks`")
+        own = config.model if isinstance(config.model, OwnModelConfig) else None
+        ways = [name for name in ("recompute", "compile") if getattr(self.devices, name)]
+        # The models of this package have blocks.
+        if own and ways and not getattr(build_own(own, seed=config.seed), "blocks", ()):
+            given = f"{ways[0]}=True: works on blocks, and {own.name!r} has none"
+            raise ConfigError(f"{given}: must have a torch.nn.ModuleList `blocks`")
 
     def train(
         self, folder: "SharedFolder", *, progress: AnyProgress, logger: OnProgress | None
@@ -365,12 +367,6 @@ def _divided(whole: Tensor, *, like: Tensor) -> Tensor:
 def _local(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parts of tensors that this process has."""
     return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
-
-
-def _has_blocks(config: RunConfig) -> bool:
-    """Say whether a model has blocks, as all of this package have; they are called one by one."""
-    own = isinstance(config.model, OwnModelConfig)
-    return not own or bool(getattr(build_own(config.model, seed=config.seed), "blocks", ()))
 
 
 def _divide(model: nn.Module, group: ProcessGroup) -> FSDPModule:
