@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"mesaopt: interrupted{hint}", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
+        _drop_output()
         sys.stderr.close()
         status = 0
     except Exception as error:

@@ -619,6 +619,15 @@ def test_it_runs_as_a_module_and_closes_quietly() -> None:
     assert shown.stdout.startswith("mesaopt 0.")
 
 
+@pytest.mark.parametrize("words", [["list"], ["list", "recipes"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_failure(words: list[str]) -> None:
+    command = [sys.executable, "-m", "mesaopt", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_waiting_threads_sleep_unless_told_otherwise() -> None:
     code = (
         "import os\nfrom mesaopt import cli, commands\n"
