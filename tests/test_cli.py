@@ -16,7 +16,7 @@ import tyro
 from helpers import exit_status as run
 from toy_study import Toy
 
-from mesaopt import recipes
+from mesaopt import cli, recipes
 from mesaopt.argument_lists import commands
 from mesaopt.arguments import Command
 from mesaopt.config import RunConfig
@@ -279,6 +279,25 @@ def test_values_of_a_repeated_option_all_count(
     out = capsys.readouterr().out
     assert '"steps": 5,' in out
     assert '"batch_size": 4,' in out
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("evaluate a --sequences 256 b", "evaluate a b --sequences 256"),
+        ("evaluate a --sequences=256 b --json c", "evaluate a b c --sequences=256 --json"),
+        ("evaluate --out --json", "evaluate --out --json"),
+        ("train --set train.steps=5 lsa-1", "train lsa-1 --set train.steps=5"),
+        ("train --set train.steps=5 lsa-1 lsa-2", "train lsa-1 --set train.steps=5 lsa-2"),
+        ("train --set train.steps 5", "train --set train.steps 5"),
+        (
+            "sweep --grid train.steps=5,6 --seeds 2 lsa-1",
+            "sweep lsa-1 --grid train.steps=5,6 --seeds 2",
+        ),
+    ],
+)
+def test_words_may_come_behind_options(words: str, wanted: str) -> None:
+    assert cli._checked(words.split()) == wanted.split()
 
 
 @pytest.mark.parametrize(
