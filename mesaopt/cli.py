@@ -9,12 +9,12 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import tyro
 
-from mesaopt.argument_lists import arguments_of, commands
+from mesaopt.argument_lists import Argument, arguments_of, commands
 from mesaopt.arguments import Command
 from mesaopt.errors import ConfigError, MesaoptError, printable, suggest
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"mesaopt: interrupted{hint}", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
+        _drop_output()
         sys.stderr.close()
         status = 0
     except Exception as error:
@@ -92,7 +93,7 @@ def _overview() -> str:
 
 
 def _checked(arguments: Sequence[str]) -> list[str]:
-    """Refuse commands and options that do not exist, and join the values of options that are repeated."""
+    """Refuse commands and options that do not exist, and sort words by what they belong to."""
     if not arguments or arguments[0].startswith("-"):
         return list(arguments)
     if arguments[0] not in commands():
@@ -100,14 +101,14 @@ def _checked(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"{arguments[0]}: is no command of mesaopt; {hint}")
     options = _options(arguments)
     _refuse_unknown_options(arguments, list(options))
-    return _join_repeated(arguments, {name for name, several in options.items() if several})
+    return _sorted(arguments, options)
 
 
-def _options(arguments: Sequence[str]) -> dict[str, bool]:
-    """List the options of the command that is given, each with whether it takes several values."""
+def _options(arguments: Sequence[str]) -> dict[str, Argument]:
+    """List the options of the command that is given."""
     kind = commands().get(arguments[0]) if arguments else None
     known = [] if kind is None else arguments_of(kind)
-    return {one.name: one.takes_several for one in known if one.name}
+    return {one.name: one for one in known if one.name}
 
 
 def _refuse_unknown_options(arguments: Sequence[str], known: Sequence[str]) -> None:
@@ -121,14 +122,22 @@ def _refuse_unknown_options(arguments: Sequence[str], known: Sequence[str]) -> N
         raise ConfigError(f"{option}: is no option of mesaopt {arguments[0]}; {hint}")
 
 
-def _join_repeated(arguments: Sequence[str], several: Collection[str]) -> list[str]:
-    """Join the values of a repeated option, of which the last alone would count; refuse a second value."""
+def _sorted(arguments: Sequence[str], options: Mapping[str, Argument]) -> list[str]:
+    """Put words of no option first, and join the values of a repeated option; refuse a second value.
+
+    Of a repeated option the last values alone would count, and words behind the value of one not at all.
+    """
+    several = {name for name, one in options.items() if one.takes_several}
+    switches = {name for name, one in options.items() if not one.values}
     option = ""
     words = {option: [arguments[0]]}  # of each option, itself the first
     for argument in arguments[1:]:
         name, equals, value = argument.partition("=")
         if not argument.startswith("--"):
-            words[option].append(argument)
+            has_value = len(words[option]) > 1 or "=" in words[option][0] or option in switches
+            is_free = option in options and option not in several and has_value
+            is_recipe = option == "--set" and len(words[""]) == 1 and _is_recipe(argument)
+            words["" if is_free or is_recipe else option].append(argument)
             continue
         option = name.replace("_", "-")
         given = [name, value] if equals and option in several else [argument]
@@ -139,6 +148,13 @@ def _join_repeated(arguments: Sequence[str], several: Collection[str]) -> list[s
         else:
             raise ConfigError(f"{option}: is given twice")
     return [word for group in words.values() for word in group]
+
+
+def _is_recipe(word: str) -> bool:
+    """Say whether a word is the name of a recipe, which no setting is."""
+    from mesaopt import recipes
+
+    return word in recipes.RECIPES
 
 
 def _setting(option: str, recipe: str) -> str | None:

@@ -63,9 +63,16 @@ def _width(rows: list[dict[str, str]]) -> int:
     return sum(max(map(len, column)) + 2 for column in columns) - 2
 
 
+class _Screen(Console):
+    """A console that leaves it to the command line what to do where nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Return the standard output, as wide as the terminal, or 120 columns where there is none."""
-    screen = Console(highlight=False)
+    screen = _Screen(highlight=False)
     if not sys.stdout.isatty():
         screen.width = 120
     return screen

@@ -16,7 +16,7 @@ import tyro
 from helpers import exit_status as run
 from toy_study import Toy
 
-from mesaopt import recipes
+from mesaopt import cli, recipes
 from mesaopt.argument_lists import commands
 from mesaopt.arguments import Command
 from mesaopt.config import RunConfig
@@ -24,7 +24,7 @@ from mesaopt.errors import RunError
 from mesaopt.papers.claims import read_claims
 from mesaopt.papers.plan import Study
 from mesaopt.papers.untrained import Untrained, write_untrained
-from mesaopt.training import RunFolder, StepCost, StepCosts
+from mesaopt.training import Devices, RunFolder, StepCost, StepCosts
 from mesaopt.zoo import FOLDER
 
 SHORT = ["train.steps=4", "train.batch_size=8", "train.evaluation_sequences=8", "task.length=8"]
@@ -160,10 +160,16 @@ def test_the_help_says_how_to_see_the_version(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "positions"), [("lsa-1", [1, 8]), ("ar-gaussian", [2, 7])], ids=["real", "complex"]
+    ("recipe", "positions", "verb"),
+    [("lsa-1", [1, 8], "diagnose"), ("ar-gaussian", [2, 7], "evaluate")],
+    ids=["real", "complex"],
 )
 def test_the_whole_way_of_a_run(
-    recipe: str, positions: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str,
+    positions: list[int],
+    verb: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = str(tmp_path / "run")
     arguments = ["train", recipe, "--out", out, "--seed", "5", "--device", "cpu"]
@@ -171,7 +177,7 @@ def test_the_whole_way_of_a_run(
     assert run(*arguments) == 0
     shown = capsys.readouterr().out
     assert "test loss" in shown
-    assert shown.splitlines()[-1] == f"Next: mesaopt diagnose {out}"
+    assert shown.splitlines()[-1] == f"Next: mesaopt {verb} {out}"
     assert RunFolder(Path(out)).config.seed == 5
     assert run(*arguments) == 2
     assert "--resume (in Python resume=True) goes on with" in capsys.readouterr().err
@@ -276,6 +282,25 @@ def test_values_of_a_repeated_option_all_count(
 
 
 @pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("evaluate a --sequences 256 b", "evaluate a b --sequences 256"),
+        ("evaluate a --sequences=256 b --json c", "evaluate a b c --sequences=256 --json"),
+        ("evaluate --out --json", "evaluate --out --json"),
+        ("train --set train.steps=5 lsa-1", "train lsa-1 --set train.steps=5"),
+        ("train --set train.steps=5 lsa-1 lsa-2", "train lsa-1 --set train.steps=5 lsa-2"),
+        ("train --set train.steps 5", "train --set train.steps 5"),
+        (
+            "sweep --grid train.steps=5,6 --seeds 2 lsa-1",
+            "sweep lsa-1 --grid train.steps=5,6 --seeds 2",
+        ),
+    ],
+)
+def test_words_may_come_behind_options(words: str, wanted: str) -> None:
+    assert cli._checked(words.split()) == wanted.split()
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("train", "lsa-1", "--seeds", "2", "--seeds", "3"), "--seeds: is given twice"),
@@ -327,6 +352,24 @@ def test_of_several_processes_the_first_prints_the_cost(
     monkeypatch.setattr("mesaopt.training.one_message", contextlib.nullcontext)
     assert run("train", "lsa-1", "--dry-run", "--device", "cpu", "--set", *SHORT) == 0
     assert bool(capsys.readouterr().out) == prints
+    assert run("train", "lsa-1", "--dry-run", "--parts", "4", "--set", *SHORT) == 2
+    message = "--parts: must not be given with torchrun and --dry-run, which times one process"
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_times_the_way_to_compute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[object] = []
+
+    def spy(*_: object, devices: object, **__: object) -> StepCost:
+        seen.append(devices)
+        return StepCost(1, 1.0)
+
+    monkeypatch.setattr("mesaopt.training.step_cost", spy)
+    arguments = ("train", "lsa-1", "--dry-run", "--device", "cpu", "--set", *SHORT)
+    assert run(*arguments) == run(*arguments, "--parts", "4", "--recompute") == 0
+    assert seen == [None, Devices(parts=4, recompute=True)]
 
 
 def test_a_dry_run_prints_each_cost_before_it_measures_the_next(
@@ -593,6 +636,15 @@ def test_it_runs_as_a_module_and_closes_quietly() -> None:
         [sys.executable, "-m", "mesaopt", "--version"], capture_output=True, text=True, check=True
     )
     assert shown.stdout.startswith("mesaopt 0.")
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "recipes"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_failure(words: list[str]) -> None:
+    command = [sys.executable, "-m", "mesaopt", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_waiting_threads_sleep_unless_told_otherwise() -> None:

@@ -5,13 +5,17 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from helpers import exit_status as run
 
-from mesaopt import zoo
+from mesaopt import recipes, zoo
 from mesaopt.analysis import Evaluation, in_context_loss, model_predictor
+from mesaopt.analysis.diagnosis.regression import regression_of
+from mesaopt.commands.evaluation import BASELINES
+from mesaopt.commands.given import can_be_diagnosed
 from mesaopt.tasks import make_task
 from mesaopt.training import load_run
 
@@ -23,11 +27,11 @@ RESULTS = Path(__file__).parent / "data" / "results"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Short runs: two of one task with other tokens, one of another task."""
     folder = tmp_path_factory.mktemp("runs")
-    recipes = {"one": "lsa-1", "plain": "tf-3", "other": "ar-gaussian"}
-    for name, recipe in recipes.items():
+    names = {"one": "lsa-1", "plain": "tf-3", "other": "ar-gaussian"}
+    for name, recipe in names.items():
         arguments = ["train", recipe, "--out", str(folder / name), "--device", "cpu"]
         assert run(*arguments, "--set", *SHORT) == 0
-    return {name: str(folder / name) for name in recipes}
+    return {name: str(folder / name) for name in names}
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -40,6 +44,7 @@ def test_runs_of_one_task_share_their_sequences_and_baselines(
     assert run("evaluate", *runs.values(), "--sequences", "1", "--json") == 0
     linear, process = json.loads(capsys.readouterr().out)
     assert list(linear["losses"]) == ["one", "plain", "one gradient step", "least squares"]
+    assert {*linear["losses"]} - {"one", "plain"} < {*BASELINES}
     assert list(process["losses"]) == ["other", "one gradient step", "least squares"]
     assert (linear["task"]["kind"], process["task"]["kind"]) == ("linear_system", "ar_process")
     alone = load_run(runs["plain"], device="cpu")
@@ -100,6 +105,64 @@ def test_compare_gives_paired_differences_settings_and_costs(
     assert {row["quantity"] for row in rows if row["run"] == "one"} >= {"loss", "seconds"}
     (mean,) = (r for r in rows if r["quantity"] == "difference from one" and not r["position"])
     assert float(mean["value"]) == pytest.approx(difference["mean"])
+
+
+def test_a_run_that_has_not_ended_is_named_with_its_step(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = shutil.copytree(runs["one"], tmp_path / "stopped")
+    config = json.loads((stopped / "config.json").read_text())
+    config["train"] |= {"steps": 100_000, "evaluate_every": 4}
+    (stopped / "config.json").write_text(json.dumps(config))
+    (stopped / "DONE").unlink()
+    few = ("--sequences", "1", "--json")
+    assert run("compare", runs["plain"], str(stopped), *few) == 0
+    found = json.loads(capsys.readouterr().out)["runs"]
+    assert list(found) == ["plain", "stopped, step 4 of 100,000"]
+    training = found["stopped, step 4 of 100,000"]["training"]
+    assert (training["steps"], training["sequences"]) == (4, 32)
+    assert run("evaluate", str(stopped), *few) == 0
+    assert "lsa-1, step 4 of 100,000" in json.loads(capsys.readouterr().out)
+    assert run("diagnose", str(stopped), "--sequences", "1") == 0
+    assert "stopped, step 4 of 100,000" in " ".join(capsys.readouterr().out.split())
+    assert run("diagnose", str(stopped), "--sequences", "1", "--step", "4") == 0
+    assert "100,000" not in capsys.readouterr().out
+
+
+# The states of nonlinear-text outgrow float32, and text takes seconds to read.
+@pytest.mark.parametrize("name", sorted(set(recipes.TASKS) - {"text-stdlib", "nonlinear-text"}))
+def test_a_run_can_be_diagnosed_where_its_task_can_be_read(name: str) -> None:
+    task = recipes.TASKS[name]
+    try:
+        regression_of(make_task(task))
+    except ValueError:
+        can_be = False
+    else:
+        can_be = True
+    config = SimpleNamespace(task=task)  # a task on tokens wants a model that fits it
+    assert can_be_diagnosed(config) == can_be
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--sequences", "1"), ("report",)])
+def test_pages_name_no_command_that_is_refused(
+    command: tuple[str, ...], runs: dict[str, str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    verb, *more = command
+    for name, can_be in (("one", True), ("other", False)):
+        assert run(verb, runs[name], *more, "--out", str(page)) == 0
+        assert (f"mesaopt diagnose {runs[name]}" in page.read_text()) == can_be
+
+
+@pytest.mark.parametrize("name", ["least squares", "one gradient step", "1-gram", "guess"])
+def test_a_run_with_the_name_of_an_algorithm_is_refused(
+    name: str, runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(runs["one"], tmp_path / name)
+    assert run("evaluate", str(folder), runs["plain"], "--sequences", "1") == 2
+    shown = capsys.readouterr()
+    message = f"run='{name}': must be another: tables name an algorithm so; rename the run"
+    assert (shown.out, shown.err) == ("", f"mesaopt: {message}\n")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])

@@ -127,6 +127,20 @@ def test_losses_by_position_are_in_nats(capsys: pytest.CaptureFixture[str], text
     assert own.mean < 5.6
 
 
+def test_compare_counts_a_stretch_of_text_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Run
+) -> None:
+    other = shutil.copytree(text.path, tmp_path / "other")
+    arguments = ("--sequences", "512", "--json")
+    _, out, _ = call(capsys, "evaluate", text.path, *arguments)
+    (score,) = json.loads(out)["words"]
+    status, out, _ = call(capsys, "compare", text.path, other, *arguments)
+    assert status == 0
+    loss = json.loads(out)["runs"]["other"]
+    assert loss["mean"] == pytest.approx(score["loss"], rel=1e-5)
+    assert loss["standard_error"] == pytest.approx(score["loss_error"], rel=1e-4)
+
+
 def test_bytes_are_continued(capsys: pytest.CaptureFixture[str], text: Run) -> None:
     arguments = ("generate", text.path, "--prompt", "the é", "--tokens", "7", "--json")
     status, out, _ = call(capsys, *arguments, "--samples", "3", "--top-k", "9", "--top-p", "0.9")

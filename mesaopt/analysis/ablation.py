@@ -12,7 +12,7 @@ from mesaopt.analysis.capture import capturing, distinct, evaluating, like_weigh
 from mesaopt.analysis.estimate import Estimate
 from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task
-from mesaopt.analysis.in_context import InContextLoss, Scored, join_losses
+from mesaopt.analysis.in_context import InContextLoss, Scored, join_losses, times_shown
 from mesaopt.analysis.parts import find_part
 from mesaopt.analysis.patching import Replacement, patching
 from mesaopt.display import Curve, Drawn, Row
@@ -48,12 +48,13 @@ class Effect(Drawn):
     @property
     def change(self) -> Estimate:
         """Patched less original, in the mean over positions, with its paired standard error."""
-        return Estimate.of(self._changes.by_sequence)
+        return self._changes.estimate
 
     @property
     def ratio(self) -> Estimate:
         """Patched divided by original, of the means over positions, with its paired standard error."""
-        return Estimate.ratio(self.patched.by_sequence, self.original.by_sequence)
+        ratio = Estimate.ratio(self.patched.by_sequence, self.original.by_sequence)
+        return ratio.repeated(self.original.repeated)
 
     @property
     def curve(self) -> Float[Tensor, " position"]:
@@ -192,6 +193,7 @@ def ablate(
         (True, [41, 42])
     """
     model, task = as_model(model), as_task(task)
+    evaluation = evaluation.even(task)
     names, replaced_at = distinct(names), _groups(positions)
     nowhere = any(where is not None and len(where) == 0 for where in replaced_at.values())
     if not names or not replaced_at or nowhere:
@@ -219,7 +221,8 @@ def ablate(
         return batch.positions, batch.counted, scored
 
     with evaluation.reported("ablation") as reported:
-        joined = join_losses(reported.map(task, score))
+        again = times_shown(task, evaluation)
+        joined = join_losses(reported.map(task, score), repeated=again)
     original = joined.pop(_ORIGINAL)
     return AblationTable(original, {key: Effect(original, one) for key, one in joined.items()})
 

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from mesaopt.config import Split, require_count
 from mesaopt.progress import AnyProgress, Progress, reporting
-from mesaopt.tasks import Batch
+from mesaopt.tasks import Batch, TokenTask
 from mesaopt.tasks.base import check_split
 from mesaopt.workers import current_workers
 
@@ -71,6 +71,25 @@ class Evaluation:
     def num_batches(self) -> int:
         """Number of batches of 256 sequences."""
         return -(-self.num_sequences // EVALUATION_BATCH)
+
+    def even(self, task: object) -> "Evaluation":
+        """Round up the number of sequences, so that every setting that a task is tested with has as many.
+
+        Args:
+            task: source of the sequences, whose batches are of its settings in turn.
+
+        Returns:
+            The evaluation itself where the task has one setting.
+
+        Example:
+            >>> from mesaopt.tasks import ContinuousMQAR
+            >>> Evaluation(num_sequences=600).even(ContinuousMQAR(test_on=(4, 16))).num_sequences
+            1024
+        """
+        settings = len(task.variants(self.split)) if isinstance(task, TokenTask) else 1
+        each = settings * EVALUATION_BATCH
+        count = -(-self.num_sequences // each) * each
+        return self if settings == 1 else replace(self, num_sequences=count)
 
     def batches(self, task: Source[B]) -> Iterator[B]:
         """Draw the sequences, batch by batch, and report each batch that has been used.

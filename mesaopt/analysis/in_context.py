@@ -1,7 +1,7 @@
 """The in-context loss: the loss of a predictor by the position in the sequence."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, overload
 
 import torch
@@ -11,11 +11,11 @@ from torch.nn.functional import pad
 
 from mesaopt.analysis.capture import evaluating, like_weights
 from mesaopt.analysis.estimate import Estimate, estimates, standard_error
-from mesaopt.analysis.evaluation import Evaluation
+from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.given import AnyModel, AnyTask, as_model, as_task, loaded, task_of
 from mesaopt.config import TokenSlot
 from mesaopt.display import Curve, Drawn, Row
-from mesaopt.tasks import Batch, tokens_from_states
+from mesaopt.tasks import Batch, Text, tokens_from_states
 
 Predictor = Callable[[Batch], Tensor]
 """From a batch to predictions [batch, time, dim]."""
@@ -50,6 +50,9 @@ class InContextLoss(Drawn):
     counted: Bool[Tensor, "sequence position"] | None = None
     """True where a loss counts, in tasks on tokens whose sequences have different numbers of scored places;
     None: all count."""
+    repeated: float = 1.0
+    """How often each sequence is there, in a text of fewer stretches than sequences; standard errors are
+    those of the different ones."""
 
     @property
     def positions(self) -> range:
@@ -67,10 +70,10 @@ class InContextLoss(Drawn):
     def curve_error(self) -> Float[Tensor, " position"]:
         """Standard error of :attr:`curve` over sequences."""
         if self.counted is None:
-            return standard_error(self.losses)
+            return standard_error(self.losses) * self.repeated**0.5
         count = self.counted.sum(0)
         squares = ((self.losses - self.curve).square() * self.counted).sum(0) / (count - 1)
-        return (squares / count).sqrt()
+        return (squares / count * self.repeated).sqrt()
 
     @property
     def mean(self) -> float:
@@ -85,7 +88,7 @@ class InContextLoss(Drawn):
     @property
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` over sequences; NaN for a single one."""
-        return standard_error(self.by_sequence).item()
+        return standard_error(self.by_sequence).item() * self.repeated**0.5
 
     @property
     def by_sequence(self) -> Float[Tensor, " sequence"]:
@@ -109,13 +112,13 @@ class InContextLoss(Drawn):
         if self.losses.shape != other.losses.shape or self.positions != other.positions:
             given = f"{self._amount()}, less {other._amount()}"
             raise ValueError(f"losses on {given}: must be of the same sequences and positions")
-        return InContextLoss(self.losses - other.losses, self.scored, self.counted)
+        return replace(self, losses=self.losses - other.losses)
 
     @property
     def at_positions(self) -> list[Estimate]:
         """:attr:`curve` with its standard errors, which are NaN for a single sequence."""
         if self.counted is None:
-            return estimates(self.losses)
+            return [one.repeated(self.repeated) for one in estimates(self.losses)]
         pairs = zip(self.curve.tolist(), self.curve_error.tolist(), strict=True)
         return [Estimate(value, error) for value, error in pairs]
 
@@ -245,8 +248,8 @@ def in_context_loss(
             to predictions [batch, time, dim]. A model computes in evaluation mode, on the tokens of the
             task in the type of its weights.
         task: source of the sequences, or its settings; that of the run if not given with a single one.
-        evaluation: the sequences; 2560 test sequences if not given. Standard errors take them for different
-            ones, which a short text does not have so many of: see :class:`mesaopt.tasks.Text`.
+        evaluation: the sequences; 2560 test sequences if not given. Of a text that is too short for so many
+            some come again, which narrows no standard error. Settings of a test have equally many.
 
     Returns:
         The losses of the predictor; of several, the losses of each, under its name.
@@ -271,6 +274,7 @@ def in_context_loss(
         given = loaded(predictors)
         return in_context_loss({"": given}, task_of(given, task), evaluation)[""]
     task = as_task(task)
+    evaluation = evaluation.even(task)
     functions = {name: as_predictor(given, name) for name, given in predictors.items()}
 
     def score(batch: Batch) -> tuple[range, Tensor | None, dict[str, Tensor]]:
@@ -278,14 +282,25 @@ def in_context_loss(
         return batch.positions, batch.counted, scored
 
     with evaluation.reported("in-context loss") as reported:
-        return InContextLosses(join_losses(reported.map(task, score)))
+        again = times_shown(task, evaluation)
+        return InContextLosses(join_losses(reported.map(task, score), repeated=again))
+
+
+def times_shown(task: object, evaluation: Evaluation) -> float:
+    """Say how often an evaluation shows the same stretch of a text, 1 or more; 1 of other tasks."""
+    if not isinstance(task, Text):
+        return 1.0
+    shown = evaluation.num_batches * EVALUATION_BATCH
+    return max(1.0, shown / task.stretches(evaluation.split))
 
 
 Scored = tuple[range, Tensor | None, Mapping[Name, Tensor]]
 """Of a batch: scored positions, which losses count (None: all), and losses [sequence, position] by name."""
 
 
-def join_losses(batches: Iterable[Scored[Name]]) -> dict[Name, InContextLoss]:
+def join_losses(
+    batches: Iterable[Scored[Name]], *, repeated: float = 1.0
+) -> dict[Name, InContextLoss]:
     """Put the losses of batches together, by name; places that a batch does not have do not count."""
     losses: dict[Name, list[Tensor]] = {}
     counts, positions = [], range(1, 1)
@@ -298,7 +313,8 @@ def join_losses(batches: Iterable[Scored[Name]]) -> dict[Name, InContextLoss]:
     counted = None if counted is None or counted.all() else counted
     # pop() frees the memory of one predictor at a time.
     return {
-        name: InContextLoss(_join(losses.pop(name)), positions, counted) for name in list(losses)
+        name: InContextLoss(_join(losses.pop(name)), positions, counted, repeated)
+        for name in list(losses)
     }
 
 

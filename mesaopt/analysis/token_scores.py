@@ -12,7 +12,7 @@ from torch import Tensor
 from mesaopt.analysis.estimate import Estimate, estimates
 from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
 from mesaopt.analysis.given import AnyTask, as_task
-from mesaopt.analysis.in_context import AnyPredictor, as_predictor
+from mesaopt.analysis.in_context import AnyPredictor, as_predictor, times_shown
 from mesaopt.display import Curve, Drawn, Row
 from mesaopt.errors import wrong_type
 from mesaopt.tasks import (
@@ -138,7 +138,7 @@ def token_scores(
     labels = _labels(task, evaluation)
     each = len(labels) * EVALUATION_BATCH
     evaluation = replace(evaluation, num_sequences=max(evaluation.num_sequences, each))
-    stretches = task.stretches(evaluation.split) if isinstance(task, Text) else None
+    again = times_shown(task, evaluation)
 
     def score(batch: Batch) -> dict[str, dict[str, Tensor]]:
         parts = list(batch.split(sequences_at_once(batch, task.config.dim)))
@@ -155,7 +155,7 @@ def token_scores(
                 scores_of.setdefault((name, step % len(labels)), []).append(scores)
     return {
         name: [
-            _together(label, scores_of[name, number], task, stretches)
+            _together(label, scores_of[name, number], task, again)
             for number, label in enumerate(labels)
         ]
         for name in functions
@@ -191,16 +191,15 @@ def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _together(
-    label: str, parts: list[dict[str, Tensor]], task: TokenTask[Any], stretches: int | None
+    label: str, parts: list[dict[str, Tensor]], task: TokenTask[Any], again: float
 ) -> TokenScore:
-    """Put scores of batches together; no more of them are different than there are stretches."""
+    """Put scores of batches together, in which each sequence comes `again` times."""
     values = _join(parts)
     loss, accuracy = values.pop("loss"), values.pop("accuracy")
     curve = values.pop("curve", None)
     more = {name: Estimate.of(scores) for name, scores in values.items()}
     if isinstance(task, Text) and curve is not None:
         more |= _of_text(curve, task)
-    again = max(1.0, len(loss) / stretches) if stretches else 1.0
     return TokenScore(
         setting=label,
         num_sequences=len(loss),

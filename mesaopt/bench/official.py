@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -63,7 +64,7 @@ def compare(
         ConfigError: their code has no such model or task.
         RunError: their code does not run.
     """
-    settings = settings_of(config)
+    settings = check(config, code)
     with _official_steps(code, settings) as official:
         ours, theirs = [], []
         official(_WARM_UP)
@@ -71,6 +72,20 @@ def compare(
             theirs.append(official(steps) * 1000)
             ours.append(_seconds(step, steps) * 1000)
     return Comparison(ours=ours, official=theirs)
+
+
+def check(config: RunConfig, code: OfficialCode) -> dict[str, Any]:
+    """Refuse what cannot be timed, before anything is; return the settings of their code.
+
+    Raises:
+        ConfigError: their code has no such model or task.
+        RunError: there is no clone of their code, or no such interpreter.
+    """
+    if not files.exists(code.clone / "src" / "train.py"):
+        raise RunError(f"official={str(code.clone)!r}: is no clone of the authors' code")
+    if shutil.which(code.python) is None:
+        raise RunError(f"python={str(code.python)!r}: No such file, or none that can be run")
+    return settings_of(config)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -148,8 +163,6 @@ def _official_steps(
     code: OfficialCode, settings: dict[str, Any]
 ) -> Iterator[Callable[[int], float]]:
     """Start their code; yield a function that makes a number of steps and returns the seconds of one."""
-    if not files.exists(code.clone / "src" / "train.py"):
-        raise RunError(f"official={str(code.clone)!r}: is no clone of the authors' code")
     command = [str(code.python), official_process.__file__, str(code.clone)]
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile("w+") as errors:

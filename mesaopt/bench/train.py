@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mesaopt import recipes
-from mesaopt.bench.official import Comparison, OfficialCode, compare
+from mesaopt.bench.official import Comparison, OfficialCode, check, compare
 from mesaopt.config import RunConfig
 from mesaopt.console import duration
 from mesaopt.errors import ConfigError
@@ -116,7 +116,7 @@ def measure_training_step(
     Raises:
         ConfigError: repeats or threads is less than 1, there is no such recipe, or the authors' code has
             no such model.
-        RunError: the authors' code does not run.
+        RunError: the authors' code is not there or does not run.
 
     Example:
         >>> measure_training_step(repeats=1).flops > 10**9
@@ -125,8 +125,11 @@ def measure_training_step(
     for name, value in (("repeats", repeats), ("threads", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: must be 1 or greater")
+    config = recipes.get(recipe)
+    if official is not None:
+        check(config, official)
     with num_threads(threads or torch.get_num_threads()):
-        return _measure(recipes.get(recipe), repeats, official)
+        return _measure(config, repeats, official)
 
 
 def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:

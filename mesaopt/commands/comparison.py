@@ -110,8 +110,9 @@ def _differing(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def _training(run: "Run") -> dict[str, float]:
-    """Return what the training of a run cost, and its last losses."""
-    last, steps = run.metrics[-1], run.config.train.steps
+    """Return what the training of a run has cost so far, and its last losses."""
+    last = run.metrics[-1]
+    steps = last["step"]
     train_loss = last["train_loss"]
     numbers = (
         sum(p.numel() for p in run.model.parameters() if p.requires_grad),
@@ -223,6 +224,6 @@ def _write(compared: _Compared, command: args.Compare) -> None:
         figure=curves.draw(panels),
         caption=curves.CAPTION,
         tables=[Table(title, rows) for title, rows in _tables(compared)],
-        commands=given.lines("diagnose", _in_order(command), scores.runs),
+        commands=given.lines_to_diagnose(_in_order(command), scores.runs),
     )
     given.write(page, command)

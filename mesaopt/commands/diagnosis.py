@@ -29,7 +29,7 @@ def diagnose(command: args.Diagnose) -> int:
     # The page comes last: where it cannot be written, the answer is not lost.
     _print(diagnoses, command)
     if command.out is not None:
-        _write(diagnoses, command.out, given.lines("diagnose", command.runs, runs))
+        _write(diagnoses, command.out, given.lines_to_diagnose(command.runs, runs))
         given.say_where(command)
     return 0
 

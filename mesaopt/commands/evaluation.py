@@ -10,12 +10,22 @@ from mesaopt.commands import given
 from mesaopt.commands.tokens import evaluate_tokens
 from mesaopt.config import MergedAttentionConfig, TaskConfig, differences, to_dict
 from mesaopt.console import print_csv, print_json, print_table
+from mesaopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from mesaopt.analysis import Baseline, InContextLoss
     from mesaopt.training import Run
 
 _TUNING_SECONDS = 3.0
+BASELINES = (
+    "predict zero",
+    "one gradient step",
+    "least squares",
+    "guess",
+    *(f"{n}-gram" for n in (1, 2, 3)),
+    *(f"{n}-gram in context" for n in (2, 3)),
+)
+"""Names of what runs are compared with."""
 POSITIONS = (1, 2, 5, 10, 20, 30, 40, 50, 99, 250, 500, 1000)
 """Positions that tables show."""
 
@@ -56,7 +66,11 @@ def evaluate(command: args.Evaluate) -> int:
     folders = given.find_runs(command.runs)
     runs = given.load_runs(folders, task=command.task, model=command.model)
     if len(runs) == 1:
-        runs = {run.config.recipe: run for run in runs.values()}
+        runs = {given.title(run.config.recipe, run): run for run in runs.values()}
+    for name in runs:
+        if name in BASELINES:
+            wanted = "must be another: tables name an algorithm so; rename the run"
+            raise ConfigError(f"run={name!r}: {wanted}")
     if any(given.is_on_tokens(run.config.task) for run in runs.values()):
         return evaluate_tokens([group.runs for group in by_task(runs)], command)
     groups = score(runs, command.sequences, baselines=True)
@@ -71,7 +85,7 @@ def evaluate(command: args.Evaluate) -> int:
             count = f"{group.num_sequences:,} test sequences"
             print_table(f"in-context loss by position{where}, {count}", table_rows(group))
     if command.out is not None:
-        _write(groups, command, given.lines("diagnose", command.runs, runs))
+        _write(groups, command, given.lines_to_diagnose(command.runs, runs))
     return 0
 
 

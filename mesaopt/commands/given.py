@@ -11,6 +11,7 @@ from mesaopt import files
 from mesaopt.commands.own import find_modules_here
 from mesaopt.config import (
     ContinuousMQARConfig,
+    GeneratedTaskConfig,
     OwnModelConfig,
     OwnTaskConfig,
     RunConfig,
@@ -79,7 +80,10 @@ def load_runs(
     model: str | None,
     step: int | None = None,
 ) -> dict[str, "Run"]:
-    """Load runs, with the task and the model of the user's own for those that were trained on one."""
+    """Load runs, with the task and the model of the user's own for those that were trained on one.
+
+    The name of a run that has not come to its end says so, unless the step is the user's choice.
+    """
     from mesaopt.training import RunFolder, load_run
 
     if task is not None or model is not None:
@@ -91,10 +95,17 @@ def load_runs(
     models = _meant_for(
         [name for name in configs if configs[name].model.kind == "own"], folders, model
     )
-    return {
+    runs = {
         name: load_run(folder, step=step, device="cpu", task=tasks[name], model=models[name])
         for name, folder in folders.items()
     }
+    return {name if step is not None else title(name, run): run for name, run in runs.items()}
+
+
+def title(name: str, run: "Run") -> str:
+    """Give the name of a run, with the last recorded step where this is not the end."""
+    last, steps = run.metrics[-1]["step"], run.config.train.steps
+    return name if last == steps else f"{name}, step {last:,} of {steps:,}"
 
 
 def _meant_for(
@@ -120,10 +131,15 @@ def say_where(command: AnyCommand) -> None:
         print_line(f"{kind}: {command.out}")
 
 
-def lines(verb: str, paths: Sequence[Path], runs: Mapping[str, "Run"]) -> list[str]:
-    """Return what to type next, a line for each run, in the order of the paths."""
-    pairs = zip(paths, runs.values(), strict=True)
-    return [next_line(verb, path, run.config) for path, run in pairs]
+def lines_to_diagnose(paths: Sequence[Path], runs: Mapping[str, "Run"]) -> list[str]:
+    """Return what to type next, a line for each run that can be diagnosed, in the order of the paths."""
+    pairs = zip(paths, (run.config for run in runs.values()), strict=True)
+    return [next_line("diagnose", path, one) for path, one in pairs if can_be_diagnosed(one)]
+
+
+def can_be_diagnosed(config: RunConfig) -> bool:
+    """Say whether `diagnose` surely takes a run: none on tokens, complex numbers or a task of one's own."""
+    return isinstance(config.task, GeneratedTaskConfig) and config.task.numbers == "real"
 
 
 def next_line(verb: str, path: Path, config: RunConfig) -> str:

@@ -59,7 +59,7 @@ def _of_run(command: args.Report) -> Path:
         return out
     from mesaopt.report.run_page import write_run_report
 
-    verbs = ("evaluate", "diagnose")
+    verbs = ("evaluate", "diagnose") if given.can_be_diagnosed(config) else ("evaluate",)
     commands = [given.next_line(verb, command.folder, config) for verb in verbs]
     write_run_report(folder, out, name=name, commands=commands)
     return out

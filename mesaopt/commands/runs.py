@@ -34,6 +34,9 @@ def train(command: args.Train) -> int:
 
     if not is_launched():
         options.refuse(command, "--shard", where="without torchrun, which starts the processes")
+    elif command.dry_run:
+        ways = ("--shard", "--parts", "--recompute", "--compile")
+        options.refuse(command, *ways, where="with torchrun and --dry-run, which times one process")
     if command.dry_run and not is_first():
         return 0
 
@@ -48,7 +51,8 @@ def train(command: args.Train) -> int:
         RunFolder.check_all([paths[c.seed] for c in configs], configs, resume=command.resume)
         if is_launched() or devices is not None:
             return _train_shared(configs, paths, command, devices, logger)
-    cost = step_cost(configs[0], command.device, seeds=[config.seed for config in groups[0]])
+    seeds = [config.seed for config in groups[0]] if devices is None else None
+    cost = step_cost(configs[0], command.device, seeds=seeds, devices=devices)
     if command.dry_run:
         return _print_training_cost(configs, cost)
     return _train_groups(groups, paths, cost.seconds, command.device, logger)
@@ -139,9 +143,8 @@ def _next_line(run: "Run") -> str:
     task = run.config.task
     if isinstance(task, TextConfig):
         return f"{given.next_line('generate', run.path, run.config)} --prompt 'def '"
-    # Not every task of one's own can be diagnosed, and none on tokens.
-    others = task.kind == "own" or given.is_on_tokens(task)
-    return given.next_line("evaluate" if others else "diagnose", run.path, run.config)
+    verb = "diagnose" if given.can_be_diagnosed(run.config) else "evaluate"
+    return given.next_line(verb, run.path, run.config)
 
 
 def import_released(command: args.ImportReleased) -> int:

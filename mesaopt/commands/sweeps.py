@@ -31,7 +31,9 @@ def sweep(command: args.Sweep) -> int:
     configs = sweeps.grid(base, sweeps.parse_grid(command.grid), seeds=command.seeds)
     engine = engine_of(command.engine, command.engine_set)
     if command.dry_run:
-        return _print_cost(sweeps.plan_sweep(configs, command.out))
+        planned = sweeps.plan_sweep(configs, command.out)
+        engine.check(command.device)
+        return _print_cost(planned)
     done = sweeps.sweep(
         configs,
         command.out,

@@ -64,7 +64,8 @@ class TrainConfig:
     evaluate_every: int = 100
     """Steps between two evaluations; a checkpoint is written at each."""
     evaluation_sequences: int = 2560
-    """Test sequences, the same at every evaluation."""
+    """Test sequences, the same at every evaluation; a little more where a task is tested with several
+    settings, of which each has equally many."""
 
     def __post_init__(self) -> None:
         require_types(self)

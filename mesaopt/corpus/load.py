@@ -49,7 +49,12 @@ class Corpus:
     parts: dict[Split, Tokens]
     """The tokens for training, validation and tests."""
     checksum: str
-    """Eight letters that change when the tokens do."""
+    """Eight letters that change when the tokens do; of a prepared folder, those of its index."""
+
+    @functools.cached_property
+    def checksum_of_tokens(self) -> str:
+        """The checksum computed from the tokens, of which all are read."""
+        return checksum_of(piece for part in self.parts.values() for piece in part.pieces)
 
 
 @functools.lru_cache(maxsize=8)
@@ -142,15 +147,19 @@ def checksum_of(parts: Iterable[NDArray[np.uint16]]) -> str:
 def _load_prepared(folder: Path, source: str, tokenizer: str) -> Corpus:
     """Map the shards of a prepared corpus into memory."""
     index: dict[str, Any] = json_files.read(folder / INDEX, INDEX_FORMAT)
-    own = index["tokenizer"] if index["tokenizer"] == BYTES else str(folder / index["tokenizer"])
+    own = index["tokenizer"]
+    if own != BYTES:
+        own = str(files.inside(folder, own))
     if tokenizer != BYTES and str(files.as_path(tokenizer)) != own:
         raise ConfigError(
             f"tokenizer={tokenizer!r}: must be 'bytes' or {own!r}, with which {source!r} was prepared"
         )
     if "tokens" in index:  # which earlier folders lack
         json_files.check(index, {"tokens": dict.fromkeys(SPLITS, int)}, str(folder / INDEX))
-    parts = {part: Tokens(_map_shards(folder, source, index, part)) for part in SPLITS}
-    return Corpus(index["vocabulary"], own, parts, index["checksum"])
+    vocabulary = index["vocabulary"]
+    shards = {part: _map_shards(folder, source, index, part) for part in SPLITS}
+    parts = {part: Tokens(pieces, vocabulary) for part, pieces in shards.items()}
+    return Corpus(vocabulary, own, parts, index["checksum"])
 
 
 def _map_shards(

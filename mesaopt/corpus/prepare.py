@@ -11,7 +11,14 @@ from mesaopt.config import Split, require_count
 from mesaopt.corpus.documents import Document, are_cut, cuts_of, documents_of, split_of
 from mesaopt.corpus.load import checksum_of, encode_parts
 from mesaopt.corpus.shards import INDEX, shard_name
-from mesaopt.corpus.tokenizer import BYTES, TextTokenizer, load_tokenizer, train_tokenizer
+from mesaopt.corpus.tokenizer import (
+    BYTES,
+    LearnedTokenizer,
+    TextTokenizer,
+    check_learning,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 LEARN = "bpe"
 """Name of a tokenizer that is yet to be learned from the corpus."""
@@ -69,8 +76,11 @@ def prepare(
     out = files.as_path(out)
     require_count("shard_tokens", shard_tokens, smallest=1)
     files.require_free(out)
+    encoder, content = _loaded(tokenizer, vocabulary)
     documents = documents_of(source)
-    encoder, content = _tokenizer(documents, tokenizer, vocabulary)
+    if encoder is None:
+        encoder = _learn(documents, vocabulary)
+        content = encoder.tokenizer.to_str()
     parts = encode_parts(documents, encoder)
     shards = {part: _write(tokens, out, part, shard_tokens) for part, tokens in parts.items()}
     sizes: dict[Split, int] = {part: len(tokens) for part, tokens in parts.items()}
@@ -90,19 +100,22 @@ def prepare(
     return Prepared(out, encoder.vocabulary, sizes, checksum)
 
 
-def _tokenizer(
-    documents: list[Document], tokenizer: str, vocabulary: int
-) -> tuple[TextTokenizer, str | bytes | None]:
-    """Load a tokenizer or learn one; return it and what its file holds, None for bytes."""
+def _loaded(tokenizer: str, vocabulary: int) -> tuple[TextTokenizer | None, bytes | str | None]:
+    """Load a tokenizer, and what its file holds, None for bytes; nothing where it is yet to be learned."""
     if tokenizer == LEARN:
-        if are_cut(documents):
-            texts = [text[: cuts_of(len(text))[0]] for _, text in documents]
-        else:
-            texts = [text for name, text in documents if split_of(name) == "train"]
-        learned = train_tokenizer(texts, vocabulary)
-        return learned, learned.tokenizer.to_str()
+        check_learning(vocabulary)
+        return None, None
     encoder = load_tokenizer(tokenizer)
     return encoder, None if tokenizer == BYTES else files.read_bytes(files.as_path(tokenizer))
+
+
+def _learn(documents: list[Document], vocabulary: int) -> LearnedTokenizer:
+    """Learn a tokenizer from the training part."""
+    if are_cut(documents):
+        texts = [text[: cuts_of(len(text))[0]] for _, text in documents]
+    else:
+        texts = [text for name, text in documents if split_of(name) == "train"]
+    return train_tokenizer(texts, vocabulary)
 
 
 def _write(tokens: NDArray[np.uint16], out: Path, part: str, shard_tokens: int) -> list[str]:

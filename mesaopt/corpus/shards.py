@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mesaopt.errors import ConfigError
+
 INDEX = "index.json"
 """The file that makes a folder a prepared corpus."""
 
@@ -19,6 +21,7 @@ class Tokens:
 
     Args:
         pieces: arrays of 16-bit numbers, which may be memory maps of files.
+        vocabulary: number of different tokens: those that are read must be below it; 2**16 allows all.
 
     Example:
         >>> row = Tokens([np.arange(3, dtype=np.uint16), np.arange(3, 8, dtype=np.uint16)])
@@ -26,12 +29,13 @@ class Tokens:
         (8, [[0, 1, 2, 3], [2, 3, 4, 5]])
     """
 
-    def __init__(self, pieces: Sequence[NDArray[np.uint16]]):
-        self._pieces = [piece for piece in pieces if len(piece)]
-        self._ends = np.cumsum([len(piece) for piece in self._pieces], dtype=np.int64)
+    def __init__(self, pieces: Sequence[NDArray[np.uint16]], vocabulary: int = 2**16):
+        self.pieces = [piece for piece in pieces if len(piece)]
+        self._vocabulary = vocabulary
+        self._ends = np.cumsum([len(piece) for piece in self.pieces], dtype=np.int64)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._pieces else 0
+        return int(self._ends[-1]) if self.pieces else 0
 
     def stretches(self, starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         """Read stretches of one size.
@@ -42,6 +46,9 @@ class Tokens:
 
         Returns:
             [count, size].
+
+        Raises:
+            ConfigError: a shard has a token that is not in the vocabulary.
         """
         return np.stack([self._read(int(start), size) for start in starts])
 
@@ -51,8 +58,12 @@ class Tokens:
         found: list[NDArray[np.uint16]] = []
         missing = size
         while missing:
-            piece = self._pieces[number]
+            piece = self.pieces[number]
             begin = start - (int(self._ends[number]) - len(piece))
             found.append(piece[begin : begin + missing])
+            if (largest := int(found[-1].max())) >= self._vocabulary:
+                wanted = f"must be below {self._vocabulary}, the vocabulary; prepare it again"
+                shard = getattr(piece, "filename", "corpus")
+                raise ConfigError(f"{shard}: is damaged: has the token {largest}: {wanted}")
             start, missing, number = start + len(found[-1]), missing - len(found[-1]), number + 1
         return np.concatenate(found).astype(np.int64)

@@ -175,9 +175,7 @@ def train_tokenizer(documents: Iterable[bytes], vocabulary: int) -> LearnedToken
     Raises:
         ConfigError: the vocabulary is out of range, or the package is missing.
     """
-    if not 257 <= vocabulary <= LARGEST_VOCABULARY:
-        raise ConfigError(f"vocabulary={vocabulary}: must be between 257 and {LARGEST_VOCABULARY}")
-    package = import_tokenizers("bpe")
+    package = check_learning(vocabulary)
     tokenizer = package.Tokenizer(package.models.BPE())
     tokenizer.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = package.decoders.ByteLevel()
@@ -191,6 +189,13 @@ def train_tokenizer(documents: Iterable[bytes], vocabulary: int) -> LearnedToken
     texts = (text.decode("utf-8", errors="replace") for text in documents)
     tokenizer.train_from_iterator(texts, trainer)
     return as_learned(tokenizer, "bpe")
+
+
+def check_learning(vocabulary: int) -> Any:
+    """Refuse a number of tokens that cannot be learned; return the package that learns."""
+    if not 257 <= vocabulary <= LARGEST_VOCABULARY:
+        raise ConfigError(f"vocabulary={vocabulary}: must be between 257 and {LARGEST_VOCABULARY}")
+    return import_tokenizers("bpe")
 
 
 def as_learned(tokenizer: Any, name: str) -> LearnedTokenizer:

@@ -119,6 +119,8 @@ def _check(config: RunConfig, texts: Mapping[str, Sequence[str]]) -> None:
 
 def _hint(name: str, known: set[str]) -> str:
     """Suggest the full name of a setting, also where its part was left out."""
+    if "." in name and (close := difflib.get_close_matches(name, sorted(known), n=1)):
+        return f"did you mean {close[0]!r}?"
     short = {full.rpartition(".")[2]: full for full in sorted(known)}
     close = difflib.get_close_matches(name, short, n=1)
     return f"did you mean {short[close[0]]!r}?" if close else suggest(name, sorted(known))

@@ -66,6 +66,11 @@ class Group:
         return statistics.fmean(self.losses) if self.losses else math.inf
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a point was tried and did not come to its end."""
+        return any(point.state == "failed" for point in self.points)
+
+    @property
     def spread(self) -> float | None:
         """The standard deviation of the losses over seeds; None of fewer than two."""
         return statistics.stdev(self.losses) if len(self.losses) > 1 else None
@@ -88,12 +93,16 @@ class Sweep(Drawn):
 
     @functools.cached_property
     def groups(self) -> list[Group]:
-        """The points by their settings, those with the lowest mean loss first."""
+        """The points by their settings, those with the lowest mean loss first.
+
+        Settings with a failed point come behind those without one, whatever the others lost: a rate at
+        which some seeds diverge is not the best. Settings of which no point has ended come last.
+        """
         groups: dict[str, list[Point]] = {}
         for point in self.points:
             groups.setdefault(json.dumps(to_dict(dict(point.settings))), []).append(point)
         found = [Group(points[0].settings, points) for points in groups.values()]
-        return sorted(found, key=lambda group: group.mean)
+        return sorted(found, key=lambda group: (not group.losses, group.has_failed, group.mean))
 
     @property
     def best(self) -> Point | None:
@@ -136,7 +145,7 @@ class Sweep(Drawn):
             best = self.groups[0]
             spread = "" if best.spread is None else f" (spread {best.spread:.2g})"
             settings = f" with {best.title}" if best.title else ""
-            lines.append(f"Lowest mean test loss: {best.mean:.4g}{spread}{settings}")
+            lines.append(f"Best mean test loss: {best.mean:.4g}{spread}{settings}")
         lines += [f"{point.path.name} failed: {point.problem}" for point in self.failed[:3]]
         if len(self.failed) > 3:
             lines.append(f"{len(self.failed) - 3} more have failed")

@@ -10,6 +10,7 @@ import torch
 
 from mesaopt.config import RunConfig
 from mesaopt.tasks import make_task
+from mesaopt.training.devices import Devices
 from mesaopt.training.environment import part_size_of, resolve_device
 from mesaopt.training.loop import as_config, as_diverged_error
 from mesaopt.training.seeds import SeedsTrainer
@@ -37,7 +38,11 @@ class StepCost:
 
 
 def step_cost(
-    config: RunConfig | str, device: str = "auto", *, seeds: Sequence[int] | None = None
+    config: RunConfig | str,
+    device: str = "auto",
+    *,
+    seeds: Sequence[int] | None = None,
+    devices: Devices | None = None,
 ) -> StepCost:
     """Time a few steps of a run, without a folder.
 
@@ -45,12 +50,13 @@ def step_cost(
         config: of the run, or the name of a recipe.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
         seeds: trained side by side; the seed of the configuration alone if not given.
+        devices: how a process computes, as for :func:`train`, in which seeds are not side by side.
 
     Returns:
         The number of parameters and the median time of a step, of one run.
 
     Raises:
-        ConfigError: the task gives no batch.
+        ConfigError: the task gives no batch, or the model does not go with `devices`.
         RunError: there is no such device here.
         DivergedError: a step cannot be made.
 
@@ -63,7 +69,13 @@ def step_cost(
     configs = [replace(config, seed=seed) for seed in seeds or [config.seed]]
     where = resolve_device(device)
     with contextlib.ExitStack() as stack:
-        if len(configs) > 1:
+        if devices is not None:
+            from mesaopt.training.shared import ProcessGroup, SharedTrainer  # two seconds
+
+            group = stack.enter_context(ProcessGroup.join(where, devices))
+            group.check(configs[0])
+            trainer = SharedTrainer(configs[0], group)
+        elif len(configs) > 1:
             trainer = SeedsTrainer(configs, where)
         else:
             trainer = stack.enter_context(Trainer.open(configs[0], where))

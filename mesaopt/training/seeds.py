@@ -174,7 +174,7 @@ class SeedsTrainer:
             self._losses([batch] * len(self.configs)) * len(batch.tokens)
             for batch in map(self.data[0].test_batch, range(self.data[0].num_test_batches))
         ]
-        total = self.configs[0].train.evaluation_sequences
+        total = self.data[0].num_test_sequences
         return [(own.sum() / total).item() for own in torch.stack(losses, dim=1)]
 
     def _losses(self, batches: Sequence[Batch]) -> Float[Tensor, " seed"]:

@@ -27,8 +27,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from mesaopt import files
-from mesaopt.config import MergedAttentionConfig, RunConfig, TrainConfig
+from mesaopt.config import MergedAttentionConfig, OwnModelConfig, RunConfig, TrainConfig
 from mesaopt.errors import ConfigError, MesaoptError, RunError
+from mesaopt.models.own import build_own
 from mesaopt.progress import AnyProgress, OnProgress
 from mesaopt.tasks import Batch
 from mesaopt.training.devices import ENDED, Devices, is_launched, is_lost
@@ -140,10 +141,11 @@ class ProcessGroup:
             The folder.
 
         Raises:
-            ConfigError: the batch cannot be divided among the processes, or the model is of another kind.
+            ConfigError: the batch cannot be divided among the processes, the model is of another kind, or
+                has no blocks to recompute or compile.
             RunError: as in :meth:`RunFolder.open`.
         """
-        self._check(config)
+        self.check(config)
         with contextlib.ExitStack() as stack:
 
             def open_and_lock() -> None:
@@ -153,14 +155,20 @@ class ProcessGroup:
             self.first(open_and_lock)
             yield SharedFolder(path, config, self)
 
-    def _check(self, config: RunConfig) -> None:
-        """Refuse a run that these processes cannot share."""
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run that these processes cannot share, or not in this way."""
         if config.train.batch_size % self.size:
             wanted = f"must be a multiple of {self.size}, the number of processes"
             raise ConfigError(f"train.batch_size={config.train.batch_size}: {wanted}")
         if isinstance(config.model, MergedAttentionConfig):
             wanted = "must be 'sequence', 'language' or a module of your own, with torchrun"
             raise ConfigError(f"model.kind={config.model.kind!r}: {wanted}")
+        own = config.model if isinstance(config.model, OwnModelConfig) else None
+        ways = [name for name in ("recompute", "compile") if getattr(self.devices, name)]
+        # The models of this package have blocks.
+        if own and ways and not getattr(build_own(own, seed=config.seed), "blocks", ()):
+            given = f"{ways[0]}=True: works on blocks, and {own.name!r} has none"
+            raise ConfigError(f"{given}: must have a torch.nn.ModuleList `blocks`")
 
     def train(
         self, folder: "SharedFolder", *, progress: AnyProgress, logger: OnProgress | None
@@ -276,7 +284,7 @@ class SharedTrainer(Trainer):
         for batch in map(self.data.test_batch, range(self.data.num_test_batches)):
             for part in batch.split(self._scored_at_once(batch) * self.group.size):
                 total += self._share(part)
-        return self.group.total(total).item() / self.config.train.evaluation_sequences
+        return self.group.total(total).item() / self.data.num_test_sequences
 
     def _share(self, part: Batch) -> Tensor:
         """Compute the sum of the losses of own rows; without any a process must gather weights, too."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from mesaopt.config import RunConfig, Split
 from mesaopt.errors import ConfigError
 from mesaopt.models import make_model
-from mesaopt.tasks import Batch, make_task
+from mesaopt.tasks import Batch, TokenTask, make_task
 from mesaopt.training.environment import part_size_of, single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
@@ -48,6 +48,7 @@ class Data:
     def __init__(self, config: RunConfig, device: torch.device):
         self.config, self.device = config, device
         self.task = make_task(config.task)
+        self._settings = len(self.task.variants("test")) if isinstance(self.task, TokenTask) else 1
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of a training step.
@@ -62,8 +63,18 @@ class Data:
 
     @property
     def num_test_batches(self) -> int:
-        """Number of batches of test sequences."""
-        return -(-self.config.train.evaluation_sequences // TEST_BATCH)
+        """Number of batches of test sequences, as many of every setting that the task is tested with."""
+        return self._settings * -(-self._tests_of_each // TEST_BATCH)
+
+    @property
+    def num_test_sequences(self) -> int:
+        """Number of test sequences: `evaluation_sequences`, or the next that all settings share evenly."""
+        return self._settings * self._tests_of_each
+
+    @property
+    def _tests_of_each(self) -> int:
+        """Number of test sequences of every setting."""
+        return -(-self.config.train.evaluation_sequences // self._settings)
 
     def test_batch(self, number: int) -> Batch:
         """Draw a batch of the test sequences, the same ones every time.
@@ -72,10 +83,13 @@ class Data:
             number: 0 for the first one.
 
         Returns:
-            256 of the `evaluation_sequences` sequences; the last batch may be smaller.
+            256 of the test sequences; the last batch of each setting may be smaller.
         """
-        size = min(TEST_BATCH, self.config.train.evaluation_sequences - number * TEST_BATCH)
-        return self._sample(size, seed=TEST_SEED, step=number, split="test")
+        # Batches of one size, of which the last is cut: Text has no stretch twice in those.
+        size = min(TEST_BATCH, self._tests_of_each)
+        batch = self._sample(size, seed=TEST_SEED, step=number, split="test")
+        left = self._tests_of_each - number // self._settings * TEST_BATCH
+        return batch if left >= size else next(batch.split(left))
 
     def loss(
         self, batch: Batch, predictions: Inexact[Tensor, "batch time dim"]
@@ -220,7 +234,7 @@ class Trainer:
     def test_loss(self) -> float:
         """Return the mean loss of the test sequences."""
         losses = list(self.workers.map(self._test_loss, range(self.data.num_test_batches)))
-        return (torch.stack(losses).sum() / self.config.train.evaluation_sequences).item()
+        return (torch.stack(losses).sum() / self.data.num_test_sequences).item()
 
     @torch.no_grad()
     def _test_loss(self, number: int) -> Float[Tensor, ""]:

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mesaopt.analysis import (
 from mesaopt.analysis.ablation import shuffled_tokens
 from mesaopt.config import LanguageModelConfig, LinearSystemConfig, ModelConfig
 from mesaopt.models import LanguageModel, SequenceModel
-from mesaopt.tasks import Batch, Copying, LinearSystem
+from mesaopt.tasks import Batch, Copying, LinearSystem, Text
 from mesaopt.theory import gradient_descent, proposition_1
 
 DIM, LENGTH, STEP = 4, 12, 0.05
@@ -240,3 +241,16 @@ def test_the_other_run_gets_all_arguments_of_the_model() -> None:
             return model(shuffled_tokens(batch.tokens), **batch.arguments)
 
     assert effect.patched.mean == pytest.approx(in_context_loss(elsewhere, task, FEW).mean)
+
+
+def test_errors_on_text_count_a_stretch_once(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 100)
+    task = Text(corpus=str(tmp_path / "text.txt"), length=16)
+    table = ablate(LanguageModel(LanguageModelConfig(width=8)), task, [MIXER], evaluation=FEW)
+    original, patched = table.original, table.at(MIXER).patched
+    again = 256 / task.stretches("test")
+    assert again > 10
+    change = Estimate.of(patched.by_sequence - original.by_sequence).repeated(again)
+    assert table.at(MIXER).change.error == pytest.approx(change.error, rel=1e-6)
+    ratio = Estimate.ratio(patched.by_sequence, original.by_sequence).repeated(again)
+    assert table.at(MIXER).ratio.error == pytest.approx(ratio.error, rel=1e-6)

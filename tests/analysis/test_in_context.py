@@ -6,7 +6,7 @@ import torch
 from mesaopt import training, zoo
 from mesaopt.analysis import Evaluation, InContextLoss, InContextLosses, diagnose, in_context_loss
 from mesaopt.config import ARProcessConfig, LinearSystemConfig
-from mesaopt.tasks import ARProcess, Batch, LinearSystem
+from mesaopt.tasks import ARProcess, Batch, ContinuousMQAR, LinearSystem
 
 TASK = LinearSystem(LinearSystemConfig(length=20))
 
@@ -29,6 +29,14 @@ def test_predictors_see_the_same_sequences() -> None:
     assert torch.equal(losses["a"].losses, losses["b"].losses)
     in_context_loss({"a": spy("a")}, TASK, Evaluation(num_sequences=300, split="validation"))
     assert not torch.equal(seen["a"][0], seen["a"][2])
+
+
+def test_settings_of_a_test_have_equally_many_sequences() -> None:
+    task = ContinuousMQAR(dim=4, pairs=3, codes=16, test_on=(1, 2, 3))
+    zero = {"zero": lambda batch: torch.zeros_like(batch.targets)}
+    loss = in_context_loss(zero, task, Evaluation(num_sequences=1024))["zero"]
+    assert loss.counted is not None
+    assert loss.counted.sum(1).bincount().tolist() == [0, 512, 512, 512]
 
 
 def test_standard_errors_are_those_of_the_mean() -> None:

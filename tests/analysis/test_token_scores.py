@@ -15,11 +15,13 @@ from mesaopt import cli, recipes
 from mesaopt.analysis import (
     Estimate,
     Evaluation,
+    InContextLoss,
     TokenScore,
     in_context_loss,
     score_positions,
     token_scores,
 )
+from mesaopt.commands.evaluation import BASELINES
 from mesaopt.commands.tokens import score_rows
 from mesaopt.config import LanguageModelConfig, ModelConfig, RunConfig, TextConfig, TrainConfig
 from mesaopt.progress import Progress
@@ -185,6 +187,7 @@ def test_a_run_is_trained_and_evaluated_by_the_commands(
         "mqar-continuous": {"least squares"},
     }
     assert printed.keys() == {"tiny", "guess"} | baselines[name]
+    assert {"guess"} | baselines[name] < {*BASELINES}
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", str(tmp_path / "run"), "--sequences", "1"])
     assert end.value.code == 0
@@ -270,8 +273,22 @@ def test_text_that_is_shown_again_does_not_shrink_the_errors(text: Path) -> None
     assert task.stretches("test") < 100
     assert many.loss.error == pytest.approx(few.loss.error, rel=0.3)
     single = in_context_loss(predictors["guess"], task, Evaluation(num_sequences=256))
+    different = InContextLoss(single.losses)  # as if all were
     again = 256 / task.stretches("test")
-    assert few.loss.error == pytest.approx(single.mean_error * again**0.5, rel=1e-4)
+    assert few.loss.error == pytest.approx(different.mean_error * again**0.5, rel=1e-4)
     assert few.curve is not None
-    wanted = single.curve_error * again**0.5
-    assert [one.error for one in few.curve] == pytest.approx(wanted.tolist(), rel=1e-4)
+    wanted = (different.curve_error * again**0.5).tolist()
+    assert [one.error for one in few.curve] == pytest.approx(wanted, rel=1e-4)
+    assert single.mean_error == pytest.approx(few.loss.error, rel=1e-4)
+    assert single.curve_error.tolist() == pytest.approx(wanted, rel=1e-4)
+    assert [one.error for one in single.at_positions] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_differences_on_text_count_a_stretch_once(text: Path) -> None:
+    task = Text(corpus=str(text), length=64)
+    predictors = {f"{n}": text_n_gram(task, order=n) for n in (1, 2)}
+    losses = in_context_loss(predictors, task, Evaluation(num_sequences=2560))
+    difference = losses["2"] - losses["1"]
+    again = 2560 / task.stretches("test")
+    plain = InContextLoss(losses["2"].losses - losses["1"].losses)
+    assert difference.mean_error == pytest.approx(plain.mean_error * again**0.5, rel=1e-6)

@@ -58,14 +58,21 @@ def test_code_that_does_not_run_is_named(script: str, message: str, tmp_path: Pa
         compare(recipes.get("lsa-1"), official(tmp_path, script), lambda: None, steps=1)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesaopt.bench.train._measure", lambda *_: pytest.fail("measures first"))
     config = recipes.get("lsa-1")
     empty = OfficialCode(clone=tmp_path, python=Path(sys.executable))
     with pytest.raises(RunError, match="is no clone of the authors' code"):
         compare(config, empty, lambda: None, steps=1)
+    with pytest.raises(RunError, match="is no clone of the authors' code"):
+        measure_training_step("lsa-1", official=empty)
     clone = official(tmp_path, "").clone
     with pytest.raises(RunError, match="python='no/python': No such file"):
         compare(config, OfficialCode(clone=clone, python=Path("no/python")), print, steps=1)
+    with pytest.raises(ConfigError, match="recipe='delta-1': the authors' code cannot train"):
+        measure_training_step(
+            "delta-1", official=OfficialCode(clone=clone, python=clone / "python")
+        )
 
 
 def test_settings_are_those_of_the_notebook() -> None:

@@ -233,6 +233,38 @@ def test_shards_that_are_damaged_are_refused(folder: Path, tmp_path: Path) -> No
         load_corpus(str(out))
 
 
+def test_tokens_of_shards_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> None:
+    checksum = prepare(str(folder), tmp_path / "shards").checksum
+    text = {"corpus": str(tmp_path / "shards"), "length": 32}
+    Text(**text, checksum=checksum)
+    shard = tmp_path / "shards" / "test-00000.bin"
+    for token in (7, 256):
+        load_corpus.cache_clear()
+        shard.write_bytes(np.array([token], "<u2").tobytes() * (shard.stat().st_size // 2))
+        with pytest.raises(
+            ConfigError, match=f"tokens have checksum .*: must have '{checksum}'; pre"
+        ):
+            Text(**text, checksum=checksum)
+    task = Text(**text)
+    task.sample(1, seed=0)
+    message = f"{shard}: is damaged: has the token 256: must be below 256, the vocabulary"
+    with pytest.raises(ConfigError, match=message):
+        task.sample(1, seed=0, split="test")
+
+
+def test_a_tokenizer_outside_of_the_shards_is_refused(
+    fake_tokenizers: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "words.json").write_text("50")
+    (tmp_path / "a.txt").write_text(TEXT)
+    out = tmp_path / "shards"
+    prepare(str(tmp_path / "a.txt"), out, tokenizer=str(tmp_path / "words.json"))
+    index = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps(index | {"tokenizer": "../words.json"}))
+    with pytest.raises(RunError, match="words.json: leads out of the folder"):
+        load_corpus(str(out))
+
+
 def test_shards_are_no_text(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     prepare(str(folder), out)
@@ -267,6 +299,25 @@ def test_nothing_is_written_where_an_argument_is_wrong(
     with pytest.raises(ConfigError, match=message):
         prepare("a.txt", "shards", **settings)
     assert not Path("shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer": "missing.json"}, "tokenizer='missing.json': there is no such file"),
+        ({"tokenizer": "bpe", "vocabulary": 5}, "vocabulary=5: must be between 257 and 65536"),
+        ({"tokenizer": "bpe"}, "tokenizer='bpe': needs the package tokenizers"),
+    ],
+)
+def test_a_wrong_tokenizer_is_refused_before_the_corpus_is_read(
+    settings: dict, message: str, fake_tokenizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "package" in message:
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+    module = sys.modules["mesaopt.corpus.prepare"]  # the package has a function of this name
+    monkeypatch.setattr(module, "documents_of", lambda _: pytest.fail("reads the corpus"))
+    with pytest.raises(ConfigError, match=message):
+        prepare("stdlib", fake_tokenizers / "shards", **settings)
 
 
 def test_shards_are_written_to_a_path_in_the_home_folder(

@@ -36,6 +36,8 @@ def test_a_setting_of_another_kind_of_task_can_vary() -> None:
     [
         ("train.learning_rat", "train.learning_rate"),
         ("trian.steps", "train.steps"),
+        ("train.step", "train.steps"),
+        ("task.transitions", "task.transition"),
         ("learning_rate", "train.learning_rate"),
         ("num_head", "model.num_heads"),
         ("model.nheads", "model.num_heads"),

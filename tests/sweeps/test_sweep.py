@@ -98,6 +98,7 @@ def test_a_failed_point_keeps_its_reason_and_is_tried_again(tmp_path: Path) -> N
     assert [point.state for point in done.points] == ["done", "done", "failed", "done"]
     assert "lsa-1-learning_rate=0.03-seed0 failed: no luck" in repr(done).replace("\n", " ")
     assert [row["problem"] for row in done.rows()][2] == "no luck"
+    assert [group.has_failed for group in done.groups] == [False, True]
     with pytest.raises(RunError, match=r"holds a sweep; --resume \(in Python resume=True\) goes"):
         mesaopt.sweep(configs, tmp_path / "a", engine=engine)
     engine = Here()
@@ -107,6 +108,18 @@ def test_a_failed_point_keeps_its_reason_and_is_tried_again(tmp_path: Path) -> N
     engine = Here()
     mesaopt.sweep(configs, tmp_path / "a", engine=engine, resume=True)
     assert engine.given == []
+
+
+def test_settings_with_a_failed_point_are_not_the_best(tmp_path: Path) -> None:
+    done = mesaopt.sweep(
+        grid(CONFIG, RATES, seeds=2), tmp_path / "a", engine=Here(failing="0.001-seed0")
+    )
+    worse, failed = done.groups
+    assert failed.has_failed
+    assert failed.mean < worse.mean
+    assert done.best is not None
+    assert done.best.config.train.learning_rate == 3e-2
+    assert f"Best mean test loss: {worse.mean:.4g}" in repr(done)
 
 
 def test_a_training_that_diverges_does_not_stop_the_others(
@@ -254,6 +267,13 @@ def test_a_wrong_device_is_refused_before_anything_is_written(
     with pytest.raises(MesaoptError, match=message):
         mesaopt.sweep([CONFIG], tmp_path / "out", engine=engine, device=device)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_a_wrong_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", *GRID, "--dry-run", "--device", "nonsense") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "device='nonsense': is not there" in err
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:12"])

@@ -23,7 +23,8 @@ from mesaopt.config import (
 )
 from mesaopt.errors import ConfigError, RunError
 from mesaopt.models import own_model
-from mesaopt.training import Devices, RunFolder, load_run, train
+from mesaopt.tasks import Batch
+from mesaopt.training import Devices, RunFolder, load_run, step_cost, train
 from mesaopt.training.shared import ProcessGroup, SharedTrainer
 from mesaopt.workers import num_threads
 
@@ -290,6 +291,28 @@ def test_a_module_of_ones_own_is_shared_whole(run: Callable[..., str], tmp_path:
     last = "checkpoints/step_000012/model.safetensors"
     weights = [load_file(tmp_path / name / last)["weight"] for name in ("alone", "two")]
     assert torch.allclose(*weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["recompute", "compile"])
+def test_blocks_that_a_module_does_not_have_are_not_recomputed(how: str, tmp_path: Path) -> None:
+    config = replace(CONFIGS["sequence"], model=own_model(nn.Linear(40, 10)))
+    message = f"^{how}=True: works on blocks, and 'Linear' has none: must have a torch.nn.ModuleLi"
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path / "own", device="cpu", devices=Devices(**{how: True}))
+    assert not (tmp_path / "own").exists()
+
+
+def test_the_cost_is_that_of_the_way_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, loss = [], SharedTrainer._loss
+
+    def watched(trainer: SharedTrainer, part: Batch) -> torch.Tensor:
+        seen.append(len(part.tokens))
+        return loss(trainer, part)
+
+    monkeypatch.setattr(SharedTrainer, "_loss", watched)
+    cost = step_cost(CONFIGS["sequence"], "cpu", devices=Devices(parts=4, recompute=True))
+    assert set(seen) == {3}
+    assert cost.parameters == step_cost(CONFIGS["sequence"], "cpu").parameters
 
 
 def test_missing_and_damaged_pieces_are_refused(run: Callable[..., str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from helpers import Interrupted, interrupt
 
 from mesaopt import files, json_files, recipes
-from mesaopt.config import RunConfig, TrainConfig, override
+from mesaopt.config import ContinuousMQARConfig, ModelConfig, RunConfig, TrainConfig, override
 from mesaopt.errors import ConfigError, InitialisationWarning, RunError
 from mesaopt.progress import Progress
 from mesaopt.tasks import make_task
@@ -27,6 +27,7 @@ from mesaopt.training import (
     train,
 )
 from mesaopt.training import trainer as trainer_module
+from mesaopt.training.trainer import Data
 
 
 def metrics_of(path: Path) -> bytes:
@@ -327,7 +328,8 @@ def expected_test_loss(config: RunConfig, trainer: Trainer) -> float:
     """The mean loss of the test sequences, drawn and scored anew, in float64."""
     task, total, losses = make_task(config.task), config.train.evaluation_sequences, []
     for step, done in enumerate(range(0, total, 256)):
-        batch = task.sample(min(256, total - done), seed=0, step=step, split="test")
+        drawn = task.sample(min(256, total), seed=0, step=step, split="test")
+        batch = next(drawn.split(min(256, total - done)))
         error = (trainer.model(batch.tokens) - batch.targets)[:, batch.scored]
         squares = error.abs().double().square().sum(-1) / 2
         losses.append(squares.sum(1) if config.train.positions == "sum" else squares.mean(1))
@@ -349,6 +351,42 @@ def test_the_test_loss_is_that_of_the_test_sequences(
     if kind == "real":
         together = SeedsTrainer([config, replace(config, seed=9)], torch.device("cpu"))
         assert together.test_losses()[0] == pytest.approx(trainer.test_loss(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(10, [4] * 3), (256, [86] * 3), (1000, [256] * 3 + [78] * 3)]
+)
+def test_every_setting_has_as_many_test_sequences(count: int, sizes: list[int]) -> None:
+    task = ContinuousMQARConfig(dim=4, pairs=3, codes=16, test_on=(1, 2, 3))
+    model = ModelConfig(embed_dim=8, token_dim=8, output_dim=4, readout="linear", num_heads=1)
+    config = RunConfig(
+        recipe="mine", task=task, model=model, train=TrainConfig(evaluation_sequences=count)
+    )
+    trainer = Trainer(config, torch.device("cpu"))
+    batches = [trainer.data.test_batch(i) for i in range(trainer.data.num_test_batches)]
+    assert [len(batch.tokens) for batch in batches] == sizes
+    assert [len(batch.positions) for batch in batches[:3]] == [1, 2, 3]
+    assert trainer.data.num_test_sequences == sum(sizes)
+    losses = [trainer.data.loss(batch, trainer.model(batch.tokens)) for batch in batches]
+    wanted = sum(x.item() * size for x, size in zip(losses, sizes, strict=True)) / sum(sizes)
+    assert trainer.test_loss() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_no_test_sequence_of_a_text_comes_twice(tmp_path: Path) -> None:
+    tokens = torch.randint(97, 123, (200_000,), generator=torch.Generator().manual_seed(0))
+    (tmp_path / "text.txt").write_bytes(bytes(tokens.tolist()))
+    config = override(
+        recipes.get("lm-softmax"),
+        [
+            f"task.corpus={tmp_path / 'text.txt'}",
+            "task.length=16",
+            "train.evaluation_sequences=400",
+        ],
+    )
+    data = Data(config, torch.device("cpu"))
+    first, second = (data.test_batch(i).tokens.tolist() for i in range(data.num_test_batches))
+    assert (len(first), len(second)) == (256, 144)
+    assert len({tuple(row) for row in first + second}) == 400
 
 
 @pytest.mark.parametrize("data", ["fresh", "fixed"])

@@ -112,3 +112,6 @@ def _check_fits(config: TextConfig, corpus: Corpus) -> None:
     if config.checksum not in ("", corpus.checksum):
         wanted = f"must be {corpus.checksum!r}, that of corpus={config.corpus!r}"
         raise ConfigError(f"checksum={config.checksum!r}: {wanted}")
+    if config.checksum and corpus.checksum_of_tokens != config.checksum:
+        given = f"corpus={config.corpus!r}: its tokens have checksum {corpus.checksum_of_tokens!r}"
+        raise ConfigError(f"{given}: must have {config.checksum!r}; prepare it again")
