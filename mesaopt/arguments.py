@@ -185,7 +185,9 @@ class Evaluate:
     model: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The torch.nn.Module of your own that they are."""
     sequences: Annotated[int, _value("N")] = 2560
-    """Fresh test sequences, rounded up to batches of 256."""
+    """Test sequences, rounded up to batches of 256; no run was trained on them."""
+    seed: int = 0
+    """Seed of these sequences: 0 are those that a training is scored on, too, others are new."""
     out: _Picture = None
     """Write the figure here, or a page with the figure and the tables."""
     json: _Switch = False
@@ -247,7 +249,9 @@ class Diagnose:
     step: Annotated[int | None, _value("N")] = None
     """Step of the checkpoint to diagnose [the last]."""
     sequences: Annotated[int, _value("N")] = 1024
-    """Fresh test sequences, rounded up to batches of 256."""
+    """Test sequences, rounded up to batches of 256; no run was trained on them."""
+    seed: int = 0
+    """Seed of these sequences: 0 are those that a training is scored on, too, others are new."""
     out: _Picture = None
     """Write the figure here, or a page with the figure and the tables."""
     json: _Switch = False
@@ -276,7 +280,9 @@ class Compare:
     model: Annotated[str | None, _value("MODULE:CLASS")] = None
     """The torch.nn.Module of your own that they are."""
     sequences: Annotated[int, _value("N")] = 2560
-    """Fresh test sequences, rounded up to batches of 256."""
+    """Test sequences, rounded up to batches of 256; no run was trained on them."""
+    seed: int = 0
+    """Seed of these sequences: 0 are those that a training is scored on, too, others are new."""
     out: _Picture = None
     """Write the figure here, or a page with the figure and the tables."""
     json: _Switch = False

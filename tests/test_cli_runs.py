@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from helpers import exit_status as run
 
 from mesaopt import recipes, zoo
@@ -51,6 +52,26 @@ def test_runs_of_one_task_share_their_sequences_and_baselines(
     predict = model_predictor(alone.model, alone.config.task.token_slots)
     wanted = in_context_loss(predict, make_task(alone.config.task), Evaluation(num_sequences=1))
     assert linear["losses"]["plain"]["mean"] == pytest.approx(wanted.mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_a_seed_draws_sequences_that_no_training_was_scored_on(
+    command: str, runs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_run(runs["plain"], device="cpu").config
+    means = []
+    for seed in (0, 1):
+        chosen = [runs["one"], runs["plain"], "--sequences", "1", "--seed", str(seed), "--csv"]
+        assert run(command, *chosen) == 0
+        means.append(capsys.readouterr().out)
+    assert means[0] != means[1]
+    drawn = [Evaluation(num_sequences=1, seed=seed) for seed in (0, 1)]
+    first, second = (next(iter(one.batches(make_task(config.task)))).states for one in drawn)
+    assert not torch.equal(first, second)
+    scored = make_task(config.task).sample(256, seed=0, step=0, split="test").states
+    assert torch.equal(first, scored)
+    assert run(command, *chosen[:2], "--seed", "-1") == 2
+    assert "seed=-1: must be 0 or greater" in capsys.readouterr().err
 
 
 def test_evaluate_prints_a_table_for_each_task(

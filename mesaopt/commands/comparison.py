@@ -51,7 +51,7 @@ def compare(command: args.Compare) -> int:
         raise ConfigError("run: compare needs two or more runs; evaluate scores a single one")
     _require_one_task(folders)
     runs = given.load_runs(folders, task=command.task, model=command.model)
-    compared = _compare(runs, command.sequences)
+    compared = _compare(runs, command)
     if command.json:
         print_json(_to_json(compared))
     elif command.csv:
@@ -84,9 +84,9 @@ def _require_one_task(folders: dict[str, Path]) -> None:
             )
 
 
-def _compare(runs: dict[str, "Run"], sequences: int) -> _Compared:
+def _compare(runs: dict[str, "Run"], command: args.Compare) -> _Compared:
     """Score runs and list what differs."""
-    (scores,) = score(runs, sequences, baselines=False)
+    (scores,) = score(runs, command, baselines=False)
     to, *others = runs
     losses = scores.losses
     return _Compared(

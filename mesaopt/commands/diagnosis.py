@@ -25,7 +25,7 @@ def diagnose(command: args.Diagnose) -> int:
     runs = given.load_runs(folders, task=command.task, model=command.model, step=command.step)
     suffix = "" if command.step is None else f", step {command.step}"
     runs = {f"{name}{suffix}": run for name, run in runs.items()}
-    diagnoses = diagnose_runs(runs, num_sequences=command.sequences)
+    diagnoses = diagnose_runs(runs, num_sequences=command.sequences, seed=command.seed)
     # The page comes last: where it cannot be written, the answer is not lost.
     _print(diagnoses, command)
     if command.out is not None:
@@ -34,7 +34,9 @@ def diagnose(command: args.Diagnose) -> int:
     return 0
 
 
-def diagnose_runs(runs: dict[str, "Run"], *, num_sequences: int = 1024) -> dict[str, "Diagnosis"]:
+def diagnose_runs(
+    runs: dict[str, "Run"], *, num_sequences: int = 1024, seed: int = 0
+) -> dict[str, "Diagnosis"]:
     """Diagnose the models of runs, with a progress bar and as many threads as torch computes with."""
     from mesaopt import analysis
     from mesaopt.analysis.diagnosis.regression import regression_of
@@ -52,7 +54,7 @@ def diagnose_runs(runs: dict[str, "Run"], *, num_sequences: int = 1024) -> dict[
             display.begin(stages[name].name)
             with _naming(name):
                 diagnoses[name] = analysis.diagnose(
-                    run, num_sequences=num_sequences, progress=display.update
+                    run, num_sequences=num_sequences, seed=seed, progress=display.update
                 )
     return diagnoses
 

@@ -73,7 +73,7 @@ def evaluate(command: args.Evaluate) -> int:
             raise ConfigError(f"run={name!r}: {wanted}")
     if any(given.is_on_tokens(run.config.task) for run in runs.values()):
         return evaluate_tokens([group.runs for group in by_task(runs)], command)
-    groups = score(runs, command.sequences, baselines=True)
+    groups = score(runs, command, baselines=True)
     if command.json:
         several = [_group_to_json(group) for group in groups]
         print_json(several if len(runs) > 1 else _losses_to_json(groups[0]))
@@ -107,14 +107,16 @@ def _write(groups: list[Scores], command: args.Evaluate, commands: list[str]) ->
     given.write(page, command)
 
 
-def score(runs: dict[str, "Run"], sequences: int, *, baselines: bool) -> list[Scores]:
+def score(
+    runs: dict[str, "Run"], command: args.Evaluate | args.Compare, *, baselines: bool
+) -> list[Scores]:
     """Score runs, those of one task on the same sequences, with a progress bar."""
     from mesaopt.analysis import Evaluation
     from mesaopt.progress import ProgressDisplay, Stage
     from mesaopt.workers import parallel
 
     groups = by_task(runs)
-    evaluation = Evaluation(num_sequences=sequences)
+    evaluation = Evaluation(num_sequences=command.sequences, seed=command.seed)
     titles = [", ".join(group.runs) for group in groups]
     tuning = [Stage(f"algorithms to compare with {title}", 1, _TUNING_SECONDS) for title in titles]
     scoring = [

@@ -38,6 +38,7 @@ def check(command: AnyCommand) -> None:
         wanted = "give a run folder, or a model that mesaopt list zoo shows"
         raise ConfigError(f"run: is missing: {wanted}")
     require_count("sequences", command.sequences, smallest=1, largest=_MOST_SEQUENCES)
+    require_count("seed", command.seed, smallest=0)
     check_picture(command.out)
 
 

@@ -86,7 +86,8 @@ def _print_sweep(done: "Sweep") -> int:
     print_line(f"{count} of {len(done.points)} points are done.")
     print_line(f"Every point: {done.path / 'sweep.csv'}; curves: {done.path / 'sweep.png'}")
     if done.best is not None:
-        print_line(f"Next: {given.next_line('evaluate', done.best.path, done.best.config)}")
+        line = given.next_line("evaluate", done.best.path, done.best.config)
+        print_line(f"Next: {line} --seed 1    # on sequences that have chosen nothing")
     return 1 if done.failed else 0
 
 

@@ -1,7 +1,7 @@
 """The tables of `evaluate` for runs on tokens: losses and accuracies, also those that need no model."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ def evaluate_tokens(groups: "list[dict[str, Run]]", command: args.Evaluate) -> i
             raise ConfigError(
                 f"run={name!r}: is not on tokens: evaluate it apart from runs that are"
             )
-    found = [_score(group, command.sequences) for group in groups]
+    found = [_score(group, command) for group in groups]
     if command.json:
         print_json(found[0].to_json() if len(groups) == 1 else [one.to_json() for one in found])
     elif command.csv:
@@ -111,7 +111,7 @@ class _Scores:
                 yield from (place | line for line in _csv_lines(score))
 
 
-def _score(runs: "dict[str, Run]", num_sequences: int) -> _Scores:
+def _score(runs: "dict[str, Run]", command: args.Evaluate) -> _Scores:
     """Score runs of one task, and its baselines, on the same sequences."""
     from mesaopt.analysis import Evaluation, token_scores
     from mesaopt.tasks import make_task
@@ -121,8 +121,9 @@ def _score(runs: "dict[str, Run]", num_sequences: int) -> _Scores:
     task: Any = make_task(config.task)
     with parallel():
         models = {name: run.model for name, run in runs.items()}
-        scores = token_scores(models, task, Evaluation(num_sequences=num_sequences))
-        fewer = Evaluation(num_sequences=min(num_sequences, _SLOW_SEQUENCES))
+        drawn = Evaluation(num_sequences=command.sequences, seed=command.seed)
+        scores = token_scores(models, task, drawn)
+        fewer = replace(drawn, num_sequences=min(drawn.num_sequences, _SLOW_SEQUENCES))
         scores |= token_scores(_baselines(config, task), task, fewer)
     return _Scores(runs, scores)
 

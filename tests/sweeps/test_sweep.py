@@ -83,6 +83,7 @@ def test_the_command_prints_a_table_and_writes_table_and_picture(
     shown = capsys.readouterr().out
     for words in ("learning rate", "2 of 2", "4 of 4 points are done.", "Next: mesaopt evaluate"):
         assert words in shown
+    assert " --seed 1 " in shown.splitlines()[-1], "those of seed 0 have chosen the settings"
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [row["seed"] for row in rows] == ["0", "1", "0", "1"]
     assert float(rows[0]["test_loss"]) == load_sweep(trained).points[0].test_loss

@@ -199,12 +199,13 @@ def _falls(
     behind, before = (target, layer, _JUDGED), (target, 0, _JUDGED)
     errors = _PUBLISHED[target].get(recipe, {}).get(_JUDGED)
     fall = f"{errors[layer] / errors[0]:.2g} published for full training; " if errors else ""
+    what = target if target == NEXT else "preconditioned input (six steps)"
     return lab.claim(
         recipe,
         measure=lambda: probe_depth(lab, recipe).ratio(behind, before),
         name=f"{name}-{recipe}-{'next' if target == NEXT else 'preconditioned'}-falls",
         figure=figure,
-        statement=f"{recipe}: the {target} is decoded better behind layer {layer} than before the first, "
+        statement=f"{recipe}: the {what} is decoded better behind layer {layer} than before the first, "
         f"at position {_JUDGED} (ratio of held-out errors)",
         high=high,
         basis=f"{fall}{why}; {training_length(lab, recipe)}",
