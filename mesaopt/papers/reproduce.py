@@ -1,5 +1,6 @@
 """Reproduce a study: train its runs, then measure, draw and judge its figures, in a results folder."""
 
+import functools
 import importlib
 import itertools
 import time
@@ -8,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mesaopt import files, json_files
+import torch
+
+from mesaopt import files, json_files, recipes
 from mesaopt.config import to_dict
 from mesaopt.errors import RESUME, ConfigError, RunError, suggest
+from mesaopt.models import make_model
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
 from mesaopt.papers.index import STUDIES, read_index
@@ -155,7 +159,7 @@ def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
 
     Args:
         plan: the figures and their scale.
-        runs: the models there are, if none are trained; figures with fewer of them take less.
+        runs: the models there are, if none are trained; figures with fewer or smaller ones take less.
 
     Returns:
         Seconds by the name of the figure.
@@ -169,15 +173,23 @@ def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
     seeds = {training.recipe: training.seeds for training in study.plans[scale].trainings}
 
     def share(figure: Figure[Any]) -> float:
-        planned = sum(seeds.get(recipe, 0) for recipe in figure.recipes)
+        planned = sum(seeds.get(recipe, 0) * _parameters(recipe) for recipe in figure.recipes)
         if runs is None or not planned:
             return 1.0
-        return sum(len(runs.get(recipe, [])) for recipe in figure.recipes) / planned
+        there = (len(runs.get(recipe, [])) * _parameters(recipe) for recipe in figure.recipes)
+        return sum(there) / planned
 
     return {
         figure.name: max(1.0, share(figure) * figure.seconds[scale])
         for figure in study.chosen(plan)
     }
+
+
+@functools.cache
+def _parameters(recipe: str) -> int:
+    """Count the parameters of a recipe's model, which its cost is about proportional to."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in make_model(recipes.get(recipe).model).parameters())
 
 
 def reproduce(

@@ -11,7 +11,7 @@ from laboratories import PLAN, run_of
 from mesaopt import recipes
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import judge
-from mesaopt.papers.reproduce import make_plan, reproduce
+from mesaopt.papers.reproduce import make_plan, measuring_seconds, reproduce
 from mesaopt.papers.uncovering2023.item import STUDY as UNCOVERING
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import CURVES
@@ -43,6 +43,16 @@ def test_paper_scale_is_as_published() -> None:
                 published, evaluation_sequences=1
             )
         assert training.seeds >= 3
+
+
+def test_a_figure_of_small_models_alone_takes_little_time() -> None:
+    plan = make_plan("uncovering2023/fig5", scale="paper")
+    (figure,) = plan.figures
+    whole = measuring_seconds(plan)[figure]
+    runs = {one.recipe: [run_of("tf-7-dim-4")] * one.seeds for one in plan.trainings}
+    assert measuring_seconds(plan, runs)[figure] == pytest.approx(whole)
+    small = {f"tf-7-dim-{dim}": runs[f"tf-7-dim-{dim}"] for dim in (4, 6, 10)}
+    assert measuring_seconds(plan, small)[figure] < 0.1 * whole
 
 
 LARGE = {f"tf-7-dim-{dim}" for dim in (10, 20, 40, 60)}
