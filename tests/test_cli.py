@@ -79,7 +79,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
             "sweep",
             {"grid", "seeds", "set", "engine", "engine-set", "out", "device", "resume", "dry-run"},
         ),
-        ("evaluate", {"sequences", "out", "json", "csv", "task", "model"}),
+        ("evaluate", {"sequences", "seed", "out", "json", "csv", "task", "model"}),
         (
             "generate",
             {
@@ -95,8 +95,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
                 "json",
             },
         ),
-        ("diagnose", {"step", "sequences", "out", "json", "csv", "task", "model"}),
-        ("compare", {"to", "sequences", "out", "json", "csv", "task", "model"}),
+        ("diagnose", {"step", "sequences", "seed", "out", "json", "csv", "task", "model"}),
+        ("compare", {"to", "sequences", "seed", "out", "json", "csv", "task", "model"}),
         (
             "reproduce",
             {

@@ -135,8 +135,8 @@ def rewrite(page: str, ledger: Mapping[str, Sequence[Part]]) -> str:
     Example:
         >>> print(rewrite("<!-- ledger: summary -->\\nold\\n<!-- end of ledger -->", {}))
         <!-- ledger: summary -->
-        | study | claims judged | hold | fail | wait for models |
-        |---|---|---|---|---|
+        | study | claims judged | hold | hold within noise | fail | wait for models |
+        |---|---|---|---|---|---|
         <BLANKLINE>
         <!-- end of ledger -->
     """
