@@ -249,8 +249,8 @@ _TEXT = (
     "hundred."
 )
 _SAME_TEXT = (
-    " All models read the same text, so that the claims know differences far better than the intervals "
-    "of single models suggest. "
+    " All models read the same text: their differences, which the claims judge, have far smaller errors "
+    "than the losses that are drawn. "
 )
 _SCORE = (
     " The in-context score is the loss late in a context less that early in it, and negative where "
