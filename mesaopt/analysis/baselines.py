@@ -1,10 +1,9 @@
 """Baselines: algorithms tuned to a task, to compare the losses of models with."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mesaopt.analysis.evaluation import Evaluation
@@ -85,7 +84,9 @@ def tuned_baselines(
         )
 
     few = Evaluation(num_sequences=512, split="validation")
-    unit = _order_of_squares(prompts.prompts(batch).inputs for batch in few.batches(task))
+    squares = prompts.prompts(next(iter(few.batches(task)))).mean_square
+    # To the next power of 100, far less than ranges span: inputs between 0.1 and 10 are searched alike.
+    unit = 100.0 ** round(math.log(squares, 100)) if squares > 0 else 1.0
     step_size = tune(descent, task, bounds=(0.0, 0.1 / unit), growth=10.0).value
     ridges = (1e-5 * unit, 1e3 * unit)
     ridge = tune(
@@ -100,12 +101,3 @@ def tuned_baselines(
             least_squares(ridge), {"ridge": ridge}, f"with ridge {ridge:.2g}"
         ),
     }
-
-
-def _order_of_squares(inputs: Iterable[Tensor]) -> float:
-    """Give the mean square of inputs, the unit of a ridge and of 1 / step size, to the next power of 100.
-
-    Ranges of settings span more, and inputs of usual size, between 0.1 and 10, are searched alike.
-    """
-    squares = torch.stack([x.abs().double().square().mean() for x in inputs]).mean().item()
-    return 100.0 ** round(math.log(squares, 100)) if squares > 0 else 1.0

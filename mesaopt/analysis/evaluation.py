@@ -7,8 +7,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from mesaopt.config import Split, require_count
 from mesaopt.progress import AnyProgress, Progress, reporting
-from mesaopt.tasks import Batch, TokenTask
+from mesaopt.tasks import Batch
 from mesaopt.tasks.base import check_split
+from mesaopt.tasks.tokens.base import num_settings
 from mesaopt.workers import current_workers
 
 EVALUATION_BATCH = 256
@@ -86,7 +87,7 @@ class Evaluation:
             >>> Evaluation(num_sequences=600).even(ContinuousMQAR(test_on=(4, 16))).num_sequences
             1024
         """
-        settings = len(task.variants(self.split)) if isinstance(task, TokenTask) else 1
+        settings = num_settings(task, self.split)
         each = settings * EVALUATION_BATCH
         count = -(-self.num_sequences // each) * each
         return self if settings == 1 else replace(self, num_sequences=count)

@@ -56,6 +56,11 @@ class Prompts(Batch):
         return torch.nn.functional.pad(self.answers[:, :-1], (0, 0, 1, 0))
 
     @property
+    def mean_square(self) -> float:
+        """Mean square of the inputs: the unit of ridges and of 1 / step size."""
+        return self.inputs.abs().double().square().mean().item()
+
+    @property
     def context(self) -> Context:
         """The regression problem at every pair, in double precision."""
         return context_of(self.seen, inputs=self.inputs).double()

@@ -105,9 +105,8 @@ class MergedLinearSelfAttention(nn.Module):
         check_input("tokens", tokens, ("batch", "time"), width=width, dtype=dtype)
         queries = tokens @ _trained(self.key_query, self.trained_key_query).mT
         values = tokens @ _trained(self.output_value, self.trained_output_value).mT
-        q, k, v = (
-            x.unsqueeze(2) for x in (queries, tokens.conj().to(queries.dtype), values)
-        )  # [B,T,1,width]
+        keys = tokens.conj().to(queries.dtype)  # which autocast may have lowered
+        q, k, v = (x.unsqueeze(2) for x in (queries, keys, values))  # [B,T,1,width]
         summed = ops.linear_attention(q, k, v, chunk_size=self.chunk_size).output.squeeze(2)
         return summed * _reciprocal_of_pairs(summed)
 

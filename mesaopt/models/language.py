@@ -72,7 +72,7 @@ class LanguageModel(nn.Module):
         for module in self._own_modules():
             module.reset_parameters()  # ridges, norms and biases
         before_sums = {id(module) for block in self._blocks for module in block.before_sums}
-        tied = self.embedding.weight
+        tied = self.embedding.weight  # in a subclass also that of a head
         for _, part in sorted(self.named_modules()):
             if isinstance(part, nn.Linear) and part.weight is tied:
                 continue

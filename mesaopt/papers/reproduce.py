@@ -173,9 +173,9 @@ def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
     seeds = {training.recipe: training.seeds for training in study.plans[scale].trainings}
 
     def share(figure: Figure[Any]) -> float:
-        planned = sum(seeds.get(recipe, 0) * _parameters(recipe) for recipe in figure.recipes)
-        if runs is None or not planned:
+        if runs is None or not any(recipe in seeds for recipe in figure.recipes):
             return 1.0
+        planned = sum(seeds.get(recipe, 0) * _parameters(recipe) for recipe in figure.recipes)
         there = (len(runs.get(recipe, [])) * _parameters(recipe) for recipe in figure.recipes)
         return sum(there) / planned
 

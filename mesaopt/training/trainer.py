@@ -11,7 +11,8 @@ from torch import Tensor
 from mesaopt.config import RunConfig, Split
 from mesaopt.errors import ConfigError
 from mesaopt.models import make_model
-from mesaopt.tasks import Batch, TokenTask, make_task
+from mesaopt.tasks import Batch, make_task
+from mesaopt.tasks.tokens.base import num_settings
 from mesaopt.training.environment import part_size_of, single_precision
 from mesaopt.training.optimizer import Optimizer
 from mesaopt.training.run_folder import Checkpoint
@@ -48,7 +49,7 @@ class Data:
     def __init__(self, config: RunConfig, device: torch.device):
         self.config, self.device = config, device
         self.task = make_task(config.task)
-        self._settings = len(self.task.variants("test")) if isinstance(self.task, TokenTask) else 1
+        self._settings = num_settings(self.task, "test")
 
     def batch(self, step: int) -> Batch:
         """Draw the batch of a training step.

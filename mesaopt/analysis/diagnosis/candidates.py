@@ -117,7 +117,7 @@ def fit_ridge(target: ModelAsTarget, *, seed: int = 0) -> float:
     """
     evaluation = Evaluation(num_sequences=_TUNING_SEQUENCES, seed=seed, split="validation")
     batches = list(evaluation.batches(target))
-    variance = _variance_of(batches[0].inputs)
+    variance = batches[0].mean_square
     problems = [_in_eigenvectors(batch) for batch in batches]
 
     def distance(log_ridge: float) -> float:
@@ -144,11 +144,6 @@ def _in_eigenvectors(batch: Prompts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     values, queries, cross = batch.in_eigenvectors(batch.asked)
     return values, queries, cross, batch.scored_targets.double()
-
-
-def _variance_of(inputs: Tensor) -> float:
-    """Compute the mean square of regression inputs: the unit of ridges and of 1 / step size."""
-    return inputs.square().mean().item()
 
 
 @dataclass(frozen=True)
@@ -301,7 +296,7 @@ class _Fitter:
 
     @cached_property
     def _variance(self) -> float:
-        return _variance_of(self._first.inputs)
+        return self._first.mean_square
 
     @property
     def _length(self) -> int:

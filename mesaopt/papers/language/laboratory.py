@@ -21,6 +21,7 @@ from mesaopt.papers.language.settings import SETTINGS, Comparison, Settings, nex
 from mesaopt.progress import OnProgress, Progress
 from mesaopt.recipes.language import MIXERS
 from mesaopt.tasks import Batch, make_task
+from mesaopt.tasks.tokens.base import num_settings
 from mesaopt.training import DivergedError, Run, run_name, train
 from mesaopt.workers import current_workers
 
@@ -338,7 +339,7 @@ def by_difficulty(
 ) -> Float[Tensor, "difficulty sequence *more"]:
     """Score predictions for sequences of each difficulty, whose batches a task gives in turn."""
     task = make_task(comparison.task)
-    difficulties = len(cast(Any, task).variants(split))
+    difficulties = num_settings(task, split)
     size = min(EVALUATION_BATCH, comparison.sequences)
     steps = range(difficulties * -(-comparison.sequences // size))
 

@@ -177,3 +177,8 @@ def _examples_of(kind: str, seed: int, group: int, start: int) -> Streams:
     """Return the random numbers of one block of a limited number of sequences."""
     streams = streams_of(kind, seed=seed, step=start, split="train")
     return lambda name="": streams(f"examples/{group}/{name}")
+
+
+def num_settings(task: object, split: Split) -> int:
+    """Count the settings that the batches of a split are of in turn; 1 where a task is not on tokens."""
+    return len(task.variants(split)) if isinstance(task, TokenTask) else 1
