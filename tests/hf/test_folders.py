@@ -128,6 +128,17 @@ def test_a_wrapped_model_keeps_its_type_and_device(dtype: torch.dtype) -> None:
     assert hf.wrap(model.to("meta")).device.type == "meta"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_wrapped_model_draws_what_the_plain_one_draws(*, tied: bool) -> None:
+    config = replace(MODEL, tied=tied)
+    before = torch.get_rng_state()
+    wrapped = hf.wrap(LanguageModel(config))
+    assert torch.equal(torch.get_rng_state(), before), "all weights are given"
+    wrapped.model.reset_parameters(5)
+    wanted = LanguageModel(config, seed=5).state_dict()
+    assert all(torch.equal(x, wanted[name]) for name, x in wrapped.model.plain_state().items())
+
+
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "auto-encoder": (
         lambda: AutoEncoder(

@@ -1,12 +1,14 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 from small_layers import SIZES, small_input, small_layer
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mesaopt.errors import ConfigError, SolveError, SolveWarning
 from mesaopt.layers import (
@@ -467,3 +469,38 @@ def test_the_examples_of_the_documentation_run() -> None:
     with torch.random.fork_rng():
         for code in examples:
             exec(compile(code, "layers.md", "exec"), names)
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "wanted"),
+    [
+        (CausalConvolution(3, 4), (2, 5, 1), "[batch, time, 3]"),
+        (CausalConvolution(3, 4), (5, 3), "[batch, time, 3]"),
+        (HeadNorm(2, 4), (1, 3, 1, 4), "[..., 2, 4]"),
+        (HeadNorm(2, 4), (1, 3, 2, 1), "[..., 2, 4]"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("_unchecked")
+def test_parts_of_a_frame_widen_no_input(
+    part: torch.nn.Module, shape: tuple[int, ...], wanted: str
+) -> None:
+    message = re.escape(f"x has shape {shape}: must be {wanted}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        part(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [MesaLayer, MesaLayer.mesanet2025, partial(MesaLayer.uncovering2023, forget=True)],
+    ids=["plain", "2025", "2023"],
+)
+@pytest.mark.parametrize("fake", [True, False])
+@pytest.mark.usefixtures("_unchecked")
+def test_a_mesa_layer_runs_where_there_are_no_numbers(
+    make: Callable[..., MesaLayer], *, fake: bool
+) -> None:
+    with FakeTensorMode() if fake else torch.device("meta"):
+        out = make(width=8, num_heads=2, head_dim=4)(torch.empty(2, 70, 8))
+        out.sum().backward()
+    assert out.shape == (2, 70, 8)

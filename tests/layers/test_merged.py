@@ -157,3 +157,12 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
         layer(torch.zeros(2, 5, 3, dtype=torch.complex64))
     with pytest.raises(ValueError, match="tokens has type torch.float32: must be torch.complex64"):
         layer(torch.zeros(2, 5, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_autocast_leaves_a_layer_usable(dtype: torch.dtype) -> None:
+    layer, tokens = merged_layer(4, 3, dtype), torch.randn(2, 5, 4, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(tokens)
+    # bfloat16 has eight bits; a few products follow one another.
+    torch.testing.assert_close(found.to(dtype), layer(tokens), rtol=0.05, atol=0.05)

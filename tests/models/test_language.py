@@ -344,3 +344,20 @@ def test_it_trains_and_its_checkpoint_loads(name: MixerName, tmp_path: Path) -> 
     for weight, value in run.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[weight]), weight
         assert not torch.equal(value, start[weight]), weight
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_state_may_have_the_type_of_autocast(name: MixerName) -> None:
+    model, tokens = LanguageModel(replace(SMALL, mixers=(name,) * 2)), draw(SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, _ = model.extend(tokens[:, :1])
+        found, _ = model.step(tokens[:, 0], model.init_state(2, dtype=torch.bfloat16))
+    # bfloat16 has eight bits; a few products follow one another.
+    torch.testing.assert_close(found, wanted[:, 0], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2.5])
+@pytest.mark.usefixtures("_unchecked")
+def test_a_state_of_no_sequences_is_refused(size: float) -> None:
+    with pytest.raises(ConfigError, match=f"^batch_size={size}: must be "):
+        LanguageModel(SMALL).init_state(size)

@@ -51,6 +51,22 @@ def test_what_is_no_tensor_is_refused(rule: Rule) -> None:
                     function(**arguments | {name: given})
 
 
+@pytest.mark.parametrize("name", ["ridge", "beta", "log_decay"])
+@pytest.mark.parametrize("on_failure", ["raise", "warn"])
+def test_mesa_waits_for_a_device_to_look_at_ranges(
+    name: str, on_failure: ops.OnFailure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Numbers on a GPU are not looked at for nothing; a call that waits for it anyway looks at them, too.
+    monkeypatch.setattr("mesaopt.ops.validation.readable", lambda x: False)
+    inputs = draw(2, 5, 3, 4, 2)
+    inputs |= {"ridge": torch.ones(3, dtype=torch.float64)}
+    inputs[name] = torch.full_like(inputs[name], 2.0 if name == "beta" else 1.0)
+    if name == "ridge":
+        inputs[name] = -inputs[name]
+    with pytest.raises(ValueError, match=f"^{name} has the value -?[12]: must be "):
+        ops.mesa(**inputs, on_failure=on_failure)
+
+
 @every(OPERATORS)
 def test_gates_out_of_range_are_refused(rule: Rule) -> None:
     inputs = pick(rule, draw(2, 5, 3, 4, 2))
