@@ -1,6 +1,5 @@
 """Reproduce a study: train its runs, then measure, draw and judge its figures, in a results folder."""
 
-import functools
 import importlib
 import itertools
 import time
@@ -9,18 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mesaopt import files, json_files, recipes
+from mesaopt import files, json_files
 from mesaopt.config import to_dict
 from mesaopt.errors import RESUME, ConfigError, RunError, suggest
-from mesaopt.models import make_model
 from mesaopt.papers.claims import Claim, read_claims, write_claims
 from mesaopt.papers.figure import Figure, draw_figure, is_possible, judge, save_figure
 from mesaopt.papers.index import STUDIES, read_index
 from mesaopt.papers.laboratory import Laboratory, Plan, Runs
 from mesaopt.papers.plan import Study
-from mesaopt.papers.trainings import Trainer
+from mesaopt.papers.trainings import Trainer, total_parameters
 from mesaopt.papers.untrained import FILE as UNTRAINED
 from mesaopt.papers.untrained import Untrained, write_untrained
 from mesaopt.progress import AnyProgress, ProgressDisplay, Stage
@@ -170,26 +166,19 @@ def measuring_seconds(plan: Plan, runs: Runs | None = None) -> dict[str, float]:
         (True, True)
     """
     study, scale = get_study(plan.what), plan.scale
-    seeds = {training.recipe: training.seeds for training in study.plans[scale].trainings}
+    trainings = study.plans[scale].trainings
 
     def share(figure: Figure[Any]) -> float:
-        if runs is None or not any(recipe in seeds for recipe in figure.recipes):
+        planned = {one.recipe: one.seeds for one in trainings if one.recipe in figure.recipes}
+        if runs is None or not planned:
             return 1.0
-        planned = sum(seeds.get(recipe, 0) * _parameters(recipe) for recipe in figure.recipes)
-        there = (len(runs.get(recipe, [])) * _parameters(recipe) for recipe in figure.recipes)
-        return sum(there) / planned
+        there = {recipe: len(runs.get(recipe, [])) for recipe in figure.recipes}
+        return total_parameters(there) / total_parameters(planned)
 
     return {
         figure.name: max(1.0, share(figure) * figure.seconds[scale])
         for figure in study.chosen(plan)
     }
-
-
-@functools.cache
-def _parameters(recipe: str) -> int:
-    """Count the parameters of a recipe's model, which its cost is about proportional to."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in make_model(recipes.get(recipe).model).parameters())
 
 
 def reproduce(
@@ -487,7 +476,7 @@ def _file_of(figure: Figure[Any], out: Path) -> Path:
 
 
 def _read_finished(path: Path) -> _Finished:
-    value = json_files.read(path)
+    value, again = json_files.read(path), f"delete it and go on with {RESUME}"
     try:
         json_files.check(value, {"figures": [str], "claims": [{}], "seconds": float}, str(path))
         claims = [Claim.from_json(claim) for claim in value["claims"]]
@@ -496,10 +485,9 @@ def _read_finished(path: Path) -> _Finished:
             figures=value["figures"], claims=claims, waiting=waiting, seconds=value["seconds"]
         )
     except RunError as error:
-        raise RunError(f"{error}; delete it and go on with {RESUME}") from None
+        raise RunError(f"{error}; {again}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"is damaged: {error!r}; delete it and go on with {RESUME}"
-        raise RunError(f"{path}: {problem}") from None
+        raise RunError(f"{path}: is damaged: {error!r}; {again}") from None
 
 
 def _headlines(study: Study[Any], claims: Sequence[Claim]) -> list[dict[str, str]]:

@@ -1,11 +1,16 @@
 """The trainings of a plan: what they cost, and who trains them: this process, or an engine."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from mesaopt import recipes
 from mesaopt.config import RunConfig
 from mesaopt.errors import RunError
+from mesaopt.models import make_model
 from mesaopt.papers.laboratory import Plan, Runs
 from mesaopt.progress import OnProgress, ProgressDisplay, Stage
 from mesaopt.sweeps import Engine, train_all
@@ -44,6 +49,23 @@ def costs(plan: Plan, *, device: str = "auto") -> Iterator[Cost]:
         step = steps.of(seed_batches(training.configs, device)[0])
         for config in training.configs:
             yield Cost(run=run_name(config), steps=config.train.steps, step=step)
+
+
+def total_parameters(counts: Mapping[str, int]) -> int:
+    """Add up the parameters of so many models of each recipe, to which their cost is about proportional.
+
+    Example:
+        >>> total_parameters({"lsa-1": 2, "lsa-2": 1})
+        38400
+    """
+    return sum(count * _parameters(recipe) for recipe, count in counts.items())
+
+
+@functools.cache
+def _parameters(recipe: str) -> int:
+    """Count the parameters of a recipe's model."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in make_model(recipes.get(recipe).model).parameters())
 
 
 @dataclass(frozen=True)
