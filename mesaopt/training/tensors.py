@@ -60,9 +60,14 @@ def narrowed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
     return save(halves, metadata={**facts, **_NARROWED})
 
 
+def is_narrowed(facts: Mapping[str, str]) -> bool:
+    """Say whether the weights of a file with these facts were rounded to half precision."""
+    return _NARROWED.items() <= facts.items()
+
+
 def widened(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the weights of a file in float32, where it says that they were rounded to half precision."""
-    if not _NARROWED.items() <= facts.items():
+    if not is_narrowed(facts):
         return tensors
     return {
         name: tensor.float() if tensor.dtype == torch.float16 else tensor

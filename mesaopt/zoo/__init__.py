@@ -2,8 +2,8 @@
 
 Models of the papers were trained as published, byte models as their recipe says. Every model is a
 run folder like any other, with its configuration, its learning curve and its weights. Of the checkpoints
-only those are kept that a figure reads, and none holds the state of the optimiser. `zoo:tf-7` names the
-model of the recipe `tf-7` wherever a run folder is asked for.
+only those are kept that a figure reads, all but the last rounded to half precision, and none holds the
+state of the optimiser. `zoo:tf-7` names the model of the recipe `tf-7` wherever a run folder is asked for.
 """
 
 import functools
@@ -249,7 +249,8 @@ def load(name: str, *, step: int | None = None, device: str = "cpu") -> "Run":
 
     Args:
         name: of its recipe, such as "tf-7".
-        step: of the weights, one of :attr:`Entry.steps`; the last if not given.
+        step: of the weights, one of :attr:`Entry.steps`; the last if not given. Those of earlier steps
+            are rounded to half precision.
         device: "auto", "cpu", "cuda" or "cuda:<number>".
 
     Returns:
@@ -355,7 +356,8 @@ def card(name: str) -> str:
         "recipe": f"`{entry.recipe}`, seed {config.seed}",
         "task": f"`{config.task.kind}`, {sequences}",
         "training": f"{done['steps']:,} steps of {config.train.batch_size:,} sequences, {trained}",
-        "checkpoints": ", ".join(f"{step:,}" for step in entry.steps),
+        "checkpoints": ", ".join(f"{step:,}" for step in entry.steps)
+        + ("; weights before the last in half precision" if len(entry.steps) > 1 else ""),
         "loss": f"{entry.describe()['loss']} ({entry.num_sequences:,} fresh test sequences)",
         **more,
         "commit": f"`{meta['git']}`",

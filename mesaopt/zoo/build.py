@@ -19,12 +19,12 @@ from mesaopt.papers.uncovering2023.settings import SETTINGS
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Text, make_task
 from mesaopt.training import Run, RunFolder, load_run
-from mesaopt.training.tensors import narrowed, read_tensors
+from mesaopt.training.tensors import is_narrowed, narrowed, read_tensors
 
 CHECKPOINTED = {*COMPARED["core"], *INTERPOLATED, *FOLLOWED}
 """Recipes of whose training a figure reads checkpoints."""
-_CHECKPOINT_BYTES = 3 * 2**20
-"""Of one recipe, without the steps at which there are published numbers."""
+_CHECKPOINT_BYTES = 3 * 2**19
+"""Of one recipe, rounded, without the steps at which there are published numbers."""
 PUBLISHED = tuple(
     recipe.name
     for recipe in RECIPES.values()
@@ -54,7 +54,8 @@ print(mesaopt.zoo.card("lsa-1"))  # how it was trained, and how good it is
 - `mesaopt reproduce core --from-zoo --scale paper` measures and judges a study on these models
   without training any; `--from DIR` takes any other folder of run folders.
 - `mesaopt.load("lsa-1", step=300)` gives an earlier checkpoint. Checkpoints are kept where a figure
-  reads them.
+  reads them. The weights of all but the last are rounded to half precision: this changes a mean loss by
+  less than 0.03 %, and the loss at a position by 0.5 % at most.
 - Files are compared with their digests before they are used. A damaged one is an error that says
   how to restore it.
 
@@ -142,7 +143,8 @@ def add(path: Path, folder: Path) -> Path:
         files.write(copy / name, files.read_bytes(path / name))
     for step in steps:
         name = Path("checkpoints", f"step_{step:06d}", "model.safetensors")
-        files.write(copy / name, _weights(path / name, narrow=recipe in zoo.FAMILIES))
+        narrow = recipe in zoo.FAMILIES or step != steps[-1]
+        files.write(copy / name, _weights(path / name, narrow=narrow))
     files.remove(target)
     files.move(copy, target)
     _list(folder, recipe, _facts(run, steps, target))
@@ -150,8 +152,10 @@ def add(path: Path, folder: Path) -> Path:
 
 
 def _weights(path: Path, *, narrow: bool) -> bytes:
-    """Read a file of weights; those of byte models are rounded, so that all models have room."""
-    return narrowed(*read_tensors(path)) if narrow else files.read_bytes(path)
+    """Read a file of weights; all but the last of the papers' are rounded, so that all have room."""
+    tensors, facts = read_tensors(path)
+    whole = not narrow or is_narrowed(facts)
+    return files.read_bytes(path) if whole else narrowed(tensors, facts)
 
 
 def _require_same_python(path: Path) -> None:
@@ -168,7 +172,7 @@ def kept_steps(run: Run, steps: list[int]) -> list[int]:
     recipe, end = run.config.recipe, steps[-1]
     if recipe not in CHECKPOINTED:
         return [end]
-    size = sum(x.numel() * x.element_size() for x in run.model.state_dict().values())
+    size = sum(x.numel() * x.element_size() for x in run.model.state_dict().values()) // 2
     most = SETTINGS["paper"].sensitivity_checkpoints
     wanted = {*spread(steps, max(3, min(most, _CHECKPOINT_BYTES // size)))}
     wanted |= {round(EXTRACTED_AT.get(recipe, 1.0) * end), *LEARNING.get(recipe, {})}

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mesaopt import recipes, zoo
 from mesaopt.errors import RunError
 from mesaopt.recipes.language import MIXERS
 from mesaopt.training import Run, train
+from mesaopt.training.tensors import read_tensors
 from mesaopt.zoo.build import PUBLISHED, add, kept_steps, main, page
 
 
@@ -36,6 +37,20 @@ def test_a_model_that_is_added_again_is_the_same(tmp_path: Path) -> None:
     assert index["lsa-1"].keys() == listed.keys()
     for fact in ("steps", "sequences", "checksum"):
         assert index["lsa-1"][fact] == listed[fact]
+
+
+def test_weights_before_the_last_are_rounded_once(tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    shutil.copytree(zoo.FOLDER / "lsa-1", source)
+    paths = [f"checkpoints/step_{step:06d}/model.safetensors" for step in (300, 400, 3500)]
+    for path in paths[:1]:
+        weights, _ = read_tensors(source / path)
+        fine = {name: weight.float() * (1 + 2**-13) for name, weight in weights.items()}
+        save_file(fine, source / path)
+    target = add(source, tmp_path)
+    for path in paths:  # the first is rounded, the second was already, the last is whole
+        found, wanted = load_file(target / path), load_file(zoo.FOLDER / "lsa-1" / path)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

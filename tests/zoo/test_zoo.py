@@ -18,6 +18,7 @@ from mesaopt.errors import ConfigError, RunError
 from mesaopt.models import LanguageModel, make_model
 from mesaopt.recipes import RECIPES
 from mesaopt.tasks import Text, make_task
+from mesaopt.training.tensors import read_tensors
 
 MOST_BYTES = 25 * 10**6
 MOST_BYTES_OF_TEXT = 5 * 10**6
@@ -92,6 +93,22 @@ def test_a_card_says_what_a_model_is(name: str) -> None:
     card, entry = zoo.card(name), zoo.get(name)
     facts = (f"# {name}\n", f"{entry.loss.value:.4f} ± ", f"{entry.steps[-1]:,} steps", "commit")
     assert all(fact in card for fact in facts)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_weights_before_the_last_are_rounded(name: str) -> None:
+    entry = zoo.get(name)
+    for step in entry.steps:
+        path = entry.path / "checkpoints" / f"step_{step:06d}" / "model.safetensors"
+        dtypes = {tensor.dtype for tensor in read_tensors(path)[0].values()}
+        whole = step == entry.steps[-1] and entry.family is None
+        assert (torch.float16 not in dtypes) if whole else (dtypes == {torch.float16})
+        assert all(weight.dtype != torch.float16 for weight in _weights(name, step))
+    assert ("half precision" in zoo.card(name)) == (len(entry.steps) > 1)
+
+
+def _weights(name: str, step: int) -> list[torch.Tensor]:
+    return list(zoo.load(name, step=step).model.state_dict().values())
 
 
 def test_checkpoints_load() -> None:
