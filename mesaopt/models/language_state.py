@@ -61,6 +61,11 @@ class LanguageState:
         layers = tuple(layer.index_select(indices) for layer in self.layers)
         return LanguageState(layers, self.seen.index_select(0, indices.to(self.seen.device)))
 
+    def detach(self) -> "LanguageState":
+        """Cut the state off from the graph that computed it: gradients end here."""
+        layers = tuple(layer.detach() for layer in self.layers)
+        return LanguageState(layers, self.seen)
+
     def copy(self) -> "LanguageState":
         """Return the same numbers in memory of their own, without a history of gradients."""
         layers = tuple(layer.copy() for layer in self.layers)

@@ -137,6 +137,19 @@ def test_a_state_that_is_kept_is_a_way_back(name: str) -> None:
     assert torch.equal(once, twice)
 
 
+@every_model
+def test_gradients_end_where_a_state_is_detached(name: str) -> None:
+    model = build(name)
+    _, state = model.extend(draw(2, 9))
+    cut = state.detach()
+    assert_same(cut, state)
+    assert any(x.requires_grad for x in state.tensors.values())
+    assert not any(x.requires_grad for x in cut.tensors.values())
+    logits, _ = model.extend(draw(2, 3), cut)
+    logits.sum().backward()
+    assert all(x.grad_fn is None for x in cut.tensors.values())
+
+
 # A state of every kind: sums, Gram matrices and recent projections, pairs.
 @pytest.mark.parametrize("name", ["linear_attention", "mesanet2025", "hybrid"])
 @pytest.mark.parametrize("place", ["cpu", "meta"])
