@@ -38,6 +38,8 @@ class Progress:
     """The name of the computation; that of the run in a training."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers measured on the way, such as "train_loss"."""
+    earlier: int = 0
+    """Of the finished ones, those of an earlier session: the steps before a training was resumed."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -61,11 +63,11 @@ class Report:
     Example:
         >>> report = Report(print, "counting")
         >>> report(1, 2)
-        Progress(done=1, total=2, stage='counting', metrics={})
+        Progress(done=1, total=2, stage='counting', metrics={}, earlier=0)
     """
 
-    def __init__(self, listener: OnProgress | None, stage: str):
-        self._listener, self._stage = listener, stage
+    def __init__(self, listener: OnProgress | None, stage: str, *, earlier: int = 0):
+        self._listener, self._stage, self._earlier = listener, stage, earlier
 
     @property
     def has_listener(self) -> bool:
@@ -75,7 +77,7 @@ class Report:
     def __call__(self, done: int, total: int, *, stage: str = "", **metrics: float) -> None:
         """Report the finished and the total number of steps, and numbers measured on the way."""
         if self._listener is not None:
-            self._listener(Progress(done, total, stage or self._stage, metrics))
+            self._listener(Progress(done, total, stage or self._stage, metrics, self._earlier))
 
 
 NO_REPORT = Report(None, "")
@@ -83,7 +85,7 @@ NO_REPORT = Report(None, "")
 
 
 @contextlib.contextmanager
-def reporting(progress: AnyProgress, stage: str, *, done: int = 0) -> Generator[Report]:
+def reporting(progress: AnyProgress, stage: str, *, earlier: int = 0) -> Generator[Report]:
     """Report the progress of a computation to the caller's function, by a bar, or to nobody.
 
     There is one bar at a time: computations inside of another one that reports, or in another thread, show
@@ -92,7 +94,7 @@ def reporting(progress: AnyProgress, stage: str, *, done: int = 0) -> Generator[
     Args:
         progress: as the caller of the computation gave it.
         stage: what is computed.
-        done: number of steps that an earlier session has finished.
+        earlier: number of steps that an earlier session has finished.
 
     Yields:
         What the computation calls with its finished and total number of steps.
@@ -103,16 +105,16 @@ def reporting(progress: AnyProgress, stage: str, *, done: int = 0) -> Generator[
     Example:
         >>> with reporting(print, "counting") as report:
         ...     report(2, 2)
-        Progress(done=2, total=2, stage='counting', metrics={})
+        Progress(done=2, total=2, stage='counting', metrics={}, earlier=0)
     """
     if not (isinstance(progress, bool) or callable(progress)):
         raise wrong_type("progress", progress, "True, False or a function of a Progress")
     with _outermost() as is_outermost:
         if callable(progress):
-            yield Report(progress, stage)
+            yield Report(progress, stage, earlier=earlier)
         elif progress and is_outermost and _shows_bars():
-            with _Bar(done) as bar:
-                yield Report(bar.update, stage)
+            with _Bar() as bar:
+                yield Report(bar.update, stage, earlier=earlier)
         else:
             yield Report(None, stage)
 
@@ -136,8 +138,8 @@ def _shows_bars() -> bool:
 class _Bar:
     """A bar of one computation, which appears when it has taken two seconds."""
 
-    def __init__(self, done: int):
-        self._first, self._started = done, time.monotonic()
+    def __init__(self) -> None:
+        self._started = time.monotonic()
         self._display: ProgressDisplay | None = None
         self._stack = contextlib.ExitStack()
 
@@ -157,9 +159,9 @@ class _Bar:
             self._display.update(progress)
 
     def _show(self, progress: Progress, seconds: float) -> "ProgressDisplay":
-        per_step = seconds / max(progress.done - self._first, 1)
+        per_step = seconds / max(progress.done - progress.earlier, 1)
         stage = Stage(progress.stage, progress.total, per_step)
-        display = ProgressDisplay([stage], earlier=(self._first * per_step, seconds))
+        display = ProgressDisplay([stage], waited=seconds)
         self._stack.enter_context(display)
         display.begin(stage.name)
         return display
@@ -192,7 +194,7 @@ class ProgressDisplay:
         stages: all of them, in order.
         progress: False shows nothing; a function is called with every step in place of the display.
         console: where to print; standard error if not given.
-        earlier: seconds of work that earlier sessions have done, and seconds since this one began.
+        waited: seconds since the work began, if that was before the display.
 
     Example:
         >>> console = Console(file=None, quiet=True)
@@ -207,7 +209,7 @@ class ProgressDisplay:
         *,
         progress: AnyProgress = True,
         console: Console | None = None,
-        earlier: tuple[float, float] = (0.0, 0.0),
+        waited: float = 0.0,
     ):
         self.console = console or Console(stderr=True, highlight=False, quiet=progress is not True)
         self._listener = progress if callable(progress) else None
@@ -215,8 +217,8 @@ class ProgressDisplay:
         self._stage = stages[0] if stages else Stage("", 0, 0.0)
         self._expected_done = 0.0
         self._expected_total = sum(stage.seconds for stage in stages) or 1.0
-        self._step, self._loss = 0, float("nan")
-        self._skipped, self._waited = earlier
+        self._step, self._earlier, self._loss = 0, 0, float("nan")
+        self._skipped, self._waited = 0.0, waited
         self._started = self._last_line = time.monotonic()
         self._stack = contextlib.ExitStack()
         seen = self.console.is_terminal or self.console.is_jupyter
@@ -250,7 +252,8 @@ class ProgressDisplay:
         names = list(self._stages)
         earlier = names[: names.index(name)]
         self._expected_done = sum(self._stages[other].seconds for other in earlier)
-        self._stage, self._step, self._loss = self._stages[name], 0, float("nan")
+        self._stage, self._loss = self._stages[name], float("nan")
+        self._step, self._earlier = 0, 0
         if not self._is_live:
             steps = f": {self._stage.steps} steps" if self._stage.steps > 1 else ""
             self._print(f"{name}{steps}")
@@ -275,7 +278,8 @@ class ProgressDisplay:
         """
         name, seconds = self._stage.name, self._stage.seconds
         self._stage = Stage(name, progress.total, seconds / max(progress.total, 1))
-        self._step = progress.done
+        self._skipped += (progress.earlier - self._earlier) * self._stage.seconds_per_step
+        self._step, self._earlier = progress.done, progress.earlier
         self._loss = progress.metrics.get("train_loss", float("nan"))
         now = time.monotonic()
         if not self._is_live and now - self._last_line >= _PLAIN_EVERY_SECONDS:
@@ -286,7 +290,8 @@ class ProgressDisplay:
 
     def _tell(self, metrics: Mapping[str, float]) -> None:
         if self._listener is not None:
-            self._listener(Progress(self._step, self._stage.steps, self._stage.name, metrics))
+            step, steps, name = self._step, self._stage.steps, self._stage.name
+            self._listener(Progress(step, steps, name, metrics, self._earlier))
 
     def rename(self, name: str) -> None:
         """Show the current stage under another name."""
@@ -296,11 +301,10 @@ class ProgressDisplay:
         self.console.print(printable(text), soft_wrap=True, markup=False)
 
     def _show(self) -> None:
-        done = self._expected_done + self._step * self._stage.seconds_per_step
         self._bar.update(
             self._task,
             description=printable(self._stage.name),
-            completed=done,
+            completed=self._done_seconds,
             detail=self._detail(),
         )
 
@@ -309,9 +313,14 @@ class ProgressDisplay:
         loss = "" if self._loss != self._loss else f"loss {self._loss:.4f}  "
         return f"{step}{loss}{self.time_left()}"
 
+    @property
+    def _done_seconds(self) -> float:
+        """Expected time of all that is finished."""
+        return self._expected_done + self._step * self._stage.seconds_per_step
+
     def time_left(self) -> str:
         """Return the time left for all stages, such as "60 s left"."""
-        done = self._expected_done + self._step * self._stage.seconds_per_step
+        done = self._done_seconds
         worked = done - self._skipped
         # How much slower the machine is than estimated; used once some work is done.
         factor = (time.monotonic() - self._started) / worked if worked > 5 else 1.0

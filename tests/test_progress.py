@@ -49,6 +49,21 @@ def test_finished_stages_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -
     assert display.time_left() == "60 s left"
 
 
+def test_steps_of_an_earlier_session_do_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0] * 3 + [30.0] * 20)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    seen: list[Progress] = []
+    stages = [Stage("one", 1000, 1.0), Stage("two", 60, 1.0)]
+    with ProgressDisplay(stages, progress=seen.append) as display:
+        display.begin("one")
+        with reporting(display.update, "one", earlier=900) as report:
+            report(910, 1000)
+        # 30 s for 10 steps, in place of 10 s: so do the other 90 steps, and the next stage.
+        assert display.time_left() == "8 min left"
+        display.begin("two")
+    assert [(one.done, one.earlier) for one in seen] == [(0, 0), (910, 900), (0, 0)]
+
+
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Make the standard error a terminal, and a clock that jumps by a second whenever it is read.
 
@@ -63,9 +78,9 @@ def make_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def count(steps: int, how: AnyProgress, done: int = 0) -> None:
-    with reporting(how, "counting", done=done) as report:
-        for step in range(done + 1, steps + 1):
+def count(steps: int, how: AnyProgress, earlier: int = 0) -> None:
+    with reporting(how, "counting", earlier=earlier) as report:
+        for step in range(earlier + 1, steps + 1):
             report(step, steps)
 
 
@@ -85,7 +100,7 @@ def test_the_time_left_of_a_resumed_computation_counts_new_work_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal = make_terminal(monkeypatch)
-    count(1040, True, done=1000)
+    count(1040, True, earlier=1000)
     lines = re.findall(r"step (\d+)/1040  (\d+) s left", terminal.getvalue())
     left = {int(step): int(seconds) for step, seconds in lines}
     assert max(left.values()) < 400, "a few seconds for each of 40 steps"

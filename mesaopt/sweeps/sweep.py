@@ -171,7 +171,7 @@ def train_all(
     with contextlib.ExitStack() as stack:
         jobs = engine.run(list(waiting), device=device, logs=logs.absolute())
         stack.enter_context(contextlib.closing(jobs))
-        report = stack.enter_context(reporting(progress, logs.parent.name, done=watched.done))
+        report = stack.enter_context(reporting(progress, logs.parent.name, earlier=watched.done))
         watched.look(waiting.values(), report)
         for ended in jobs:
             if ended is not None:

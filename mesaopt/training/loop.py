@@ -324,7 +324,7 @@ def train_in(
         before = 0.0 if checkpoint is None else checkpoint.seconds
         started = time.perf_counter()
         first = -1 if checkpoint is None else checkpoint.step
-        report = stack.enter_context(reporting(progress, folder.path.name, done=max(first, 0)))
+        report = stack.enter_context(reporting(progress, folder.path.name, earlier=max(first, 0)))
         for step, losses in evaluation_steps(trainer, settings, after=first, report=report):
             with as_diverged_error(step):
                 test_loss = trainer.test_loss()

@@ -223,7 +223,7 @@ def _train_together(
     with contextlib.ExitStack() as stack:
         stack.enter_context(num_threads(folders[0].num_threads))
         stack.enter_context(single_precision())
-        report = stack.enter_context(reporting(progress, stage, done=max(start, 0)))
+        report = stack.enter_context(reporting(progress, stage, earlier=max(start, 0)))
         trainer = SeedsTrainer(configs, device)
         rewound = [folder.rewind(start) for folder in folders]
         checkpoints = [checkpoint for checkpoint in rewound if checkpoint is not None]
