@@ -60,7 +60,8 @@ class MesaLayer(SelfAttention[MesaState]):
     Raises:
         TypeError: the frame is something else.
         ConfigError: a setting is out of range or of another kind.
-        ValueError: there is no such solver, or no such ridge mode or answer to failures.
+        ValueError: there is no such solver, or no such ridge mode or answer to failures; or the solver
+            is "exact", and the layer forgets its past but not its ridge.
 
     Source: von Oswald et al., equations 4 to 8; von Oswald et al. 2025 for gates and the floor. Where the
     code of the former calls the regression inputs "values" and the targets "keys", keys are the inputs
@@ -100,6 +101,8 @@ class MesaLayer(SelfAttention[MesaState]):
         self.ridge_floor = ridge_floor
         self.ridge_mode: RidgeMode = ridge_mode
         self.solver = as_solver(solver)
+        static_ridge_forgets = "log_decay" in gates and ridge_mode == "static" and chunk_size > 1
+        self.solver.choose(static_ridge_forgets=static_ridge_forgets)
         self.chunk_size = chunk_size
         self.on_failure: OnFailure = on_failure
         if ridge_floor is None:

@@ -196,6 +196,11 @@ def test_the_settings_of_the_solver_take_effect() -> None:
     with pytest.warns(SolveWarning):
         run(one_step, on_failure="warn")
     assert run(one_step, on_failure="ignore").isfinite().all()
+    with pytest.raises(
+        ValueError, match=r"solver=Exact\(\) with log_decay and ridge_mode='static'"
+    ):
+        MesaLayer.mesanet2025(**SIZES, solver="exact")
+    assert MesaLayer.mesanet2025(**SIZES, solver="exact", chunk_size=1)(x).isfinite().all()
 
 
 def test_a_state_does_not_keep_the_sequence() -> None:

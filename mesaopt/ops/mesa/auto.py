@@ -41,7 +41,8 @@ class Auto:
         """Return the solver to run on a call, and the reason for it.
 
         Args:
-            static_ridge_forgets: whether the state is forgotten and the ridge is not.
+            static_ridge_forgets: whether the state is forgotten and the ridge is not, in chunks that may
+                have several positions.
 
         Returns:
             The solver, with the settings given here.

@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from mesaopt.ops.mesa.factors import Factors, apply_factors, factorise
 from mesaopt.ops.mesa.solver import Prepared, Solved, Solver
 from mesaopt.ops.mesa.system import System, flatten, select
-from mesaopt.ops.packing import Layout
 from mesaopt.ops.validation import readable
 
 
@@ -19,8 +18,8 @@ class Exact(Solver):
     """Solve directly: one Cholesky factorisation per chunk serves all its positions.
 
     (H_t + ridge_t)^{-1} is a low-rank update of the chunk's first matrix where nothing is forgotten or
-    the ridge is forgotten with the state (`ridge_mode="decayed"`). It is not for a static ridge under
-    forgetting.
+    the ridge is forgotten with the state (`ridge_mode="decayed"`). A static ridge under
+    forgetting is for chunks of one position alone.
 
     Args:
         rtol: relative residual that every position must reach, > 0. None, the default, means that
@@ -39,20 +38,14 @@ class Exact(Solver):
         tensor([0.5000, 0.6667, 0.7500])
     """
 
-    def chunk_size(
-        self,
-        layout: Layout,
-        log_decay: Float[Tensor, "batch time head"] | None,
-        *,
-        ridge_decays: bool,
-    ) -> int:
-        """See :meth:`Solver.chunk_size`; a static ridge under forgetting is refused."""
-        if log_decay is not None and not ridge_decays and layout.chunk_size > 1:
+    def choose(self, *, static_ridge_forgets: bool) -> tuple[Solver, str]:
+        """See :meth:`Solver.choose`; a static ridge under forgetting is refused."""
+        if static_ridge_forgets:
             raise ValueError(
                 "solver=Exact() with log_decay and ridge_mode='static': must be ConjugateGradient(), "
                 "Recursive(), Neumann() or Chebyshev(), or ridge_mode='decayed'"
             )
-        return super().chunk_size(layout, log_decay, ridge_decays=ridge_decays)
+        return super().choose(static_ridge_forgets=static_ridge_forgets)
 
     def prepare(self, system: System) -> Factors:
         """Factorise every chunk."""

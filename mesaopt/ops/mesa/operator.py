@@ -193,7 +193,8 @@ def mesa(
         _check_mesa_state("initial_state", initial_state, layout.sequences, inputs.q, v)
     rows = ridge_per_channel(ridge, inputs.q, wait=wait)
     decayed = ridge_mode == "decayed"
-    chosen, reason = asked.choose(static_ridge_forgets=log_decay is not None and not decayed)
+    static_ridge_forgets = log_decay is not None and not decayed and chunk_size > 1
+    chosen, reason = asked.choose(static_ridge_forgets=static_ridge_forgets)
     layout = layout.resized(chosen.chunk_size(layout, inputs.log_decay, ridge_decays=decayed))
     call = _Call(chosen, reason, decayed, on_failure, layout)
     with full_precision(q):  # autocast would make a solve of half precision

@@ -67,10 +67,14 @@ class Solver(ABC):
         """Return the solver to run on a call, and the reason for it.
 
         Args:
-            static_ridge_forgets: whether the state is forgotten and the ridge is not.
+            static_ridge_forgets: whether the state is forgotten and the ridge is not, in chunks that may
+                have several positions.
 
         Returns:
             The solver itself, which was asked for.
+
+        Raises:
+            ValueError: the solver cannot solve such systems.
         """
         return self, "asked for"
 

@@ -24,6 +24,19 @@ def test_info_says_what_ran_and_why():
     assert info.residual[batch, head, position // info.chunk_size] == info.worst_residual
 
 
+@pytest.mark.parametrize("length", [1, 2, 70])
+def test_exact_refuses_a_static_ridge_under_forgetting_at_any_length(length):
+    inputs = make(length)
+    with pytest.raises(ValueError, match="must be ConjugateGradient"):
+        mesa(**inputs, solver="exact")
+    one = mesa(**inputs, solver="exact", chunk_size=1).output
+    auto = mesa(**inputs, chunk_size=1)
+    assert auto.info.solver == Exact()
+    wanted = mesa(**inputs, solver=ConjugateGradient(rtol=1e-12)).output
+    for output in (one, auto.output):
+        torch.testing.assert_close(output, wanted, rtol=1e-9, atol=1e-9)
+
+
 class Kept:
     """A tensor that a graph holds."""
 
