@@ -178,6 +178,7 @@ class Stage:
 
     name: str
     steps: int
+    """1 where it is not known how much will be counted: the clock alone tells how far such a stage is."""
     seconds_per_step: float
     """Estimated before the work begins; the display corrects it as the work goes on."""
 
@@ -215,6 +216,7 @@ class ProgressDisplay:
         self._listener = progress if callable(progress) else None
         self._stages = {stage.name: stage for stage in stages}
         self._stage = stages[0] if stages else Stage("", 0, 0.0)
+        self._stage_began: float | None = None
         self._expected_done = 0.0
         self._expected_total = sum(stage.seconds for stage in stages) or 1.0
         self._step, self._earlier, self._loss = 0, 0, float("nan")
@@ -254,6 +256,7 @@ class ProgressDisplay:
         self._expected_done = sum(self._stages[other].seconds for other in earlier)
         self._stage, self._loss = self._stages[name], float("nan")
         self._step, self._earlier = 0, 0
+        self._stage_began = time.monotonic() if self._stage.steps == 1 else None
         if not self._is_live:
             steps = f": {self._stage.steps} steps" if self._stage.steps > 1 else ""
             self._print(f"{name}{steps}")
@@ -316,15 +319,19 @@ class ProgressDisplay:
     @property
     def _done_seconds(self) -> float:
         """Expected time of all that is finished."""
-        return self._expected_done + self._step * self._stage.seconds_per_step
+        if self._stage_began is None:
+            return self._expected_done + self._step * self._stage.seconds_per_step
+        return self._expected_done + min(time.monotonic() - self._stage_began, self._stage.seconds)
 
     def time_left(self) -> str:
-        """Return the time left for all stages, such as "60 s left"."""
+        """Return the time left for all stages, such as "60 s left", or that it is more than expected."""
         done = self._done_seconds
         worked = done - self._skipped
         # How much slower the machine is than estimated; used once some work is done.
         factor = (time.monotonic() - self._started) / worked if worked > 5 else 1.0
         left = (self._expected_total - done) * factor
+        if left <= 0 and self._stage_began is not None:
+            return "longer than expected"
         return f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
 
 

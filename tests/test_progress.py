@@ -64,6 +64,26 @@ def test_steps_of_an_earlier_session_do_not_count_as_work(monkeypatch: pytest.Mo
     assert [(one.done, one.earlier) for one in seen] == [(0, 0), (910, 900), (0, 0)]
 
 
+def test_the_clock_alone_tells_how_far_a_stage_of_unknown_parts_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    stages = [Stage("figure", 1, 600.0), Stage("last", 1, 60.0)]
+    with ProgressDisplay(stages, console=Console(quiet=True)) as display:
+        display.begin("figure")
+        left = {}
+        for now, done, total in [(60.0, 9, 10), (120.0, 1, 2000), (240.0, 1500, 2000)]:
+            display.update(Progress(done, total))
+            left[now] = display.time_left()
+        assert left == {60.0: "10 min left", 120.0: "9 min left", 240.0: "7 min left"}
+        now = 780.0
+        assert display.time_left() == "78 s left", "as slow as the figure: 780 s for 600"
+        display.begin("last")
+        now = 1000.0
+        assert display.time_left() == "longer than expected"
+
+
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Make the standard error a terminal, and a clock that jumps by a second whenever it is read.
 
