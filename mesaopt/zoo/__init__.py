@@ -58,6 +58,7 @@ FAMILIES: dict[str, str] = {
 DEVIATIONS: dict[str, str] = {
     "hybrid-mesa-nonlinear": "queries and keys have length 1; in the published network, queries and "
     "values have, since the authors' code swaps the names of keys and values in the mesa layer",
+    "tf-12": "no code of this training was published; steps, batches and schedule are those of tf-7",
     "lsa-1": "the published mean loss is that of the training of Fig. 4A, to which this recipe belongs",
     "full-mesa": "two mesa layers, as the text says; the published network, in which the first layer is "
     "linear self-attention, is full-mesa-published",
