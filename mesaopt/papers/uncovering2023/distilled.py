@@ -295,7 +295,7 @@ fig5 = Figure(
     layout=grid(2, height=3.7),
     settings=_fig5_settings,
     claims=_fig5_claims,
-    seconds={"smoke": 3.0, "small": 155.0, "paper": 100_000.0},
+    seconds={"smoke": 3.0, "small": 155.0, "paper": 80_000.0},
 )
 
 
