@@ -102,7 +102,7 @@ class MesaLayer(SelfAttention[MesaState]):
         self.ridge_mode: RidgeMode = ridge_mode
         self.solver = as_solver(solver)
         static_ridge_forgets = "log_decay" in gates and ridge_mode == "static" and chunk_size > 1
-        self.solver.choose(static_ridge_forgets=static_ridge_forgets)
+        self.solver.choose(static_ridge_forgets=static_ridge_forgets)  # or says why it cannot
         self.chunk_size = chunk_size
         self.on_failure: OnFailure = on_failure
         if ridge_floor is None:

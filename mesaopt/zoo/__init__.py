@@ -358,7 +358,7 @@ def card(name: str) -> str:
         "task": f"`{config.task.kind}`, {sequences}",
         "training": f"{done['steps']:,} steps of {config.train.batch_size:,} sequences, {trained}",
         "checkpoints": ", ".join(f"{step:,}" for step in entry.steps)
-        + ("; weights before the last in half precision" if len(entry.steps) > 1 else ""),
+        + ("; all but the last in half precision" if len(entry.steps) > 1 else ""),
         "loss": f"{entry.describe()['loss']} ({entry.num_sequences:,} fresh test sequences)",
         **more,
         "commit": f"`{meta['git']}`",

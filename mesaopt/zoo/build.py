@@ -55,7 +55,7 @@ print(mesaopt.zoo.card("lsa-1"))  # how it was trained, and how good it is
   without training any; `--from DIR` takes any other folder of run folders.
 - `mesaopt.load("lsa-1", step=300)` gives an earlier checkpoint. Checkpoints are kept where a figure
   reads them. The weights of all but the last are rounded to half precision: this changes a mean loss by
-  less than 0.03 %, and the loss at a position by 0.5 % at most.
+  less than 0.03 %, and the loss at a position by about 0.5 % at most.
 - Files are compared with their digests before they are used. A damaged one is an error that says
   how to restore it.
 
