@@ -76,8 +76,7 @@ def compare_with_fresh_sequences(name: str) -> None:
         # Every Python has its own standard library, and some systems leave parts of it out.
         pytest.skip("the loss is of the standard library of another Python")
     predictor = model_predictor(run.model, run.config.task.token_slots)
-    # A byte model takes half a minute for what another one does in a second.
-    evaluation = Evaluation(num_sequences=256 if entry.family is None else 64, seed=1)
+    evaluation = Evaluation(num_sequences=256, seed=1)
     loss = in_context_loss({"model": predictor}, task, evaluation)["model"]
     # Two independent samples: five standard errors of their difference.
     error = (loss.mean_error**2 + entry.loss.error**2) ** 0.5
