@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mesaopt.analysis.estimate import Estimate, estimates
-from mesaopt.analysis.evaluation import EVALUATION_BATCH, Evaluation
+from mesaopt.analysis.evaluation import Evaluation
 from mesaopt.analysis.given import AnyTask, as_task
 from mesaopt.analysis.in_context import AnyPredictor, as_predictor, times_shown
 from mesaopt.display import Curve, Drawn, Row
@@ -19,7 +19,6 @@ from mesaopt.tasks import (
     Batch,
     ContinuousMQARBatch,
     RegBenchBatch,
-    SyntheticTask,
     Text,
     TokenBatch,
     TokenTask,
@@ -116,7 +115,7 @@ def token_scores(
         predictors: by name; a model, a Run or its path, or a function from a batch to logits at the scored
             places [batch, scored, vocabulary].
         task: on tokens, or its settings.
-        evaluation: the sequences; batches are of the settings in turn, one of each or more.
+        evaluation: the sequences, rounded up so that every setting has as many.
 
     Returns:
         The scores of each predictor, one for each setting.
@@ -136,8 +135,7 @@ def token_scores(
         raise wrong_type("task", task, "a task on tokens, or its settings")
     functions = {name: as_predictor(given, name) for name, given in predictors.items()}
     labels = _labels(task, evaluation)
-    each = len(labels) * EVALUATION_BATCH
-    evaluation = replace(evaluation, num_sequences=max(evaluation.num_sequences, each))
+    evaluation = evaluation.even(task)
     again = times_shown(task, evaluation)
 
     def score(batch: Batch) -> dict[str, dict[str, Tensor]]:
@@ -164,7 +162,7 @@ def token_scores(
 
 def _labels(task: TokenTask[Any], evaluation: Evaluation) -> list[str]:
     """Name the settings of a task by what differs among them."""
-    variants = task.variants(evaluation.split) if isinstance(task, SyntheticTask) else [task.config]
+    variants = task.variants(evaluation.split)
     names = [field.name for field in fields(variants[0]) if field.name != "examples"]
     differing = [name for name in names if len({getattr(v, name) for v in variants}) > 1]
     return [", ".join(f"{name} {getattr(v, name)}" for name in differing) for v in variants]

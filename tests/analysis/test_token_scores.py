@@ -50,7 +50,7 @@ def test_scores_are_means_of_sequences_for_each_setting() -> None:
 
     scores = token_scores({"half": half_right}, task, Evaluation(num_sequences=700))["half"]
     assert [score.setting for score in scores] == ["length 16, pairs 2", "length 24, pairs 4"]
-    assert [score.num_sequences for score in scores] == [512, 256]
+    assert [score.num_sequences for score in scores] == [512, 512]
     for score in scores:
         assert score.loss.value == pytest.approx(np.log(16) / 2, rel=1e-5)
         # Of equal logits the first is taken, which is no value.
