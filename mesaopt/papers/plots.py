@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from mesaopt.looks import GRID, INK
 
@@ -69,3 +70,21 @@ def plain_ticks(axes: Axes, ticks: Sequence[float]) -> None:
     """Label a logarithmic axis with ordinary numbers."""
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.yaxis.set_minor_formatter(lambda *_: "")
+
+
+def plain_log(axes: Axes) -> None:
+    """Make the y axis logarithmic, with ordinary numbers: 0.6 and not 6 x 10^-1."""
+
+    def between_powers(value: float, _: int | None) -> str:
+        low, high = axes.get_ylim()
+        labelled = "" if high > 30 * low else "2346" if high > 4 * low else "234568"
+        return f"{value:g}" if f"{value:e}"[0] in labelled else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(between_powers)
+
+
+def few_steps(axes: Axes) -> None:
+    """Label at most six steps of a training, whose five digits would touch one another."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -11,7 +11,7 @@ from mesaopt import files
 from mesaopt.analysis import Diagnosis
 from mesaopt.analysis.diagnosis.evidence import NEXT, PRECONDITIONED, PREVIOUS
 from mesaopt.looks import LOOKS, Look, series
-from mesaopt.papers.plots import style
+from mesaopt.papers.plots import plain_log, style
 from mesaopt.report.diagnosis import ANSWERS, NOTE, QUESTION, label, sections
 from mesaopt.report.html import page_templates
 from mesaopt.report.page import inline_figure
@@ -92,9 +92,8 @@ def _draw_losses(axes: Axes, diagnosis: Diagnosis) -> None:
         alpha=0.25,
     )
     axes.plot(positions, model, **trained.line(label="the model"))
-    axes.set(
-        yscale="log", xlabel="position in the sequence", ylabel="loss", title="On new sequences"
-    )
+    plain_log(axes)
+    axes.set(xlabel="position in the sequence", ylabel="loss", title="On new sequences")
     _legend_below(axes)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from mesaopt.looks import INK, LOOKS, PALETTE, series
 from mesaopt.papers.matrices import sum_over_heads
+from mesaopt.papers.plots import few_steps, plain_log, style
 
 STYLE = (Path(__file__).parents[2] / "mesaopt" / "report" / "style.css.j2").read_text()
 LIGHT, DARK = (
@@ -84,3 +86,28 @@ def test_signs_that_both_matrices_of_a_head_have_turned_cancel() -> None:
     )
     assert key_query[2:, :2].trace() / 2 == pytest.approx(coefficient)
     assert output_value[:2, 2:].trace() / 2 == pytest.approx(coefficient)
+
+
+@pytest.mark.parametrize("steps", [200, 3500, 10_000, 15_000, 40_000, 100_000])
+def test_labels_of_steps_do_not_touch(steps: int) -> None:
+    with style():
+        figure = Figure(figsize=(7.6, 3))
+        axes, _ = figure.subplots(1, 2)  # as wide as the panels of a figure
+        axes.plot([0, steps], [1.0, 0.1])
+        few_steps(axes)
+        figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    shown = [box for box in boxes if axes.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + 1]
+    assert len(shown) >= 3
+    assert all(left.x1 + 3 < right.x0 for left, right in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize("losses", [(0.2, 1.7), (1e-3, 2.0)])
+def test_losses_are_labelled_with_ordinary_numbers(losses: tuple[float, float]) -> None:
+    axes = Figure().subplots()
+    axes.plot([0, 1], losses)
+    plain_log(axes)
+    axes.figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_yticklabels(which="both")]
+    numbers = [float(label) for label in labels if label]
+    assert sum(losses[0] <= number <= losses[1] for number in numbers) >= 2

@@ -88,8 +88,7 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
     start, end = steps[0], steps[-1]
     wanted = EXTRACTED_AT.get(recipe, 1.0) * end
     extracted = min(steps, key=lambda step: abs(step - wanted))
-    mixed = [step for step in steps if step <= 1000 or step % 500 == 0 or step == end]
-    mixed = mixed if recipe in INTERPOLATED else []
+    mixed = _some(steps) if recipe in INTERPOLATED else []
     at_step = {
         step: load_run(run.path, step=step, device="cpu").sequence_model
         for step in {start, extracted, end, *mixed}
@@ -102,6 +101,14 @@ def _models(run: Run) -> tuple[int, dict[str, dict[int, SequenceModel]]]:
     }
 
 
+def _some(steps: Sequence[int]) -> Sequence[int]:
+    """Choose the checkpoints that are mixed: all of few, as in the zoo, and of many more early ones."""
+    if len(steps) <= _FEW:
+        return steps
+    return [step for step in steps if step <= 1000 or step % 500 == 0 or step == steps[-1]]
+
+
+_FEW = 20
 _ALL = slice(None)
 
 

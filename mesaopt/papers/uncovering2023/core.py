@@ -16,7 +16,7 @@ from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import FIRST_PAPER, Plan, Scale, Training
 from mesaopt.papers.matrices import KEY_QUERY, OUTPUT_VALUE, MatrixRow, Picture
 from mesaopt.papers.plan import Headline, Study
-from mesaopt.papers.plots import circles, plain_ticks
+from mesaopt.papers.plots import circles
 from mesaopt.papers.rows import PanelData
 from mesaopt.papers.uncovering2023 import core_claims
 from mesaopt.papers.uncovering2023.core_milestones import LSA_1, LSA_2, MESA
@@ -96,7 +96,6 @@ def _draw_learning(axes: Axes, data: PanelData) -> None:
     axes.plot([], [], "o", ms=4.5, mfc="none", mec=INK, label="published")
     draw_levels(axes, data.more["levels"], lw=1.3)
     axes.set_xlim(0, max(row["place"] for row in data.rows) * 1.02)
-    plain_ticks(axes, (0.2, 0.3, 0.5, 1.0, 1.5))
     axes.figure.legend(loc="outside lower center", ncols=3)
 
 

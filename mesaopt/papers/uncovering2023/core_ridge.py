@@ -20,6 +20,7 @@ from mesaopt.looks import DASHED, DOTTED, INK
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import measurement
+from mesaopt.papers.plots import plain_log
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.core_milestones import MESA, milestones
 from mesaopt.papers.uncovering2023.curves import color_of
@@ -110,7 +111,8 @@ def _draw_ridges(axes: Axes, data: PanelData) -> None:
             style: dict[str, Any] = {"label": kind} if number == 0 else {}
             style |= {"marker": "P", "ms": 5} if kind == _FITTED else {"lw": 1.1}
             axes.plot(*zip(*points, strict=True), color=color_of(MESA), ls=dashes, **style)
-    axes.set(xscale="log", yscale="log", xlabel="optimiser step", ylabel="ridge")
+    plain_log(axes)
+    axes.set(xscale="log", xlabel="optimiser step", ylabel="ridge")
     axes.set_title("the ridge falls as long as it trains")
     axes.legend()
 
@@ -143,7 +145,8 @@ def _draw_ratios(axes: Axes, data: PanelData) -> None:
             ls=(0, (1 + number, 1)) if number < len(steps) else "solid",
         )
     axes.axhline(1, color=INK, lw=0.8)
-    axes.set(yscale="log", xlabel="position in the sequence", ylabel="loss / that of least squares")
+    plain_log(axes)
+    axes.set(xlabel="position in the sequence", ylabel="loss / that of least squares")
     axes.set_title("late positions are learned last")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from mesaopt.looks import DOTTED, LOOKS, Look
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Panel
-from mesaopt.papers.plots import band, circles
+from mesaopt.papers.plots import band, circles, few_steps, plain_log
 from mesaopt.papers.rows import PanelData, Rows, split
 from mesaopt.papers.uncovering2023.laboratory import (
     CONSTRUCTION,
@@ -152,7 +152,8 @@ def loss_by_position(
                 axes.plot(positions, curve, color=line["color"], lw=0.5, alpha=0.5)
             if name in CURVES[task]:
                 circles(axes, CURVES[task][name].at, line["color"])
-        axes.set(yscale="log", xlabel="position in the sequence", ylabel="in-context loss")
+        plain_log(axes)
+        axes.set(xlabel="position in the sequence", ylabel="in-context loss")
         axes.set_xlim(1, None)
         axes.set_title(title)
         if legend:
@@ -182,7 +183,9 @@ def draw_learning(axes: Axes, rows: Rows, names: Iterable[str]) -> None:
                 [row["loss"] for row in curve],
                 **look_of(name).line(label=label_of(name) if seed == 0 else None, lw=1.3),
             )
-    axes.set(yscale="log", xlabel="optimiser step", ylabel="test loss")
+    plain_log(axes)
+    few_steps(axes)
+    axes.set(xlabel="optimiser step", ylabel="test loss")
 
 
 def draw_levels(axes: Axes, levels: Mapping[str, float], **line: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mesaopt.analysis import Estimate, InContextLoss, early_ascent, variance_over_seeds
 from mesaopt.looks import DASHED, DOTTED, INK, PALETTE
 from mesaopt.papers.claims import STANDARD_ERRORS, Claim
-from mesaopt.papers.figure import Figure, Panel, grid
+from mesaopt.papers.figure import Figure, Panel, Places, grid
 from mesaopt.papers.laboratory import Scale
 from mesaopt.papers.plots import band
 from mesaopt.papers.rows import PanelData, Rows
@@ -118,18 +118,23 @@ def _line(name: str) -> dict[str, Any]:
 
 
 def _draw_published(axes: Axes, recipe: str) -> None:
-    for name, losses in (
-        FEW_SHOT[recipe] | {AS_PUBLISHED: FEW_SHOT["least squares"][PAIRS]}
-    ).items():
+    """Draw published losses as circles, named where no curve of ours has their colour."""
+    drawn = axes.get_legend_handles_labels()[1]
+    published = FEW_SHOT[recipe] | {AS_PUBLISHED: FEW_SHOT["least squares"][PAIRS]}
+    for name, losses in published.items():
+        own = LABELS.get(name)
+        label = None if own is None or own in drawn else f"{own}, published"
         circle = {"color": COLORS[name], "mfc": "none", "ms": 4, "clip_on": False}
-        axes.plot(list(losses), list(losses.values()), "o", **circle)
+        axes.plot(list(losses), list(losses.values()), "o", label=label, **circle)
 
 
 def _learning_panel(recipe: str) -> Panel[Laboratory]:
     """Make a panel of the norms of EOS and of the prefix while they are learned, a line per seed."""
 
-    def measure(lab: Laboratory) -> PanelData:
+    def measure(lab: Laboratory) -> PanelData | None:
         runs, rows = prompted_runs(lab, recipe), []
+        if not runs:
+            return None
         for name in (SEPARATOR, PREFIX):
             for prompt in (run.separator if name == SEPARATOR else run.prefix for run in runs):
                 norms = prompt.norms.square().mean(1).sqrt().tolist()  # [step]
@@ -158,13 +163,19 @@ def _row(
     return {"panel": panel, "name": name} | numbers
 
 
+def _layout(panels: Sequence[PanelData]) -> Places:
+    """Lay three panels out as a square, or two beside one another with room for a legend below."""
+    return grid(2, height=6.2 if len(panels) > 2 else 4.6)(panels)
+
+
 def _legend(drawing: Drawing) -> None:
-    """Draw the legend in the place of a fourth panel."""
+    """Draw the legend in the place of a fourth panel, or below two."""
     handles, labels = drawing.axes[0].get_legend_handles_labels()
     circle = Line2D([], [], ls="none", marker="o", mfc="none", ms=4, color=INK)
-    drawing.legend(
-        [*handles, circle], [*labels, "published"], loc="center left", bbox_to_anchor=(0.57, 0.27)
-    )
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (0.57, 0.27)}
+    if len(drawing.axes) < 3:
+        place = {"loc": "outside lower center", "ncols": 2}
+    drawing.legend([*handles, circle], [*labels, "published"], **place)
 
 
 def _settings(lab: Laboratory) -> dict[str, Any]:
@@ -438,7 +449,7 @@ fig8 = Figure(
     recipes=("tf-7-few-shot",),
     needs_runs=False,
     panels=_panels("tf-7-few-shot"),
-    layout=grid(2, height=6.2),
+    layout=_layout,
     finish=_legend,
     settings=_settings,
     claims=lambda lab: [
@@ -457,7 +468,7 @@ fig18 = Figure(
     recipes=("hybrid-mesa-few-shot",),
     needs_runs=False,
     panels=_panels("hybrid-mesa-few-shot"),
-    layout=grid(2, height=6.2),
+    layout=_layout,
     finish=_legend,
     settings=_settings,
     claims=lambda lab: _claims_of_model(lab, 18, "hybrid-mesa-few-shot", peak=(5, _LOOSELY)),

@@ -53,6 +53,7 @@ _COMPRESSED_AT_END = ("lsa-1", "lsa-2", "lsa-4", "lsa-6", SIX_WIDE)
 _SHORT = 4500
 """Steps of the authors' training for Fig. 4B; in longer ones the compression loses much."""
 _INTERPOLATED_COLOR = LOOKS["interpolated weights"].color
+_CROSS: dict[str, Any] = {"marker": "x", "ms": 6, "mew": 1.5, "ls": "none"}
 _STEPS = "6 steps and one" + OFFICIAL
 
 
@@ -73,6 +74,7 @@ def _learning(name: str, recipes: Sequence[str], others: Sequence[str], **legend
         draw_learning(axes, data.rows, recipes)
         for recipe in linear:
             _draw_compression(axes, data.rows, recipe)
+        axes.plot([], [], label="last network, compressed", **_CROSS, color=INK)
         draw_levels(axes, data.more["levels"], lw=1.1)
         axes.set_title(name)
         axes.legend(**legend)
@@ -117,14 +119,15 @@ def _draw_compression(axes: Axes, rows: Rows, recipe: str) -> None:
         return
     end = last[0]["place"]
     mean = statistics.mean(row["loss"] for row in last)
-    axes.plot(end, mean, "x", color=color_of(recipe), ms=6, mew=1.5)
+    axes.plot(end, mean, **_CROSS, color=color_of(recipe))
     if recipe not in INTERPOLATED:
         return
     solid, dashed = (DOTTED, DOTTED) if recipe == SIX_WIDE else ("solid", DASHED)
     label: str | None = f"{label_of(recipe)}, interpolated"
     for curve in of("interpolated"):
         steps, losses = [row["place"] for row in curve], [row["loss"] for row in curve]
-        axes.plot(steps, losses, color=_INTERPOLATED_COLOR, ls=solid, lw=1.3, label=label)
+        line: dict[str, Any] = {"marker": ".", "ms": 4, "ls": solid, "lw": 1.3, "label": label}
+        axes.plot(steps, losses, color=_INTERPOLATED_COLOR, **line)
         label = None
     reached = {s: x for s, x in INTERPOLATED_BY_STEP.get(recipe, {}).items() if s <= end}
     circles(axes, reached, _INTERPOLATED_COLOR)
@@ -370,7 +373,7 @@ fig4 = Figure(
         "identity, taken from the network five sevenths (one layer) or seven ninths (six) into "
         "its training; its band is the range over seeds, and a cross the same of the last "
         "network. Interpolated: products halfway between the compressed ones and those of the "
-        "network at each step, from the checkpoints of one training where the authors train a "
+        "network at each step (dots), from the checkpoints of one training where the authors train a "
         "second time from the same seed. Panels E and F are probes, with figures of their own."
     ),
     recipes=(*_COMPRESSED_AT_END, "mesa-1"),

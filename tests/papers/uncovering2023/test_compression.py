@@ -1,5 +1,6 @@
 """Figure 4: losses of linear layers, compressed and interpolated models."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def test_a_gradient_step_meets_its_scalars_and_starts_as_low_as_published(tmp_pa
     # Halves of both products are a quarter of a gradient step, whatever the training was.
     ratio = measured.interpolated[0].mean / measured.network[0].mean
     assert ratio == pytest.approx(INTERPOLATED_BY_STEP["lsa-1"][0] / 1.6741, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "mixed"),
+    [
+        ((0, 1700, 2900, 4600, 15000), {0, 1700, 2900, 4600, 15000}),  # as the zoo keeps them
+        (range(0, 3001, 100), {*range(0, 1001, 100), 1500, 2000, 2500, 3000}),
+        (range(0, 3031, 101), {*range(0, 1001, 101), 3030}),
+    ],
+)
+def test_all_checkpoints_are_mixed_where_there_are_few(
+    tmp_path: Path, steps: Sequence[int], mixed: set[int]
+) -> None:
+    run = folder_of(tmp_path / "run", dict.fromkeys(steps, gradient_step()))
+    (measured,) = compressed_runs(Laboratory(PLAN, {"lsa-1": [run]}), "lsa-1")
+    assert {*measured.interpolated} == mixed
 
 
 def test_runs_without_checkpoints_are_left_out_and_untrained_ones_fail(tmp_path: Path) -> None:

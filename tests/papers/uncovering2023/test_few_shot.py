@@ -124,8 +124,13 @@ def test_figures_without_models_show_the_algorithms_and_judge_them(
         "fig8-least-squares-ascent",
     }
     assert eighteen.claims == {}
-    for computed in (eight, eighteen):
+    for figure, computed in ((fig8, eight), (fig18, eighteen)):
         assert {row["name"] for row in computed.rows} == ALGORITHMS
+        drawing = draw(figure, computed.panels)
+        assert len(drawing.axes) == 2, "nothing is learned, so that there is nothing to draw"
+        (legend,) = drawing.legends
+        named = {text.get_text() for text in legend.get_texts()}
+        assert {f"{label}, published" for label in LABELS.values()} < named
 
 
 def test_least_squares_in_place_of_a_model_shows_all_but_what_a_prefix_is_learned_for(
