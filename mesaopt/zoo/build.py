@@ -12,7 +12,7 @@ from mesaopt import files, json_files, zoo
 from mesaopt.analysis import Evaluation, in_context_loss
 from mesaopt.errors import MesaoptError, RunError
 from mesaopt.papers.uncovering2023.compression import EXTRACTED_AT, INTERPOLATED
-from mesaopt.papers.uncovering2023.laboratory import COMPARED
+from mesaopt.papers.uncovering2023.core_milestones import LSA_1, MESA
 from mesaopt.papers.uncovering2023.published import LEARNING
 from mesaopt.papers.uncovering2023.sensitivities import FOLLOWED, spread
 from mesaopt.papers.uncovering2023.settings import SETTINGS
@@ -21,8 +21,8 @@ from mesaopt.tasks import Text, make_task
 from mesaopt.training import Run, RunFolder, load_run
 from mesaopt.training.tensors import is_narrowed, narrowed, read_tensors
 
-CHECKPOINTED = {*COMPARED["core"], *INTERPOLATED, *FOLLOWED}
-"""Recipes of whose training a figure reads checkpoints."""
+CHECKPOINTED = {LSA_1, MESA, *INTERPOLATED, *FOLLOWED}
+"""Recipes whose training a figure follows from its beginning to its end."""
 _CHECKPOINT_BYTES = 3 * 2**19
 """Of one recipe, rounded, without the steps at which there are published numbers."""
 PUBLISHED = tuple(
@@ -168,14 +168,14 @@ def _require_same_python(path: Path) -> None:
 
 
 def kept_steps(run: Run, steps: list[int]) -> list[int]:
-    """Choose the checkpoints that figures read: some where they follow a training, or else the last."""
+    """Choose the checkpoints that figures read: the last, those with published numbers, and some of all."""
     recipe, end = run.config.recipe, steps[-1]
-    if recipe not in CHECKPOINTED:
-        return [end]
-    size = sum(x.numel() * x.element_size() for x in run.model.state_dict().values()) // 2
-    most = SETTINGS["paper"].sensitivity_checkpoints
-    wanted = {*spread(steps, max(3, min(most, _CHECKPOINT_BYTES // size)))}
-    wanted |= {round(EXTRACTED_AT.get(recipe, 1.0) * end), *LEARNING.get(recipe, {})}
+    wanted = {end, *LEARNING.get(recipe, {})}
+    if recipe in CHECKPOINTED:
+        size = sum(x.numel() * x.element_size() for x in run.model.state_dict().values()) // 2
+        most = SETTINGS["paper"].sensitivity_checkpoints
+        wanted |= {*spread(steps, max(3, min(most, _CHECKPOINT_BYTES // size)))}
+        wanted.add(round(EXTRACTED_AT.get(recipe, 1.0) * end))
     return sorted(wanted & {*steps})
 
 

@@ -79,6 +79,8 @@ def test_checkpoints_are_kept_where_a_figure_reads_them() -> None:
     assert {0, 200, 300, 400, 600, 1000, 2000, 2500, 3400, 3500} <= set(kept) < set(steps)
     other = replace(run, config=recipes.get("fixed-lsa-1"))
     assert kept_steps(other, steps) == [3500]
+    read = replace(run, config=recipes.get("lsa-2-notebook"))
+    assert kept_steps(read, steps) == [300, 400, 600, 1000, 2400, 3500], "no figure follows it"
 
 
 def test_the_page_of_the_docs_is_up_to_date() -> None:
