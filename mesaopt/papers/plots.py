@@ -75,7 +75,7 @@ def plain_ticks(axes: Axes, ticks: Sequence[float]) -> None:
 def plain_log(axes: Axes) -> None:
     """Make the y axis logarithmic, with ordinary numbers: 0.6 and not 6 x 10^-1."""
 
-    def between_powers(value: float, _: int | None) -> str:
+    def between_powers(value: float, _: float) -> str:
         low, high = axes.get_ylim()
         labelled = "" if high > 30 * low else "2346" if high > 4 * low else "234568"
         return f"{value:g}" if f"{value:e}"[0] in labelled else ""
