@@ -183,7 +183,8 @@ def _training_panel(recipe: str) -> Panel[Laboratory]:
             steps = [row["step"] for row in curve]
             color = PALETTE[place] if place < NEAR else INK
             style = {"color": color, "ls": "solid" if place < NEAR else (0, (3, 2))}
-            axes.plot(steps, [row["sensitivity"] for row in curve], label=token, lw=1.5, **style)
+            means = [row["sensitivity"] for row in curve]
+            axes.plot(steps, means, marker=".", ms=4, label=token, lw=1.5, **style)
             for seed in data.more["seeds"]:
                 axes.plot(steps, [at_step[place] for at_step in seed], lw=0.4, alpha=0.5, **style)
             if recipe in SENSITIVITIES:
