@@ -115,7 +115,7 @@ def token_scores(
         predictors: by name; a model, a Run or its path, or a function from a batch to logits at the scored
             places [batch, scored, vocabulary].
         task: on tokens, or its settings.
-        evaluation: the sequences, rounded up so that every setting has as many.
+        evaluation: the sequences, rounded up so that all settings have equally many.
 
     Returns:
         The scores of each predictor, one for each setting.

@@ -66,12 +66,6 @@ def circles(axes: Axes, published: Mapping[Any, float], color: str, size: float 
         axes.plot(x, y, "o", color=color, mfc="none", ms=size)
 
 
-def plain_ticks(axes: Axes, ticks: Sequence[float]) -> None:
-    """Label a logarithmic axis with ordinary numbers."""
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.yaxis.set_minor_formatter(lambda *_: "")
-
-
 def plain_log(axes: Axes) -> None:
     """Make the y axis logarithmic, with ordinary numbers: 0.6 and not 6 x 10^-1."""
 
@@ -85,6 +79,6 @@ def plain_log(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(between_powers)
 
 
-def few_steps(axes: Axes) -> None:
-    """Label at most six steps of a training, whose five digits would touch one another."""
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+def few_steps(axes: Axes, intervals: int = 5) -> None:
+    """Label few steps of a training, whose five digits would touch one another."""
+    axes.xaxis.set_major_locator(MaxNLocator(intervals, steps=[1, 2, 5, 10]))

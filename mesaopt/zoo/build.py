@@ -168,7 +168,10 @@ def _require_same_python(path: Path) -> None:
 
 
 def kept_steps(run: Run, steps: list[int]) -> list[int]:
-    """Choose the checkpoints that figures read: the last, those with published numbers, and some of all."""
+    """Choose the checkpoints that figures read.
+
+    These are the last, those with published losses, and some of a training that a figure follows.
+    """
     recipe, end = run.config.recipe, steps[-1]
     wanted = {end, *LEARNING.get(recipe, {})}
     if recipe in CHECKPOINTED:

@@ -25,7 +25,7 @@ from mesaopt.papers.matrices import (
     draw_matrices,
     matrix_data,
 )
-from mesaopt.papers.plots import circles, plain_ticks
+from mesaopt.papers.plots import circles
 from mesaopt.papers.rows import PanelData, Rows
 from mesaopt.papers.uncovering2023.laboratory import Laboratory
 from mesaopt.papers.uncovering2023.published import LINEARISED
@@ -110,7 +110,8 @@ def _draw_ratios(axes: Axes, data: PanelData) -> None:
     axes.axhline(1, color=INK, lw=0.8, ls=(0, (1, 3)))
     axes.set(title="A: one layer made linear", xlabel="layer", ylabel="loss / loss with softmax")
     axes.set_yscale("log")
-    plain_ticks(axes, (1, 1.5, 2, 3, 4, 6))
+    ticks = (1, 1.5, 2, 3, 4, 6)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(min(0.95, axes.get_ylim()[0]), None)
     axes.legend()

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mesaopt.analysis import Sensitivity, sensitivity
@@ -18,6 +17,7 @@ from mesaopt.looks import INK, PALETTE
 from mesaopt.papers.claims import Claim
 from mesaopt.papers.figure import Figure, Panel, grid
 from mesaopt.papers.laboratory import Scale, measurement
+from mesaopt.papers.plots import few_steps
 from mesaopt.papers.rows import PanelData, Rows, split
 from mesaopt.papers.uncovering2023.curves import label_of
 from mesaopt.papers.uncovering2023.laboratory import (
@@ -192,7 +192,7 @@ def _training_panel(recipe: str) -> Panel[Laboratory]:
                 axes.plot(SENSITIVITY_STEP, theirs, "o", mfc="none", ms=4.5, color=color)
         axes.set(yscale="log", title=label(recipe), xlabel="optimiser step", ylim=(2e-5, 4))
         axes.set_xlim(0, None)
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        few_steps(axes, 4)
 
     return Panel(name=f"while training, {recipe}", measure=measure, draw=draw)
 
